@@ -1,0 +1,173 @@
+"""The ports: what the core needs from the outside world, as Protocols.
+
+Adapters implement them, plug-ins implement them, fakes of the tests implement them, and all pass the same contract
+tests. Methods without `async` block and run on a thread owned by the object's user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from agent.types import CameraStatus, FloatArray, Frame, ImageArray, Lane, People
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """What a source says when it opens. fps 0 and frame_count 0 mean unknown; live sources have no end."""
+
+    width: int
+    height: int
+    fps: float
+    frame_count: int
+    live: bool
+
+
+class VideoSource(Protocol):
+    """A thing that yields pictures; blocking, used by one decoder thread."""
+
+    def open(self) -> StreamInfo:
+        """Connect. Raises SourceError when it cannot be opened now (it will be tried again)."""
+        ...
+
+    def read(self) -> tuple[ImageArray, int] | None:
+        """The next picture ((H, W, 3) uint8 BGR) and its presentation time in ns since open; None at the end.
+
+        Raises SourceError when the stream broke.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release everything; may be called twice and from another thread to interrupt `read`."""
+        ...
+
+
+class FrameStream(Protocol):
+    """A running camera: frames for the pipeline, status for everyone else."""
+
+    @property
+    def camera_id(self) -> str: ...
+
+    @property
+    def live(self) -> bool:
+        """Live: the newest frame wins and drops are counted. Not live: every frame, at the consumer's speed."""
+        ...
+
+    def frames(self) -> AsyncIterator[Frame]:
+        """Frames until a file ends; a live camera goes on for ever, through reconnects."""
+        ...
+
+    def status(self) -> CameraStatus: ...
+
+
+@runtime_checkable
+class PoseEstimator(Protocol):
+    """Finds people and their key points. Used from one inference thread."""
+
+    @property
+    def name(self) -> str:
+        """Model name and version for reports, e.g. `rtmo-s`."""
+        ...
+
+    @property
+    def max_batch(self) -> int:
+        """The most images one call takes."""
+        ...
+
+    def estimate(self, images: Sequence[ImageArray]) -> list[People]:
+        """One People per image, in source pixels.
+
+        images: 1..max_batch arrays (H, W, 3) uint8 BGR, sizes may differ.
+        Raises DataError (bad image), DeviceMemoryError, ModelError, FatalError (dead CUDA context).
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class ActionClassifier(Protocol):
+    """Scores windows. Used from one inference thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """K class names; the service's own name is the positive class."""
+        ...
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(M, T, V, C) of one window."""
+        ...
+
+    def classify(self, batch: FloatArray) -> FloatArray:
+        """(B, M, T, V, C) float32 -> probabilities (B, K) float32, rows sum to 1. Raises as `PoseEstimator.estimate`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something to commit and deliver.
+
+    payload: called once inside the commit with the sequence it was given (None outside the alarm and event lanes);
+    returns the bytes to publish. kind/phase/camera_id/t_utc_iso describe it in the event history.
+    """
+
+    lane: Lane
+    event_id: str
+    topic: str
+    payload: Callable[[int | None], bytes]
+    content_type: str = "application/json"
+    retain: bool = False
+    kind: str = ""
+    phase: str = ""
+    camera_id: str = ""
+    t_utc_iso: str = ""
+
+
+class EventStore(Protocol):
+    """Durable first stop of everything that must arrive."""
+
+    async def put(self, message: Message) -> int | None:
+        """Returns once `message` is on disk: its sequence (None where the lane has none).
+
+        Raises StorageFullError, StorageError.
+        """
+        ...
+
+
+class Publisher(Protocol):
+    """The way out."""
+
+    async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        """Returns once the broker has acknowledged with a good reason code.
+
+        Raises TransientError (offline, timed out, quota: try again), RejectedError (never again).
+        """
+        ...
+
+
+class HealthSink(Protocol):
+    """Where parts raise and clear reasons (see health/reasons.py)."""
+
+    def raise_reason(self, reason: str, detail: str = "") -> None: ...
+
+    def clear_reason(self, reason: str) -> None: ...
+
+
+Options = Mapping[str, object]
+"""Free-form options of a plug-in, straight from the configuration; the plug-in validates them."""
+
+
+def as_image(array: np.ndarray) -> ImageArray:
+    """`array` as an image, or a ValueError that names what is wrong with it."""
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise ValueError(f"expected a non-empty (H, W, 3) uint8 image, got {array.shape} {array.dtype}")
+    return array
