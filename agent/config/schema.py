@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from agent.config.paths import ConfigPath, SourceText
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -42,7 +44,7 @@ class CameraConfig(Section):
     """One camera, file, folder or pipeline."""
 
     id: Name
-    source: str = Field(min_length=1)
+    source: SourceText = Field(min_length=1)
     """rtsp:// http(s):// URL, /dev/videoN or an index, a video file, a folder of videos, or `gst:<pipeline>`."""
     enabled: bool = True
     priority: int = Field(default=0, ge=0, le=100, json_schema_extra=LIVE)
@@ -62,11 +64,6 @@ class CameraConfig(Section):
     blind_after_s: NonNegative = 5.0
     """Black or uniform picture for this long = blind; 0 = do not look."""
 
-    @field_validator("source", mode="before")
-    @classmethod
-    def _index_as_text(cls, value: object) -> object:
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
 
 # --- models -----------------------------------------------------------------------------------------------------------
 
@@ -85,8 +82,8 @@ class PoseConfig(Section):
 
     estimator: Name = "rtmo"
     """Name of an entry point in the group `recognizer_agent.pose_estimators`."""
-    model: Path | None = None
-    """Bundle folder or model file."""
+    model: ConfigPath | None = None
+    """Bundle folder or model file; `shipped:NAME` for one that comes with the agent."""
     device: Device = "auto"
     threads: int = Field(default=0, ge=0, le=256)
     """Intra-op threads on the CPU; 0 = one per core."""
@@ -94,7 +91,7 @@ class PoseConfig(Section):
     """People below this score are dropped before tracking's own thresholds see them."""
     max_people: int = Field(default=50, ge=1, le=500)
     batch: BatchConfig = BatchConfig()
-    engine_cache: Path | None = None
+    engine_cache: ConfigPath | None = None
     """Folder of built engines; absent = `<state_dir>/engines`."""
     options: dict[str, Any] = {}
     """Handed to the estimator as they are."""
@@ -185,7 +182,7 @@ class ServiceConfig(Section):
     enabled: bool = True
     classifier: Name = "stgcn"
     """Name of an entry point in the group `recognizer_agent.action_classifiers`."""
-    model: Path
+    model: ConfigPath
     positive: Name | None = None
     """Label that means the action; absent = the service's own name."""
     device: Device = "auto"
@@ -241,10 +238,10 @@ class OutboxConfig(Section):
 class TlsConfig(Section):
     """TLS towards the broker."""
 
-    ca_file: Path | None = None
+    ca_file: ConfigPath | None = None
     """Absent = the system's authorities."""
-    cert_file: Path | None = None
-    key_file: Path | None = None
+    cert_file: ConfigPath | None = None
+    key_file: ConfigPath | None = None
     verify_hostname: bool = True
 
     @model_validator(mode="after")
@@ -265,13 +262,18 @@ class MqttConfig(Section):
     """Empty = `recognizer-<device id>`."""
     username: str = ""
     password: str = Field(default="", repr=False)
-    password_file: Path | None = None
+    password_file: ConfigPath | None = None
     tls: TlsConfig | None = None
     base_topic: str = "recognizer"
     keepalive_s: int = Field(default=30, ge=5, le=3600)
     max_in_flight: int = Field(default=20, ge=1, le=1000)
     publish_timeout_s: Positive = 20.0
     reconnect: BackoffConfig = BackoffConfig()
+
+    @field_validator("protocol", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("base_topic")
     @classmethod
@@ -343,9 +345,9 @@ class AgentConfig(Section):
 
     version: Literal[1] = 1
     device_id: Name = "recognizer"
-    state_dir: Path = Path("state")
+    state_dir: ConfigPath = Path("state")
     """Database, evidence, engine cache. Relative to the configuration file that names it."""
-    cameras: tuple[CameraConfig, ...] = ()
+    cameras: tuple[CameraConfig, ...] = Field(default=(), json_schema_extra=LIVE)
     pose: PoseConfig = PoseConfig()
     tracking: TrackingConfig = TrackingConfig()
     services: dict[Name, ServiceConfig] = {}

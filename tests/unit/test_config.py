@@ -1,0 +1,143 @@
+"""Configuration: layers, variables, paths, and errors that say where and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.config.load import load_config
+from agent.config.reload import compare
+from agent.config.schema import AgentConfig
+from agent.errors import ConfigError
+
+
+def write(folder: Path, text: str, name: str = "agent.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(path: Path, **env: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config([path], env=env)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_defaults_carry_the_required_rules() -> None:
+    services = load_config(env={}).services
+    fight, fall = services["fight"].rules, services["fall"].rules
+    assert (fight.alert_threshold, fight.alert_count, fight.normal_threshold, fight.normal_count) == (0.8, 3, 0.5, 2)
+    assert (fall.alert_threshold, fall.alert_count, fall.normal_threshold, fall.normal_count) == (0.6, 2, 0.4, 3)
+    assert services["fall"].selection == {
+        "height_change": 0.35, "posture_angle": 0.25, "movement": 0.2, "persistence": 0.15, "position": 0.05,
+    }  # fmt: skip
+
+
+def test_later_layers_win_key_by_key(tmp_path: Path) -> None:
+    site = write(tmp_path, "mqtt: {host: a.example, port: 1}\n", "site.yaml")
+    box = write(tmp_path, "mqtt: {port: 2}\n", "box.yaml")
+    mqtt = load_config([site, box], env={}).mqtt
+    assert (mqtt.host, mqtt.port) == ("a.example", 2)
+
+
+def test_variables_are_filled_in_and_keep_their_type(tmp_path: Path) -> None:
+    text = (
+        "mqtt:\n  host: '${HOST}'\n  port: ${PORT:-1884}\n  username: $${x}\n"
+        "pose:\n  options:\n    n: ${N}\n    s: '${N}'\n"
+    )
+    config = load_config([write(tmp_path, text)], env={"HOST": "broker", "N": "5"})
+    assert (config.mqtt.host, config.mqtt.port, config.mqtt.username) == ("broker", 1884, "${x}")
+    assert config.pose.options == {"n": 5, "s": "5"}
+
+
+def test_unset_variable_names_line_and_hint(tmp_path: Path) -> None:
+    path = write(tmp_path, "mqtt:\n  port: ${BROKER_PORT}\n")
+    assert problems(path) == [
+        f"{path}:2:mqtt.port: the environment variable BROKER_PORT is not set (hint: set it, or write ${{BROKER_PORT:-default}})"
+    ]
+
+
+def test_all_errors_come_at_once_each_with_its_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "cameras:\n  - id: door\n    source: 0\n    fps_max: 3\n  - id: 'a b'\n    source: x.mp4\n"
+        "mqtt: {prot: 5}\nservices: {fight: {rules: {alert_threshold: 0.3}}}\n",
+    )
+    found = problems(path)
+    assert [text.split(":")[1:3] for text in found] == [
+        ["4", "cameras.0.fps_max"], ["5", "cameras.1.id"], ["8", "services.fight.rules"], ["7", "mqtt.prot"],
+    ]  # fmt: skip
+    assert "did you mean 'protocol'?" in found[3]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1\n", "not valid YAML"),
+        ("- 1\n", "the top level must be a mapping"),
+        ("mqtt: {port: 1}\nmqtt: {port: 2}\n", "given twice"),
+        ("mqtt: {port: 70000}\n", "less than or equal to 65535, got '70000'"),
+        ("cameras: [{id: a, source: '0'}, {id: a, source: '1'}]\n", "two cameras have the id 'a'"),
+        ("cameras: [{id: a, source: '0', services: [dance]}]\n", "unknown service 'dance' (known: fall, fight)"),
+        ("mqtt: {tls: {cert_file: a.pem}}\n", "cert_file and key_file go together"),
+        ("cameras: [{id: a}]\n", "required key is missing"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in "\n".join(problems(write(tmp_path, text)))
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    assert "absent.yaml: cannot be read: No such file" in problems(tmp_path / "absent.yaml")[0]
+
+
+def test_binary_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8" in problems(path)[0]
+
+
+def test_relative_paths_belong_to_the_file_that_names_them(tmp_path: Path) -> None:
+    text = "state_dir: var\ncameras:\n  - {id: f, source: clip.mp4}\n  - {id: v, source: 0}\n  - {id: r, source: 'rtsp://x/y'}\n"
+    config = load_config([write(tmp_path, text)], env={})
+    assert config.state_dir == tmp_path / "var"
+    assert [camera.source for camera in config.cameras] == [str(tmp_path / "clip.mp4"), "0", "rtsp://x/y"]
+
+
+def test_password_is_not_in_the_repr(tmp_path: Path) -> None:
+    assert "hunter2" not in repr(load_config([write(tmp_path, "mqtt: {password: hunter2}\n")], env={}))
+
+
+def base(**update: object) -> AgentConfig:
+    return AgentConfig.model_validate({"services": {"fight": {"model": "/m"}}} | update)
+
+
+def test_reload_applies_rules_live_and_leaves_the_broker_for_a_restart() -> None:
+    new = base(
+        services={"fight": {"model": "/m", "rules": {"alert_threshold": 0.9}}},
+        mqtt={"port": 1999},
+        log={"level": "debug"},
+    )
+    change = compare(base(), new)
+    assert change.live == ("services.fight.rules.alert_threshold", "log.level")
+    assert change.restart == ("mqtt.port",)
+    assert change.effective.services["fight"].rules.alert_threshold == 0.9
+    assert change.effective.mqtt.port == 1883
+
+
+def test_reload_without_change_is_empty() -> None:
+    change = compare(base(), base())
+    assert (change.live, change.restart, change.effective) == ((), (), base())
+
+
+def test_cameras_come_and_go_live() -> None:
+    change = compare(base(), base(cameras=[{"id": "door", "source": "0"}]))
+    assert change.live == ("cameras",)
+    assert change.effective.cameras[0].id == "door"
+
+
+def test_new_service_needs_a_restart() -> None:
+    change = compare(base(), base(services={"fight": {"model": "/m"}, "fall": {"model": "/n"}}))
+    assert change.restart == ("services",)
+    assert list(change.effective.services) == ["fight"]
