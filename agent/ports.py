@@ -6,13 +6,14 @@ tests. Methods without `async` block and run on a thread owned by the object's u
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from agent.types import CameraStatus, FloatArray, Frame, ImageArray, Lane, People
+from agent.errors import RecognizerError
+from agent.types import ActionScores, CameraStatus, Event, FloatArray, Frame, ImageArray, Lane, People, Tracks
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +163,24 @@ class HealthSink(Protocol):
     def clear_reason(self, reason: str) -> None: ...
 
 
-Options = Mapping[str, object]
-"""Free-form options of a plug-in, straight from the configuration; the plug-in validates them."""
+class PipelineListener(Protocol):
+    """What a camera's pipeline tells the outside. The `on_` methods without `async` must return at once."""
+
+    def on_tracks(self, frame: Frame, people: People, tracks: Tracks, tracking_s: float) -> None:
+        """A frame went through: all people found in it, and the tracked ones."""
+        ...
+
+    def on_scores(self, scores: ActionScores) -> None:
+        """A window was classified."""
+        ...
+
+    def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
+        """Inference failed on one frame (`pose`) or window (`action`); the pipeline goes on without its result."""
+        ...
+
+    async def on_event(self, event: Event) -> None:
+        """Returns once the event is safe; events of a camera come one after the other."""
+        ...
 
 
 def as_image(array: np.ndarray) -> ImageArray:

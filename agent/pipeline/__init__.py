@@ -1,0 +1,1 @@
+"""The stage loops and queues. Sees ports and pure code only."""
