@@ -150,7 +150,7 @@ def _problem(item: Any, places: Mapping[Location, tuple[str, int]]) -> ConfigPro
         message, hint = "unknown key", _suggest(where)
     elif item["type"] == "missing":
         message, hint = "required key is missing", "add it"
-    elif "input" in item and isinstance(item["input"], str | int | float | bool):
+    elif isinstance(item.get("input"), str | int | float) and "password" not in _dotted(where):
         message = f"{message}, got {str(item['input'])!r}"
     return ConfigProblem(message, file, line, _dotted(where), hint)
 

@@ -1,0 +1,131 @@
+"""The command line `recognizer-agent`: arguments in, exit code out. The work is in `agent.commands`.
+
+Exit codes: 0 good, 1 it ran and something failed, 2 usage, 78 configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from agent import __version__
+from agent.errors import ConfigError, RecognizerError
+
+EXIT_GOOD, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = import_module(f"agent.commands.{args.module}").run(args, dict(os.environ))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return EXIT_CONFIG
+    except RecognizerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `recognizer-agent events list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_GOOD
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    parser = argparse.ArgumentParser(prog="recognizer-agent", description="Fights and falls, from camera to MQTT.")
+    parser.add_argument("--version", action="version", version=f"recognizer-agent {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = _command(commands, "run", "run", "watch the configured cameras until told to stop")
+    _config_option(run)
+
+    demo = _command(commands, "demo", "demo", "everything embedded: broker, live page, a video as the camera")
+    demo.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds (default: Ctrl-C)")
+    demo.add_argument("--video", type=Path, metavar="FILE", help="play this file in a loop as the camera")
+    demo.add_argument("--camera", metavar="SOURCE", help="watch a real camera: index, /dev/videoN or URL")
+    demo.add_argument("--pose-plugin", metavar="NAME", help="pose estimator plug-in, e.g. posenet")
+    demo.add_argument("--pose-model", type=Path, metavar="FILE", help="the plug-in's model file")
+    demo.add_argument("--port", type=int, default=8080, help="of the live page (default 8080)")
+    demo.add_argument("--mqtt-port", type=int, default=1883, help="of the embedded broker (default 1883)")
+    demo.set_defaults(config=[])
+
+    analyze = _command(commands, "analyze", "analyze", "poses, tracks and events of video files")
+    analyze.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
+    analyze.add_argument("--out", type=Path, required=True, metavar="DIR", help="results go to DIR/<video name>/")
+    _config_option(analyze)
+    _json_option(analyze)
+
+    _add_evaluate(commands)
+
+    check = _command(commands, "check-config", "check_config", "check a configuration; print every problem")
+    check.add_argument("file", nargs="+", type=Path, metavar="FILE", help="later files are laid over earlier ones")
+    _json_option(check)
+
+    doctor = _command(commands, "doctor", "doctor", "look for what keeps this box from working")
+    _config_option(doctor)
+    _json_option(doctor)
+
+    _add_events(commands)
+    return parser
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = _command(commands, "evaluate", "evaluate", "measure the parts against ground truth")
+    kinds = evaluate.add_subparsers(dest="what", metavar="WHAT", required=True)
+    tracking = kinds.add_parser("tracking", help="HOTA, MOTA, IDF1 on MOT files")
+    tracking.add_argument("--detections", type=Path, required=True, metavar="DET.txt")
+    tracking.add_argument("--truth", type=Path, required=True, metavar="GT.txt")
+    tracking.add_argument("--fps", type=float, default=30.0, help="of the sequence (default 30)")
+    action = kinds.add_parser("action", help="accuracy, F1 and calibration of a service on labelled clips")
+    action.add_argument("--service", required=True, metavar="NAME", help="fight, fall, ...")
+    action.add_argument("--data", type=Path, required=True, metavar="CLIPS.csv", help="columns file, label")
+    action.add_argument("--threshold", type=float, default=0.5, help="probability that counts as positive")
+    for kind in (tracking, action):
+        kind.add_argument("--report", type=Path, required=True, metavar="OUT.json")
+        _config_option(kind)
+
+
+def _add_events(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    events = _command(commands, "events", "events", "the event history of this box")
+    actions = events.add_subparsers(dest="what", metavar="WHAT", required=True)
+    for name, text in (("list", "newest events as a table"), ("export", "all events as JSON lines or CSV")):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("--since", metavar="TIME", help="ISO 8601, e.g. 2026-11-23T08:00+01:00")
+        action.add_argument("--until", metavar="TIME")
+        action.add_argument("--kind", help="fight, fall, ...")
+        action.add_argument("--camera")
+        _config_option(action)
+        if name == "list":
+            action.add_argument("--limit", type=int, default=50, metavar="N")
+            _json_option(action)
+        else:
+            action.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
+            action.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, module: str, text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(module=module)
+    return parser
+
+
+def _config_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, action="append", default=[], metavar="FILE",
+        help="laid over the shipped defaults; may be given several times",
+    )  # fmt: skip
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs: JSON on standard output")

@@ -1,0 +1,154 @@
+"""The models of a configuration, loaded and served, and a camera's pipeline built on them.
+
+Shared by the daemon and by the offline commands, so that both recognise in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agent.action.windows import ActionWindows
+from agent.config.schema import AgentConfig, ServiceConfig
+from agent.errors import ConfigError, ConfigProblem
+from agent.events.ids import Uuid7
+from agent.events.rules import EventRules
+from agent.pipeline.camera import CameraPipeline, Service
+from agent.pipeline.worker import BatchWorker
+from agent.plugins import ACTION_CLASSIFIERS, POSE_ESTIMATORS, load_plugin
+from agent.ports import ActionClassifier, FrameStream, PipelineListener, PoseEstimator
+from agent.tracking.bytetrack import ByteTracker
+from agent.types import FloatArray, ImageArray, People
+
+
+@dataclass(slots=True)
+class CameraRun:
+    """A camera's pipeline and the parts that a reload or the governor adjusts while it runs."""
+
+    pipeline: CameraPipeline
+    windows: ActionWindows
+    rules: Mapping[str, EventRules]
+
+
+class Recognition:
+    """Loaded models on their inference threads. Open with `open_recognition`."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        estimator: PoseEstimator,
+        pose: BatchWorker[ImageArray, People],
+        classifiers: Mapping[str, tuple[ActionClassifier, BatchWorker[FloatArray, FloatArray]]],
+    ) -> None:
+        self.config = config
+        self.estimator = estimator
+        self.pose = pose
+        self._classifiers = classifiers
+        self._new_id = Uuid7()
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Name of the model in each slot: `pose`, `action/<service>`."""
+        actions = {f"action/{name}": classifier.name for name, (classifier, _) in self._classifiers.items()}
+        return {"pose": self.estimator.name} | actions
+
+    def camera(
+        self, stream: FrameStream, listener: PipelineListener, *, services: tuple[str, ...] | None, fps: float
+    ) -> CameraRun:
+        """A pipeline for one stream. services: names of those that watch it (None = all); fps: of the stream."""
+        chosen = {
+            name: self.config.services[name] for name in self._classifiers if services is None or name in services
+        }
+        rules = {
+            name: EventRules(stream.camera_id, name, service.rules, self._new_id) for name, service in chosen.items()
+        }
+        windows = ActionWindows(stream.camera_id, chosen)
+        pipeline = CameraPipeline(
+            stream,
+            pose=self.pose,
+            tracker=ByteTracker(self.config.tracking, fps=fps),
+            windows=windows,
+            services={name: self._service(name, service, rules[name]) for name, service in chosen.items()},
+            listener=listener,
+        )
+        return CameraRun(pipeline, windows, rules)
+
+    def _service(self, name: str, config: ServiceConfig, rules: EventRules) -> Service:
+        classifier, worker = self._classifiers[name]
+        return Service(name, worker, classifier.labels, classifier.labels.index(config.positive or name), rules)
+
+
+@asynccontextmanager
+async def open_recognition(
+    config: AgentConfig,
+    *,
+    on_pose_batch: Callable[[int, float], None] | None = None,
+    on_action_batch: Callable[[str, int, float], None] | None = None,
+) -> AsyncIterator[Recognition]:
+    """Load all models of `config` (off the loop) and start their threads; ends and frees them on leaving.
+
+    Raises ConfigError, ModelError, TrustError.
+    """
+    async with AsyncExitStack() as stack:
+        estimator = await asyncio.to_thread(create_estimator, config)
+        stack.callback(estimator.close)
+        pose = BatchWorker(
+            "pose",
+            estimator.estimate,
+            max_batch=min(config.pose.batch.max_size, estimator.max_batch),
+            max_wait_s=config.pose.batch.max_wait_ms / 1e3,
+            on_batch=on_pose_batch,
+        )
+        await _started(stack, pose)
+        classifiers = {}
+        for name, service in config.services.items():
+            if service.enabled:
+                classifier = await asyncio.to_thread(create_classifier, name, service)
+                stack.callback(classifier.close)
+                worker = BatchWorker(name, _rows(classifier), on_batch=_named(name, on_action_batch))
+                await _started(stack, worker)
+                classifiers[name] = (classifier, worker)
+        yield Recognition(config, estimator, pose, classifiers)
+
+
+def create_estimator(config: AgentConfig) -> PoseEstimator:
+    """The configured pose estimator. Blocks while it loads."""
+    engine_cache = config.pose.engine_cache or config.state_dir / "engines"
+    factory = load_plugin(POSE_ESTIMATORS, config.pose.estimator)
+    estimator: PoseEstimator = factory(config.pose.model_copy(update={"engine_cache": engine_cache}))
+    return estimator
+
+
+def create_classifier(name: str, config: ServiceConfig) -> ActionClassifier:
+    """The classifier of one service; checks that it knows the service's action. Blocks while it loads."""
+    classifier: ActionClassifier = load_plugin(ACTION_CLASSIFIERS, config.classifier)(name, config)
+    positive = config.positive or name
+    if positive not in classifier.labels:
+        labels = ", ".join(classifier.labels)
+        path = f"services.{name}.positive"
+        message = f"the model {classifier.name} has no label {positive!r}"
+        raise ConfigError([ConfigProblem(message, path=path, hint=f"its labels: {labels}")])
+    return classifier
+
+
+async def _started(stack: AsyncExitStack, worker: BatchWorker[Any, Any]) -> None:
+    worker.start()
+    stack.push_async_callback(worker.close)
+
+
+def _rows(classifier: ActionClassifier) -> Callable[[list[FloatArray]], list[FloatArray]]:
+    def classify(windows: list[FloatArray]) -> list[FloatArray]:
+        return list(classifier.classify(np.stack(windows)))
+
+    return classify
+
+
+def _named(name: str, on_batch: Callable[[str, int, float], None] | None) -> Callable[[int, float], None] | None:
+    if on_batch is None:
+        return None
+    return lambda items, seconds: on_batch(name, items, seconds)
