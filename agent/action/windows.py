@@ -1,0 +1,264 @@
+"""Sliding windows over a camera's tracks: from `Tracks` per frame to a classifier's tensor. Pure NumPy, no clock.
+
+One `TrackBuffer` per camera holds the key points once; each service plans its own windows over it (length, stride, rate,
+who is in). The steps of one window: quality filter, choice of M people by the service's score, optional resampling to a
+fixed rate, normalisation to -1..1 of the picture, zeros for what was not seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+
+from agent.action.history import BoolArray, TrackBuffer, TrackHistory
+from agent.action.selection import Candidates
+from agent.config.schema import ServiceConfig, WindowConfig
+from agent.types import NUM_KEYPOINTS, FloatArray, IntArray, Tracks, Window
+
+MAX_FPS = 60.0
+"""Frames a second that the buffer has room for; a faster camera gets shorter windows where `rate_hz` is set."""
+MAX_HOLE_S = 0.4
+"""Resampling bridges holes in a track up to this; the person is absent in longer ones."""
+RESTART_AFTER_S = 3.0
+"""After so long without a frame the past is dropped: what came before and after a reconnect is not one movement."""
+
+
+class ActionWindows:
+    """The windows of one camera for all its services.
+
+    Deterministic: the same frames give the same windows, whatever the order of people within a frame. A window in which
+    nobody passes the quality filter is not emitted; there is nothing to classify.
+    """
+
+    def __init__(self, camera_id: str, services: Mapping[str, ServiceConfig], *, max_tracks: int = 256) -> None:
+        self._camera_id = camera_id
+        self._plans = {name: _Plan(name, service) for name, service in services.items()}
+        capacity = max((plan.capacity for plan in self._plans.values()), default=2)
+        self._buffer = TrackBuffer(capacity, max_tracks)
+        self._newest_utc: datetime | None = None
+
+    @property
+    def refused_tracks(self) -> int:
+        """Tracks left out so far because more than `max_tracks` were in the buffer at once."""
+        return self._buffer.refused
+
+    def push(self, tracks: Tracks) -> list[Window]:
+        """Take one frame's tracks; returns the windows that are due with it, in the order of the services.
+
+        A frame whose time does not advance is ignored. A step back in time, a hole of `RESTART_AFTER_S` or another frame
+        size starts anew.
+        """
+        stamp = tracks.stamp
+        if len(self._buffer):
+            advance_ns = stamp.t_mono_ns - self._buffer.newest_ns
+            if advance_ns == 0:
+                return []
+            changed = (stamp.width, stamp.height) != self._buffer.frame_size
+            if advance_ns < 0 or advance_ns > RESTART_AFTER_S * 1e9 or changed:
+                self.reset()
+        self._buffer.push(tracks)
+        self._newest_utc = stamp.t_utc
+        due = [plan for plan in self._plans.values() if plan.advance(stamp.t_mono_ns)]
+        return self._make(due, partial=False)
+
+    def flush(self) -> list[Window]:
+        """At the end of a file: the windows over what came since the last ones, where the service asks for them.
+
+        A service gets one when half a stride or more has come since its last window, or when it had none yet; it is
+        `partial` when the source was shorter than the window. The buffer is empty afterwards.
+        """
+        due = [plan for plan in self._plans.values() if plan.wants_rest()]
+        full = [plan for plan in due if plan.full]
+        windows = self._make(full, partial=False) + self._make([plan for plan in due if not plan.full], partial=True)
+        self.reset()
+        return windows
+
+    def reset(self) -> None:
+        """Forget all frames; the next window needs a full length again."""
+        self._buffer.reset()
+        for plan in self._plans.values():
+            plan.reset()
+
+    def set_stride(self, service: str, stride: int) -> None:
+        """Time steps between two windows of `service`, from now on. Raises KeyError for an unknown service."""
+        if stride < 1:
+            raise ValueError(f"expected a stride of 1 or more, got {stride}")
+        self._plans[service].stride = stride
+
+    def _make(self, due: list[_Plan], *, partial: bool) -> list[Window]:
+        if not due or self._newest_utc is None:
+            return []
+        made = []
+        shared: dict[_Span, Candidates] = {}
+        for plan in due:
+            if plan.span not in shared:
+                shared[plan.span] = plan.span.candidates(self._buffer)
+            candidates = shared[plan.span]
+            if len(candidates) == 0:
+                continue
+            chosen = plan.choose(candidates)
+            made.append(
+                Window(
+                    camera_id=self._camera_id,
+                    service=plan.service,
+                    tensor=window_tensor(chosen, plan.window),
+                    t_start_ns=int(chosen.t_ns[0]),
+                    t_end_ns=self._buffer.newest_ns,
+                    t_end_utc=self._newest_utc,
+                    track_ids=tuple(chosen.track_ids.tolist()),
+                    partial=partial,
+                )
+            )
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """What decides which tracks a window looks at; services that agree in it share the work."""
+
+    length: int
+    rate_hz: float
+    min_track_frames: int
+    min_mean_score: float
+
+    def candidates(self, buffer: TrackBuffer) -> Candidates:
+        """The tracks of the window that ends with the newest frame, without those unfit to judge by."""
+        if self.rate_hz:
+            history = buffer.history(buffer.newest_ns - round((self.length - 1) * 1e9 / self.rate_hz))
+        else:
+            history = buffer.last(self.length)
+        return Candidates(history.take(self._fit(history)))
+
+    def _fit(self, history: TrackHistory) -> BoolArray:
+        """(N,) bool: seen for `min_track_frames` time steps and with `min_mean_score` over joints and own frames."""
+        frames = history.seen.sum(axis=1)
+        steps_a_frame = 1.0
+        if self.rate_hz and len(history.t_ns) > 1:
+            seconds = float(history.t_ns[-1] - history.t_ns[0]) * 1e-9
+            steps_a_frame = seconds / (len(history.t_ns) - 1) * self.rate_hz
+        mean_score = history.keypoints[..., 2].sum(axis=(1, 2)) / np.maximum(frames * NUM_KEYPOINTS, 1)
+        fit: BoolArray = (np.round(frames * steps_a_frame) >= self.min_track_frames) & (
+            mean_score >= self.min_mean_score
+        )
+        return fit
+
+
+class _Plan:
+    """When one service's next window is due, and what is in it."""
+
+    def __init__(self, service: str, config: ServiceConfig) -> None:
+        self.service = service
+        self.stride = config.window.stride
+        self.window = config.window
+        self.span = _Span(
+            config.window.length, config.window.rate_hz, config.window.min_track_frames, config.window.min_mean_score
+        )
+        self._weights = config.selection
+        self._step_ns = 1e9 / config.window.rate_hz if config.window.rate_hz else 0.0
+        self.reset()
+
+    @property
+    def capacity(self) -> int:
+        """Frames of the past a window needs."""
+        if not self._step_ns:
+            return self.window.length
+        return math.ceil(self.window.length * self._step_ns * 1e-9 * MAX_FPS) + 2
+
+    @property
+    def full(self) -> bool:
+        """Whether a whole window has been seen since the last reset."""
+        return self._elapsed(self._first) >= self.window.length - 1.5
+
+    def reset(self) -> None:
+        self._frames = 0
+        self._now_ns = 0
+        self._first: tuple[int, int] | None = None
+        self._last: tuple[int, int] | None = None
+
+    def advance(self, t_ns: int) -> bool:
+        """Count a frame; whether a window is due with it."""
+        self._frames += 1
+        self._now_ns = t_ns
+        if self._first is None:
+            self._first = (self._frames, t_ns)
+        # Half a step of tolerance: frame times jitter, and a window late by a frame every time would drift.
+        due = self.full and (self._last is None or self._elapsed(self._last) >= self.stride - 0.5)
+        if due:
+            self._last = (self._frames, t_ns)
+        return due
+
+    def wants_rest(self) -> bool:
+        """Whether a file that ends now is owed another window."""
+        if not self.window.partial_at_end or self._first is None:
+            return False
+        return self._last is None or self._elapsed(self._last) >= self.stride / 2
+
+    def choose(self, candidates: Candidates) -> TrackHistory:
+        """The people of the window, best first."""
+        return candidates.history.take(candidates.select(self._weights, self.window.people))
+
+    def _elapsed(self, since: tuple[int, int] | None) -> float:
+        """Time steps since a frame: frames, or time over the step when there is a rate."""
+        if since is None:
+            return 0.0
+        frames, t_ns = since
+        return (self._now_ns - t_ns) / self._step_ns if self._step_ns else self._frames - frames
+
+
+def window_tensor(chosen: TrackHistory, window: WindowConfig) -> FloatArray:
+    """(M, T, V, C) float32 of the tracks in `chosen`, in their order; at most M of them, zeros for people not there.
+
+    The last time step is the newest frame; a history shorter than the window leaves zeros in front, as an empty scene
+    would. Without a rate each frame is one step; with one, step i is at `newest - (T - 1 - i) / rate_hz`.
+    x, y: -1..1 over the picture (PreNormalize2D of PYSKL: (x - w / 2) / (w / 2)), score as third channel; joints with a
+    score of 0.01 or less are zeros, set after normalising, so (0, 0) with score 0 is "not seen" and not the middle.
+    """
+    tensor = np.zeros((window.people, window.length, NUM_KEYPOINTS, 3), np.float32)
+    frames = min(len(chosen.t_ns), window.length)
+    if not window.rate_hz:
+        tensor[: len(chosen), window.length - frames :] = chosen.keypoints[: window.people, -frames:]
+    else:
+        step_ns = 1e9 / window.rate_hz
+        grid = chosen.t_ns[-1] - np.round(np.arange(window.length - 1, -1, -1) * step_ns).astype(np.int64)
+        for row in range(min(len(chosen), window.people)):
+            tensor[row] = resample(chosen.t_ns, chosen.keypoints[row], chosen.seen[row], grid)
+    half = np.array([chosen.width / 2, chosen.height / 2], np.float32)
+    missing = tensor[..., 2] <= 0
+    tensor[..., :2] = (tensor[..., :2] - half) / half
+    tensor[missing] = 0.0
+    return np.ascontiguousarray(tensor[..., : window.channels])
+
+
+def resample(t_ns: IntArray, keypoints: FloatArray, seen: BoolArray, grid_ns: IntArray) -> FloatArray:
+    """One track's key points at other times: (F, 17, 3) at `t_ns` (F,) -> (T, 17, 3) at `grid_ns` (T,), both ascending.
+
+    Linear between neighbouring frames that show the person, over holes up to `MAX_HOLE_S`; outside, and in longer holes,
+    the nearest frame within half a grid step, else zeros. A joint seen in only one of the two frames keeps its place and
+    fades with its weight in the score.
+    """
+    index = np.flatnonzero(seen)
+    if not len(index):
+        return np.zeros((len(grid_ns), *keypoints.shape[1:]), np.float32)
+    times, joints = t_ns[index], keypoints[index]
+    after = np.searchsorted(times, grid_ns, side="left")
+    right = np.minimum(after, len(times) - 1)
+    left = np.maximum(after - 1, 0)
+    span = times[right] - times[left]
+    inside = (after > 0) & (after < len(times)) & (span <= MAX_HOLE_S * 1e9)
+    to_left = np.abs(grid_ns - times[left])
+    to_right = np.abs(times[right] - grid_ns)
+    weight = np.where(inside, to_left / np.maximum(span, 1), to_right < to_left).astype(np.float32)[:, None]
+    half_step = (grid_ns[-1] - grid_ns[0]) / max(len(grid_ns) - 1, 1) / 2
+    present = inside | (np.minimum(to_left, to_right) <= half_step)
+    one, other = joints[left], joints[right]
+    share = (1 - weight) * (one[..., 2] > 0)
+    other_share = weight * (other[..., 2] > 0)
+    total = share + other_share
+    out: FloatArray = one * share[..., None] + other * other_share[..., None]
+    out[..., :2] /= np.maximum(total, 1e-6)[..., None]
+    out[~(present[:, None] & (total > 0))] = 0.0
+    return out

@@ -1,0 +1,285 @@
+"""From tracks per frame to a classifier's tensor: when windows are due, what is in them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.action.history import TrackBuffer
+from agent.action.windows import ActionWindows, resample
+from agent.config.schema import ServiceConfig, WindowConfig
+from agent.types import FloatArray, FrameStamp, People, Tracks, TrackState, Window
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+WIDTH, HEIGHT = 640, 480
+
+
+def service(**window: object) -> ServiceConfig:
+    defaults: dict[str, object] = {"length": 20, "stride": 10, "min_track_frames": 3}
+    return ServiceConfig(model=Path("m"), window=WindowConfig.model_validate(defaults | window))
+
+
+def frame(
+    seq: int,
+    ids: tuple[int, ...] = (1,),
+    *,
+    fps: float = 30.0,
+    keypoints: FloatArray | None = None,
+    scores: float | FloatArray = 0.9,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    t_ns: int | None = None,
+) -> Tracks:
+    t_ns = round(seq * 1e9 / fps) if t_ns is None else t_ns
+    stamp = FrameStamp("cam", seq, t_ns, START + timedelta(microseconds=t_ns // 1000), *size)
+    n = len(ids)
+    if keypoints is None:
+        keypoints = np.full((n, 17, 2), 100.0, np.float32) + np.array(ids, np.float32)[:, None, None]
+    keypoint_scores = np.broadcast_to(np.float32(scores), (n, 17)).astype(np.float32)
+    people = People(np.zeros((n, 4), np.float32), keypoints, keypoint_scores, np.ones(n, np.float32))
+    return Tracks(stamp, people, np.array(ids, np.int64), np.full(n, TrackState.TRACKED, np.int64))
+
+
+def run(windows: ActionWindows, frames: list[Tracks]) -> list[tuple[int, Window]]:
+    return [(tracks.stamp.seq, window) for tracks in frames for window in windows.push(tracks)]
+
+
+def one(windows: list[Window]) -> Window:
+    assert len(windows) == 1
+    return windows[0]
+
+
+class TestDue:
+    def test_first_when_full_then_every_stride(self) -> None:
+        made = run(ActionWindows("cam", {"fight": service()}), [frame(i) for i in range(45)])
+        assert [seq for seq, _ in made] == [19, 29, 39]
+        assert made[1][1].t_start_ns == frame(10).stamp.t_mono_ns
+        assert made[1][1].t_end_ns == frame(29).stamp.t_mono_ns
+        assert made[1][1].t_end_utc == frame(29).stamp.t_utc
+        assert not made[1][1].partial
+
+    def test_a_rate_counts_time_not_frames(self) -> None:
+        slow = [frame(i, fps=10) for i in range(30)]
+        made = run(ActionWindows("cam", {"fight": service(rate_hz=30)}), slow)
+        assert [seq for seq, _ in made] == [7, 11, 15, 19, 23, 27]
+
+    def test_services_have_their_own_plans_over_the_same_tracks(self) -> None:
+        windows = ActionWindows("cam", {"fight": service(), "fall": service(length=8, stride=5, channels=2)})
+        made = run(windows, [frame(i) for i in range(20)])
+        assert [(seq, window.service) for seq, window in made] == [
+            (7, "fall"), (12, "fall"), (17, "fall"), (19, "fight"),
+        ]  # fmt: skip
+        assert made[0][1].tensor.shape == (4, 8, 17, 2)
+        assert made[3][1].tensor.shape == (4, 20, 17, 3)
+
+    def test_stride_changes_live(self) -> None:
+        windows = ActionWindows("cam", {"fight": service()})
+        run(windows, [frame(i) for i in range(20)])
+        windows.set_stride("fight", 4)
+        assert [seq for seq, _ in run(windows, [frame(i) for i in range(20, 30)])] == [23, 27]
+
+    def test_wrong_stride_or_service_is_refused(self) -> None:
+        windows = ActionWindows("cam", {"fight": service()})
+        with pytest.raises(ValueError, match="stride"):
+            windows.set_stride("fight", 0)
+        with pytest.raises(KeyError):
+            windows.set_stride("swim", 5)
+
+    def test_an_empty_scene_gives_no_window(self) -> None:
+        assert run(ActionWindows("cam", {"fight": service()}), [frame(i, ()) for i in range(40)]) == []
+
+    def test_without_services_nothing_happens(self) -> None:
+        windows = ActionWindows("cam", {})
+        assert run(windows, [frame(i) for i in range(5)]) == []
+        assert windows.flush() == []
+
+
+class TestFlush:
+    def test_a_short_file_gets_one_partial_window(self) -> None:
+        windows = ActionWindows("cam", {"fight": service()})
+        run(windows, [frame(i) for i in range(12)])
+        window = one(windows.flush())
+        assert window.partial
+        assert not window.tensor[:, :8].any()
+        assert window.tensor[0, 8:].all()
+
+    def test_the_rest_of_a_long_file_gets_one_when_half_a_stride_came(self) -> None:
+        windows = ActionWindows("cam", {"fight": service()})
+        run(windows, [frame(i) for i in range(24)])
+        assert windows.flush() == []
+        run(windows, [frame(i) for i in range(25)])
+        window = one(windows.flush())
+        assert not window.partial
+        assert window.t_end_ns == frame(24).stamp.t_mono_ns
+
+    def test_none_when_the_service_wants_none(self) -> None:
+        windows = ActionWindows("cam", {"fight": service(partial_at_end=False)})
+        run(windows, [frame(i) for i in range(12)])
+        assert windows.flush() == []
+
+    def test_none_for_an_empty_file_and_nothing_left_after_it(self) -> None:
+        windows = ActionWindows("cam", {"fight": service()})
+        assert windows.flush() == []
+        run(windows, [frame(i) for i in range(12)])
+        assert len(windows.flush()) == 1
+        assert windows.flush() == []
+
+
+class TestTensor:
+    def test_coordinates_are_minus_one_to_one_over_the_picture(self) -> None:
+        keypoints = np.zeros((1, 17, 2), np.float32)
+        keypoints[0, 0], keypoints[0, 1], keypoints[0, 2] = (0, 0), (WIDTH, HEIGHT), (WIDTH / 2, HEIGHT / 2)
+        made = run(ActionWindows("cam", {"fight": service()}), [frame(i, keypoints=keypoints) for i in range(20)])
+        tensor = made[0][1].tensor
+        assert tensor.dtype == np.float32
+        np.testing.assert_allclose(tensor[0, :, :3, :2], np.broadcast_to([(-1, -1), (1, 1), (0, 0)], (20, 3, 2)))
+        np.testing.assert_allclose(tensor[0, ..., 2], 0.9, rtol=1e-6)
+        assert not tensor[1:].any()
+
+    @pytest.mark.parametrize("score", [0.0, 0.01, np.nan, -1.0])
+    def test_joints_not_seen_are_zero_after_normalising(self, score: float) -> None:
+        scores = np.full(17, 0.9, np.float32)
+        scores[5] = score
+        made = run(ActionWindows("cam", {"fight": service()}), [frame(i, scores=scores) for i in range(20)])
+        assert not made[0][1].tensor[0, :, 5].any()
+        assert made[0][1].tensor[0, :, 4].all()
+
+    def test_joints_that_are_not_finite_are_missing(self) -> None:
+        keypoints = np.full((1, 17, 2), 50, np.float32)
+        keypoints[0, 3] = (np.nan, 10)
+        keypoints[0, 4] = (np.inf, 10)
+        for rate_hz in (0, 30):
+            windows = ActionWindows("cam", {"fight": service(rate_hz=rate_hz)})
+            tensor = run(windows, [frame(i, keypoints=keypoints) for i in range(21)])[0][1].tensor
+            assert np.isfinite(tensor).all()
+            assert not tensor[0, :, 3:5].any()
+
+    def test_frames_without_the_person_are_zero(self) -> None:
+        frames = [frame(i, (1, 2) if i % 2 else (1,)) for i in range(20)]
+        tensor = run(ActionWindows("cam", {"fight": service()}), frames)[0][1].tensor
+        assert not tensor[1, ::2].any()
+        assert tensor[1, 1::2].all()
+
+    def test_a_rate_keeps_the_speed_of_motion(self) -> None:
+        def moving(fps: float) -> FloatArray:
+            windows = ActionWindows("cam", {"fight": service(rate_hz=30)})
+            for i in range(40):
+                keypoints = np.full((1, 17, 2), 10 + 60 * i / fps, np.float32)
+                for window in windows.push(frame(i, keypoints=keypoints, fps=fps)):
+                    return window.tensor[0, :, 0, 0]
+            raise AssertionError("no window")
+
+        for fps in (10.0, 15.0, 25.0, 29.97, 60.0):
+            steps = np.diff(moving(fps)[-18:])
+            np.testing.assert_allclose(steps, 60 / 30 / (WIDTH / 2), rtol=1e-3)
+
+
+class TestWho:
+    def test_at_most_m_best_first(self) -> None:
+        frames = [frame(i, (5, 6, 7)) for i in range(20)]
+        window = run(ActionWindows("cam", {"fight": service(people=2)}), frames)[0][1]
+        assert window.tensor.shape[0] == 2
+        assert len(window.track_ids) == 2
+
+    def test_short_tracks_are_left_out(self) -> None:
+        frames = [frame(i, (1, 2) if i < 2 else (1,)) for i in range(20)]
+        assert run(ActionWindows("cam", {"fight": service()}), frames)[0][1].track_ids == (1,)
+
+    def test_with_a_rate_a_short_track_is_one_of_few_time_steps(self) -> None:
+        config = service(rate_hz=30, min_track_frames=10)
+        frames = [frame(i, (1, 2) if i < 5 else (1,), fps=10) for i in range(8)]
+        made = run(ActionWindows("cam", {"fight": config}), frames)
+        assert sorted(made[0][1].track_ids) == [1, 2]
+
+    def test_noise_is_left_out(self) -> None:
+        frames = [frame(i, scores=0.05) for i in range(20)]
+        assert run(ActionWindows("cam", {"fight": service()}), frames) == []
+
+    def test_two_hundred_people_are_bounded(self) -> None:
+        windows = ActionWindows("cam", {"fight": service()}, max_tracks=64)
+        made = run(windows, [frame(i, tuple(range(200))) for i in range(20)])
+        assert len(made[0][1].track_ids) == 4
+        assert windows.refused_tracks > 0
+
+
+class TestBreaks:
+    def test_another_frame_size_starts_anew(self) -> None:
+        windows = ActionWindows("cam", {"fight": service()})
+        run(windows, [frame(i) for i in range(15)])
+        made = run(windows, [frame(i, size=(320, 240)) for i in range(15, 40)])
+        assert [seq for seq, _ in made] == [34]
+
+    def test_a_long_hole_starts_anew(self) -> None:
+        windows = ActionWindows("cam", {"fight": service()})
+        run(windows, [frame(i) for i in range(15)])
+        late = [frame(i, t_ns=10_000_000_000 + i * 33_333_333) for i in range(15, 40)]
+        assert [seq for seq, _ in run(windows, late)] == [34]
+
+    def test_a_frame_that_does_not_advance_is_ignored(self) -> None:
+        windows = ActionWindows("cam", {"fight": service()})
+        frames = [frame(i) for i in range(20)]
+        doubled = [tracks for tracks in frames for _ in range(2)]
+        assert [seq for seq, _ in run(windows, doubled)] == [19]
+
+    def test_a_step_back_starts_anew(self) -> None:
+        windows = ActionWindows("cam", {"fight": service()})
+        run(windows, [frame(i) for i in range(30)])
+        assert [seq for seq, _ in run(windows, [frame(i) for i in range(20)])] == [19]
+
+
+class TestBuffer:
+    def test_slots_are_reused_and_arrays_never_replaced(self) -> None:
+        buffer = TrackBuffer(5, max_tracks=16)
+        joints = buffer._joints
+        for i in range(500):
+            buffer.push(frame(i, (i, i + 1)))
+        assert buffer._joints is joints
+        assert buffer.refused == 0
+        assert len(buffer.last(5)) == 6
+        assert len(buffer) == 5
+
+    def test_history_is_ordered_by_track_id_and_time(self) -> None:
+        buffer = TrackBuffer(4)
+        for i in range(7):
+            buffer.push(frame(i, (9, 2, 5)))
+        history = buffer.history(0)
+        assert history.track_ids.tolist() == [2, 5, 9]
+        assert history.t_ns.tolist() == [frame(i).stamp.t_mono_ns for i in range(3, 7)]
+        np.testing.assert_allclose(history.keypoints[:, 0, 0, 0], (102, 105, 109))
+
+    def test_growing_keeps_what_is_there(self) -> None:
+        buffer = TrackBuffer(4)
+        buffer.push(frame(0, (1, 2)))
+        buffer.push(frame(1, tuple(range(100))))
+        history = buffer.last(4)
+        assert len(history) == 100
+        assert history.seen.sum(axis=1).tolist() == [1, 2, 2] + [1] * 97
+
+
+class TestResample:
+    TIMES = np.array([0, 100, 200, 900], np.int64) * 1_000_000
+
+    def joints(self) -> FloatArray:
+        joints = np.ones((4, 17, 3), np.float32)
+        joints[..., 0] = np.array([0, 10, 20, 90])[:, None]
+        return joints
+
+    def test_linear_between_frames_and_zero_in_long_holes(self) -> None:
+        grid = np.arange(0, 901, 50, dtype=np.int64) * 1_000_000
+        out = resample(self.TIMES, self.joints(), np.ones(4, bool), grid)
+        np.testing.assert_allclose(out[:5, 0, 0], (0, 5, 10, 15, 20))
+        assert not out[5:-1].any()
+        assert out[-1, 0, 0] == 90
+
+    def test_a_joint_seen_on_one_side_keeps_its_place_and_fades(self) -> None:
+        joints = self.joints()
+        joints[1, 3] = 0
+        grid = np.array([0, 25, 50, 75], np.int64) * 1_000_000
+        out = resample(self.TIMES, joints, np.ones(4, bool), grid)
+        np.testing.assert_allclose(out[:, 3, 0], 0, atol=1e-6)
+        np.testing.assert_allclose(out[:, 3, 2], (1, 0.75, 0.5, 0.25))
+
+    def test_a_person_never_seen_is_zero(self) -> None:
+        assert not resample(self.TIMES, self.joints(), np.zeros(4, bool), self.TIMES).any()
