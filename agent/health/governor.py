@@ -1,0 +1,208 @@
+"""Closed-loop degradation with hysteresis: how much to slow down, from load and heat. Pure.
+
+Each step of `LADDER` costs less than the one before. A signal above its high mark for `step_down_after_s` goes one step
+down; every signal below its low mark for `step_up_after_s` goes one step up; in between nothing moves. A GPU at its
+critical temperature goes down at once. At most one step per `interval_s`.
+
+Going up and having to come down again soon is a relapse: each one doubles the wait for the next step up (to at most
+`MAX_PATIENCE` times), so that a load which sits between two steps does not swing for ever. Back at step 0 for a
+while, the patience is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent.config.schema import GovernorConfig
+
+_NS_PER_S = 1_000_000_000
+MAX_PATIENCE = 8
+CRITICAL_MARGIN_C = 7.0
+"""Critical = the GPU's own slow-down threshold where it is known, else this far above the high mark."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rung. The agent applies it to what is configured; it never makes anything faster.
+
+    max_fps: cap on frames per second and camera, None = as configured. stride_factor: multiplies the classification
+    stride. paused_priorities: how many of the lowest distinct camera priorities pause; the highest never does.
+    """
+
+    max_fps: float | None
+    stride_factor: int
+    paused_priorities: int
+
+    def camera_fps(self, configured_fps: float) -> float:
+        """Cap in frames/s for a camera configured with `configured_fps`; 0 means no cap in both."""
+        if self.max_fps is None:
+            return configured_fps
+        return min(configured_fps, self.max_fps) if configured_fps > 0 else self.max_fps
+
+    def paused_cameras(self, priorities: Mapping[str, int]) -> frozenset[str]:
+        """The cameras that pause, given each camera's priority (higher = more important)."""
+        levels = sorted(set(priorities.values()))[:-1][: self.paused_priorities]
+        return frozenset(camera for camera, priority in priorities.items() if priority in levels)
+
+
+_ALL = 1 << 16
+
+LADDER: tuple[Step, ...] = (
+    Step(max_fps=None, stride_factor=1, paused_priorities=0),
+    Step(max_fps=None, stride_factor=2, paused_priorities=0),
+    Step(max_fps=15.0, stride_factor=2, paused_priorities=0),
+    Step(max_fps=10.0, stride_factor=3, paused_priorities=0),
+    Step(max_fps=5.0, stride_factor=3, paused_priorities=0),
+    Step(max_fps=5.0, stride_factor=3, paused_priorities=1),
+    Step(max_fps=5.0, stride_factor=3, paused_priorities=_ALL),
+)
+"""Cheapest loss first: fewer verdicts, then fewer frames, then fewer cameras."""
+
+
+@dataclass(frozen=True, slots=True)
+class GovernorSample:
+    """What was measured; None = not known, and then ignored.
+
+    cpu, memory, gpu_memory: fraction in use 0-1 (cpu of all cores). gpu_temperature_c, gpu_critical_c: degrees Celsius;
+    the latter is the device's own slow-down threshold. gpu_thermal_throttle: the driver slows the clocks for heat.
+    """
+
+    cpu: float | None = None
+    memory: float | None = None
+    gpu_memory: float | None = None
+    gpu_temperature_c: float | None = None
+    gpu_critical_c: float | None = None
+    gpu_thermal_throttle: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """step: index in `LADDER`. changed: it moved in this update. reasons: why it is not lower, or why it moved."""
+
+    step: int
+    changed: bool
+    reasons: tuple[str, ...]
+
+    @property
+    def effect(self) -> Step:
+        """What the step asks for."""
+        return LADDER[self.step]
+
+
+@dataclass(frozen=True, slots=True)
+class _Signal:
+    """One measured value against its marks."""
+
+    name: str
+    value: float
+    high: float
+    low: float
+    unit: str
+
+    def text(self, mark: float) -> str:
+        sign = ">" if self.value > mark else "<="
+        digits = 0 if self.unit else 2
+        return f"{self.name} {self.value:.{digits}f}{self.unit} {sign} {mark:.{digits}f}{self.unit}"
+
+
+class Governor:
+    """Holds the step between updates. Time comes in, decisions come out."""
+
+    def __init__(self, config: GovernorConfig) -> None:
+        self._config = config
+        self._step = 0
+        self._high_since_ns: int | None = None
+        self._low_since_ns: int | None = None
+        self._moved_ns: int | None = None
+        self._up_ns: int | None = None
+        self._patience = 1
+
+    @property
+    def step(self) -> int:
+        """Index in `LADDER`."""
+        return self._step
+
+    def reconfigure(self, config: GovernorConfig) -> None:
+        """Take new marks and times; the step and the running waits stay. Disabling lets go at the next update."""
+        self._config = config
+
+    def update(self, sample: GovernorSample, now_ns: int) -> Decision:
+        """Decide from `sample` at `now_ns` (monotonic, never going back)."""
+        if not self._config.enabled:
+            changed, self._step = self._step != 0, 0
+            return Decision(0, changed, ("disabled",) if changed else ())
+        signals = self._signals(sample)
+        high = [signal for signal in signals if signal.value > signal.high]
+        # With nothing measured there is nothing to hold on to: the agent must not stay slow for a probe that died.
+        low = all(signal.value < signal.low for signal in signals) and not sample.gpu_thermal_throttle
+        reasons = self._reasons(high, sample)
+        self._time_marks(bool(reasons), low, now_ns)
+        critical = self._critical(sample)
+        if self._moved_ns is not None and now_ns - self._moved_ns < self._config.interval_s * _NS_PER_S:
+            return Decision(self._step, changed=False, reasons=reasons)
+        if critical and self._step < len(LADDER) - 1:
+            return self._move(1, now_ns, (critical, *reasons))
+        if self._waited(self._high_since_ns, self._config.step_down_after_s, now_ns) and self._step < len(LADDER) - 1:
+            for_s = self._config.step_down_after_s
+            return self._move(1, now_ns, tuple(f"{reason} for {for_s:g} s" for reason in reasons))
+        up_after_s = self._config.step_up_after_s * self._patience
+        if self._waited(self._low_since_ns, up_after_s, now_ns):
+            if self._step > 0:
+                return self._move(-1, now_ns, (f"all signals low for {up_after_s:g} s",))
+            self._patience = 1
+        return Decision(self._step, changed=False, reasons=reasons)
+
+    def _signals(self, sample: GovernorSample) -> list[_Signal]:
+        config = self._config
+        pairs = (
+            ("cpu", sample.cpu, config.cpu_high, config.cpu_low, ""),
+            ("memory", sample.memory, config.memory_high, config.memory_low, ""),
+            ("gpu memory", sample.gpu_memory, config.gpu_memory_high, config.gpu_memory_low, ""),
+            (
+                "gpu temperature",
+                sample.gpu_temperature_c,
+                config.gpu_temperature_high_c,
+                config.gpu_temperature_low_c,
+                " C",
+            ),
+        )
+        return [_Signal(name, value, high, low, unit) for name, value, high, low, unit in pairs if value is not None]
+
+    @staticmethod
+    def _reasons(high: list[_Signal], sample: GovernorSample) -> tuple[str, ...]:
+        texts = [signal.text(signal.high) for signal in high]
+        if sample.gpu_thermal_throttle:
+            texts.append("gpu throttles for heat")
+        return tuple(texts)
+
+    def _critical(self, sample: GovernorSample) -> str:
+        value, limit = sample.gpu_temperature_c, sample.gpu_critical_c
+        if limit is None:
+            limit = self._config.gpu_temperature_high_c + CRITICAL_MARGIN_C
+        return (
+            f"gpu temperature {value:.0f} C >= critical {limit:.0f} C" if value is not None and value >= limit else ""
+        )
+
+    def _time_marks(self, high: bool, low: bool, now_ns: int) -> None:
+        self._high_since_ns = (self._high_since_ns if self._high_since_ns is not None else now_ns) if high else None
+        self._low_since_ns = (self._low_since_ns if self._low_since_ns is not None else now_ns) if low else None
+
+    @staticmethod
+    def _waited(since_ns: int | None, seconds: float, now_ns: int) -> bool:
+        return since_ns is not None and now_ns - since_ns >= seconds * _NS_PER_S
+
+    def _move(self, by: int, now_ns: int, reasons: tuple[str, ...]) -> Decision:
+        if by > 0:
+            window_ns = 2 * self._config.step_up_after_s * _NS_PER_S
+            if self._up_ns is not None and now_ns - self._up_ns < window_ns:
+                self._patience = min(self._patience * 2, MAX_PATIENCE)
+            self._up_ns = None
+        else:
+            self._up_ns = now_ns
+        self._step += by
+        self._moved_ns = now_ns
+        # The next step needs its own full wait under the new conditions.
+        self._high_since_ns = now_ns if self._high_since_ns is not None else None
+        self._low_since_ns = now_ns if self._low_since_ns is not None else None
+        return Decision(self._step, changed=True, reasons=reasons)
