@@ -32,11 +32,14 @@ async def run_video(
     recognition: Recognition, path: Path, listener: PipelineListener, *, services: tuple[str, ...] | None = None
 ) -> None:
     """One file or folder through a pipeline of its own. Raises SourceError when it cannot be read."""
-    config = CameraConfig(id=camera_id_of(path), source=str(path.absolute()), frozen_after_s=0, blind_after_s=0)
-    async with open_camera(config) as camera:
+    async with open_camera(_as_camera(path)) as camera:
         info = await camera.opened()
         run = recognition.camera(camera, listener, services=services, fps=info.fps or 30.0)
         await run.pipeline.run()
+
+
+def _as_camera(path: Path) -> CameraConfig:
+    return CameraConfig(id=camera_id_of(path), source=str(path.absolute()), frozen_after_s=0, blind_after_s=0)
 
 
 def camera_id_of(path: Path) -> str:
@@ -112,7 +115,7 @@ class Recorder:
         summary.failures = dict(self._failures)
         (self._out / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
 
-    def on_tracks(self, frame: Frame, people: People, tracks: Tracks, tracking_s: float) -> None:
+    def on_tracks(self, frame: Frame, people: People, tracks: Tracks, _tracking_s: float) -> None:
         stamp, summary = frame.stamp, self.summary
         summary.frames += 1
         summary.duration_s = round(stamp.t_mono_ns / 1e9, 3)

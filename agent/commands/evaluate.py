@@ -1,0 +1,73 @@
+"""`recognizer-agent evaluate tracking|action ... --report OUT.json`"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from agent.cli import EXIT_FAILED, EXIT_GOOD
+from agent.config.load import load_config
+from agent.config.schema import AgentConfig
+from agent.errors import ConfigError, ConfigProblem, SourceError
+from agent.evaluate.action import Clip, ClipResult, action_report, read_clips
+from agent.evaluate.tracking import evaluate_tracking
+from agent.offline import ScoreCollector, run_video
+from agent.recognition import open_recognition
+
+
+def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Write the report and print its main figures."""
+    config = load_config(args.config, env=env)
+    if args.what == "tracking":
+        report = evaluate_tracking(args.detections, args.truth, config.tracking, fps=args.fps)
+        failed = 0
+    else:
+        report, failed = asyncio.run(_evaluate_action(config, args.service, args.data, args.threshold))
+    write_report(args.report, report)
+    for name, value in report.items():
+        if isinstance(value, int | float):
+            print(f"{name:>16} {value:.4f}" if isinstance(value, float) else f"{name:>16} {value}")
+    return EXIT_FAILED if failed else EXIT_GOOD
+
+
+async def _evaluate_action(
+    config: AgentConfig, service: str, data: Path, threshold: float
+) -> tuple[dict[str, Any], int]:
+    """The report, and how many clips could not be read (they are left out of it and printed)."""
+    if service not in config.services:
+        known = ", ".join(config.services) or "none"
+        raise ConfigError([ConfigProblem(f"there is no service {service!r}", path="services", hint=f"known: {known}")])
+    only = config.model_copy(update={"services": {service: config.services[service]}})
+    clips = read_clips(data)
+    results: list[ClipResult] = []
+    console = Console(file=sys.stderr)
+    async with open_recognition(only) as recognition:
+        for clip in track(clips, "clips", console=console, disable=not console.is_terminal, transient=True):
+            collector = ScoreCollector(service)
+            try:
+                await run_video(recognition, clip.path, collector)
+            except SourceError as error:
+                print(f"error: {error}", file=sys.stderr)
+                continue
+            results.append(_result(clip, collector))
+    return action_report(results, service, threshold=threshold), len(clips) - len(results)
+
+
+def _result(clip: Clip, collector: ScoreCollector) -> ClipResult:
+    return ClipResult(clip.file, clip.label, collector.probability)
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """JSON, written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

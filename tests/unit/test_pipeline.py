@@ -1,0 +1,141 @@
+"""One camera from frame to event, with real tracker, windows and rules."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import numpy as np
+import pytest
+from fakes.replay import RecordingListener, ReplayEstimator, ReplayStream, walkers
+
+from agent.action.windows import ActionWindows
+from agent.config.schema import ServiceConfig, TrackingConfig
+from agent.errors import DataError, FatalError, RecognizerError
+from agent.events.rules import EventRules
+from agent.pipeline.camera import CameraPipeline, Service
+from agent.pipeline.worker import BatchWorker
+from agent.tracking.bytetrack import ByteTracker
+from agent.types import EventPhase, FloatArray, People
+
+RULES = {"alert_count": 1, "normal_count": 1, "min_duration_s": 0.5, "max_duration_s": 5, "cooldown_s": 0}
+
+
+class Scripted:
+    """An action classifier that answers with scripted probabilities, the last one for ever."""
+
+    def __init__(self, probabilities: list[float | RecognizerError]) -> None:
+        self._script = itertools.chain(probabilities, itertools.repeat(probabilities[-1]))
+
+    def __call__(self, windows: list[FloatArray]) -> list[FloatArray]:
+        answers = [next(self._script) for _ in windows]
+        for answer in answers:
+            if isinstance(answer, RecognizerError):
+                raise answer
+        return [np.array([answer, 1 - answer], np.float32) for answer in answers]  # type: ignore[operator]
+
+
+async def run(
+    stream: ReplayStream,
+    *,
+    recording: list[People | RecognizerError] | None = None,
+    probabilities: list[float | RecognizerError] | None = None,
+    length: int = 20,
+    stride: int = 10,
+) -> RecordingListener:
+    config = ServiceConfig.model_validate(
+        {"model": "/none", "window": {"length": length, "stride": stride, "min_track_frames": 3}, "rules": RULES}
+    )
+    listener = RecordingListener()
+    ids = (f"id-{n:06d}" for n in itertools.count())
+    estimator = ReplayEstimator(recording if recording is not None else walkers(3, 200))  # type: ignore[arg-type]
+    pose = BatchWorker("pose", estimator.estimate)
+    action = BatchWorker("fight", Scripted(probabilities or [0.1]))
+    rules = EventRules(stream.camera_id, "fight", config.rules, lambda: next(ids))
+    pipeline = CameraPipeline(
+        stream,
+        pose=pose,
+        tracker=ByteTracker(TrackingConfig(), fps=25.0),
+        windows=ActionWindows(stream.camera_id, {"fight": config}),
+        services={"fight": Service("fight", action, ("fight", "other"), 0, rules)},
+        listener=listener,
+    )
+    pose.start()
+    action.start()
+    try:
+        await asyncio.wait_for(pipeline.run(), 30)
+    finally:
+        await pose.close()
+        await action.close()
+    return listener
+
+
+async def test_every_frame_of_a_file_is_tracked_in_order() -> None:
+    listener = await run(ReplayStream(150))
+    assert [tracks.stamp.seq for tracks in listener.tracks] == list(range(150))
+    assert listener.tracks[-1].track_ids.tolist() == [1, 2, 3]
+
+
+async def test_windows_come_each_stride() -> None:
+    listener = await run(ReplayStream(100), length=20, stride=10)
+    ends = [round(scores.t_end_ns / 1e9 * 25) for scores in listener.scores]
+    assert ends[:9] == [19, 29, 39, 49, 59, 69, 79, 89, 99]
+
+
+async def test_short_file_still_gets_a_verdict() -> None:
+    listener = await run(ReplayStream(12), length=100, stride=50, probabilities=[0.7])
+    assert [scores.probability for scores in listener.scores] == [pytest.approx(0.7)]
+
+
+async def test_an_incident_runs_through_its_phases_and_ends_with_the_file() -> None:
+    listener = await run(ReplayStream(300), probabilities=[0.1, 0.1, 0.9])
+    phases = [event.phase for event in listener.events]
+    assert phases[0] is EventPhase.DETECTED
+    assert phases[-1] is EventPhase.RESOLVED
+    assert EventPhase.ACTIVE in phases
+    assert len({event.incident_id for event in listener.events}) == 1
+    assert len({event.event_id for event in listener.events}) == len(listener.events)
+
+
+async def test_failed_pose_costs_its_frame_only() -> None:
+    recording: list[People | RecognizerError] = [*walkers(2, 200)]
+    recording[50] = DataError("torn picture")
+    listener = await run(ReplayStream(150), recording=recording)
+    assert len(listener.tracks) == 150
+    assert listener.failures == [("pose", "torn picture")]
+    assert len(listener.tracks[50].track_ids) == 0
+    assert listener.tracks[51].track_ids.tolist() == [1, 2]
+
+
+async def test_failed_classification_costs_its_window_only() -> None:
+    listener = await run(ReplayStream(100), probabilities=[0.1, DataError("odd window"), 0.2])
+    assert listener.failures == [("action", "odd window")]
+    assert len(listener.scores) == 8
+
+
+async def test_dead_device_ends_the_run() -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(ReplayStream(100), recording=[*walkers(2, 10), FatalError("context lost")])
+    assert caught.group_contains(FatalError)
+
+
+async def test_hole_in_the_time_line_starts_tracks_afresh() -> None:
+    listener = await run(ReplayStream(100, gaps={50: 10.0}))
+    assert listener.tracks[49].track_ids.tolist() == [1, 2, 3]
+    assert not set(listener.tracks[60].track_ids.tolist()) & {1, 2, 3}
+
+
+async def test_nobody_in_view_is_no_verdict_and_no_phantom() -> None:
+    listener = await run(ReplayStream(150), recording=[People.empty()], probabilities=[0.99])
+    assert all(len(tracks.track_ids) == 0 for tracks in listener.tracks)
+    assert listener.events == []
+
+
+async def test_cancellation_stops_at_once() -> None:
+    stream = ReplayStream(1_000_000)
+    task = asyncio.create_task(run(stream))
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+    assert stream.delivered < 1_000_000
