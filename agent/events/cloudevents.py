@@ -1,0 +1,152 @@
+"""The wire format of events: CloudEvents 1.0, structured JSON. `docs/events.md` explains each field.
+
+The JSON Schema `schemas/event.v1.json` is part of the package; tests validate every produced message against it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+from agent.errors import DataError
+from agent.types import Event, EventPhase
+
+CONTENT_TYPE = "application/cloudevents+json"
+SCHEMA_ID = "urn:recognizer:schema:event:v1"
+
+_TYPES = {
+    EventPhase.DETECTED: "recognizer.event.started.v1",
+    EventPhase.ACTIVE: "recognizer.event.updated.v1",
+    EventPhase.SUSTAINED: "recognizer.event.updated.v1",
+    EventPhase.RESOLVED: "recognizer.event.ended.v1",
+}
+_SEQUENCE_DIGITS = 16  # every integer that JSON numbers carry exactly (below 2**53) fits
+_LIFTED = ("evidence", "reason", "reminder")  # attributes with a place of their own in `data`
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedEvent:
+    """A message as a subscriber sees it. Times are UTC; attributes: `data.attributes` and the lifted ones together."""
+
+    event_id: str
+    type: str
+    device_id: str
+    camera_id: str
+    incident_id: str
+    kind: str
+    phase: EventPhase
+    sequence: int
+    emitted_utc: datetime
+    captured_utc: datetime
+    onset_utc: datetime
+    duration_s: float
+    confidence: float
+    track_ids: tuple[int, ...]
+    models: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, object] = field(default_factory=dict)
+
+
+def render(
+    event: Event,
+    *,
+    device_id: str,
+    sequence: int,
+    emitted_utc: datetime,
+    models: Mapping[str, str] | None = None,
+) -> bytes:
+    """`event` as a CloudEvents message (UTF-8 JSON).
+
+    sequence: 1, 2, 3, ... per device, as the outbox gave it; emitted_utc: moment of the commit; models: slot -> model
+    name and version. Raises ValueError for a naive time, a sequence below 1 or a number that JSON cannot carry.
+    """
+    if not 1 <= sequence < 1 << 53:
+        raise ValueError(f"sequence out of range: {sequence}")
+    envelope = {
+        "specversion": "1.0",
+        "id": event.event_id,
+        "source": _source(device_id, event.camera_id),
+        "type": _TYPES[event.phase],
+        "subject": f"{event.kind}/{event.incident_id}",
+        "time": _rfc3339(emitted_utc),
+        "datacontenttype": "application/json",
+        "dataschema": f"{SCHEMA_ID}#/$defs/data",
+        "sequence": f"{sequence:0{_SEQUENCE_DIGITS}d}",
+        "partitionkey": event.camera_id or device_id,
+        "data": _data(event, device_id, sequence, models or {}),
+    }
+    return json.dumps(envelope, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def parse(payload: bytes) -> ReceivedEvent:
+    """The inverse of `render`. Raises DataError when `payload` is not such a message."""
+    try:
+        message = json.loads(payload)
+        data = message["data"]
+        if message["specversion"] != "1.0" or message["type"] not in _TYPES.values():
+            raise DataError(f"not a Recognizer event: {message['specversion']!r}, {message['type']!r}")
+        return ReceivedEvent(
+            event_id=message["id"],
+            type=message["type"],
+            device_id=data["device"],
+            camera_id=data["camera"],
+            incident_id=data["incident_id"],
+            kind=data["kind"],
+            phase=EventPhase(data["phase"]),
+            sequence=int(data["sequence"]),
+            emitted_utc=datetime.fromisoformat(message["time"]),
+            captured_utc=datetime.fromisoformat(data["captured_at"]),
+            onset_utc=datetime.fromisoformat(data["started_at"]),
+            duration_s=float(data["duration_s"]),
+            confidence=float(data["confidence"]),
+            track_ids=tuple(int(track_id) for track_id in data["track_ids"]),
+            models=dict(data.get("models", {})),
+            attributes={**data.get("attributes", {}), **{key: data[key] for key in _LIFTED if key in data}},
+        )
+    except (KeyError, TypeError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise DataError(f"not a Recognizer event: {error!r}") from error
+
+
+def load_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of the messages."""
+    text = files("agent.events").joinpath("schemas/event.v1.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def _data(event: Event, device_id: str, sequence: int, models: Mapping[str, str]) -> dict[str, object]:
+    data: dict[str, object] = {
+        "kind": event.kind,
+        "phase": event.phase.value,
+        "device": device_id,
+        "camera": event.camera_id,
+        "incident_id": event.incident_id,
+        "sequence": sequence,
+        "captured_at": _rfc3339(event.t_utc),
+        "started_at": _rfc3339(event.t_onset_utc),
+        "duration_s": round(event.duration_s, 3),
+        "confidence": round(event.confidence, 4),
+        "track_ids": list(event.track_ids),
+    }
+    data |= {key: event.attributes[key] for key in _LIFTED if key in event.attributes}
+    if models:
+        data["models"] = dict(models)
+    rest = {key: value for key, value in event.attributes.items() if key not in _LIFTED}
+    if rest:
+        data["attributes"] = rest
+    return data
+
+
+def _source(device_id: str, camera_id: str) -> str:
+    device = f"/recognizer/{device_id}"
+    return f"{device}/cameras/{camera_id}" if camera_id else device
+
+
+def _rfc3339(moment: datetime) -> str:
+    """UTC to the millisecond, e.g. `2026-11-23T02:39:34.123Z`."""
+    if moment.tzinfo is None:
+        raise ValueError(f"time without an offset: {moment}")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

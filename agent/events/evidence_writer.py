@@ -1,0 +1,109 @@
+"""The asyncio side of evidence: a bounded queue in front of the disk, retention after every write, counters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent.config.schema import EvidenceConfig
+from agent.events.evidence import Clip
+from agent.events.evidence_files import WriteResult, write_clip
+from agent.events.retention import Pruned, prune, remove_leftovers
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceStats:
+    """Counters since the start, and the state of the folder after the latest pruning.
+
+    written: incidents on disk; failed: incidents that could not be written; incomplete: written without some part;
+    dropped: the queue was full; pruned: removed by retention; errors of any kind leave their text in `last_error`.
+    """
+
+    written: int = 0
+    failed: int = 0
+    incomplete: int = 0
+    dropped: int = 0
+    pruned: int = 0
+    stored: int = 0
+    stored_bytes: int = 0
+    last_error: str = ""
+
+
+class EvidenceWriter:
+    """Writes clips one after another on a thread, so that nothing upstream waits for the disk.
+
+    root: `<state_dir>/evidence`; max_queued: clips that may wait (each holds its pictures in memory).
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        config: EvidenceConfig,
+        *,
+        max_queued: int = 8,
+        utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._root = root
+        self._config = config
+        self._utc_now = utc_now
+        self._queue: asyncio.Queue[Clip] = asyncio.Queue(max_queued)
+        self._stats = EvidenceStats()
+
+    @property
+    def stats(self) -> EvidenceStats:
+        """A snapshot of the counters."""
+        return self._stats
+
+    def update_config(self, config: EvidenceConfig) -> None:
+        """New limits apply after the next write."""
+        self._config = config
+
+    def submit(self, clip: Clip) -> bool:
+        """Queue `clip`; False (and counted) when the queue is full. Never waits."""
+        try:
+            self._queue.put_nowait(clip)
+        except asyncio.QueueFull:
+            self._stats = replace(self._stats, dropped=self._stats.dropped + 1, last_error="evidence queue full")
+            return False
+        return True
+
+    async def run(self) -> None:
+        """The writer's task, until cancelled. A write in progress is then finished by its thread or leaves no trace."""
+        await asyncio.to_thread(remove_leftovers, self._root)
+        self._count_pruned(await asyncio.to_thread(self._prune))
+        while True:
+            clip = await self._queue.get()
+            try:
+                self._count_written(await asyncio.to_thread(write_clip, self._root, clip))
+                self._count_pruned(await asyncio.to_thread(self._prune))
+            finally:
+                self._queue.task_done()
+
+    async def drain(self) -> None:
+        """Wait until everything queued is written; the caller sets the time limit."""
+        await self._queue.join()
+
+    def _prune(self) -> Pruned:
+        config = self._config
+        now_s = self._utc_now().timestamp()
+        return prune(self._root, max_age_s=config.max_age_days * 86400, max_bytes=config.max_bytes, now_s=now_s)
+
+    def _count_written(self, result: WriteResult) -> None:
+        stats = self._stats
+        if result.folder is None:
+            stats = replace(stats, failed=stats.failed + 1)
+        else:
+            stats = replace(stats, written=stats.written + 1, incomplete=stats.incomplete + bool(result.errors))
+        self._stats = replace(stats, last_error="; ".join(result.errors) or stats.last_error)
+
+    def _count_pruned(self, pruned: Pruned) -> None:
+        self._stats = replace(
+            self._stats,
+            pruned=self._stats.pruned + len(pruned.removed),
+            stored=pruned.kept,
+            stored_bytes=pruned.kept_bytes,
+            last_error="; ".join(pruned.errors) or self._stats.last_error,
+        )

@@ -1,0 +1,162 @@
+"""Draws people, identities and actions onto pictures: snapshots, evidence, the live page. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.types import SKELETON, ImageArray, Tracks
+
+MIN_JOINT_SCORE = 0.3
+"""Joints below it are not drawn."""
+
+Colour = tuple[int, int, int]
+"""BGR."""
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_WHITE: Colour = (255, 255, 255)
+_CALM: Colour = (110, 180, 60)
+_ALERT: Colour = (50, 50, 230)
+_GOLDEN_ANGLE = 137.508
+
+
+class Mode(StrEnum):
+    """What is shown."""
+
+    FULL = "full"  # picture, boxes, skeletons, ids, actions
+    SKELETON = "skeleton"  # the same on black: nobody can be recognised
+    MINIMAL = "minimal"  # picture, skeletons
+    RAW = "raw"  # the picture as it is
+
+
+@dataclass(frozen=True, slots=True)
+class ActionBar:
+    """An action's probability (0-1) to show; it turns red at `threshold`."""
+
+    label: str
+    probability: float
+    threshold: float = 1.0
+
+
+def draw(
+    image: ImageArray, tracks: Tracks, *, mode: Mode = Mode.FULL, actions: Sequence[ActionBar] = (), caption: str = ""
+) -> ImageArray:
+    """A new picture with `tracks` drawn on it.
+
+    image: (H, W, 3) uint8 BGR, left unchanged; it may be a scaled copy of the tracks' source frame: coordinates are
+    scaled by the ratio of the sizes. caption: one line at the bottom, ASCII.
+    """
+    canvas = np.zeros_like(image) if mode is Mode.SKELETON else image.copy()
+    if mode is Mode.RAW:
+        return canvas
+    height, width = canvas.shape[:2]
+    scale = np.array([width / tracks.stamp.width, height / tracks.stamp.height])
+    pen = _Pen(width, height)
+    people = tracks.people
+    for index, track_id in enumerate(tracks.track_ids.tolist()):
+        colour = track_colour(track_id)
+        joints = people.keypoints[index].astype(np.float64) * scale
+        _draw_skeleton(canvas, joints, people.keypoint_scores[index], colour, pen)
+        if mode is not Mode.MINIMAL:
+            _draw_box(canvas, people.boxes[index].astype(np.float64) * np.tile(scale, 2), f"#{track_id}", colour, pen)
+    if mode is not Mode.MINIMAL:
+        for row, bar in enumerate(actions):
+            _draw_bar(canvas, bar, row, pen)
+    if caption:
+        _label(canvas, caption, (pen.unit, height - pen.unit), (0, 0, 0), pen)
+    return canvas
+
+
+@lru_cache(maxsize=1024)
+def track_colour(track_id: int) -> Colour:
+    """A bright colour that stays with the id; neighbouring ids differ clearly (golden angle on the hue circle)."""
+    hue = round(track_id * _GOLDEN_ANGLE / 2) % 180
+    pixel = np.array([[[hue, 190, 255]]], np.uint8)
+    blue, green, red = cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0].tolist()
+    return int(blue), int(green), int(red)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pen:
+    """Sizes that keep lines and text legible from 320 px to 4K."""
+
+    width: int
+    height: int
+
+    @property
+    def line(self) -> int:
+        return max(1, round(min(self.width, self.height) / 240))
+
+    @property
+    def unit(self) -> int:
+        """Gap and padding."""
+        return max(4, min(self.width, self.height) // 80)
+
+    @property
+    def font_scale(self) -> float:
+        return max(0.4, min(self.width, self.height) / 900)
+
+    @property
+    def font_weight(self) -> int:
+        return max(1, round(self.font_scale * 1.5))
+
+
+def _draw_skeleton(
+    canvas: ImageArray, joints: NDArray[np.float64], scores: NDArray[np.float32], colour: Colour, pen: _Pen
+) -> None:
+    limit = 4 * max(canvas.shape)  # far outside is a defect of the estimator and would overflow the drawing
+    visible = (scores >= MIN_JOINT_SCORE) & np.isfinite(joints).all(axis=1) & (np.abs(joints) < limit).all(axis=1)
+    points = np.where(visible[:, None], joints, 0.0).round().astype(int).tolist()
+    for first, second in SKELETON:
+        if visible[first] and visible[second]:
+            cv2.line(canvas, points[first], points[second], colour, pen.line, cv2.LINE_AA)
+    for joint in np.flatnonzero(visible).tolist():
+        cv2.circle(canvas, points[joint], pen.line + 1, _WHITE, cv2.FILLED, cv2.LINE_AA)
+
+
+def _draw_box(canvas: ImageArray, box: NDArray[np.float64], text: str, colour: Colour, pen: _Pen) -> None:
+    if not np.isfinite(box).all():
+        return
+    height, width = canvas.shape[:2]
+    limits = np.array([width - 1, height - 1, width - 1, height - 1])
+    left, top, right, bottom = np.clip(box, 0, limits).round().astype(int).tolist()
+    cv2.rectangle(canvas, (left, top), (right, bottom), colour, max(1, pen.line // 2), cv2.LINE_AA)
+    _label(canvas, text, (left, top), colour, pen)
+
+
+def _draw_bar(canvas: ImageArray, bar: ActionBar, row: int, pen: _Pen) -> None:
+    """`label 0.87` on a bar whose filled part is the probability, from the upper left corner downwards."""
+    probability = min(max(bar.probability, 0.0), 1.0) if np.isfinite(bar.probability) else 0.0
+    text = f"{bar.label} {probability:.2f}"
+    (text_width, text_height), _ = cv2.getTextSize(text, _FONT, pen.font_scale, pen.font_weight)
+    height = text_height + pen.unit * 2
+    width = min(max(pen.width // 4, text_width + pen.unit * 2), pen.width - pen.unit * 2)
+    left, top = pen.unit, pen.unit + row * (height + pen.unit // 2)
+    area = canvas[top : top + height, left : left + width]
+    if area.shape[0] < height:
+        return  # more actions than the picture is high
+    area[:] = (area * 0.35).astype(np.uint8)
+    area[:, : round(width * probability)] = _ALERT if bar.probability >= bar.threshold else _CALM
+    _outlined(canvas, text, (left + pen.unit, top + text_height + pen.unit), pen)
+
+
+def _label(canvas: ImageArray, text: str, corner: tuple[int, int], colour: Colour, pen: _Pen) -> None:
+    """Text on a filled plate whose lower left corner is at `corner`, pushed into the picture."""
+    (width, height), baseline = cv2.getTextSize(text, _FONT, pen.font_scale, pen.font_weight)
+    plate_height = height + baseline + pen.unit // 2
+    left = max(0, min(corner[0], canvas.shape[1] - width - pen.unit))
+    bottom = max(plate_height, min(corner[1], canvas.shape[0] - 1))
+    cv2.rectangle(canvas, (left, bottom - plate_height), (left + width + pen.unit, bottom), colour, cv2.FILLED)
+    _outlined(canvas, text, (left + pen.unit // 2, bottom - baseline), pen)
+
+
+def _outlined(canvas: ImageArray, text: str, origin: tuple[int, int], pen: _Pen) -> None:
+    """White text with a dark rim: legible on any colour."""
+    cv2.putText(canvas, text, origin, _FONT, pen.font_scale, (0, 0, 0), pen.font_weight + 2, cv2.LINE_AA)
+    cv2.putText(canvas, text, origin, _FONT, pen.font_scale, _WHITE, pen.font_weight, cv2.LINE_AA)
