@@ -1,0 +1,182 @@
+"""The history of events: one query for the running agent and for the command line, which reads beside it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Self, TextIO
+
+from agent.errors import StorageError
+from agent.outbox.faults import storage_error
+from agent.outbox.tables import DeadLetter, from_us, select_dead_letters, to_us
+from agent.types import Lane
+
+Delivery = Literal["pending", "delivered", "dead"]
+
+_FIELDS = ("sequence", "t_utc", "kind", "phase", "camera_id", "delivery", "event_id", "topic")
+
+
+@dataclass(frozen=True, slots=True)
+class EventQuery:
+    """Which events. Empty fields do not filter.
+
+    since, until: aware times, when it happened, since <= t < until. after: only sequences above this one.
+    newest_first: else in order of sequence. limit: at most so many; None = all.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    kind: str = ""
+    phase: str = ""
+    camera_id: str = ""
+    after: int = 0
+    limit: int | None = 100
+    newest_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """An event as committed. payload: the bytes that are or were published; delivery: what became of them."""
+
+    sequence: int
+    lane: Lane
+    event_id: str
+    kind: str
+    phase: str
+    camera_id: str
+    t_utc: datetime
+    topic: str
+    payload: bytes
+    delivery: Delivery
+
+
+def events_sql(query: EventQuery) -> tuple[str, list[Any]]:
+    """The statement and its parameters; columns as in EventRow, times in microseconds."""
+    wanted = {"kind = ?": query.kind, "phase = ?": query.phase, "camera_id = ?": query.camera_id}
+    times = {"t_event_us >= ?": query.since, "t_event_us < ?": query.until}
+    chosen: dict[str, str | int] = {"sequence > ?": query.after}
+    chosen |= {condition: value for condition, value in wanted.items() if value}
+    chosen |= {condition: to_us(moment) for condition, moment in times.items() if moment is not None}
+    where = " AND ".join(chosen)
+    order = "DESC" if query.newest_first else "ASC"
+    columns = "sequence, lane, event_id, kind, phase, camera_id, t_event_us, topic, payload, delivery"
+    sql = f"SELECT {columns} FROM events WHERE {where} ORDER BY sequence {order} LIMIT ?"  # noqa: S608 - constants only
+    return sql, [*chosen.values(), -1 if query.limit is None else query.limit]
+
+
+def select_events(connection: sqlite3.Connection, query: EventQuery) -> list[EventRow]:
+    """The rows of `query`."""
+    sql, values = events_sql(query)
+    return [_event_row(row) for row in connection.execute(sql, values).fetchall()]
+
+
+class EventArchive:
+    """Reads a database beside a running agent, or without one; never writes. A context manager.
+
+    Raises StorageError when there is no readable database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.absolute()
+        self._database: Any = None
+
+    def __enter__(self) -> Self:
+        if not self._path.is_file():
+            raise StorageError(f"{self._path}: no event database here (hint: check state_dir and outbox.file)")
+        try:
+            self._database = _open_read_only(self._path, "mode=ro")
+        except sqlite3.OperationalError as error:
+            # Without a log file nobody is writing; a reader that may not create one can still read the file as it is.
+            if self._path.with_name(self._path.name + "-wal").exists():
+                raise storage_error(error, self._path) from error
+            self._database = _open_read_only(self._path, "mode=ro&immutable=1")
+        except sqlite3.Error as error:
+            raise storage_error(error, self._path) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._database is not None:
+            self._database.conn.close()
+            self._database = None
+
+    def events(self, query: EventQuery) -> Iterator[EventRow]:
+        """The rows of `query`, read as they are asked for."""
+        sql, values = events_sql(query)
+        with self._reading() as database:
+            for row in database.query(sql, values):
+                yield _event_row(tuple(row.values()))
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """The latest refused messages, newest first."""
+        with self._reading() as database:
+            return select_dead_letters(database.conn, limit)
+
+    def pending(self) -> dict[Lane, int]:
+        """How many deliveries wait, per lane."""
+        with self._reading() as database:
+            counts = database.query("SELECT lane, count(*) AS waiting FROM outbox GROUP BY lane")
+            return dict.fromkeys(Lane, 0) | {Lane(row["lane"]): row["waiting"] for row in counts}
+
+    def export(self, query: EventQuery, file: TextIO, form: Literal["jsonl", "csv"]) -> int:
+        """Write the rows of `query` to `file`; returns how many.
+
+        jsonl: one object per line, the message under `payload` (or `payload_base64` when it is not JSON).
+        csv: a header and one line per event, without the message.
+        """
+        table = csv.DictWriter(file, _FIELDS, lineterminator="\n")
+        if form == "csv":
+            table.writeheader()
+        count = 0
+        for count, row in enumerate(self.events(query), 1):  # noqa: B007 - the count is the result
+            if form == "csv":
+                table.writerow(_cells(row))
+            else:
+                file.write(json.dumps(_cells(row) | _readable(row.payload), ensure_ascii=False) + "\n")
+        return count
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
+        if self._database is None:
+            raise StorageError(f"{self._path}: not open")
+        try:
+            yield self._database
+        except sqlite3.Error as error:
+            raise storage_error(error, self._path) from error
+
+
+def _open_read_only(path: Path, options: str) -> Any:
+    """A `sqlite_utils.Database` that cannot write."""
+    import sqlite_utils
+
+    connection = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the files, the log included
+        connection.execute("PRAGMA query_only=1")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return sqlite_utils.Database(connection, execute_plugins=False)
+
+
+def _event_row(row: tuple[Any, ...]) -> EventRow:
+    sequence, lane, event_id, kind, phase, camera_id, t_event_us, topic, payload, delivery = row
+    t_utc = from_us(t_event_us)
+    return EventRow(sequence, Lane(lane), event_id, kind, phase, camera_id, t_utc, topic, payload, delivery)
+
+
+def _cells(row: EventRow) -> dict[str, object]:
+    return {name: row.t_utc.isoformat() if name == "t_utc" else getattr(row, name) for name in _FIELDS}
+
+
+def _readable(payload: bytes) -> dict[str, object]:
+    try:
+        return {"payload": json.loads(payload)}
+    except ValueError:
+        return {"payload_base64": base64.b64encode(payload).decode("ascii")}

@@ -1,0 +1,78 @@
+"""What the event loop and the writer thread tell each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.errors import StorageError
+from agent.outbox.database import OpenReport
+from agent.outbox.tables import Tables
+from agent.ports import Message
+from agent.types import Lane
+
+
+@dataclass(slots=True)
+class Put:
+    """A message to commit."""
+
+    message: Message
+    reply: asyncio.Future[int | None]
+
+
+@dataclass(slots=True)
+class Ask:
+    """A function of the tables. writes: inside the transaction, answered after its commit; else on its own after it."""
+
+    function: Callable[[Tables], Any]
+    reply: asyncio.Future[Any]
+    writes: bool = False
+
+
+@dataclass(slots=True)
+class Jobs:
+    """What the event loop hands over at a time. forget, attempts: row ids, nobody waits for them."""
+
+    puts: list[Put] = field(default_factory=list)
+    asks: list[Ask] = field(default_factory=list)
+    forget: list[int] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    stop: bool = False
+
+    def add(self, more: Jobs) -> None:
+        """Append `more`."""
+        self.puts += more.puts
+        self.asks += more.asks
+        self.forget += more.forget
+        self.attempts += more.attempts
+        self.stop = self.stop or more.stop
+
+    def __bool__(self) -> bool:
+        return bool(self.puts or self.asks or self.forget or self.attempts or self.stop)
+
+
+@dataclass(slots=True)
+class Answer:
+    """The result of one job; error wins."""
+
+    reply: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """News from the writer thread.
+
+    answers: in the order of the jobs. newest: highest committed row id of each lane that got new rows.
+    opened: the database was opened (at start, or again after an I/O error). stopped: the thread has ended; failure: why,
+    when it could not even start.
+    """
+
+    answers: list[Answer] = field(default_factory=list)
+    newest: dict[Lane, int] = field(default_factory=dict)
+    opened: OpenReport | None = None
+    failure: StorageError | None = None
+    stopped: bool = False

@@ -1,0 +1,177 @@
+"""Takes committed messages to the broker: lane by lane, in order, a bounded number unacknowledged, deleted when acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from agent.config.schema import BackoffConfig
+from agent.errors import RejectedError, StorageError, TransientError
+from agent.outbox.store import OutboxStore
+from agent.ports import Publisher
+from agent.types import Lane, OutboxRecord
+
+log = structlog.get_logger(__name__)
+
+_FETCH_ROWS = 256
+
+
+class Link(Publisher, Protocol):
+    """A way out that says when it is open.
+
+    `publish` must hand its message over before it first waits: the relay starts publishes in order and relies on it.
+    """
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def receive_maximum(self) -> int:
+        """How many publishes may be unacknowledged; 1 or more."""
+        ...
+
+    async def wait_connected(self) -> None: ...
+
+
+@dataclass(slots=True)
+class RelayStats:
+    """Counters since the start. retried: publishes that failed for the moment; rejected: refused for good."""
+
+    delivered: int = 0
+    retried: int = 0
+    rejected: int = 0
+    in_flight: int = 0
+
+
+@dataclass(slots=True)
+class _LaneState:
+    """Where the relay stands in a lane. cursor: last row id taken from the store; failed: lowest row id to go back to."""
+
+    cursor: int = 0
+    ready: deque[OutboxRecord] = field(default_factory=deque)
+    in_flight: int = 0
+    failed: int | None = None
+    failures: int = 0
+    not_before_s: float = 0.0
+
+
+class Relay:
+    """Publishes what is pending in `store` through `link`.
+
+    At least once, in order within a lane; a message that is sent twice has the same event_id. A lane whose message
+    fails for the moment stops, waits for its other acknowledgements, and goes on from the lowest failed row after a
+    full-jitter wait, or as soon as the link is back when it was lost.
+
+    max_in_flight: bound on unacknowledged publishes, next to the link's own. backoff: of a lane on an open link.
+    """
+
+    def __init__(
+        self, store: OutboxStore, link: Link, *, max_in_flight: int = 20, backoff: BackoffConfig | None = None
+    ) -> None:
+        self.stats = RelayStats()
+        self._store = store
+        self._link = link
+        self._max_in_flight = max_in_flight
+        self._backoff = backoff or BackoffConfig()
+        self._lanes = {lane: _LaneState() for lane in Lane}
+        self._wake = asyncio.Event()
+        store.on_commit(self._wake.set)
+
+    async def run(self) -> None:
+        """Relay until cancelled. What was not acknowledged by then stays in the store. Raises StorageError."""
+        self._lanes = {lane: _LaneState() for lane in Lane}
+        self.stats.in_flight = 0
+        async with asyncio.TaskGroup() as deliveries:
+            while True:
+                if not self._link.connected:
+                    await self._link.wait_connected()
+                self._wake.clear()
+                record = await self._next()
+                if record is None:
+                    await self._sleep()
+                    continue
+                lane = self._lanes[record.lane]
+                lane.in_flight += 1
+                self.stats.in_flight += 1
+                deliveries.create_task(self._deliver(record, lane), name=f"deliver-{record.row_id}")
+
+    async def _next(self) -> OutboxRecord | None:
+        """The next record to send, of the highest lane that may send; None when there is none or the window is full."""
+        if self.stats.in_flight >= min(self._max_in_flight, self._link.receive_maximum):
+            return None
+        for name, lane in self._lanes.items():
+            if not self._may_send(lane):
+                continue
+            if not lane.ready and self._store.newest[name] > lane.cursor:
+                records = await self._store.fetch(name, _FETCH_ROWS, lane.cursor)
+                lane.ready.extend(records)
+                lane.cursor = records[-1].row_id if records else self._store.newest[name]
+            if lane.ready:
+                return lane.ready.popleft()
+        return None
+
+    def _may_send(self, lane: _LaneState) -> bool:
+        """Whether the lane is open; a failed lane turns back once its last acknowledgement and its wait are over."""
+        if lane.failed is None:
+            return True
+        if lane.in_flight or asyncio.get_running_loop().time() < lane.not_before_s:
+            return False
+        lane.cursor, lane.failed = lane.failed - 1, None
+        lane.ready.clear()
+        return True
+
+    async def _sleep(self) -> None:
+        """Until a commit, an acknowledgement, or the end of a lane's wait."""
+        waits = [lane.not_before_s for lane in self._lanes.values() if lane.failed is not None and not lane.in_flight]
+        until_s = min(waits, default=None)
+        try:
+            async with asyncio.timeout_at(until_s):
+                await self._wake.wait()
+        except TimeoutError:
+            if until_s is None:
+                raise
+
+    async def _deliver(self, record: OutboxRecord, lane: _LaneState) -> None:
+        try:
+            await self._link.publish(record.topic, record.payload, qos=1, retain=record.retain)
+        except TransientError as error:
+            self._postpone(record, lane, error)
+        except RejectedError as error:
+            await self._bury(record, lane, error)
+        else:
+            self._store.forget((record.row_id,))
+            self.stats.delivered += 1
+            lane.failures = 0
+        finally:
+            lane.in_flight -= 1
+            self.stats.in_flight -= 1
+            self._wake.set()
+
+    def _postpone(self, record: OutboxRecord, lane: _LaneState, error: TransientError) -> None:
+        """Go back to `record`. A lost link has its own backoff, so the lane adds none."""
+        self.stats.retried += 1
+        self._store.mark_attempt((record.row_id,))
+        first = lane.failed is None
+        lane.failed = record.row_id if lane.failed is None else min(lane.failed, record.row_id)
+        if not first or not self._link.connected:
+            return
+        longest_s = min(self._backoff.max_s, self._backoff.initial_s * 2.0 ** min(lane.failures, 60))
+        wait_s = random.uniform(0.0, longest_s)  # noqa: S311 - jitter, not a secret
+        lane.failures += 1
+        lane.not_before_s = asyncio.get_running_loop().time() + wait_s
+        log.info("delivery_postponed", lane=record.lane.name.lower(), error=str(error), wait_s=round(wait_s, 3))
+
+    async def _bury(self, record: OutboxRecord, lane: _LaneState, error: RejectedError) -> None:
+        self.stats.rejected += 1
+        log.warning(
+            "delivery_refused", topic=record.topic, event_id=record.event_id, sequence=record.sequence, error=str(error)
+        )
+        try:
+            await self._store.dead_letter(record.row_id, f"{error} (reason code 0x{error.reason_code:02x})")
+        except StorageError as problem:
+            self._postpone(record, lane, TransientError(f"could not be kept as a dead letter: {problem}"))

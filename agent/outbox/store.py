@@ -1,0 +1,231 @@
+"""The event database's async face: what is put is on disk when `put` returns, and is kept until it is delivered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Self, TypeVar
+
+import structlog
+
+from agent.config.schema import OutboxConfig
+from agent.errors import StorageError
+from agent.outbox.database import OpenReport
+from agent.outbox.history import EventQuery, EventRow, select_events
+from agent.outbox.jobs import Ask, Jobs, Outcome, Put
+from agent.outbox.tables import DeadLetter, LaneDepth, Tables, select_dead_letters
+from agent.outbox.writer import Writer, age_limit_us
+from agent.ports import Message
+from agent.types import Lane, OutboxRecord
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_FORGET_WAIT_S = 0.05
+"""How long acknowledgements gather when no commit takes them along; one that is lost to a crash is only a duplicate."""
+
+
+def wall_clock_us() -> int:
+    """Microseconds since 1970 UTC."""
+    return time.time_ns() // 1000
+
+
+class OutboxStore:
+    """SQLite in WAL mode with FULL synchronisation, written by one thread in group commits. Implements `EventStore`.
+
+    Everything runs on the event loop that opened it. Sequences run without gaps over the alarm and event lanes; the state
+    lane keeps the newest row of each topic.
+    """
+
+    def __init__(self, path: Path, config: OutboxConfig, clock_us: Callable[[], int] = wall_clock_us) -> None:
+        """Use `open`; this only prepares."""
+        self._path = path.absolute()
+        self._loop = asyncio.get_running_loop()
+        self._clock_us = clock_us
+        self._writer = Writer(self._path, config, self._post, clock_us)
+        self._config = config
+        self._opened: asyncio.Future[OpenReport] = self._loop.create_future()
+        self._stopped = asyncio.Event()
+        self._closing = False
+        self._jobs = Jobs()
+        self._flush_soon = False
+        self._flush_later: asyncio.TimerHandle | None = None
+        self._newest = dict.fromkeys(Lane, 0)
+        self._on_commit: list[Callable[[], None]] = []
+        self._on_reopened: list[Callable[[OpenReport], None]] = []
+
+    @classmethod
+    async def open(cls, path: Path, config: OutboxConfig, clock_us: Callable[[], int] = wall_clock_us) -> Self:
+        """Open or create the database at `path` and start its thread; `report` says what was found.
+
+        clock_us: wall clock, microseconds since 1970 UTC. Raises StorageFullError, StorageError.
+        """
+        store = cls(path, config, clock_us)
+        store._writer.start()
+        await asyncio.shield(store._opened)
+        return store
+
+    @property
+    def report(self) -> OpenReport:
+        """What the latest opening found."""
+        return self._opened.result()
+
+    @property
+    def newest(self) -> Mapping[Lane, int]:
+        """Highest row id ever pending in each lane, 0 for none. A row id above the last one fetched means more to fetch."""
+        return self._newest
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the event loop after each commit that made new rows pending."""
+        self._on_commit.append(callback)
+
+    def on_reopened(self, callback: Callable[[OpenReport], None]) -> None:
+        """Have `callback` called when the database had to be opened again after an I/O error, perhaps as a new file."""
+        self._on_reopened.append(callback)
+
+    def reconfigure(self, config: OutboxConfig) -> None:
+        """Apply the keys that may change while running (`history_days`)."""
+        self._config = self._writer.config = config
+
+    # --- the port -----------------------------------------------------------------------------------------------------
+
+    async def put(self, message: Message) -> int | None:
+        """Commit `message`; returns its sequence (None in the state and telemetry lanes) once it is on disk.
+
+        Raises StorageFullError, StorageError (nothing was kept, no number was used; a later put may succeed), and
+        whatever `message.payload` raises.
+        """
+        self._refuse_when_closing()
+        reply: asyncio.Future[int | None] = self._loop.create_future()
+        self._jobs.puts.append(Put(message, reply))
+        self._flush_this_turn()
+        return await reply
+
+    # --- the relay's side ---------------------------------------------------------------------------------------------
+
+    async def fetch(self, lane: Lane, limit: int, after: int = 0) -> list[OutboxRecord]:
+        """Pending rows of `lane` with a row id above `after`, at most `limit`, in order of commit. Too old ones are left out."""
+        not_before_us = age_limit_us(self._config, lane, self._clock_us())
+        return await self._ask(lambda tables: tables.fetch(lane, limit, after, not_before_us))
+
+    def forget(self, row_ids: Iterable[int]) -> None:
+        """Delete delivered rows with one of the next commits. Tried again until it works; unknown ids are fine."""
+        self._jobs.forget.extend(row_ids)
+        self._flush_in_a_while()
+
+    def mark_attempt(self, row_ids: Iterable[int]) -> None:
+        """Count a failed attempt for each of `row_ids` with one of the next commits."""
+        self._jobs.attempts.extend(row_ids)
+        self._flush_in_a_while()
+
+    async def delete(self, row_ids: Iterable[int]) -> None:
+        """Delete delivered rows; returns when that is on disk. Raises StorageError."""
+        ids = list(row_ids)
+        await self._ask(lambda tables: tables.delete(ids), writes=True)
+
+    async def dead_letter(self, row_id: int, reason: str) -> bool:
+        """Take a row out of delivery for good and keep it for inspection; False when it was not pending."""
+        return await self._ask(lambda tables: tables.bury(row_id, reason), writes=True)
+
+    # --- inspection ---------------------------------------------------------------------------------------------------
+
+    async def depth(self) -> dict[Lane, LaneDepth]:
+        """What waits, per lane."""
+        return await self._ask(Tables.depth)
+
+    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """The latest refused messages, newest first."""
+        return await self._ask(lambda tables: select_dead_letters(tables.connection, limit))
+
+    async def events(self, query: EventQuery) -> list[EventRow]:
+        """The history of the alarm and event lanes; `query.limit` bounds how long commits wait for it."""
+        return await self._ask(lambda tables: select_events(tables.connection, query))
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Commit what was put, checkpoint, close. May be called twice."""
+        if not self._closing:
+            self._closing = True
+            self._jobs.stop = True
+            self._flush()
+        await self._stopped.wait()
+
+    async def _ask(self, function: Callable[[Tables], T], *, writes: bool = False) -> T:
+        self._refuse_when_closing()
+        reply: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.asks.append(Ask(function, reply, writes))
+        self._flush_this_turn()
+        return await reply
+
+    def _refuse_when_closing(self) -> None:
+        if self._closing:
+            raise StorageError(f"{self._path}: closed")
+
+    def _flush_this_turn(self) -> None:
+        """Producers that run in the same turn of the event loop share a commit."""
+        if not self._flush_soon:
+            self._flush_soon = True
+            self._loop.call_soon(self._flush)
+
+    def _flush_in_a_while(self) -> None:
+        if self._closing:
+            self._flush_this_turn()
+        elif not self._flush_soon and self._flush_later is None:
+            self._flush_later = self._loop.call_later(_FORGET_WAIT_S, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_soon = False
+        if self._flush_later is not None:
+            self._flush_later.cancel()
+            self._flush_later = None
+        if self._jobs:
+            jobs, self._jobs = self._jobs, Jobs()
+            self._writer.submit(jobs)
+
+    def _post(self, outcome: Outcome) -> None:
+        """On the writer thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._settle, outcome)
+        except RuntimeError:
+            log.debug("outbox_loop_is_gone")  # the process is ending without close(); what was put is on disk
+
+    def _settle(self, outcome: Outcome) -> None:
+        if outcome.opened is not None:
+            self._note_opened(outcome.opened)
+        for answer in outcome.answers:
+            if answer.reply.done():  # its caller was cancelled
+                continue
+            if answer.error is not None:
+                answer.reply.set_exception(answer.error)
+            else:
+                answer.reply.set_result(answer.result)
+        if outcome.newest:
+            for lane, row_id in outcome.newest.items():
+                self._newest[lane] = max(self._newest[lane], row_id)
+            for callback in self._on_commit:
+                callback()
+        if outcome.stopped:
+            self._closing = True
+            self._stopped.set()
+        if outcome.failure is not None:
+            self._opened.set_exception(outcome.failure)
+
+    def _note_opened(self, report: OpenReport) -> None:
+        if report.set_aside is not None:
+            log.error(
+                "outbox_damaged", set_aside=str(report.set_aside), damage=report.damage, skipped=report.skipped,
+                sequence_known=report.sequence_known,
+            )  # fmt: skip
+        elif report.skipped is not None:
+            log.error("outbox_sequence_skipped", skipped=report.skipped)
+        if not self._opened.done():
+            self._opened.set_result(report)
+            return
+        self._opened = self._loop.create_future()
+        self._opened.set_result(report)
+        for callback in self._on_reopened:
+            callback(report)

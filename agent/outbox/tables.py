@@ -1,0 +1,246 @@
+"""The SQL of the event database, on a connection that somebody else owns.
+
+Nothing here opens or commits a transaction. Statements work on many rows at a time: every row that Python steps through
+gives up the interpreter lock and has to win it back from a busy event loop.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from agent.ports import Message
+from agent.types import Lane, OutboxRecord
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SEQUENCED = frozenset({Lane.ALARM, Lane.EVENT})
+"""Lanes whose rows carry a sequence and stay as the history."""
+
+_COLUMNS = (
+    "message_id, lane, sequence, event_id, topic, payload, content_type, retain, kind, phase, camera_id, "
+    "t_event_us, t_created_us"
+)
+_CHUNKS = (64, 8, 1)  # rows per INSERT; few different texts, so that the prepared statements stay cached
+_VALUES = "(?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_INSERT = {n: f"INSERT INTO messages ({_COLUMNS}) VALUES {','.join([_VALUES] * n)}" for n in _CHUNKS}  # noqa: S608 - constants only
+_IDS = "(SELECT value FROM json_each(?))"
+_PENDING = """
+SELECT m.message_id, m.lane, m.sequence, m.event_id, m.topic, m.payload, m.content_type, m.retain, m.t_created_us, o.attempts
+FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
+WHERE o.lane = ? AND o.message_id > ? AND o.t_created_us >= ? ORDER BY o.message_id LIMIT ?
+"""
+_SUPERSEDED = """
+SELECT old.message_id FROM messages AS old JOIN messages AS new ON new.topic = old.topic AND new.message_id > old.message_id
+WHERE old.lane = 2 AND new.lane = 2 AND new.message_id >= ?
+"""
+_PURGE = """
+DELETE FROM messages WHERE message_id IN (
+    SELECT message_id FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?)
+AND t_created_us < ?
+AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = messages.message_id)
+AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = messages.message_id)
+"""
+
+Row = tuple[int, int, int | None, str, str, bytes, str, bool, str, str, str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneDepth:
+    """What waits in a lane. rows: pending deliveries; size_bytes: of their payloads; oldest_age_s: 0 when empty."""
+
+    rows: int = 0
+    size_bytes: int = 0
+    oldest_age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was refused for good. The sequence is None outside the alarm and event lanes."""
+
+    row_id: int
+    lane: Lane
+    sequence: int | None
+    event_id: str
+    topic: str
+    payload: bytes
+    reason: str
+    attempts: int
+    t_dead_utc: datetime
+
+
+def from_us(t_us: int) -> datetime:
+    """Microseconds since 1970 as UTC."""
+    return EPOCH + timedelta(microseconds=t_us)
+
+
+def to_us(moment: datetime) -> int:
+    """An aware time as microseconds since 1970."""
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+def message_row(message: Message, row_id: int, sequence: int | None, payload: bytes, t_created_us: int) -> Row:
+    """The row of `message`. A missing or unreadable `t_utc_iso` becomes the time of the commit.
+
+    Raises TypeError, UnicodeEncodeError for what SQLite could not store: found here, it costs this message alone.
+    """
+    if not isinstance(payload, bytes):
+        raise TypeError(f"payload: expected bytes, got {type(payload).__name__}")
+    names = (message.event_id, message.topic, message.content_type, message.kind, message.phase, message.camera_id)
+    "".join(names).encode()
+    try:
+        moment = datetime.fromisoformat(message.t_utc_iso)
+        t_event_us = to_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    except ValueError:
+        t_event_us = t_created_us
+    return (
+        row_id, int(message.lane), sequence, message.event_id, message.topic, payload, message.content_type,
+        message.retain, message.kind, message.phase, message.camera_id, t_event_us, t_created_us,
+    )  # fmt: skip
+
+
+class Tables:
+    """Reads and writes of one connection, with running totals of what is pending.
+
+    The totals follow the statements; after a rollback the owner calls `recount`.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, clock_us: Callable[[], int]) -> None:
+        self.connection = connection
+        self._clock_us = clock_us
+        self._totals: dict[Lane, tuple[int, int]] = {}
+        self.recount()
+
+    def recount(self) -> None:
+        """Take the totals from the table."""
+        self._totals = dict.fromkeys(Lane, (0, 0))
+        for lane, rows, size in self.connection.execute(
+            "SELECT lane, count(*), sum(size_bytes) FROM outbox GROUP BY lane"
+        ):
+            self._totals[Lane(lane)] = (rows, size)
+
+    def newest(self) -> dict[Lane, int]:
+        """The highest pending row id per lane, 0 for none."""
+        ask = "SELECT coalesce(max(message_id), 0) FROM outbox WHERE lane = ?"
+        return {lane: self.connection.execute(ask, (lane,)).fetchone()[0] for lane in Lane}
+
+    def max_row_id(self) -> int:
+        """The highest row id in use, 0 for none."""
+        return int(self.connection.execute("SELECT coalesce(max(message_id), 0) FROM messages").fetchone()[0])
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def insert(self, rows: Sequence[Row], next_sequence: int) -> None:
+        """New messages with their pending deliveries. Row ids must rise. A state replaces the older ones of its topic."""
+        start = 0
+        for size in _CHUNKS:
+            while len(rows) - start >= size:
+                flat = [value for row in rows[start : start + size] for value in row]
+                self.connection.execute(_INSERT[size], flat)
+                start += size
+        first = rows[0][0]
+        self.connection.execute(
+            "INSERT INTO outbox (message_id, lane, size_bytes, t_created_us) "
+            "SELECT message_id, lane, length(payload), t_created_us FROM messages WHERE message_id >= ?",
+            (first,),
+        )
+        for row in rows:
+            self._count(Lane(row[1]), 1, len(row[5]))
+        if any(row[2] is not None for row in rows):
+            self.connection.execute("UPDATE meta SET value = ? WHERE key = 'next_sequence'", (next_sequence,))
+        if any(row[1] == Lane.STATE for row in rows):
+            self.delete([row_id for (row_id,) in self.connection.execute(_SUPERSEDED, (first,))])
+
+    def delete(self, row_ids: Collection[int]) -> None:
+        """Forget pending deliveries, and outside the history also the messages. Unknown ids are fine."""
+        if not row_ids:
+            return
+        ids = json.dumps(list(row_ids))
+        self._uncount(ids)
+        self.connection.execute(f"DELETE FROM outbox WHERE message_id IN {_IDS}", (ids,))  # noqa: S608 - constants only
+        self.connection.execute(f"DELETE FROM messages WHERE lane > 1 AND message_id IN {_IDS}", (ids,))  # noqa: S608
+
+    def count_attempts(self, row_ids: Iterable[int]) -> None:
+        """One more failed attempt for each of `row_ids`."""
+        ids = json.dumps(list(row_ids))
+        self.connection.execute(f"UPDATE outbox SET attempts = attempts + 1 WHERE message_id IN {_IDS}", (ids,))  # noqa: S608
+
+    def bury(self, row_id: int, reason: str) -> bool:
+        """Turn a pending delivery into a dead letter; False when it is not pending."""
+        moved = self.connection.execute(
+            "INSERT INTO dead_letters (message_id, reason, attempts, t_dead_us) "
+            "SELECT message_id, ?, attempts + 1, ? FROM outbox WHERE message_id = ?",
+            (reason, self._clock_us(), row_id),
+        ).rowcount
+        self._uncount(json.dumps([row_id]))
+        self.connection.execute("DELETE FROM outbox WHERE message_id = ?", (row_id,))
+        return moved == 1
+
+    def expire(self, lane: Lane, before_us: int, limit: int) -> int:
+        """Drop pending rows of `lane` committed before `before_us`, at most `limit`; returns how many."""
+        ask = "SELECT message_id FROM outbox WHERE lane = ? AND t_created_us < ? ORDER BY message_id LIMIT ?"
+        ids = [row_id for (row_id,) in self.connection.execute(ask, (lane, before_us, limit))]
+        self.delete(ids)
+        return len(ids)
+
+    def purge_history(self, before_us: int, limit: int, after: int = 0) -> int | None:
+        """Drop messages committed before `before_us` that wait for nobody.
+
+        Looks at the `limit` messages above the row id `after`; returns the last one looked at, None at the end of what
+        is old enough.
+        """
+        self.connection.execute("DELETE FROM dead_letters WHERE t_dead_us < ?", (before_us,))
+        ask = "SELECT max(message_id), count(*), min(t_created_us) FROM (SELECT message_id, t_created_us FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?)"
+        last, looked_at, oldest_us = self.connection.execute(ask, (after, limit)).fetchone()
+        if not looked_at or oldest_us >= before_us:
+            return None
+        self.connection.execute(_PURGE, (after, limit, before_us))
+        return int(last) if looked_at == limit else None
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def fetch(self, lane: Lane, limit: int, after: int, not_before_us: int = 0) -> list[OutboxRecord]:
+        """Pending rows of `lane` with a row id above `after`, in order of commit."""
+        return [
+            OutboxRecord(
+                row_id, Lane(number), sequence, event_id, topic, payload, content_type, bool(retain), from_us(t), n
+            )
+            for row_id, number, sequence, event_id, topic, payload, content_type, retain, t, n in self.connection.execute(
+                _PENDING, (lane, after, not_before_us, limit)
+            ).fetchall()
+        ]
+
+    def depth(self) -> dict[Lane, LaneDepth]:
+        """What waits, per lane."""
+        now_us = self._clock_us()
+        ask = "SELECT t_created_us FROM outbox WHERE lane = ? ORDER BY message_id LIMIT 1"
+        result = {}
+        for lane, (rows, size) in self._totals.items():
+            oldest = self.connection.execute(ask, (lane,)).fetchone()
+            result[lane] = LaneDepth(rows, size, max(0.0, (now_us - oldest[0]) / 1e6) if oldest else 0.0)
+        return result
+
+    def _count(self, lane: Lane, rows: int, size_bytes: int) -> None:
+        have = self._totals[lane]
+        self._totals[lane] = (have[0] + rows, have[1] + size_bytes)
+
+    def _uncount(self, ids: str) -> None:
+        ask = f"SELECT lane, count(*), sum(size_bytes) FROM outbox WHERE message_id IN {_IDS} GROUP BY lane"  # noqa: S608 - constants only
+        for lane, rows, size in self.connection.execute(ask, (ids,)).fetchall():
+            self._count(Lane(lane), -rows, -size)
+
+
+def select_dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
+    """The latest refused messages, newest first."""
+    rows = connection.execute(
+        "SELECT m.message_id, m.lane, m.sequence, m.event_id, m.topic, m.payload, d.reason, d.attempts, d.t_dead_us "
+        "FROM dead_letters AS d JOIN messages AS m ON m.message_id = d.message_id "
+        "ORDER BY d.t_dead_us DESC, d.message_id DESC LIMIT ?",
+        (limit,),
+    )
+    return [
+        DeadLetter(row_id, Lane(lane), sequence, event_id, topic, payload, reason, attempts, from_us(t_dead_us))
+        for row_id, lane, sequence, event_id, topic, payload, reason, attempts, t_dead_us in rows
+    ]
