@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from agent.tracking.kalman import Floats
 
-Indices = NDArray[np.intp]
+Indices = NDArray[np.integer]
 
 _SIGMAS = np.array(
     [.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089]
@@ -28,30 +28,27 @@ class Assignment(NamedTuple):
 
 
 def pairwise_iou(a: Floats, b: Floats, *, pixel: float = 0.0) -> Floats:
-    """Intersection over union (A, B) of the boxes a (A, 4) and b (B, 4), xyxy px; 0 for boxes without extent.
+    """Intersection over union (A, B) of the boxes a (4, A) and b (4, B), xyxy px; 0 for boxes without extent.
 
     pixel: added to every width and height. 1 is the convention of `cython_bbox` (corners are the first and the last
     pixel), which ByteTrack's published code uses; 0 is the one of the metrics.
     """
-    corner_a, corner_b = a[:, :2], b[:, :2]
-    end_a, end_b = a[:, 2:] + pixel, b[:, 2:] + pixel
-    overlap = np.minimum(end_a[:, None], end_b)
-    overlap -= np.maximum(corner_a[:, None], corner_b)
-    np.maximum(overlap, 0.0, out=overlap)
-    intersection: Floats = overlap[..., 0] * overlap[..., 1]
-    area_a = _area(end_a - corner_a)
-    area_b = _area(end_b - corner_b)
-    union = area_a[:, None] + area_b
-    union -= intersection
-    intersection /= np.maximum(union, np.finfo(np.float64).tiny)
-    return intersection
-
-
-def _area(size: Floats) -> Floats:
-    """(N, 2) widths and heights -> (N,) areas; a box turned inside out has none."""
-    size = np.maximum(size, 0.0)
-    area: Floats = size[:, 0] * size[:, 1]
-    return area
+    left, top, right, bottom = a[0][:, None], a[1][:, None], (a[2] + pixel)[:, None], (a[3] + pixel)[:, None]
+    b_left, b_top, b_right, b_bottom = b[0], b[1], b[2] + pixel, b[3] + pixel
+    width: Floats = np.minimum(right, b_right)
+    width -= np.maximum(left, b_left)
+    height = np.minimum(bottom, b_bottom)
+    height -= np.maximum(top, b_top)
+    np.maximum(width, 0.0, out=width)
+    np.maximum(height, 0.0, out=height)
+    width *= height  # from here on: the intersection
+    # A box turned inside out has no area; the smallest number keeps 0 / 0 away.
+    area = np.maximum(right - left, 0.0) * np.maximum(bottom - top, 0.0)
+    b_area = np.maximum(b_right - b_left, 0.0) * np.maximum(b_bottom - b_top, 0.0)
+    union = area + (b_area + np.finfo(np.float64).tiny)
+    union -= width
+    width /= union
+    return width
 
 
 def pairwise_oks(a: Floats, b: Floats, areas: Floats) -> Floats:
@@ -88,10 +85,5 @@ def assign(cost: Floats, limit: float) -> Assignment:
         nothing = np.empty(0, np.intp)
         return Assignment(nothing, nothing, np.arange(rows), np.arange(columns))
     column_of, row_of = lap.lapjv(cost, extend_cost=True, cost_limit=limit, return_cost=False)
-    matched = np.flatnonzero(column_of >= 0)
-    return Assignment(
-        matched,
-        column_of[matched].astype(np.intp),
-        np.flatnonzero(column_of < 0),
-        np.flatnonzero(row_of < 0),
-    )
+    matched = (column_of >= 0).nonzero()[0]
+    return Assignment(matched, column_of[matched], (column_of < 0).nonzero()[0], (row_of < 0).nonzero()[0])

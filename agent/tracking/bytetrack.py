@@ -1,21 +1,22 @@
 """ByteTrack: every detection box counts, the doubtful ones for known tracks only.
 
 Source: Zhang et al., ByteTrack: Multi-Object Tracking by Associating Every Detection Box, ECCV 2022; order of steps and
-thresholds as in the authors' published code. Written anew with all tracks in one structured array.
+thresholds as in the authors' published code. Written anew with all tracks in the columns of one table.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.config.schema import TrackingConfig
 from agent.tracking import kalman
-from agent.tracking.association import Assignment, Indices, assign, pairwise_iou, pairwise_oks
+from agent.tracking.association import Indices, assign, pairwise_iou, pairwise_oks
 from agent.tracking.kalman import Floats
+from agent.tracking.table import TrackTable
 from agent.types import NUM_KEYPOINTS, FloatArray, FrameStamp, IntArray, People, Tracks, TrackState
 
 PALACE = TrackingConfig(
@@ -31,22 +32,9 @@ PALACE = TrackingConfig(
 _UPSTREAM_FPS = 30.0
 _PIXEL = 1.0
 """Upstream's overlap counts corners as pixels (see `pairwise_iou`)."""
-
-_TRACK = np.dtype(
-    [
-        ("id", np.int64),
-        ("motion", np.float64, (5, 4)),  # see kalman.py
-        ("box", np.float64, (4,)),  # xyxy px: what detections are compared with
-        ("pose", np.float64, (NUM_KEYPOINTS, 3)),  # last matched: x, y from the centre of the box px, score
-        ("confirmed", np.bool_),
-        ("lost", np.bool_),
-        ("expired", np.bool_),  # lost for longer than the buffer
-        ("first_frame", np.int64),
-        ("last_frame", np.int64),
-        ("detection", np.int64),  # row of the input matched in this frame, -1 = none
-    ]
-)
-"""One track. The table keeps tracked rows before lost ones, each in the order in which they came to be so."""
+_NEW = 1
+_GROUP = np.array([0, 4, 2, 3])
+"""Order of the table by 2 * was lost + is lost: 0 stays tracked, 1 new, 2 found again, 3 stays lost, 4 newly lost."""
 
 
 class Matched(NamedTuple):
@@ -62,12 +50,15 @@ class Matched(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Detections:
-    """The usable detections of one frame. rows: where they stand in the input; poses: only if they are compared."""
+    """The usable detections of one frame.
+
+    rows: (N,) where they stand in the input; boxes: (4, N) xyxy px; scores: (N,); poses: (N, 17, 3), (N, 0, 3) unused.
+    """
 
     rows: Indices
     boxes: Floats
     scores: Floats
-    poses: Floats | None
+    poses: Floats
 
 
 class _Pairs(NamedTuple):
@@ -104,8 +95,11 @@ class ByteTracker:
         self._frame = 0
         self._next_id = 1
         self._dropped_inputs = 0
-        self._removed: IntArray = np.empty(0, np.int64)
-        self._table: NDArray[np.void] = np.empty(0, _TRACK)
+        self._removed: tuple[int, ...] = ()
+        self._upstream = config.variant == "upstream"
+        self._with_poses = config.keypoint_weight > 0
+        # Tracked before lost, each in the order in which they came to be so.
+        self._table = TrackTable.empty(with_poses=self._with_poses)
 
     @property
     def dropped_inputs(self) -> int:
@@ -115,17 +109,18 @@ class ByteTracker:
     @property
     def removed(self) -> tuple[int, ...]:
         """Identities that the last `update`, `track` or `reset` gave up for good; some were never confirmed."""
-        return tuple(self._removed.tolist())
+        return self._removed
 
     @property
     def lost_ids(self) -> tuple[int, ...]:
         """Identities not seen in the last frame that may still come back."""
-        return tuple(self._table["id"][self._table["lost"]].tolist())
+        life = self._table.life
+        return tuple(life["id"][life["lost"]].tolist())
 
     def reset(self) -> None:
         """Forget everybody, as after a cut; the next frame counts as the first one again."""
-        self._removed = self._table["id"].copy()
-        self._table = self._table[:0]
+        self._removed = tuple(self._table.life["id"].tolist())
+        self._table = TrackTable.empty(with_poses=self._with_poses)
         self._frame = 0
 
     def update(self, stamp: FrameStamp, people: People) -> Tracks:
@@ -134,8 +129,8 @@ class ByteTracker:
         Boxes come from the filter, key points and scores from the matched person. Frames must come in order; every
         call is one frame of the filter's time. Raises nothing for bad rows, see the class.
         """
-        pose = np.dstack((people.keypoints, people.keypoint_scores)) if self._config.keypoint_weight else None
-        found = self.track(people.boxes, people.scores, pose)
+        poses = np.dstack((people.keypoints, people.keypoint_scores)) if self._with_poses else None
+        found = self.track(people.boxes, people.scores, poses)
         return Tracks(
             stamp,
             People(
@@ -148,67 +143,75 @@ class ByteTracker:
             np.full(len(found.track_ids), TrackState.TRACKED, np.int64),
         )
 
-    def track(self, boxes: FloatArray | Floats, scores: FloatArray | Floats, poses: Any = None) -> Matched:
+    def track(
+        self, boxes: FloatArray | Floats, scores: FloatArray | Floats, poses: FloatArray | Floats | None = None
+    ) -> Matched:
         """One frame as bare arrays: boxes (N, 4) xyxy px, scores (N,) 0-1, poses (N, 17, 3) x, y px and score.
 
-        poses: used only with `keypoint_weight`; None stands for people without key points.
+        poses: used only with `keypoint_weight`; None stands for people without key points. Raises ValueError for
+        arrays that do not fit together.
         """
         self._frame += 1
-        table = self._table
-        table["detection"] = -1
         seen = self._usable(boxes, scores, poses)
+        table = self._table
+        table.life["detection"] = -1
         self._predict(table)
         pairs = self._associate(table, seen)
         self._correct(table, pairs, seen)
-        dropped = np.zeros(len(table), np.bool_)
-        dropped[pairs.unconfirmed] = True
-        dropped |= self._expire(table, pairs)
+        dropped = self._expire(table, pairs)
         self._rearrange(table, pairs, dropped, self._start(seen, pairs.new))
         return self._output()
 
-    def _usable(self, boxes: Any, scores: Any, poses: Any) -> _Detections:
+    def _usable(
+        self, boxes: FloatArray | Floats, scores: FloatArray | Floats, poses: FloatArray | Floats | None
+    ) -> _Detections:
         """The rows that can be worked with, in float64."""
-        scores = np.asarray(scores, np.float64)
-        boxes = np.asarray(boxes, np.float64)
-        if boxes.shape != (len(scores), 4):
-            raise ValueError(f"boxes: expected shape ({len(scores)}, 4), got {boxes.shape}")
-        usable = np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        rows = np.flatnonzero(usable)
-        if len(rows) < len(scores):
-            self._dropped_inputs += len(scores) - len(rows)
-            boxes, scores = boxes[rows], scores[rows]
-        if self._config.keypoint_weight and poses is not None:
-            return _Detections(rows, boxes, scores, np.asarray(poses, np.float64)[rows])
-        return _Detections(rows, boxes, scores, None)
+        n = len(scores)
+        if boxes.shape != (n, 4):
+            raise ValueError(f"boxes: expected shape ({n}, 4), got {boxes.shape}")
+        columns = np.array(boxes.T, np.float64, order="C")
+        confidence = np.asarray(scores, np.float64)
+        left, top, right, bottom = columns
+        # An infinite or undefined number shows in the sum, a turned or empty box in the comparisons.
+        usable = np.isfinite(left + top + right + bottom + confidence)
+        usable &= right > left
+        usable &= bottom > top
+        rows = usable.nonzero()[0]
+        if len(rows) < n:
+            self._dropped_inputs += n - len(rows)
+            columns, confidence = columns[:, rows], confidence[rows]
+        if not self._with_poses:
+            return _Detections(rows, columns, confidence, np.empty((len(rows), 0, 3)))
+        chosen = np.zeros((len(rows), NUM_KEYPOINTS, 3)) if poses is None else np.asarray(poses, np.float64)[rows]
+        return _Detections(rows, columns, confidence, chosen)
 
-    def _predict(self, table: NDArray[np.void]) -> None:
-        """One frame ahead, for confirmed tracks only: a track seen once has no velocity yet."""
-        confirmed = table["confirmed"]
-        if confirmed.all():
-            motion = table["motion"] = kalman.predict(table["motion"], table["lost"])
-            if self._config.variant == "upstream":
-                table["box"] = kalman.to_xyxy(motion)
-            return
-        rows = np.flatnonzero(confirmed)
-        motion = kalman.predict(table["motion"][rows], table["lost"][rows])
-        table["motion"][rows] = motion
-        if self._config.variant == "upstream":
-            table["box"][rows] = kalman.to_xyxy(motion)
+    def _predict(self, table: TrackTable) -> None:
+        """One frame ahead, for confirmed tracks only: one seen once has no velocity yet and stays where it is."""
+        motion = kalman.predict(table.motion, table.life["lost"])
+        once = (~table.life["confirmed"]).nonzero()[0]
+        if len(once):
+            motion[..., once] = table.motion[..., once]
+        table.motion = motion
+        if self._upstream:
+            table.boxes = kalman.to_xyxy(motion)
 
-    def _associate(self, table: NDArray[np.void], seen: _Detections) -> _Pairs:
+    def _associate(self, table: TrackTable, seen: _Detections) -> _Pairs:
         """The three associations: sure detections, doubtful detections, tracks seen once."""
         config = self._config
-        sure = np.flatnonzero(seen.scores > config.track_threshold)
-        doubtful = np.flatnonzero((seen.scores <= config.track_threshold) & (seen.scores > config.low_threshold))
-        confirmed = np.flatnonzero(table["confirmed"])
-        once = np.flatnonzero(~table["confirmed"])
-        iou = pairwise_iou(table["box"], seen.boxes, pixel=_PIXEL)
+        is_sure = seen.scores > config.track_threshold
+        sure = is_sure.nonzero()[0]
+        doubtful = (~is_sure & (seen.scores > config.low_threshold)).nonzero()[0]
+        confirmed = table.life["confirmed"].nonzero()[0]
+        once = (~table.life["confirmed"]).nonzero()[0]
+        iou = pairwise_iou(table.boxes, seen.boxes, pixel=_PIXEL)
         first = assign(1 - self._likeness(table, seen, iou, confirmed, sure), config.match_threshold)
         rest = confirmed[first.free_rows]
-        rest = rest[~table["lost"][rest]]
+        rest = rest[~table.life["lost"][rest]]
         second = assign(1 - iou[rest[:, None], doubtful], config.second_match_threshold)
         sure_rest = sure[first.free_columns]
-        third = self._associate_once(seen, iou, once, sure_rest)
+        third = assign(
+            1 - self._fused(iou[once[:, None], sure_rest], seen, sure_rest), config.unconfirmed_match_threshold
+        )
         new = sure_rest[third.free_columns]
         return _Pairs(
             np.concatenate((confirmed[first.rows], rest[second.rows], once[third.rows])),
@@ -218,123 +221,113 @@ class ByteTracker:
             new[seen.scores[new] >= config.track_threshold + config.new_margin],
         )
 
-    def _likeness(
-        self, table: NDArray[np.void], seen: _Detections, iou: Floats, rows: Indices, columns: Indices
-    ) -> Floats:
+    def _likeness(self, table: TrackTable, seen: _Detections, iou: Floats, rows: Indices, columns: Indices) -> Floats:
         """(rows, columns) similarity of the first association: overlap, poses where asked for, detector's score."""
         similarity: Floats = iou[rows[:, None], columns]
         weight = self._config.keypoint_weight
-        if weight and seen.poses is not None and similarity.size:
-            boxes = table["box"][rows]
-            poses = table["pose"][rows]
-            poses[..., :2] += (boxes[:, None, :2] + boxes[:, None, 2:]) / 2  # carried along by the predicted box
-            size = seen.boxes[columns, 2:] - seen.boxes[columns, :2]
-            oks = pairwise_oks(poses, seen.poses[columns], size.prod(axis=1))
+        if self._with_poses and similarity.size:
+            poses = _moved(table.poses[rows], table.boxes[:, rows], +1)  # carried along by the predicted box
+            width, height = seen.boxes[2:, columns] - seen.boxes[:2, columns]
+            oks = pairwise_oks(poses, seen.poses[columns], width * height)
             similarity = np.where(np.isnan(oks), similarity, (1 - weight) * similarity + weight * oks)
-        return similarity * seen.scores[columns] if self._config.variant == "upstream" else similarity
+        return self._fused(similarity, seen, columns)
 
-    def _associate_once(self, seen: _Detections, iou: Floats, once: Indices, columns: Indices) -> Assignment:
-        """Tracks seen once against the sure detections that are left."""
-        similarity = iou[once[:, None], columns]
-        if self._config.variant == "upstream":
-            similarity = similarity * seen.scores[columns]
-        return assign(1 - similarity, self._config.unconfirmed_match_threshold)
+    def _fused(self, similarity: Floats, seen: _Detections, columns: Indices) -> Floats:
+        """The similarity to the detections `columns`, weighed with their scores where the variant does so."""
+        return similarity * seen.scores[columns] if self._upstream else similarity
 
-    def _correct(self, table: NDArray[np.void], pairs: _Pairs, seen: _Detections) -> None:
+    def _correct(self, table: TrackTable, pairs: _Pairs, seen: _Detections) -> None:
         """Bring the matched tracks up to date."""
-        rows = pairs.tracks
-        motion = kalman.correct(table["motion"][rows], kalman.to_xyah(seen.boxes[pairs.detections]))
-        table["motion"][rows] = motion
-        table["box"][rows] = boxes = kalman.to_xyxy(motion)
-        table["confirmed"][rows] = True
-        table["last_frame"][rows] = self._frame
-        table["detection"][rows] = seen.rows[pairs.detections]
-        if seen.poses is not None:
-            table["pose"][rows] = _relative(seen.poses[pairs.detections], boxes)
+        rows, life = pairs.tracks, table.life
+        motion = kalman.correct(table.motion[..., rows], kalman.to_xyah(seen.boxes[:, pairs.detections]))
+        boxes = kalman.to_xyxy(motion)
+        table.motion[..., rows] = motion
+        table.boxes[:, rows] = boxes
+        life["confirmed"][rows] = True
+        life["last_frame"][rows] = self._frame
+        life["detection"][rows] = seen.rows[pairs.detections]
+        if self._with_poses:
+            table.poses[rows] = _moved(seen.poses[pairs.detections], boxes, -1)
 
-    def _expire(self, table: NDArray[np.void], pairs: _Pairs) -> NDArray[np.bool_]:
-        """(N,) lost tracks to give up for their age.
+    def _expire(self, table: TrackTable, pairs: _Pairs) -> NDArray[np.bool_]:
+        """(N,) tracks to give up: those seen once and not again, and those lost for too long.
 
         Upstream's bookkeeping gives a track whose time is up one more frame; one found in that frame stays marked
         and is given up as soon as it is lost again.
         """
-        missed = table["detection"] < 0
-        lost = table["lost"] & missed
-        dropped: NDArray[np.bool_] = lost & table["expired"]
-        table["expired"] |= lost & (self._frame - table["last_frame"] > self._buffer_frames)
-        dropped[pairs.newly_lost] = table["expired"][pairs.newly_lost]
+        life = table.life
+        expired = life["expired"]
+        lost = life["lost"] & (life["detection"] < 0)
+        dropped: NDArray[np.bool_] = lost & expired
+        expired |= lost & (life["last_frame"] < self._frame - self._buffer_frames)
+        dropped[pairs.newly_lost] = expired[pairs.newly_lost]
+        dropped[pairs.unconfirmed] = True
         return dropped
 
-    def _start(self, seen: _Detections, new: Indices) -> NDArray[np.void]:
+    def _start(self, seen: _Detections, new: Indices) -> TrackTable:
         """Tracks for the detections `new`; confirmed at their second hit, in the first frame at once."""
-        tracks = np.zeros(len(new), _TRACK)
+        started = TrackTable.empty(with_poses=self._with_poses, n=len(new))
         if len(new):
-            tracks["id"] = np.arange(self._next_id, self._next_id + len(new))
+            life = started.life
+            life["id"] = np.arange(self._next_id, self._next_id + len(new))
             self._next_id += len(new)
-            tracks["motion"] = kalman.initiate(kalman.to_xyah(seen.boxes[new]))
-            tracks["box"] = seen.boxes[new]
-            tracks["confirmed"] = self._frame == 1
-            tracks["first_frame"] = tracks["last_frame"] = self._frame
-            tracks["detection"] = seen.rows[new]
-            if seen.poses is not None:
-                tracks["pose"] = _relative(seen.poses[new], seen.boxes[new])
-        return tracks
+            life["first_frame"] = life["last_frame"] = self._frame
+            life["confirmed"] = self._frame == 1
+            life["detection"] = seen.rows[new]
+            started.boxes = seen.boxes[:, new]
+            started.motion = kalman.initiate(kalman.to_xyah(started.boxes))
+            started.poses = _moved(seen.poses[new], started.boxes, -1)
+        return started
 
-    def _rearrange(
-        self, table: NDArray[np.void], pairs: _Pairs, dropped: NDArray[np.bool_], new: NDArray[np.void]
-    ) -> None:
+    def _rearrange(self, table: TrackTable, pairs: _Pairs, dropped: NDArray[np.bool_], new: TrackTable) -> None:
         """Settle who is tracked and who is lost, take in new tracks, drop the removed and the doubles."""
-        was_lost = table["lost"].copy()
-        table["lost"] = is_lost = (was_lost & (table["detection"] < 0)) | _mask(len(table), pairs.newly_lost)
-        # Where a row goes: 0 stays tracked, 1 new, 2 found again, 3 stays lost, 4 newly lost.
-        group = np.where(was_lost, np.where(is_lost, 3, 2), np.where(is_lost, 4, 0))
+        was_lost = table.life["lost"].copy()
+        lost = table.life["lost"]
+        lost &= table.life["detection"] < 0
+        lost[pairs.newly_lost] = True
+        group = _GROUP[2 * was_lost + lost]
         if len(new):
-            table = np.concatenate((table, new))
-            group = np.concatenate((group, np.full(len(new), 1)))
+            table = table.extended(new)
+            group = np.concatenate((group, np.full(len(new), _NEW)))
             dropped = np.concatenate((dropped, np.zeros(len(new), np.bool_)))
-        dropped |= self._duplicates(table, dropped)
-        self._removed = table["id"][dropped]
-        if dropped.any() or (np.diff(group) < 0).any():
+        self._drop_doubles(table, dropped)
+        self._removed = tuple(table.life["id"][dropped].tolist())
+        if self._removed or (group[1:] < group[:-1]).any():
             order = np.argsort(group, kind="stable")
-            table = table[order[~dropped[order]]]
+            table = table.take(order[~dropped[order]])
         self._table = table
 
-    def _duplicates(self, table: NDArray[np.void], dropped: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(N,) of a tracked and a lost track on the same spot the younger one (the tracked one when equally old)."""
-        double = np.zeros(len(table), np.bool_)
-        lost = np.flatnonzero(table["lost"] & ~dropped)
+    def _drop_doubles(self, table: TrackTable, dropped: NDArray[np.bool_]) -> None:
+        """Mark, of a tracked and a lost track on the same spot, the younger one (the tracked one when equally old)."""
+        life = table.life
+        lost = (life["lost"] & ~dropped).nonzero()[0]
         if not len(lost):
-            return double
-        tracked = np.flatnonzero(~table["lost"] & ~dropped)
-        iou = pairwise_iou(table["box"][tracked], table["box"][lost], pixel=_PIXEL)
-        i, j = np.nonzero(1 - iou < self._config.duplicate_iou_distance)
+            return
+        tracked = (~life["lost"] & ~dropped).nonzero()[0]
+        iou = pairwise_iou(table.boxes[:, tracked], table.boxes[:, lost], pixel=_PIXEL)
+        i, j = (1 - iou < self._config.duplicate_iou_distance).nonzero()
         if len(i):
-            age = table["last_frame"] - table["first_frame"]
+            age = life["last_frame"] - life["first_frame"]
             older = age[tracked[i]] > age[lost[j]]
-            double[lost[j[older]]] = True
-            double[tracked[i[~older]]] = True
-        return double
+            dropped[lost[j[older]]] = True
+            dropped[tracked[i[~older]]] = True
 
     def _output(self) -> Matched:
         """Confirmed tracks of this frame whose box has a plausible size and shape."""
-        table = self._table
-        shown = table["confirmed"] & (table["detection"] >= 0)
-        size = table["box"][:, 2:] - table["box"][:, :2]
-        shown &= size[:, 0] * size[:, 1] > self._config.min_box_area_px
+        life, boxes = self._table.life, self._table.boxes
+        width, height = boxes[2:] - boxes[:2]
+        shown = life["confirmed"] & (life["detection"] >= 0)
+        shown &= width * height > self._config.min_box_area_px
         if not self._config.keep_wide:
-            shown &= size[:, 0] <= self._config.max_aspect_ratio * size[:, 1]
-        rows = np.flatnonzero(shown)
-        return Matched(table["id"][rows], table["box"][rows], table["detection"][rows])
+            shown &= width <= self._config.max_aspect_ratio * height
+        rows = shown.nonzero()[0]
+        return Matched(life["id"][rows], boxes[:, rows].T, life["detection"][rows])
 
 
-def _mask(length: int, rows: Indices) -> NDArray[np.bool_]:
-    mask = np.zeros(length, np.bool_)
-    mask[rows] = True
-    return mask
-
-
-def _relative(poses: Floats, boxes: Floats) -> Floats:
-    """Poses (N, 17, 3) with x, y from the centres of the boxes (N, 4)."""
-    poses = poses.copy()
-    poses[..., :2] -= (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
-    return poses
+def _moved(poses: Floats, boxes: Floats, sign: int) -> Floats:
+    """Poses (N, 17, 3) with the centres of the boxes (4, N) added to x, y (sign +1) or taken away (-1)."""
+    if not poses.size:
+        return poses
+    moved = poses.copy()
+    moved[..., :2] += (0.5 * sign * (boxes[:2] + boxes[2:])).T[:, None]
+    return moved

@@ -6,12 +6,15 @@ its own velocity, and every noise matrix is diagonal, so the 8x8 covariance cons
 ever. Here only those blocks are kept: plain element-wise arithmetic takes the place of matrix products and a Cholesky
 solve, with the same result (a test holds it against the dense filter).
 
-A state array has the shape (N, 5, 4) float64: five rows (see the constants) of the coordinates x, y, a, h.
+A state array has the shape (5, 4, N) float64: five rows (see the constants) of the coordinates x, y, a, h, each
+contiguous over the tracks, so that every step is a handful of vector operations whatever N is. Boxes are (4, N) here.
 
 Source: Wojke et al., Simple Online and Realtime Tracking with a Deep Association Metric, 2017.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,77 +24,94 @@ Floats = NDArray[np.float64]
 POSITION, VELOCITY, VAR_POSITION, COVARIANCE, VAR_VELOCITY = range(5)
 """Rows of a state: mean, mean velocity, variance, covariance with the velocity, variance of the velocity."""
 
-_POSITION_WEIGHT = 1 / 20
-_VELOCITY_WEIGHT = 1 / 160
 _ASPECT = 2
 _HEIGHT = 3
-_SCALED = np.array([1.0, 1.0, 0.0, 1.0])
-"""Which coordinates have noise in proportion to the height; the aspect ratio has constant noise."""
-_ASPECT_ONLY = 1.0 - _SCALED
 
 
-def _variance(height: Floats, weight: float, aspect_std: float) -> Floats:
-    """(N,) heights -> (N, 4) variances: (weight * height)^2, for the aspect ratio aspect_std^2."""
-    return np.square(weight * height)[:, None] * _SCALED + aspect_std**2 * _ASPECT_ONLY
+class _Noise(NamedTuple):
+    """A variance of each coordinate: slope (4, 1) * height^2 + constant (4, 1)."""
+
+    slope: Floats
+    constant: Floats
+
+    def at(self, height2: Floats) -> Floats:
+        """(4, N) variances for the squared heights (N,)."""
+        variance: Floats = self.slope * height2
+        variance += self.constant
+        return variance
+
+
+def _noise(weight: float, aspect_std: float) -> _Noise:
+    """Standard deviation weight * height for x, y and h; aspect_std for the aspect ratio."""
+    slope = np.full((4, 1), weight**2)
+    slope[_ASPECT] = 0.0
+    constant = np.zeros((4, 1))
+    constant[_ASPECT] = aspect_std**2
+    return _Noise(slope, constant)
+
+
+_POSITION_WEIGHT = 1 / 20
+_VELOCITY_WEIGHT = 1 / 160
+_START_POSITION = _noise(2 * _POSITION_WEIGHT, 1e-2)
+_START_VELOCITY = _noise(10 * _VELOCITY_WEIGHT, 1e-5)
+_MOTION_POSITION = _noise(_POSITION_WEIGHT, 1e-2)
+_MOTION_VELOCITY = _noise(_VELOCITY_WEIGHT, 1e-5)
+_MEASUREMENT = _noise(_POSITION_WEIGHT, 1e-1)
 
 
 def initiate(xyah: Floats) -> Floats:
-    """States (N, 5, 4) of new tracks at the measured boxes xyah (N, 4), at rest."""
-    height = xyah[:, _HEIGHT]
-    state = np.zeros((len(xyah), 5, 4))
-    state[:, POSITION] = xyah
-    state[:, VAR_POSITION] = _variance(height, 2 * _POSITION_WEIGHT, 1e-2)
-    state[:, VAR_VELOCITY] = _variance(height, 10 * _VELOCITY_WEIGHT, 1e-5)
+    """States (5, 4, N) of new tracks at the measured boxes xyah (4, N), at rest."""
+    height2 = np.square(xyah[_HEIGHT])
+    state = np.zeros((5, *xyah.shape))
+    state[POSITION] = xyah
+    state[VAR_POSITION] = _START_POSITION.at(height2)
+    state[VAR_VELOCITY] = _START_VELOCITY.at(height2)
     return state
 
 
 def predict(state: Floats, lost: NDArray[np.bool_]) -> Floats:
-    """States (N, 5, 4) one frame later; tracks that are lost (N,) stop growing or shrinking."""
-    height = state[:, POSITION, _HEIGHT]
+    """States (5, 4, N) one frame later; tracks that are lost (N,) stop growing or shrinking."""
+    height2 = np.square(state[POSITION, _HEIGHT])
     after = state.copy()
-    after[lost, VELOCITY, _HEIGHT] = 0.0
-    after[:, POSITION] += after[:, VELOCITY]
-    after[:, VAR_POSITION] += 2 * state[:, COVARIANCE] + state[:, VAR_VELOCITY]
-    after[:, VAR_POSITION] += _variance(height, _POSITION_WEIGHT, 1e-2)
-    after[:, COVARIANCE] += state[:, VAR_VELOCITY]
-    after[:, VAR_VELOCITY] += _variance(height, _VELOCITY_WEIGHT, 1e-5)
+    position, velocity, variance, covariance, variance_velocity = after
+    velocity[_HEIGHT, lost] = 0.0
+    position += velocity
+    variance += 2 * covariance
+    variance += variance_velocity
+    variance += _MOTION_POSITION.at(height2)
+    covariance += variance_velocity
+    variance_velocity += _MOTION_VELOCITY.at(height2)
     return after
 
 
 def correct(state: Floats, xyah: Floats) -> Floats:
-    """Predicted states (N, 5, 4) corrected by the measured boxes xyah (N, 4)."""
-    variance = state[:, VAR_POSITION]
-    covariance = state[:, COVARIANCE]
-    innovation_variance = variance + _variance(state[:, POSITION, _HEIGHT], _POSITION_WEIGHT, 1e-1)
-    gain = variance / innovation_variance
-    gain_velocity = covariance / innovation_variance
-    innovation = xyah - state[:, POSITION]
+    """Predicted states (5, 4, N) corrected by the measured boxes xyah (4, N)."""
+    spread = state[VAR_POSITION] + _MEASUREMENT.at(np.square(state[POSITION, _HEIGHT]))
+    # Rows: gain of the position and of the velocity.
+    gain = state[VAR_POSITION : COVARIANCE + 1] / spread
     after = state.copy()
-    after[:, POSITION] += gain * innovation
-    after[:, VELOCITY] += gain_velocity * innovation
-    after[:, VAR_POSITION] -= gain * variance
-    after[:, COVARIANCE] -= gain * covariance
-    after[:, VAR_VELOCITY] -= gain_velocity * covariance
+    after[: VELOCITY + 1] += gain * (xyah - state[POSITION])
+    after[VAR_POSITION : COVARIANCE + 1] -= gain[0] * state[VAR_POSITION : COVARIANCE + 1]
+    after[VAR_VELOCITY] -= gain[1] * state[COVARIANCE]
     return after
 
 
 def to_xyxy(state: Floats) -> Floats:
-    """Boxes (N, 4) xyxy px of the states (N, 5, 4)."""
-    position = state[:, POSITION]
-    height = position[:, _HEIGHT]
-    half = np.empty((len(state), 2))
-    half[:, 0] = position[:, _ASPECT] * height
-    half[:, 1] = height
-    half *= 0.5
-    centre = position[:, :2]
-    return np.concatenate((centre - half, centre + half), axis=1)
+    """Boxes (4, N) xyxy px of the states (5, 4, N)."""
+    position: Floats = state[POSITION]
+    half = position[_ASPECT:] * 0.5
+    half[0] *= position[_HEIGHT]
+    boxes = np.empty_like(position)
+    np.subtract(position[:2], half, out=boxes[:2])
+    np.add(position[:2], half, out=boxes[2:])
+    return boxes
 
 
 def to_xyah(boxes: Floats) -> Floats:
-    """Boxes (N, 4) xyxy px of positive size as measurements (N, 4): centre x, centre y, w / h, h."""
-    size = boxes[:, 2:] - boxes[:, :2]
+    """Boxes (4, N) xyxy px of positive size as measurements (4, N): centre x, centre y, w / h, h."""
     xyah = np.empty_like(boxes)
-    xyah[:, :2] = boxes[:, :2] + size * 0.5
-    xyah[:, _ASPECT] = size[:, 0] / size[:, 1]
-    xyah[:, _HEIGHT] = size[:, 1]
+    size = xyah[2:]
+    np.subtract(boxes[2:], boxes[:2], out=size)
+    np.add(boxes[:2], size * 0.5, out=xyah[:2])
+    xyah[_ASPECT] /= xyah[_HEIGHT]
     return xyah
