@@ -21,8 +21,9 @@ Colour = tuple[int, int, int]
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _WHITE: Colour = (255, 255, 255)
-_CALM: Colour = (110, 180, 60)
-_ALERT: Colour = (50, 50, 230)
+_BLACK: Colour = (0, 0, 0)
+_CALM: Colour = (70, 140, 30)
+_ALERT: Colour = (40, 40, 200)
 _GOLDEN_ANGLE = 137.508
 
 
@@ -69,7 +70,7 @@ def draw(
         for row, bar in enumerate(actions):
             _draw_bar(canvas, bar, row, pen)
     if caption:
-        _label(canvas, caption, (pen.unit, height - pen.unit), (0, 0, 0), pen)
+        _label(canvas, caption, (pen.unit, height - pen.unit), _BLACK, pen)
     return canvas
 
 
@@ -100,7 +101,7 @@ class _Pen:
 
     @property
     def font_scale(self) -> float:
-        return max(0.4, min(self.width, self.height) / 900)
+        return max(0.45, min(self.width, self.height) / 800)
 
     @property
     def font_weight(self) -> int:
@@ -117,7 +118,7 @@ def _draw_skeleton(
         if visible[first] and visible[second]:
             cv2.line(canvas, points[first], points[second], colour, pen.line, cv2.LINE_AA)
     for joint in np.flatnonzero(visible).tolist():
-        cv2.circle(canvas, points[joint], pen.line + 1, _WHITE, cv2.FILLED, cv2.LINE_AA)
+        cv2.circle(canvas, points[joint], pen.line, _WHITE, cv2.FILLED, cv2.LINE_AA)
 
 
 def _draw_box(canvas: ImageArray, box: NDArray[np.float64], text: str, colour: Colour, pen: _Pen) -> None:
@@ -141,9 +142,9 @@ def _draw_bar(canvas: ImageArray, bar: ActionBar, row: int, pen: _Pen) -> None:
     area = canvas[top : top + height, left : left + width]
     if area.shape[0] < height:
         return  # more actions than the picture is high
-    area[:] = (area * 0.35).astype(np.uint8)
+    area[:] = (area * 0.25).astype(np.uint8)
     area[:, : round(width * probability)] = _ALERT if bar.probability >= bar.threshold else _CALM
-    _outlined(canvas, text, (left + pen.unit, top + text_height + pen.unit), pen)
+    _text(canvas, text, (left + pen.unit, top + text_height + pen.unit), _WHITE, pen)
 
 
 def _label(canvas: ImageArray, text: str, corner: tuple[int, int], colour: Colour, pen: _Pen) -> None:
@@ -153,10 +154,9 @@ def _label(canvas: ImageArray, text: str, corner: tuple[int, int], colour: Colou
     left = max(0, min(corner[0], canvas.shape[1] - width - pen.unit))
     bottom = max(plate_height, min(corner[1], canvas.shape[0] - 1))
     cv2.rectangle(canvas, (left, bottom - plate_height), (left + width + pen.unit, bottom), colour, cv2.FILLED)
-    _outlined(canvas, text, (left + pen.unit // 2, bottom - baseline), pen)
+    ink = _BLACK if max(colour) > 128 else _WHITE
+    _text(canvas, text, (left + pen.unit // 2, bottom - baseline), ink, pen)
 
 
-def _outlined(canvas: ImageArray, text: str, origin: tuple[int, int], pen: _Pen) -> None:
-    """White text with a dark rim: legible on any colour."""
-    cv2.putText(canvas, text, origin, _FONT, pen.font_scale, (0, 0, 0), pen.font_weight + 2, cv2.LINE_AA)
-    cv2.putText(canvas, text, origin, _FONT, pen.font_scale, _WHITE, pen.font_weight, cv2.LINE_AA)
+def _text(canvas: ImageArray, text: str, origin: tuple[int, int], colour: Colour, pen: _Pen) -> None:
+    cv2.putText(canvas, text, origin, _FONT, pen.font_scale, colour, pen.font_weight, cv2.LINE_AA)
