@@ -1,0 +1,121 @@
+"""What the sources share: a close that may come from another thread, and the two-step read."""
+
+from __future__ import annotations
+
+import re
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+from agent.errors import SourceError
+from agent.ports import StreamInfo
+from agent.types import ImageArray
+
+NS_PER_S = 1_000_000_000
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@")
+_QUERY = re.compile(r"\?\S*")
+
+
+class SourceDeniedError(SourceError):
+    """The camera refuses our credentials: asking again quickly only gets the account locked."""
+
+
+@runtime_checkable
+class TwoStepSource(Protocol):
+    """A VideoSource that can step over a picture without paying for its conversion."""
+
+    def grab(self) -> int | None:
+        """Advance by one picture: its presentation time in ns since open, or None at the end. Raises SourceError."""
+        ...
+
+    def retrieve(self) -> ImageArray:
+        """The picture `grab` stopped at, (H, W, 3) uint8 BGR. Raises SourceError."""
+        ...
+
+
+@runtime_checkable
+class ReportingSource(Protocol):
+    """A VideoSource that goes on past faults and says which."""
+
+    @property
+    def problem(self) -> str:
+        """What was lost so far (files skipped, a file cut off), empty when nothing was."""
+        ...
+
+
+def redact(url: str) -> str:
+    """`url` without credentials and query, fit for logs and status messages.
+
+    >>> redact("rtsp://user:secret@cam.local:554/stream?token=1")
+    'rtsp://cam.local:554/stream'
+    """
+    return _QUERY.sub("", _CREDENTIALS.sub("", url))
+
+
+class GuardedSource(ABC):
+    """Base of the sources over native decoders, which must never be freed while another thread is inside them.
+
+    `close` from the reader's thread releases at once. From another thread it makes the current call the last one: the
+    reader releases on its way out, no later than the read time-out.
+    """
+
+    def __init__(self) -> None:
+        self._busy = threading.Lock()
+        self._closing = False
+
+    def open(self) -> StreamInfo:
+        """Connect. Raises SourceError."""
+        self._closing = False
+        with self._entered():
+            return self._open()
+
+    def grab(self) -> int | None:
+        """See TwoStepSource."""
+        with self._entered():
+            return self._grab()
+
+    def retrieve(self) -> ImageArray:
+        """See TwoStepSource."""
+        with self._entered():
+            return self._retrieve()
+
+    def read(self) -> tuple[ImageArray, int] | None:
+        """See VideoSource."""
+        pts_ns = self.grab()
+        return None if pts_ns is None else (self.retrieve(), pts_ns)
+
+    def close(self) -> None:
+        """See VideoSource."""
+        self._closing = True
+        if self._busy.acquire(blocking=False):
+            try:
+                self._release()
+            finally:
+                self._busy.release()
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        with self._busy:
+            if self._closing:
+                raise SourceError("the source was closed")
+            try:
+                yield
+            finally:
+                if self._closing:
+                    self._release()
+
+    @abstractmethod
+    def _open(self) -> StreamInfo: ...
+
+    @abstractmethod
+    def _grab(self) -> int | None: ...
+
+    @abstractmethod
+    def _retrieve(self) -> ImageArray: ...
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Free the native handle; must bear being called twice."""

@@ -1,0 +1,114 @@
+"""RTSP and HTTP streams through PyAV: it names the reason of a failure, takes options per stream and logs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+
+from agent.capture.base import NS_PER_S, GuardedSource, SourceDeniedError, redact
+from agent.capture.timeline import period_ns
+from agent.errors import SourceError
+from agent.ports import StreamInfo, as_image
+from agent.types import ImageArray
+
+_MAX_BAD_PACKETS = 250
+"""Undecodable packets in a row (10 s at 25 fps) after which connecting again is worth more than waiting."""
+_OPTIONS = {"fflags": "nobuffer", "flags": "low_delay"}
+_RTSP_OPTIONS = {
+    "rtsp_transport": "tcp"
+}  # UDP loses packets under load, and a smeared picture is worse than a late one
+_DENIED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError, PermissionError)
+
+
+class NetworkSource(GuardedSource):
+    """A live stream. It has no end: when the sender stops, that is a SourceError.
+
+    timeout_s: longest wait for the connection and for each picture.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        super().__init__()
+        self._url = url
+        self._name = redact(url)
+        self._timeout_s = timeout_s
+        self._container: Any = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pictures: Iterator[Any] = iter(())
+        self._picture: Any = None
+        self._frames = 0
+        self._first_s: float | None = None
+        self._fps = 0.0
+
+    def _open(self) -> StreamInfo:
+        self._release()
+        options = _OPTIONS | (_RTSP_OPTIONS if self._url.lower().startswith("rtsp") else {})
+        try:
+            self._container = av.open(self._url, options=options, timeout=(self._timeout_s, self._timeout_s))
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise self._translated("cannot connect", error) from None
+        if not self._container.streams.video:
+            self._release()
+            raise SourceError(f"{self._name}: the stream has no video")
+        stream = self._container.streams.video[0]
+        stream.thread_type = "SLICE"  # frame threads would hold pictures back
+        stream.codec_context.thread_count = 1
+        self._fps = float(stream.average_rate or stream.guessed_rate or 0)
+        self._pictures = self._decode(stream)
+        return StreamInfo(stream.codec_context.width, stream.codec_context.height, self._fps, 0, live=True)
+
+    def _decode(self, stream: Any) -> Iterator[Any]:
+        """Pictures; damaged packets are stepped over, as a player does."""
+        bad = 0
+        for packet in self._container.demux(stream):
+            try:
+                pictures = packet.decode()
+            except av.error.InvalidDataError:
+                bad += 1
+                if bad >= _MAX_BAD_PACKETS:
+                    raise
+                continue
+            bad = 0 if pictures else bad
+            yield from pictures
+
+    def _grab(self) -> int | None:
+        try:
+            self._picture = next(self._pictures, None)
+        except (av.error.FFmpegError, OSError) as error:
+            raise self._translated("stream broke", error) from None
+        if self._picture is None:
+            raise SourceError(f"{self._name}: the stream ended")
+        index, self._frames = self._frames, self._frames + 1
+        seconds = self._picture.time
+        if seconds is None:
+            return index * period_ns(self._fps)
+        if self._first_s is None:
+            self._first_s = seconds
+        return round((seconds - self._first_s) * NS_PER_S)
+
+    def _retrieve(self) -> ImageArray:
+        if self._picture is None:
+            raise SourceError(f"{self._name}: not open")
+        try:
+            image: ImageArray = np.ascontiguousarray(self._picture.to_ndarray(format="bgr24"))
+            return as_image(image)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise self._translated("picture cannot be converted", error) from None
+
+    def _release(self) -> None:
+        self._reset()
+        if self._container is not None:
+            self._container.close()  # PyAV's objects form cycles: without this, sockets wait for the collector
+            self._container = None
+
+    def _translated(self, what: str, error: Exception) -> SourceError:
+        if isinstance(error, av.error.ExitError):  # what FFmpeg says when our time-out interrupts it
+            return SourceError(f"{self._name}: {what}: no data for {self._timeout_s:g} s")
+        reason = getattr(error, "strerror", None) or type(error).__name__  # str(error) holds the URL with its password
+        kind = SourceDeniedError if isinstance(error, _DENIED) else SourceError
+        return kind(f"{self._name}: {what}: {reason}")

@@ -1,0 +1,90 @@
+"""From a `source` string to the VideoSource that reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import cast
+
+from agent.config.schema import CameraConfig
+from agent.errors import ConfigError, ConfigProblem
+from agent.ports import VideoSource
+
+PLUGIN_GROUP = "recognizer_agent.sources"
+"""Entry points: name = URL scheme, object = `factory(config: CameraConfig) -> VideoSource`.
+
+A plug-in's source counts as live unless it has an attribute `live = False`.
+"""
+NETWORK_SCHEMES = ("http", "https", "rtsp", "rtsps")
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_DEVICE = re.compile(r"\d{1,3}|/dev/.+")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltSource:
+    """A source that is not open yet. endless: it never ends by itself, a failure means connecting again."""
+
+    source: VideoSource
+    endless: bool
+
+
+def build_source(config: CameraConfig) -> BuiltSource:
+    """The source that `config.source` asks for; opens nothing.
+
+    Raises ConfigError for an unknown scheme, a broken plug-in, or GStreamer where OpenCV has none.
+    """
+    text = config.source.strip()
+    if text.startswith("gst:"):
+        from agent.capture.devices import gstreamer_source
+
+        return BuiltSource(gstreamer_source(text.removeprefix("gst:").strip(), config.read_timeout_s), endless=True)
+    if _DEVICE.fullmatch(text):
+        from agent.capture.devices import V4l2Source
+
+        return BuiltSource(V4l2Source(text), endless=True)
+    match = _SCHEME.match(text)
+    scheme = match.group(1).lower() if match else "file"
+    if scheme == "file":
+        return BuiltSource(_recorded(Path(text.removeprefix("file://")).expanduser()), endless=False)
+    if scheme in NETWORK_SCHEMES:
+        from agent.capture.network import NetworkSource
+
+        return BuiltSource(NetworkSource(text, config.read_timeout_s), endless=True)
+    source = _plugin(scheme, config)
+    return BuiltSource(source, endless=bool(getattr(source, "live", True)))
+
+
+def _recorded(path: Path) -> VideoSource:
+    from agent.capture.files import FileSource, FolderSource
+
+    return FolderSource(path) if path.is_dir() else FileSource(path)
+
+
+def _plugin(scheme: str, config: CameraConfig) -> VideoSource:
+    plugins = {entry.name.lower(): entry for entry in entry_points(group=PLUGIN_GROUP)}
+    if scheme not in plugins:
+        known = ", ".join(f"{name}://" for name in sorted({*NETWORK_SCHEMES, "file", *plugins}))
+        raise ConfigError(
+            [_problem(config, f"unknown kind of source {scheme!r}", f"known: {known}, gst:, /dev/videoN")]
+        )
+    try:
+        factory = cast("Callable[[CameraConfig], VideoSource]", plugins[scheme].load())
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            [
+                _problem(
+                    config,
+                    f"the plug-in for {scheme!r} cannot be loaded: {error}",
+                    f"reinstall {plugins[scheme].value}",
+                )
+            ]
+        ) from error
+    return factory(config)
+
+
+def _problem(config: CameraConfig, message: str, hint: str) -> ConfigProblem:
+    return ConfigProblem(message=f"camera {config.id!r}: {message}", path="cameras", hint=hint)
