@@ -1,0 +1,180 @@
+"""The cameras of a running agent: started, replaced and stopped one by one, slowed together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from agent.capture.camera import Camera, open_camera
+from agent.config.schema import CameraConfig, RulesConfig
+from agent.errors import SourceError
+from agent.health.governor import LADDER, Step
+from agent.health.reasons import Reason, reason_key
+from agent.ports import HealthSink, PipelineListener
+from agent.recognition import CameraRun, Recognition
+from agent.supervise import CORE, supervise
+from agent.types import CameraPhase, CameraStatus
+
+_log = structlog.get_logger(__name__)
+
+_REASONS = {
+    CameraPhase.OFFLINE: Reason.CAMERA_OFFLINE,
+    CameraPhase.FROZEN: Reason.CAMERA_FROZEN,
+    CameraPhase.BLIND: Reason.CAMERA_BLIND,
+}
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One configured camera. run: its pipeline while one is up."""
+
+    config: CameraConfig
+    task: asyncio.Task[None]
+    camera: Camera | None = None
+    run: CameraRun | None = None
+    ended: bool = False
+    error: str = ""
+    frames_before: int = field(default=0)
+
+
+class Cameras:
+    """Runs a pipeline per camera. All methods belong to the loop.
+
+    group: its tasks live there, so that a bug in one ends the process. on_ended: called with the camera's id when a file
+    has been read to its end.
+    """
+
+    def __init__(
+        self,
+        recognition: Recognition,
+        listener: PipelineListener,
+        *,
+        group: asyncio.TaskGroup,
+        health: HealthSink,
+        on_restart: Callable[[str], None],
+        on_ended: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._recognition = recognition
+        self._listener = listener
+        self._group = group
+        self._health = health
+        self._on_restart = on_restart
+        self._on_ended = on_ended
+        self._entries: dict[str, _Entry] = {}
+        self._step = LADDER[0]
+
+    # --- coming and going ---------------------------------------------------------------------------------------------
+
+    async def apply(self, configs: Sequence[CameraConfig]) -> None:
+        """Make the running cameras those of `configs`: what did not change goes on undisturbed."""
+        wanted = {config.id: config for config in configs if config.enabled}
+        gone = [name for name, entry in self._entries.items() if wanted.get(name) != entry.config]
+        await asyncio.gather(*(self._stop(name) for name in gone))
+        for name, config in wanted.items():
+            if name not in self._entries:
+                self._start(config)
+        self._recognition.pose.submitters = max(1, len(self._entries))
+        self.apply_step(self._step)
+
+    async def drain(self) -> None:
+        """Stop all sources; returns when what was under way has become events. Cancelling it gives up the rest."""
+        await asyncio.gather(*(self._stop(name) for name in list(self._entries)))
+
+    async def close_sources(self) -> None:
+        """Take no new frames; the pipelines finish on their own (`drain` waits for them)."""
+        await asyncio.gather(*(entry.camera.close() for entry in self._entries.values() if entry.camera is not None))
+
+    def _start(self, config: CameraConfig) -> None:
+        name = f"camera.{config.id}"
+        work = supervise(
+            name, lambda: self._watch(config), CORE, health=self._health, on_restart=self._on_restart,
+            reason=reason_key(Reason.CAMERA_OFFLINE, config.id),
+        )  # fmt: skip
+        self._entries[config.id] = _Entry(config, self._group.create_task(work, name=name))
+
+    async def _stop(self, name: str) -> None:
+        entry = self._entries.pop(name)
+        if entry.camera is not None:
+            await entry.camera.close()
+            try:
+                await asyncio.wait_for(asyncio.shield(entry.task), 5.0)
+            except TimeoutError:
+                _log.warning("camera_did_not_drain", camera=name)
+        entry.task.cancel()
+        await asyncio.wait([entry.task])
+        for reason in _REASONS.values():
+            self._health.clear_reason(reason_key(reason, name))
+
+    async def _watch(self, config: CameraConfig) -> None:
+        """One life of a camera: opened, watched to its end, closed."""
+        entry = self._entries[config.id]
+        async with open_camera(config) as camera:
+            entry.camera = camera
+            try:
+                info = await camera.opened()
+                entry.run = self._recognition.camera(
+                    camera, self._listener, services=config.services, fps=info.fps or 30.0
+                )
+                self._slow(entry)
+                await entry.run.pipeline.run()
+            except SourceError as error:
+                entry.error = str(error)
+                raise
+            finally:
+                entry.run = None
+        entry.ended = True
+        self._on_ended(config.id)
+
+    # --- adjusting ----------------------------------------------------------------------------------------------------
+
+    def apply_step(self, step: Step) -> None:
+        """Slow every camera down, or speed it up again, to what `step` allows."""
+        self._step = step
+        for entry in self._entries.values():
+            self._slow(entry)
+
+    def apply_rules(self, rules: Mapping[str, RulesConfig]) -> None:
+        """New thresholds for the services named; open events go on."""
+        for entry in self._entries.values():
+            for name, machine in (entry.run.rules if entry.run is not None else {}).items():
+                if name in rules:
+                    machine.update_config(rules[name])
+
+    def _slow(self, entry: _Entry) -> None:
+        if entry.camera is None:
+            return
+        entry.camera.set_max_fps(self._step.camera_fps(entry.config.max_fps))
+        paused = self._step.paused_cameras({name: other.config.priority for name, other in self._entries.items()})
+        if entry.config.id in paused:
+            entry.camera.pause()
+        else:
+            entry.camera.resume()
+        if entry.run is not None:
+            for name, service in self._recognition.config.services.items():
+                if name in entry.run.rules:
+                    entry.run.windows.set_stride(name, service.window.stride * self._step.stride_factor)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def statuses(self) -> list[CameraStatus]:
+        """What each camera is doing, in order of configuration."""
+        return [_status(name, entry) for name, entry in self._entries.items()]
+
+    def report_health(self) -> None:
+        """Raise and clear each camera's reasons."""
+        for status in self.statuses():
+            for phase, reason in _REASONS.items():
+                key = reason_key(reason, status.camera_id)
+                if status.phase is phase:
+                    self._health.raise_reason(key, status.error)
+                else:
+                    self._health.clear_reason(key)
+
+
+def _status(name: str, entry: _Entry) -> CameraStatus:
+    if entry.camera is not None:
+        return entry.camera.status()
+    return CameraStatus(name, CameraPhase.CONNECTING, 0.0, 0, 0, 0, 0, 0, entry.error)

@@ -1,0 +1,84 @@
+"""Evidence of all cameras: a ring each, one thread that shrinks, blurs and encodes, one writer to disk."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+from agent.config.schema import EvidenceConfig
+from agent.errors import DataError
+from agent.events.evidence import Clip, EvidenceRing, evidence_folder
+from agent.events.evidence_writer import EvidenceWriter
+from agent.types import Event, Frame, People, Tracks
+
+_log = structlog.get_logger(__name__)
+
+MAX_PENDING = 4
+"""Pictures that may wait for the thread, per camera; more are skipped, the clip then has a lower frame rate."""
+
+
+class Evidence:
+    """Takes frames and events of all cameras; never makes the pipeline wait and never fails it."""
+
+    def __init__(self, config: EvidenceConfig, writer: EvidenceWriter) -> None:
+        self._config = config
+        self._writer = writer
+        self._rings: dict[str, EvidenceRing] = {}
+        self._pending: dict[str, int] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evidence")
+        self.skipped = 0
+
+    def offer(self, frame: Frame, people: People, tracks: Tracks) -> None:
+        """Keep the frame if it is time for one."""
+        camera_id = frame.stamp.camera_id
+        ring = self._ring(camera_id)
+        if not ring.wants(frame.stamp.t_mono_ns):
+            return
+        if self._pending.get(camera_id, 0) >= MAX_PENDING:
+            self.skipped += 1
+            return
+        self._pending[camera_id] = self._pending.get(camera_id, 0) + 1
+        work = asyncio.get_running_loop().run_in_executor(self._thread, ring.offer, frame, people, tracks)
+        work.add_done_callback(lambda done: self._offered(camera_id, done))
+
+    def observe(self, event: Event) -> dict[str, object]:
+        """Follow an incident; the attributes that tell subscribers where its evidence will be."""
+        if not self._config.enabled:
+            return {}
+        self._ring(event.camera_id).observe(event)
+        return {"evidence": {"folder": str(evidence_folder(event))}}
+
+    async def drain(self) -> None:
+        """Cut what is being recorded and wait until it is on disk."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)  # everything offered is in
+        for ring in self._rings.values():
+            self._submit(ring.flush())
+        await self._writer.drain()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _ring(self, camera_id: str) -> EvidenceRing:
+        if camera_id not in self._rings:
+            self._rings[camera_id] = EvidenceRing(camera_id, self._config)
+        return self._rings[camera_id]
+
+    def _offered(self, camera_id: str, done: asyncio.Future[list[Clip]]) -> None:
+        self._pending[camera_id] -= 1
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is None:
+            self._submit(done.result())
+        elif isinstance(error, DataError):
+            self.skipped += 1
+        else:
+            _log.error("evidence_offer_failed", camera=camera_id, exc_info=error)
+
+    def _submit(self, clips: list[Clip]) -> None:
+        for clip in clips:
+            if not self._writer.submit(clip):
+                _log.error("evidence_dropped", camera=clip.opened.camera_id, incident=clip.opened.incident_id)

@@ -1,0 +1,149 @@
+"""Where everything that the pipelines report comes together: outbox, evidence, live view, metrics, health."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+
+from agent.daemon.evidence import Evidence
+from agent.daemon.live import LiveHub
+from agent.errors import RecognizerError, StorageError
+from agent.events.cloudevents import CONTENT_TYPE, render
+from agent.health.reasons import Reason, reason_key
+from agent.observe.metrics import CameraMetrics, Metrics
+from agent.ports import EventStore, HealthSink, Message
+from agent.types import ActionScores, Event, Frame, Lane, People, Tracks
+
+_log = structlog.get_logger(__name__)
+
+MODEL_ERROR_AFTER = 10
+"""Failed inferences in a row that make it the model's fault."""
+STORE_RETRIES_S = (0.1, 0.5, 2.0)
+"""Waits between the attempts to commit an event; after the last one it is lost, counted and announced."""
+
+
+class AgentListener:
+    """A PipelineListener for all cameras of the daemon.
+
+    topic_of: (camera id, kind) -> MQTT topic; lanes: by kind, default EVENT.
+    """
+
+    def __init__(
+        self,
+        *,
+        device_id: str,
+        store: EventStore,
+        topic_of: Callable[[str, str], str],
+        lanes: Mapping[str, Lane],
+        models: Callable[[], Mapping[str, str]],
+        evidence: Evidence,
+        live: LiveHub,
+        metrics: Metrics,
+        health: HealthSink,
+        beat: Callable[[str], None],
+    ) -> None:
+        self._device_id = device_id
+        self._store = store
+        self._topic_of = topic_of
+        self._lanes = lanes
+        self._models = models
+        self._evidence = evidence
+        self._live = live
+        self._metrics = metrics
+        self._health = health
+        self._beat = beat
+        self._cameras: dict[str, CameraMetrics] = {}
+        self._failures: Counter[tuple[str, str]] = Counter()
+        self.events_lost = 0
+
+    # --- PipelineListener ---------------------------------------------------------------------------------------------
+
+    def on_tracks(self, frame: Frame, people: People, tracks: Tracks, tracking_s: float) -> None:
+        camera_id = frame.stamp.camera_id
+        camera = self._cameras.get(camera_id)
+        if camera is None:
+            camera = self._cameras[camera_id] = self._metrics.camera(camera_id)
+        camera.frame()
+        self._metrics.observe_tracking(tracking_s)
+        self._beat(camera_id)
+        if len(people):
+            self._succeeded(camera_id, "pose")
+        self._evidence.offer(frame, people, tracks)
+        self._live.offer(frame, people, tracks)
+
+    def on_scores(self, scores: ActionScores) -> None:
+        self._succeeded(scores.camera_id, "action")
+        self._live.on_scores(scores)
+
+    def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
+        self._metrics.count_inference_error(stage)
+        key = (camera_id, stage)
+        self._failures[key] += 1
+        if self._failures[key] == 1:
+            _log.warning("inference_failed", camera=camera_id, stage=stage, error=str(error))
+        if self._failures[key] == MODEL_ERROR_AFTER:
+            reason = Reason.POSE_MODEL if stage == "pose" else Reason.ACTION_MODEL
+            self._health.raise_reason(reason_key(reason, camera_id), str(error))
+
+    async def on_event(self, event: Event) -> None:
+        event = replace(event, attributes=event.attributes | self._evidence.observe(event))
+        sequence = await self._commit(event)
+        if sequence is None:
+            return
+        self._metrics.count_event(event.kind, event.phase.value)
+        self._live.on_event(event, sequence)
+        _log.info(
+            "event", kind=event.kind, phase=event.phase.value, camera=event.camera_id, sequence=sequence,
+            confidence=round(event.confidence, 3), duration_s=round(event.duration_s, 2), incident=event.incident_id,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _succeeded(self, camera_id: str, stage: str) -> None:
+        if self._failures.pop((camera_id, stage), 0) >= MODEL_ERROR_AFTER:
+            reason = Reason.POSE_MODEL if stage == "pose" else Reason.ACTION_MODEL
+            self._health.clear_reason(reason_key(reason, camera_id))
+
+    async def _commit(self, event: Event) -> int | None:
+        message = self._message(event)
+        for wait_s in (*STORE_RETRIES_S, None):
+            try:
+                return await self._store.put(message)
+            except StorageError as error:
+                _log.error("event_not_committed", event_id=event.event_id, error=str(error), retry_in_s=wait_s)
+                if wait_s is None:
+                    self.events_lost += 1
+                    self._metrics.count_dropped_message(message.lane.name.lower(), "space")
+                    self._health.raise_reason(Reason.EVENTS_LOST, f"{self.events_lost} lost; last: {error}")
+                    return None
+            await asyncio.sleep(wait_s)
+        return None
+
+    def _message(self, event: Event) -> Message:
+        def payload(sequence: int | None) -> bytes:
+            if sequence is None:
+                raise ValueError("events are committed to lanes with a sequence")
+            return render(
+                event,
+                device_id=self._device_id,
+                sequence=sequence,
+                emitted_utc=datetime.now(UTC),
+                models=self._models(),
+            )
+
+        return Message(
+            lane=self._lanes.get(event.kind, Lane.EVENT),
+            event_id=event.event_id,
+            topic=self._topic_of(event.camera_id, event.kind),
+            payload=payload,
+            content_type=CONTENT_TYPE,
+            kind=event.kind,
+            phase=event.phase.value,
+            camera_id=event.camera_id,
+            t_utc_iso=event.t_utc.isoformat(),
+        )

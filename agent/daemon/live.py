@@ -1,0 +1,184 @@
+"""The live view: the newest frame of every camera, drawn and encoded only while somebody watches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from agent.config.schema import HttpConfig
+from agent.events.privacy import FaceBlur
+from agent.overlay import ActionBar, Mode, draw
+from agent.types import ActionScores, Event, EventPhase, Frame, ImageArray, People, Tracks
+
+MAX_WIDTH_PX = 960
+JPEG_QUALITY = 75
+RECENT_EVENTS = 50
+VERDICT_SHOWN_S = 5.0
+"""A verdict older than this is no longer drawn."""
+
+
+Scene = tuple[Frame, People, Tracks]
+"""A frame with everyone seen in it and the tracked ones."""
+
+
+@dataclass(slots=True)
+class _View:
+    """What is known of one camera. picture: the newest encoded one, and of which frame it is, per mode."""
+
+    newest: Scene | None = None
+    scores: dict[str, tuple[float, ActionScores]] = field(default_factory=dict)
+    blur: FaceBlur = field(default_factory=FaceBlur)
+    pictures: dict[Mode, tuple[int, bytes]] = field(default_factory=dict)
+
+
+class LiveHub:
+    """Fed by the pipeline on the loop; read by any number of viewers. alert: probability that turns a bar red."""
+
+    def __init__(self, config: HttpConfig, alert: Mapping[str, float]) -> None:
+        self._config = config
+        self._alert = alert
+        self._views: dict[str, _View] = {}
+        self._events: deque[dict[str, Any]] = deque(maxlen=RECENT_EVENTS)
+        self._open: dict[str, Event] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="live")
+        self.viewers = 0
+
+    def reconfigure(self, config: HttpConfig) -> None:
+        """Apply the keys that may change while running (`live_fps`)."""
+        self._config = config
+
+    def close(self) -> None:
+        """End the encoder."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    # --- fed ----------------------------------------------------------------------------------------------------------
+
+    def offer(self, frame: Frame, people: People, tracks: Tracks) -> None:
+        """A new frame of a camera."""
+        view = self._view(frame.stamp.camera_id)
+        view.newest = (frame, people, tracks)
+
+    def on_scores(self, scores: ActionScores) -> None:
+        """A new verdict."""
+        self._view(scores.camera_id).scores[scores.service] = (time.monotonic(), scores)
+
+    def on_event(self, event: Event, sequence: int) -> None:
+        """A committed event."""
+        if event.phase is EventPhase.RESOLVED:
+            self._open.pop(event.incident_id, None)
+        else:
+            self._open[event.incident_id] = event
+        self._events.appendleft(
+            {
+                "sequence": sequence, "event_id": event.event_id, "incident_id": event.incident_id, "kind": event.kind,
+                "phase": event.phase.value, "camera": event.camera_id, "t": event.t_utc.isoformat(timespec="milliseconds"),
+                "duration_s": round(event.duration_s, 2), "confidence": round(event.confidence, 3),
+                "track_ids": list(event.track_ids),
+            }
+        )  # fmt: skip
+
+    def forget(self, camera_id: str) -> None:
+        """A camera was removed."""
+        self._views.pop(camera_id, None)
+
+    # --- read ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def recent_events(self) -> list[dict[str, Any]]:
+        """The latest event steps since the start, newest first."""
+        return list(self._events)
+
+    @property
+    def active_incidents(self) -> list[dict[str, str]]:
+        """Incidents that have not been resolved."""
+        return [
+            {
+                "incident_id": event.incident_id,
+                "kind": event.kind,
+                "camera": event.camera_id,
+                "phase": event.phase.value,
+            }
+            for event in self._open.values()
+        ]
+
+    def camera_state(self, camera_id: str) -> dict[str, Any]:
+        """People and latest verdicts of one camera, for JSON."""
+        view = self._views.get(camera_id)
+        if view is None or view.newest is None:
+            return {"people": 0, "track_ids": [], "scores": {}}
+        _, people, tracks = view.newest
+        return {
+            "people": len(people),
+            "track_ids": tracks.track_ids.tolist(),
+            "scores": {name: round(scores.probability, 3) for name, scores in self._fresh(view).items()},
+        }
+
+    async def pictures(self, camera_id: str, mode: Mode = Mode.FULL) -> AsyncIterator[bytes]:
+        """JPEG pictures of a camera, at most `live_fps` a second, until the viewer leaves."""
+        view, shown = self._view(camera_id), -1
+        self.viewers += 1
+        try:
+            while True:
+                if view.newest is not None and view.newest[0].stamp.seq != shown:
+                    shown = view.newest[0].stamp.seq
+                    yield await self._picture(view, view.newest, mode)
+                await asyncio.sleep(1 / self._config.live_fps)
+        finally:
+            self.viewers -= 1
+
+    async def picture(self, camera_id: str, mode: Mode = Mode.FULL) -> bytes | None:
+        """The newest picture of a camera; None while it has delivered none."""
+        view = self._views.get(camera_id)
+        return await self._picture(view, view.newest, mode) if view is not None and view.newest is not None else None
+
+    async def _picture(self, view: _View, scene: Scene, mode: Mode) -> bytes:
+        seq = scene[0].stamp.seq
+        known = view.pictures.get(mode)
+        if known is not None and known[0] == seq:
+            return known[1]
+        bars = [
+            ActionBar(name, scores.probability, self._alert.get(name, 1.0))
+            for name, scores in self._fresh(view).items()
+        ]
+        blur = view.blur if self._config.blur_faces else None
+        jpeg = await asyncio.get_running_loop().run_in_executor(self._thread, encode, scene, bars, mode, blur)
+        view.pictures[mode] = (seq, jpeg)
+        return jpeg
+
+    def _fresh(self, view: _View) -> dict[str, ActionScores]:
+        oldest = time.monotonic() - VERDICT_SHOWN_S
+        return {name: scores for name, (at, scores) in view.scores.items() if at >= oldest}
+
+    def _view(self, camera_id: str) -> _View:
+        if camera_id not in self._views:
+            self._views[camera_id] = _View()
+        return self._views[camera_id]
+
+
+def encode(scene: Scene, bars: Sequence[ActionBar], mode: Mode, blur: FaceBlur | None) -> bytes:
+    """The scene as a JPEG, people drawn on it. Blocks for milliseconds."""
+    frame, people, tracks = scene
+    image = _scaled(frame.image)
+    if blur is not None:
+        blur.apply(image, people, frame.stamp.t_mono_ns, scale=image.shape[1] / frame.stamp.width)
+    caption = f"{frame.stamp.camera_id}  {frame.stamp.t_utc:%Y-%m-%d %H:%M:%S} UTC"
+    drawn = draw(image, tracks, mode=mode, actions=bars, caption=caption)
+    _, encoded = cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return bytes(encoded)
+
+
+def _scaled(image: ImageArray) -> ImageArray:
+    """A writable copy, at most `MAX_WIDTH_PX` wide."""
+    height, width = image.shape[:2]
+    if width <= MAX_WIDTH_PX:
+        return image.copy()
+    size = (MAX_WIDTH_PX, round(height * MAX_WIDTH_PX / width))
+    return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))

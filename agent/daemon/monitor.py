@@ -1,0 +1,206 @@
+"""The agent watching itself: probes to metrics, to health reasons, to the governor, to retained MQTT state."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from agent.config.schema import HealthConfig
+from agent.health.governor import LADDER, Decision, Governor
+from agent.health.probes import Probes, ProbeSample
+from agent.health.reasons import HealthState, Reason
+from agent.observe.metrics import CameraMetrics, Metrics
+from agent.types import CameraPhase, CameraStatus, Lane
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxFigures:
+    """rows: waiting messages by lane; oldest_age_s: of the oldest, 0 = none waits."""
+
+    rows: dict[Lane, int]
+    oldest_age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorPorts:
+    """What the monitor looks at and where it acts."""
+
+    cameras: Callable[[], list[CameraStatus]]
+    outbox: Callable[[], Awaitable[OutboxFigures]]
+    models: Callable[[], dict[str, str]]
+    apply_step: Callable[[int], None]
+    publish_health: Callable[[dict[str, Any]], Awaitable[None]]
+    publish_camera: Callable[[str, dict[str, Any]], Awaitable[None]]
+
+
+class Monitor:
+    """One round per `probe_interval_s`; publishes on change and every `publish_interval_s`."""
+
+    def __init__(
+        self, config: HealthConfig, probes: Probes, health: HealthState, metrics: Metrics, ports: MonitorPorts
+    ) -> None:
+        self._config = config
+        self._probes = probes
+        self._health = health
+        self._metrics = metrics
+        self._ports = ports
+        self._governor = Governor(config.governor)
+        self._decision = Decision(0, changed=False, reasons=())
+        self._sample: ProbeSample | None = None
+        self._outbox = OutboxFigures({}, 0.0)
+        self._published: dict[str, tuple[float, object]] = {}
+        self._camera_metrics: dict[str, tuple[CameraMetrics, CameraStatus]] = {}
+
+    def reconfigure(self, config: HealthConfig) -> None:
+        """Apply the keys that may change while running."""
+        self._config = config
+        self._governor.reconfigure(config.governor)
+
+    @property
+    def step(self) -> int:
+        """The governor's rung, 0 = full service."""
+        return self._decision.step
+
+    async def run(self) -> None:
+        """Look round for ever."""
+        while True:
+            await self.round()
+            await asyncio.sleep(self._config.probe_interval_s)
+
+    async def round(self) -> None:
+        """Measure once, decide, publish what changed or is due."""
+        self._sample = sample = await self._probes.sample()
+        self._outbox = await self._ports.outbox()
+        self._raise_reasons(sample)
+        self._govern(sample)
+        self._export(sample)
+        snapshot = self._health.snapshot()
+        level = (snapshot.level, tuple(reason.reason for reason in snapshot.reasons), self._decision.step)
+        if self._due("health", level):
+            await self._ports.publish_health(self.report())
+        for status in self._ports.cameras():
+            if self._due(f"camera.{status.camera_id}", (status.phase, status.error)):
+                await self._ports.publish_camera(status.camera_id, camera_report(status))
+
+    def report(self) -> dict[str, Any]:
+        """The payload of the `health` topic."""
+        snapshot = self._health.snapshot()
+        sample = self._sample
+        return {
+            "t": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **snapshot.as_dict(),
+            "degradation": {
+                "step": self._decision.step, "steps": len(LADDER) - 1, "reasons": list(self._decision.reasons),
+                **asdict(LADDER[self._decision.step]),
+            },
+            "system": asdict(sample.system) if sample else None,
+            "gpus": [_gpu_report(gpu) for gpu in sample.gpus] if sample else [],
+            "outbox": {
+                "rows": {lane.name.lower(): rows for lane, rows in self._outbox.rows.items()},
+                "oldest_age_s": round(self._outbox.oldest_age_s, 1),
+            },
+            "models": self._ports.models(),
+        }  # fmt: skip
+
+    def _due(self, key: str, value: object) -> bool:
+        now = time.monotonic()
+        then, last = self._published.get(key, (float("-inf"), None))
+        if value == last and now - then < self._config.publish_interval_s:
+            return False
+        self._published[key] = (now, value)
+        return True
+
+    def _raise_reasons(self, sample: ProbeSample) -> None:
+        governor, signals = self._config.governor, sample.for_governor()
+        free = sample.system.disk_free_bytes
+        marks = (
+            (Reason.CPU_HIGH, signals.cpu, governor.cpu_high, governor.cpu_low),
+            (Reason.MEMORY_HIGH, signals.memory, governor.memory_high, governor.memory_low),
+            (Reason.GPU_MEMORY_HIGH, signals.gpu_memory, governor.gpu_memory_high, governor.gpu_memory_low),
+            (
+                Reason.GPU_HOT,
+                signals.gpu_temperature_c,
+                governor.gpu_temperature_high_c,
+                governor.gpu_temperature_low_c,
+            ),
+        )
+        for reason, value, high, low in marks:
+            if value is not None and value > high:
+                self._health.raise_reason(reason, f"{value:.2f} > {high:.2f}")
+            elif value is None or value < low:
+                self._health.clear_reason(reason)
+        low_disk = free is not None and free < self._config.disk_min_free_bytes
+        self._health.set_reason(Reason.DISK_LOW, low_disk, f"{(free or 0) / 1e6:.0f} MB free")
+        self._health.set_reason(Reason.GPU_THROTTLED, bool(signals.gpu_thermal_throttle), "the driver slows the clocks")
+
+    def _govern(self, sample: ProbeSample) -> None:
+        self._decision = self._governor.update(sample.for_governor(), time.monotonic_ns())
+        if self._decision.changed:
+            _log.warning("degradation", step=self._decision.step, reasons=self._decision.reasons)
+            self._ports.apply_step(self._decision.step)
+        detail = f"step {self._decision.step}: {'; '.join(self._decision.reasons)}"
+        self._health.set_reason(Reason.DEGRADED_STEP, self._decision.step > 0, detail)
+
+    def _export(self, sample: ProbeSample) -> None:
+        metrics, system = self._metrics, sample.system
+        metrics.set_system(
+            cpu=system.cpu, process_cpu=system.process_cpu, memory=system.memory, rss_bytes=system.rss_bytes,
+            disk_free_bytes=system.disk_free_bytes, open_fds=system.open_fds, threads=system.threads,
+        )  # fmt: skip
+        for gpu in sample.gpus:
+            metrics.set_gpu(
+                gpu.gpu_id, memory_used_bytes=gpu.memory_used_bytes, memory_total_bytes=gpu.memory_total_bytes,
+                temperature_c=gpu.temperature_c, utilisation=gpu.utilisation, clock_mhz=gpu.clock_mhz,
+            )  # fmt: skip
+        snapshot = self._health.snapshot()
+        metrics.set_health(snapshot.level.value, {reason.code for reason in snapshot.reasons})
+        metrics.set_degradation_step(self._decision.step)
+        metrics.set_outbox(
+            {lane.name.lower(): rows for lane, rows in self._outbox.rows.items()}, self._outbox.oldest_age_s
+        )
+        for status in self._ports.cameras():
+            self._export_camera(status)
+
+    def _export_camera(self, status: CameraStatus) -> None:
+        known = self._camera_metrics.get(status.camera_id)
+        metrics = known[0] if known else self._metrics.camera(status.camera_id)
+        before = known[1] if known else None
+        metrics.dropped(max(0, status.dropped - (before.dropped if before else 0)))
+        for _ in range(max(0, status.reconnects - (before.reconnects if before else 0))):
+            metrics.reconnected()
+        metrics.streaming(status.phase is CameraPhase.STREAMING)
+        self._camera_metrics[status.camera_id] = (metrics, status)
+
+
+def camera_report(status: CameraStatus) -> dict[str, Any]:
+    """The payload of the `cameras/<camera>/state` topic."""
+    return {
+        "t": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "camera": status.camera_id,
+        "state": status.phase.value,
+        "fps": round(status.fps, 2),
+        "width": status.width,
+        "height": status.height,
+        "frames": status.frames,
+        "dropped": status.dropped,
+        "reconnects": status.reconnects,
+        "error": status.error,
+    }
+
+
+def _gpu_report(gpu: Any) -> dict[str, Any]:
+    return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in asdict(gpu).items()}
+
+
+def as_payload(document: dict[str, Any]) -> bytes:
+    """JSON bytes of a state document."""
+    return json.dumps(document, separators=(",", ":")).encode()

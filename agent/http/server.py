@@ -1,0 +1,217 @@
+"""The HTTP face: health and metrics for machines, state and events as JSON, the live page for people."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Protocol
+
+import structlog
+from aiohttp import web
+
+from agent.config.schema import HttpConfig
+from agent.errors import ConfigError, ConfigProblem, RecognizerError
+
+_log = structlog.get_logger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+MODES = ("full", "skeleton", "minimal", "raw")
+MAX_EVENTS = 1000
+_PAGE = {
+    "": ("index.html", "text/html"),
+    "live.css": ("live.css", "text/css"),
+    "live.js": ("live.js", "text/javascript"),
+}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Query of `/api/v1/events`, unchecked beyond its types. Times are ISO 8601 text, empty = open."""
+
+    limit: int
+    since: str
+    until: str
+    kind: str
+    camera: str
+
+
+class AgentView(Protocol):
+    """What the pages show. All on the loop."""
+
+    def health(self) -> dict[str, Any]:
+        """`level` and `reasons`, as in the MQTT `health` topic."""
+        ...
+
+    def ready(self) -> bool: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def metrics(self) -> tuple[bytes, str]:
+        """The exposition and its content type."""
+        ...
+
+    def camera_ids(self) -> list[str]: ...
+
+    async def events(self, query: EventFilter) -> list[dict[str, Any]]:
+        """Newest first. Raises DataError for a time that is none."""
+        ...
+
+    async def picture(self, camera_id: str, mode: str) -> bytes | None: ...
+
+    def pictures(self, camera_id: str, mode: str) -> AsyncIterator[bytes]: ...
+
+    def request_done(self, method: str, route: str, status: int, seconds: float) -> None: ...
+
+    def session(self, change: int) -> None:
+        """A live stream began (+1) or ended (-1)."""
+        ...
+
+
+class HttpServer:
+    """Serves until cancelled. `port` is known once `started` is set."""
+
+    def __init__(self, config: HttpConfig, view: AgentView) -> None:
+        self._config = config
+        self._view = view
+        self.port = 0
+        self.started = asyncio.Event()
+
+    async def run(self) -> None:
+        """Raises ConfigError when the address cannot be had (port in use, not permitted)."""
+        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._config.host, self._config.port).start()
+            self.port = int(runner.addresses[0][1])
+            _log.info("http_listening", host=self._config.host, port=self.port)
+            self.started.set()
+            await asyncio.Event().wait()
+        except OSError as error:
+            where = f"{self._config.host}:{self._config.port}"
+            problem = ConfigProblem(
+                f"cannot listen on {where}: {error.strerror or error}", path="http.port",
+                hint="another program uses it; choose another port or http.enabled: false",
+            )  # fmt: skip
+            raise ConfigError([problem]) from error
+        finally:
+            self.started.clear()
+            await runner.cleanup()
+
+    def _application(self) -> web.Application:
+        app = web.Application(middlewares=[self._observe], client_max_size=1 << 16)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/ready", self._ready)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/api/v1/state", self._state)
+        app.router.add_get("/api/v1/events", self._events)
+        app.router.add_get("/api/v1/cameras/{camera}/snapshot.jpg", self._snapshot)
+        app.router.add_get("/api/v1/cameras/{camera}/live.mjpg", self._live)
+        for path in _PAGE:
+            app.router.add_get(f"/{path}", self._page)
+        return app
+
+    @web.middleware
+    async def _observe(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        status = 500
+        try:
+            response = await handler(request)
+            status = response.status
+        except web.HTTPException as error:
+            status = error.status
+            response = web.json_response({"error": error.reason}, status=status)
+        except RecognizerError as error:
+            status = 503
+            response = web.json_response({"error": str(error)}, status=status)
+        finally:
+            resource = request.match_info.route.resource
+            route = resource.canonical if resource is not None else "unmatched"
+            self._view.request_done(request.method, route, status, time.perf_counter() - started)
+        if not response.prepared:
+            response.headers.update(_HEADERS)
+        return response
+
+    # --- machines -----------------------------------------------------------------------------------------------------
+
+    async def _health(self, _: web.Request) -> web.Response:
+        health = self._view.health()
+        return web.json_response(health, status=503 if health["level"] == "failed" else 200)
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        ready = self._view.ready()
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        body, content_type = self._view.metrics()
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _state(self, _: web.Request) -> web.Response:
+        return web.json_response(self._view.state())
+
+    async def _events(self, request: web.Request) -> web.Response:
+        query = request.query
+        try:
+            limit = int(query.get("limit", "100"))
+        except ValueError:
+            raise web.HTTPBadRequest(reason="limit must be a whole number") from None
+        if not 1 <= limit <= MAX_EVENTS:
+            raise web.HTTPBadRequest(reason=f"limit must be 1 to {MAX_EVENTS}")
+        texts = {name: query.get(name, "") for name in ("since", "until", "kind", "camera")}
+        try:
+            return web.json_response({"events": await self._view.events(EventFilter(limit=limit, **texts))})
+        except ValueError as error:
+            raise web.HTTPBadRequest(reason=str(error).splitlines()[0]) from None
+
+    # --- people -------------------------------------------------------------------------------------------------------
+
+    async def _page(self, request: web.Request) -> web.Response:
+        name, content_type = _PAGE[request.path.lstrip("/")]
+        text = files("agent.http").joinpath("static", name).read_text(encoding="utf-8")
+        return web.Response(text=text, content_type=content_type)
+
+    async def _snapshot(self, request: web.Request) -> web.Response:
+        camera, mode = self._camera_and_mode(request)
+        picture = await self._view.picture(camera, mode)
+        if picture is None:
+            raise web.HTTPNotFound(reason=f"camera {camera} has delivered no picture yet")
+        return web.Response(body=picture, content_type="image/jpeg")
+
+    async def _live(self, request: web.Request) -> web.StreamResponse:
+        """MJPEG: every browser plays it in an <img>."""
+        camera, mode = self._camera_and_mode(request)
+        response = web.StreamResponse(headers={"Content-Type": "multipart/x-mixed-replace; boundary=frame", **_HEADERS})
+        await response.prepare(request)
+        self._view.session(+1)
+        try:
+            async for picture in self._view.pictures(camera, mode):
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                await response.write(head.encode() + picture + b"\r\n")
+        except ConnectionError:
+            pass  # the viewer left
+        finally:
+            self._view.session(-1)
+        return response
+
+    def _camera_and_mode(self, request: web.Request) -> tuple[str, str]:
+        camera, mode = request.match_info["camera"], request.query.get("mode", "full")
+        if camera not in self._view.camera_ids():
+            raise web.HTTPNotFound(reason=f"there is no camera {camera}"[:200])
+        if mode not in MODES:
+            raise web.HTTPBadRequest(reason=f"mode must be one of {', '.join(MODES)}")
+        return camera, mode
+
+
+def describe(state: Mapping[str, Any]) -> str:
+    """One line for `systemctl status`."""
+    cameras = state.get("cameras", [])
+    streaming = sum(camera["state"] == "streaming" for camera in cameras)
+    return f"{state['health']['level']}; {streaming} of {len(cameras)} cameras streaming"
