@@ -20,7 +20,7 @@ from agent.events.ids import Uuid7
 from agent.events.rules import EventRules
 from agent.pipeline.camera import CameraPipeline, Service
 from agent.pipeline.worker import BatchWorker
-from agent.plugins import ACTION_CLASSIFIERS, POSE_ESTIMATORS, load_plugin
+from agent.plugins import create_action_classifier, create_pose_estimator
 from agent.ports import ActionClassifier, FrameStream, PipelineListener, PoseEstimator
 from agent.tracking.bytetrack import ByteTracker
 from agent.types import FloatArray, ImageArray, People
@@ -119,14 +119,12 @@ async def open_recognition(
 def create_estimator(config: AgentConfig) -> PoseEstimator:
     """The configured pose estimator. Blocks while it loads."""
     engine_cache = config.pose.engine_cache or config.state_dir / "engines"
-    factory = load_plugin(POSE_ESTIMATORS, config.pose.estimator)
-    estimator: PoseEstimator = factory(config.pose.model_copy(update={"engine_cache": engine_cache}))
-    return estimator
+    return create_pose_estimator(config.pose.model_copy(update={"engine_cache": engine_cache}))
 
 
 def create_classifier(name: str, config: ServiceConfig) -> ActionClassifier:
     """The classifier of one service; checks that it knows the service's action. Blocks while it loads."""
-    classifier: ActionClassifier = load_plugin(ACTION_CLASSIFIERS, config.classifier)(name, config)
+    classifier = create_action_classifier(name, config)
     positive = config.positive or name
     if positive not in classifier.labels:
         labels = ", ".join(classifier.labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -37,7 +37,6 @@ class _Entry:
     run: CameraRun | None = None
     ended: bool = False
     error: str = ""
-    frames_before: int = field(default=0)
 
 
 class Cameras:
@@ -162,6 +161,15 @@ class Cameras:
     def statuses(self) -> list[CameraStatus]:
         """What each camera is doing, in order of configuration."""
         return [_status(name, entry) for name, entry in self._entries.items()]
+
+    @property
+    def all_ended(self) -> bool:
+        """True when every camera is a file that has been read to its end."""
+        return all(entry.ended for entry in self._entries.values())
+
+    def resting(self) -> list[str]:
+        """Cameras from which no frame is to be expected now."""
+        return [status.camera_id for status in self.statuses() if status.phase is not CameraPhase.STREAMING]
 
     def report_health(self) -> None:
         """Raise and clear each camera's reasons."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -70,11 +69,9 @@ class Monitor:
         """The governor's rung, 0 = full service."""
         return self._decision.step
 
-    async def run(self) -> None:
-        """Look round for ever."""
-        while True:
-            await self.round()
-            await asyncio.sleep(self._config.probe_interval_s)
+    def publish_all_again(self) -> None:
+        """Publish everything in the next round, changed or not."""
+        self._published.clear()
 
     async def round(self) -> None:
         """Measure once, decide, publish what changed or is due."""

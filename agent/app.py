@@ -1,0 +1,341 @@
+"""Composition root of the daemon: the only place that builds its parts and knows them all."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from agent import __version__
+from agent.config.reload import compare
+from agent.config.schema import AgentConfig
+from agent.daemon.cameras import Cameras
+from agent.daemon.evidence import Evidence
+from agent.daemon.listener import AgentListener
+from agent.daemon.live import LiveHub
+from agent.daemon.monitor import Monitor, MonitorPorts, OutboxFigures, as_payload
+from agent.daemon.orphans import close_orphans
+from agent.daemon.view import View
+from agent.errors import ConfigError, StorageError
+from agent.events.evidence_writer import EvidenceWriter
+from agent.events.ids import Uuid7
+from agent.health.governor import LADDER
+from agent.health.probes import Probes
+from agent.health.reasons import HealthState, Reason
+from agent.http.server import HttpServer, describe
+from agent.mqtt.client import MqttClient
+from agent.mqtt.topics import Topics
+from agent.observe.logging import set_level
+from agent.observe.metrics import Metrics
+from agent.outbox.relay import Relay
+from agent.outbox.store import OutboxStore
+from agent.ports import Message
+from agent.recognition import Recognition, open_recognition
+from agent.sdnotify import Notifier
+from agent.supervise import EDGE, ProgressWatch, Stage, StagedShutdown, feed_watchdog, supervise
+from agent.types import Lane
+
+_log = structlog.get_logger(__name__)
+
+STALL_LIMIT_S = 20.0
+"""A streaming camera whose pipeline handles no frame for this long starves the watchdog."""
+
+
+class Agent:
+    """The running agent. `run` builds everything, `stop` ends it; `on_event` hooks see each committed event.
+
+    load: reads the configuration again, for SIGHUP; raises ConfigError. exit_when_idle: end once every camera is a file
+    that has been read.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        environ: Mapping[str, str],
+        load: Callable[[], AgentConfig],
+        exit_when_idle: bool = False,
+    ) -> None:
+        self.config = config
+        self.health = HealthState()
+        self.metrics = Metrics(__version__)
+        self.watch = ProgressWatch()
+        self.topics = Topics(config.mqtt.base_topic, config.device_id)
+        self.live = LiveHub(config.http, {name: one.rules.alert_threshold for name, one in config.services.items()})
+        self.notifier = Notifier.from_environment(environ)
+        self.new_id = Uuid7()
+        self.ready = False
+        self.ready_event = asyncio.Event()
+        self.store: OutboxStore
+        self.evidence: Evidence
+        self.monitor: Monitor
+        self.cameras: Cameras | None = None
+        self.mqtt: MqttClient | None = None
+        self.http: HttpServer | None = None
+        self.recognition: Recognition | None = None
+        self._evidence_writer: EvidenceWriter
+        self._listener: AgentListener
+        self._load = load
+        self._exit_when_idle = exit_when_idle
+        self._stop = asyncio.Event()
+        self._group: asyncio.TaskGroup
+        self._stack: AsyncExitStack
+        self._parts: list[asyncio.Task[None]] = []
+
+    def stop(self) -> None:
+        """Begin the staged stop."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Until `stop`, SIGTERM or SIGINT. Raises what ends the process: ConfigError, StorageError, FatalError, bugs."""
+        async with AsyncExitStack() as self._stack:
+            await self._open()
+            async with asyncio.TaskGroup() as self._group:
+                self._handle_signals()
+                self._start_parts()
+                await self._open_cameras()
+                await close_orphans(self.store, self._listener, self.new_id)
+                self._announce_ready()
+                await self._stop.wait()
+                await self._shut_down()
+                for task in self._parts:
+                    task.cancel()
+
+    # --- start --------------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        config = self.config
+        await asyncio.to_thread(prepare_state_dir, config.state_dir)
+        self._stack.callback(self.notifier.close)
+        self._stack.callback(self.live.close)
+        self.store = await OutboxStore.open(config.state_dir / config.outbox.file, config.outbox)
+        self._stack.push_async_callback(self.store.close)
+        self._report_database()
+        probes = Probes.open(config.state_dir)
+        self._stack.callback(probes.close)
+        self._evidence_writer = EvidenceWriter(config.state_dir / "evidence", config.evidence)
+        self.evidence = Evidence(config.evidence, self._evidence_writer)
+        self._stack.callback(self.evidence.close)
+        self._listener = AgentListener(
+            device_id=config.device_id, store=self.store, topic_of=self.topics.event, lanes=self._lanes(),
+            models=lambda: self.models, evidence=self.evidence, live=self.live, metrics=self.metrics,
+            health=self.health, beat=self._beat,
+        )  # fmt: skip
+        self.monitor = Monitor(config.health, probes, self.health, self.metrics, self._monitor_ports())
+
+    def _report_database(self) -> None:
+        report = self.store.report
+        if report.set_aside is not None:
+            detail = f"the event database was damaged ({report.damage}) and lies now at {report.set_aside}"
+            self.health.raise_reason(Reason.EVENTS_LOST, detail)
+            _log.error("database_set_aside", file=str(report.set_aside), damage=report.damage)
+
+    def _lanes(self) -> dict[str, Lane]:
+        return {name: Lane[service.lane.upper()] for name, service in self.config.services.items()}
+
+    def _start_parts(self) -> None:
+        config = self.config
+        if config.mqtt.enabled:
+            self.mqtt = MqttClient(config.mqtt, self.topics)
+            self.mqtt.on_connected(self._on_connected)
+            self.mqtt.on_disconnected(self._on_disconnected)
+            relay = Relay(self.store, self.mqtt, max_in_flight=config.mqtt.max_in_flight, backoff=config.mqtt.reconnect)
+            self._start("mqtt", self.mqtt.run)
+            self._start("relay", relay.run)
+        else:
+            self._start("discard", self._discard)
+        if config.http.enabled:
+            self.http = HttpServer(config.http, View(self))
+            self._start("http", self.http.run)
+        if config.evidence.enabled:
+            self._start("evidence", self._evidence_writer.run)
+        self._start("monitor", self._look_round)
+        interval_s = self.notifier.feed_interval_s
+        if interval_s is not None:
+            self._start("watchdog", lambda: feed_watchdog(self.notifier, self.watch, interval_s, self.health))
+
+    def _start(self, name: str, factory: Callable[[], Any]) -> None:
+        work = supervise(name, factory, EDGE, health=self.health, on_restart=self.metrics.count_restart)
+        self._parts.append(self._group.create_task(work, name=name))
+
+    async def _open_cameras(self) -> None:
+        """Load the models when there is a camera to watch; without one the agent idles."""
+        if not any(camera.enabled for camera in self.config.cameras):
+            self.health.raise_reason(Reason.NO_CAMERA, "no camera is configured")
+            return
+        self.health.clear_reason(Reason.NO_CAMERA)
+        if self.cameras is None:
+            self.recognition = await self._stack.enter_async_context(
+                open_recognition(
+                    self.config,
+                    on_pose_batch=lambda _, seconds: self.metrics.observe_pose(seconds),
+                    on_action_batch=lambda name, _, seconds: self.metrics.observe_classification(name, seconds),
+                )
+            )
+            self.cameras = Cameras(
+                self.recognition, self._listener, group=self._group, health=self.health,
+                on_restart=self.metrics.count_restart, on_ended=self._on_camera_ended,
+            )  # fmt: skip
+        await self.cameras.apply(self.config.cameras)
+
+    def _announce_ready(self) -> None:
+        self.ready = True
+        self.ready_event.set()
+        self.notifier.ready(describe(View(self).state()))
+        _log.info("ready", device=self.config.device_id, cameras=len(self.config.cameras), models=self.models)
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Model name by slot; empty while none is loaded."""
+        return self.recognition.models if self.recognition is not None else {}
+
+    # --- while running ------------------------------------------------------------------------------------------------
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+            self._stack.callback(loop.remove_signal_handler, number)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._group.create_task(self.reload(), name="reload"))
+        self._stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+
+    async def reload(self) -> None:
+        """Read the configuration again: apply what can change now, say what waits for a restart, keep all if it is bad."""
+        self.notifier.reloading()
+        try:
+            change = compare(self.config, self._load())
+        except ConfigError as error:
+            _log.error("reload_refused", problems=[str(problem) for problem in error.problems])
+            self.health.raise_reason(Reason.CONFIG_RELOAD, f"not applied: {'; '.join(map(str, error.problems))}")
+        else:
+            self.config = change.effective
+            await self._apply_config()
+            _log.info("reloaded", applied=change.live, needs_restart=change.restart)
+            waiting = f"needs a restart: {', '.join(change.restart)}"
+            self.health.set_reason(Reason.CONFIG_RELOAD, bool(change.restart), waiting)
+        self.notifier.ready(describe(View(self).state()))
+
+    async def _apply_config(self) -> None:
+        config = self.config
+        set_level(config.log.level)
+        self.store.reconfigure(config.outbox)
+        self._evidence_writer.update_config(config.evidence)
+        self.live.reconfigure(config.http)
+        self.monitor.reconfigure(config.health)
+        await self._open_cameras()
+        if self.cameras is not None:
+            self.cameras.apply_rules({name: service.rules for name, service in config.services.items()})
+
+    def _beat(self, camera_id: str) -> None:
+        self.watch.register(f"camera.{camera_id}", STALL_LIMIT_S)
+        self.watch.beat(f"camera.{camera_id}")
+
+    def _on_camera_ended(self, camera_id: str) -> None:
+        self.watch.forget(f"camera.{camera_id}")
+        if self._exit_when_idle and self.cameras is not None and self.cameras.all_ended:
+            self.stop()
+
+    async def _look_round(self) -> None:
+        """The monitor's rounds, and what is due at the same pace."""
+        while True:
+            if self.cameras is not None:
+                self.cameras.report_health()
+                for name in self.cameras.resting():
+                    self.watch.idle(f"camera.{name}")
+            await self.monitor.round()
+            self.notifier.status(describe(View(self).state()))
+            await asyncio.sleep(self.config.health.probe_interval_s)
+
+    def _on_connected(self) -> None:
+        self.metrics.set_mqtt_connected(connected=True)
+        self.health.clear_reason(Reason.MQTT_OFFLINE)
+        self.monitor.publish_all_again()  # a broker without persistence has forgotten the retained state
+
+    def _on_disconnected(self, cause: str) -> None:
+        self.metrics.set_mqtt_connected(connected=False)
+        self.health.raise_reason(Reason.MQTT_OFFLINE, cause)
+
+    async def _discard(self) -> None:
+        """Without a broker the history is kept and nothing is queued for delivery."""
+        committed = asyncio.Event()
+        self.store.on_commit(committed.set)
+        while True:
+            committed.clear()
+            for lane in Lane:
+                while records := await self.store.fetch(lane, 256):
+                    await self.store.delete([record.row_id for record in records])
+            await committed.wait()
+
+    # --- monitor's ports ----------------------------------------------------------------------------------------------
+
+    def _monitor_ports(self) -> MonitorPorts:
+        return MonitorPorts(
+            cameras=lambda: self.cameras.statuses() if self.cameras is not None else [],
+            outbox=self._outbox_figures,
+            models=lambda: self.models,
+            apply_step=self._apply_step,
+            publish_health=lambda document: self._put_state(self.topics.health, document),
+            publish_camera=lambda name, document: self._put_state(self.topics.camera_state(name), document),
+        )
+
+    def _apply_step(self, step: int) -> None:
+        if self.cameras is not None:
+            self.cameras.apply_step(LADDER[step])
+
+    async def _outbox_figures(self) -> OutboxFigures:
+        depth = await self.store.depth()
+        oldest = max((lane.oldest_age_s for lane in depth.values()), default=0.0)
+        return OutboxFigures({lane: figures.rows for lane, figures in depth.items()}, oldest)
+
+    async def _put_state(self, topic: str, document: dict[str, Any]) -> None:
+        payload = as_payload(document)
+        try:
+            await self.store.put(Message(Lane.STATE, self.new_id(), topic, lambda _: payload, retain=True))
+            self.health.clear_reason(Reason.STORAGE)
+        except StorageError as error:  # state is published again soon; events have their own answer
+            self.health.raise_reason(Reason.STORAGE, str(error))
+
+    # --- stop ---------------------------------------------------------------------------------------------------------
+
+    async def _shut_down(self) -> None:
+        _log.info("stopping")
+        self.ready = False
+        self.notifier.stopping("stopping")
+        stages = StagedShutdown()
+        if self.cameras is not None:
+            stages.add(Stage.CAPTURE, "cameras", self.cameras.close_sources)
+            stages.add(Stage.DRAIN, "pipelines", self.cameras.drain)
+        if self.config.evidence.enabled:
+            stages.add(Stage.COMMIT, "evidence", self.evidence.drain)
+        if self.mqtt is not None:
+            stages.add(Stage.ANNOUNCE, "mqtt", self._say_goodbye)
+        await stages.run()
+
+    async def _say_goodbye(self) -> None:
+        """Let the broker take what is waiting, for a moment; the rest is delivered after the next start."""
+        if self.mqtt is None or not self.mqtt.connected:
+            return
+        try:
+            async with asyncio.timeout(2.0):
+                while any((await self._outbox_figures()).rows.values()):
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            _log.warning("stopped_with_messages_waiting")
+        await self.mqtt.announce_offline()
+
+
+def prepare_state_dir(path: Path) -> None:
+    """Make the folder and make sure that it can be written. Raises StorageError with a hint."""
+    probe = path / ".writable"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        hint = "set state_dir to a folder that the agent's user may write"
+        raise StorageError(f"{path}: cannot be written: {error.strerror} (hint: {hint})") from error

@@ -1,0 +1,52 @@
+"""Incidents that a crash left open: closed at the next start, so that no subscriber waits for their end for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from agent.events.cloudevents import parse
+from agent.outbox.history import EventQuery, EventRow
+from agent.outbox.store import OutboxStore
+from agent.ports import PipelineListener
+from agent.types import Event, EventPhase
+
+LOOK_BACK = timedelta(days=1)
+LOOK_BACK_ROWS = 5000
+
+
+async def close_orphans(store: OutboxStore, listener: PipelineListener, new_id: Callable[[], str]) -> int:
+    """Emit `resolved` with reason `restart` for each incident of the last day without one; how many there were."""
+    since = datetime.now(UTC) - LOOK_BACK
+    rows = await store.events(EventQuery(since=since, limit=LOOK_BACK_ROWS, newest_first=True))
+    orphans = _open_incidents(rows)
+    for row in orphans:
+        await listener.on_event(_end(row, new_id()))
+    return len(orphans)
+
+
+def _open_incidents(newest_first: list[EventRow]) -> list[EventRow]:
+    """The latest step of each incident whose latest step is not `resolved`, oldest first."""
+    latest: dict[str, EventRow] = {}
+    for row in newest_first:
+        latest.setdefault(parse(row.payload).incident_id, row)
+    return [row for row in reversed(latest.values()) if row.phase != EventPhase.RESOLVED]
+
+
+def _end(row: EventRow, event_id: str) -> Event:
+    """The closing step: what is known is when the incident was last seen, so that is when it ends."""
+    known = parse(row.payload)
+    return Event(
+        event_id=event_id,
+        incident_id=known.incident_id,
+        kind=known.kind,
+        phase=EventPhase.RESOLVED,
+        camera_id=known.camera_id,
+        track_ids=known.track_ids,
+        t_start_ns=0,
+        t_utc=known.captured_utc,
+        t_onset_utc=known.onset_utc,
+        duration_s=known.duration_s,
+        confidence=known.confidence,
+        attributes=known.attributes | {"reason": "restart"},
+    )

@@ -1,0 +1,90 @@
+"""What the HTTP pages show of the running agent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from agent import __version__
+from agent.daemon.monitor import camera_report
+from agent.http.server import EventFilter
+from agent.observe.metrics import CONTENT_TYPE
+from agent.outbox.history import EventQuery
+from agent.overlay import Mode
+
+if TYPE_CHECKING:
+    from agent.app import Agent
+
+
+class View:
+    """Implements `http.server.AgentView` over an `Agent`."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def health(self) -> dict[str, Any]:
+        return self._agent.health.snapshot().as_dict() | {"degradation_step": self._agent.monitor.step}
+
+    def ready(self) -> bool:
+        return self._agent.ready
+
+    def state(self) -> dict[str, Any]:
+        agent = self._agent
+        statuses = agent.cameras.statuses() if agent.cameras is not None else []
+        return {
+            "device": agent.config.device_id,
+            "version": __version__,
+            "ready": agent.ready,
+            "health": agent.monitor.report(),
+            "mqtt": {
+                "enabled": agent.config.mqtt.enabled,
+                "connected": agent.mqtt is not None and agent.mqtt.connected,
+            },
+            "cameras": [
+                camera_report(status) | {"live": agent.live.camera_state(status.camera_id)} for status in statuses
+            ],
+            "active": agent.live.active_incidents,
+            "events": agent.live.recent_events,
+            "models": agent.models,
+        }
+
+    def metrics(self) -> tuple[bytes, str]:
+        return self._agent.metrics.render(), CONTENT_TYPE
+
+    def camera_ids(self) -> list[str]:
+        return [camera.id for camera in self._agent.config.cameras]
+
+    async def events(self, query: EventFilter) -> list[dict[str, Any]]:
+        wanted = EventQuery(
+            since=parse_time(query.since), until=parse_time(query.until), kind=query.kind, camera_id=query.camera,
+            limit=query.limit, newest_first=True,
+        )  # fmt: skip
+        rows = await self._agent.store.events(wanted)
+        return [json.loads(row.payload) | {"delivery": row.delivery} for row in rows]
+
+    async def picture(self, camera_id: str, mode: str) -> bytes | None:
+        return await self._agent.live.picture(camera_id, Mode(mode))
+
+    def pictures(self, camera_id: str, mode: str) -> AsyncIterator[bytes]:
+        return self._agent.live.pictures(camera_id, Mode(mode))
+
+    def request_done(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._agent.metrics.observe_request(method, route, status, seconds)
+
+    def session(self, change: int) -> None:
+        if change > 0:
+            self._agent.metrics.session_opened()
+        else:
+            self._agent.metrics.session_closed()
+
+
+def parse_time(text: str) -> datetime | None:
+    """ISO 8601 with offset; without one it is local time. Raises ValueError with a hint."""
+    if not text:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise ValueError(f"{text!r} is no time; write it like 2026-11-23T08:00:00+01:00") from None
