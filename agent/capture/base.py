@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from agent.errors import SourceError
-from agent.ports import StreamInfo
+from agent.ports import StreamInfo, VideoSource
 from agent.types import ImageArray
 
 NS_PER_S = 1_000_000_000
@@ -36,6 +36,33 @@ class TwoStepSource(Protocol):
         ...
 
 
+class OneStepAdapter:
+    """A TwoStepSource over a source that only knows `read`: stepping over a picture saves nothing."""
+
+    def __init__(self, source: VideoSource) -> None:
+        self._source = source
+        self._image: ImageArray | None = None
+
+    def grab(self) -> int | None:
+        """See TwoStepSource."""
+        picture = self._source.read()
+        if picture is None:
+            return None
+        self._image, pts_ns = picture
+        return pts_ns
+
+    def retrieve(self) -> ImageArray:
+        """See TwoStepSource."""
+        if self._image is None:
+            raise SourceError("nothing was read")
+        return self._image
+
+
+def in_two_steps(source: VideoSource) -> TwoStepSource:
+    """`source` itself where it can step over pictures, else an adapter."""
+    return source if isinstance(source, TwoStepSource) else OneStepAdapter(source)
+
+
 @runtime_checkable
 class ReportingSource(Protocol):
     """A VideoSource that goes on past faults and says which."""
@@ -52,7 +79,7 @@ def redact(url: str) -> str:
     >>> redact("rtsp://user:secret@cam.local:554/stream?token=1")
     'rtsp://cam.local:554/stream'
     """
-    return _QUERY.sub("", _CREDENTIALS.sub("", url))
+    return _QUERY.sub("", _CREDENTIALS.sub("", url)) if "://" in url else url
 
 
 class GuardedSource(ABC):
@@ -64,11 +91,11 @@ class GuardedSource(ABC):
 
     def __init__(self) -> None:
         self._busy = threading.Lock()
-        self._closing = False
+        self._closing = threading.Event()
 
     def open(self) -> StreamInfo:
         """Connect. Raises SourceError."""
-        self._closing = False
+        self._closing.clear()
         with self._entered():
             return self._open()
 
@@ -89,7 +116,7 @@ class GuardedSource(ABC):
 
     def close(self) -> None:
         """See VideoSource."""
-        self._closing = True
+        self._closing.set()
         if self._busy.acquire(blocking=False):
             try:
                 self._release()
@@ -99,12 +126,12 @@ class GuardedSource(ABC):
     @contextmanager
     def _entered(self) -> Iterator[None]:
         with self._busy:
-            if self._closing:
+            if self._closing.is_set():
                 raise SourceError("the source was closed")
             try:
                 yield
             finally:
-                if self._closing:
+                if self._closing.is_set():
                     self._release()
 
     @abstractmethod

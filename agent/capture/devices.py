@@ -42,7 +42,11 @@ class DeviceSource(GuardedSource):
     def _grab(self) -> int | None:
         if self._capture is None:
             raise SourceError(f"{self._name}: not open")
-        if not self._capture.grab():
+        try:
+            grabbed = self._capture.grab()
+        except cv2.error as error:
+            raise SourceError(f"{self._name}: {error.err}") from None
+        if not grabbed:
             raise SourceError(f"{self._name}: no picture (unplugged, timed out or ended)")
         index, self._frames = self._frames, self._frames + 1
         return index * period_ns(self._fps)

@@ -7,19 +7,20 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 
 from agent.capture.base import NS_PER_S, GuardedSource
 from agent.capture.timeline import period_ns
 from agent.errors import SourceError
-from agent.ports import StreamInfo, as_image
+from agent.ports import StreamInfo
 from agent.types import ImageArray
 
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .avi .flv .h264 .h265 .m2ts .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
-)
+VIDEO_SUFFIXES = frozenset({
+    ".3gp", ".avi", ".flv", ".h264", ".h265", ".m2ts", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+})  # fmt: skip
 """What a folder is searched for; a file named by itself may be called anything."""
 
 _MAX_BAD_GRABS = 64
@@ -90,13 +91,14 @@ class FileSource(GuardedSource):
     def _next_pts_ns(self) -> int:
         position_ms = float(self._capture.get(cv2.CAP_PROP_POS_MSEC))
         index, self._frames = self._frames, self._frames + 1
-        if self._first_ms is None:
+        if self._first_ms is None and math.isfinite(position_ms):
             self._first_ms = position_ms
-        known = math.isfinite(position_ms) and position_ms > self._last_ms
-        if not known and self._last_ms <= self._first_ms:  # raw streams report 0 for ever
+        first_ms = self._first_ms or 0.0
+        stuck = position_ms <= self._last_ms <= first_ms  # raw streams report 0 for ever
+        if stuck or not math.isfinite(position_ms):
             return index * period_ns(self._info.fps)
         self._last_ms = position_ms
-        return round((position_ms - self._first_ms) * (NS_PER_S // 1000))
+        return round((position_ms - first_ms) * (NS_PER_S // 1000))
 
     def _note_early_end(self) -> None:
         expected, fps = self._info.frame_count, self._info.fps
@@ -243,10 +245,10 @@ def retrieve_image(capture: Any, name: str) -> ImageArray:
     """The grabbed picture of a cv2.VideoCapture. Raises SourceError when it cannot be converted."""
     if capture is None:
         raise SourceError(f"{name}: not open")
-    done, image = capture.retrieve()
+    try:
+        done, image = capture.retrieve()
+    except cv2.error as error:
+        raise SourceError(f"{name}: picture cannot be converted: {error.err}") from None
     if not done or image is None:
         raise SourceError(f"{name}: the decoder gave no picture")
-    try:
-        return as_image(image)
-    except ValueError as error:
-        raise SourceError(f"{name}: {error}") from None
+    return cast("ImageArray", image)

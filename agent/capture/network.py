@@ -7,12 +7,11 @@ from typing import Any
 
 import av
 import av.error
-import numpy as np
 
 from agent.capture.base import NS_PER_S, GuardedSource, SourceDeniedError, redact
 from agent.capture.timeline import period_ns
 from agent.errors import SourceError
-from agent.ports import StreamInfo, as_image
+from agent.ports import StreamInfo
 from agent.types import ImageArray
 
 _MAX_BAD_PACKETS = 250
@@ -84,7 +83,7 @@ class NetworkSource(GuardedSource):
         if self._picture is None:
             raise SourceError(f"{self._name}: the stream ended")
         index, self._frames = self._frames, self._frames + 1
-        seconds = self._picture.time
+        seconds: float | None = self._picture.time
         if seconds is None:
             return index * period_ns(self._fps)
         if self._first_s is None:
@@ -95,10 +94,10 @@ class NetworkSource(GuardedSource):
         if self._picture is None:
             raise SourceError(f"{self._name}: not open")
         try:
-            image: ImageArray = np.ascontiguousarray(self._picture.to_ndarray(format="bgr24"))
-            return as_image(image)
+            image: ImageArray = self._picture.to_ndarray(format="bgr24")
         except (av.error.FFmpegError, ValueError) as error:
             raise self._translated("picture cannot be converted", error) from None
+        return image
 
     def _release(self) -> None:
         self._reset()

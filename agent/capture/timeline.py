@@ -93,6 +93,7 @@ class RateMeter:
         if self._first_ns is None:
             return 0.0
         oldest = now_ns // self._bucket_ns - (self._counts.maxlen or 1) + 1
-        events = sum(count for bucket, count in self._counts if bucket >= oldest)
+        # A copy in one step: another thread may be adding.
+        events = sum(count for bucket, count in tuple(self._counts) if bucket >= oldest)
         since_ns = max(oldest * self._bucket_ns, self._first_ns)
         return events * NS_PER_S / max(now_ns - since_ns, self._bucket_ns)
