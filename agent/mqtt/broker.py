@@ -1,0 +1,72 @@
+"""A small broker inside the process, for `demo` and for tests without Mosquitto. MQTT 3.1.1 only."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any, Self
+
+from agent.errors import ConfigError, ConfigProblem
+
+_QUIET = ("amqtt", "transitions")
+
+
+class EmbeddedBroker:
+    """amqtt on `host`:`port` while the context is open; port 0 = any free one. No authentication: loopback only.
+
+    Entering raises ConfigError when amqtt is not installed or the port is taken.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.host = host
+        self.port = port or _free_port(host)
+        self._broker: Any = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            from amqtt.broker import Broker
+            from amqtt.errors import BrokerError
+        except ImportError as error:
+            problem = ConfigProblem("the embedded broker is not installed", hint="pip install 'recognizer-agent[demo]'")
+            raise ConfigError([problem]) from error
+        for name in _QUIET:  # it reports every packet and every failed start with a traceback of its own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _check_free(self.host, self.port)
+        settings = {
+            "listeners": {"default": {"type": "tcp", "bind": f"{self.host}:{self.port}"}},
+            "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+        }
+        broker = Broker(settings)
+        try:
+            await broker.start()
+        except BrokerError as error:
+            raise ConfigError(
+                [ConfigProblem(f"the embedded broker did not start: {error}", path="mqtt.port")]
+            ) from error
+        self._broker = broker
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._broker is not None:
+            await self._broker.shutdown()
+            self._broker = None
+            await asyncio.sleep(0)  # lets the transports of the last clients close
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            hint = "stop the program that uses it, or choose another port"
+            raise ConfigError(
+                [ConfigProblem(f"{host}:{port}: {error.strerror}", path="mqtt.port", hint=hint)]
+            ) from error
