@@ -34,7 +34,6 @@ from agent.observe.logging import set_level
 from agent.observe.metrics import Metrics
 from agent.outbox.relay import Relay
 from agent.outbox.store import OutboxStore
-from agent.ports import Message
 from agent.recognition import Recognition, open_recognition
 from agent.sdnotify import Notifier
 from agent.supervise import EDGE, ProgressWatch, Stage, StagedShutdown, feed_watchdog, supervise
@@ -42,6 +41,7 @@ from agent.types import Lane
 
 _log = structlog.get_logger(__name__)
 
+GOODBYE_S = 1.5
 STALL_LIMIT_S = 20.0
 """A streaming camera whose pipeline handles no frame for this long starves the watchdog."""
 
@@ -86,6 +86,7 @@ class Agent:
         self._group: asyncio.TaskGroup
         self._stack: AsyncExitStack
         self._parts: list[asyncio.Task[None]] = []
+        self._mqtt_task: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         """Begin the staged stop."""
@@ -110,6 +111,8 @@ class Agent:
 
     async def _open(self) -> None:
         config = self.config
+        if config.mqtt.enabled:
+            self.mqtt = MqttClient(config.mqtt, self.topics)
         await asyncio.to_thread(prepare_state_dir, config.state_dir)
         self._stack.callback(self.notifier.close)
         self._stack.callback(self.live.close)
@@ -140,12 +143,11 @@ class Agent:
 
     def _start_parts(self) -> None:
         config = self.config
-        if config.mqtt.enabled:
-            self.mqtt = MqttClient(config.mqtt, self.topics)
+        if self.mqtt is not None:
             self.mqtt.on_connected(self._on_connected)
             self.mqtt.on_disconnected(self._on_disconnected)
             relay = Relay(self.store, self.mqtt, max_in_flight=config.mqtt.max_in_flight, backoff=config.mqtt.reconnect)
-            self._start("mqtt", self.mqtt.run)
+            self._mqtt_task = self._start("mqtt", self.mqtt.run)
             self._start("relay", relay.run)
         else:
             self._start("discard", self._discard)
@@ -159,9 +161,11 @@ class Agent:
         if interval_s is not None:
             self._start("watchdog", lambda: feed_watchdog(self.notifier, self.watch, interval_s, self.health))
 
-    def _start(self, name: str, factory: Callable[[], Any]) -> None:
+    def _start(self, name: str, factory: Callable[[], Any]) -> asyncio.Task[None]:
         work = supervise(name, factory, EDGE, health=self.health, on_restart=self.metrics.count_restart)
-        self._parts.append(self._group.create_task(work, name=name))
+        task = self._group.create_task(work, name=name)
+        self._parts.append(task)
+        return task
 
     async def _open_cameras(self) -> None:
         """Load the models when there is a camera to watch; without one the agent idles."""
@@ -254,11 +258,10 @@ class Agent:
     def _on_connected(self) -> None:
         self.metrics.set_mqtt_connected(connected=True)
         self.health.clear_reason(Reason.MQTT_OFFLINE)
-        self.monitor.publish_all_again()  # a broker without persistence has forgotten the retained state
 
-    def _on_disconnected(self, cause: str) -> None:
+    def _on_disconnected(self) -> None:
         self.metrics.set_mqtt_connected(connected=False)
-        self.health.raise_reason(Reason.MQTT_OFFLINE, cause)
+        self.health.raise_reason(Reason.MQTT_OFFLINE, self.mqtt.status().error if self.mqtt is not None else "")
 
     async def _discard(self) -> None:
         """Without a broker the history is kept and nothing is queued for delivery."""
@@ -292,13 +295,10 @@ class Agent:
         oldest = max((lane.oldest_age_s for lane in depth.values()), default=0.0)
         return OutboxFigures({lane: figures.rows for lane, figures in depth.items()}, oldest)
 
-    async def _put_state(self, topic: str, document: dict[str, Any]) -> None:
-        payload = as_payload(document)
-        try:
-            await self.store.put(Message(Lane.STATE, self.new_id(), topic, lambda _: payload, retain=True))
-            self.health.clear_reason(Reason.STORAGE)
-        except StorageError as error:  # state is published again soon; events have their own answer
-            self.health.raise_reason(Reason.STORAGE, str(error))
+    def _put_state(self, topic: str, document: dict[str, Any]) -> None:
+        """State is worth nothing once it is old: the newest is kept in memory for the next connection, not in the outbox."""
+        if self.mqtt is not None:
+            self.mqtt.retain(topic, as_payload(document))
 
     # --- stop ---------------------------------------------------------------------------------------------------------
 
@@ -318,15 +318,16 @@ class Agent:
 
     async def _say_goodbye(self) -> None:
         """Let the broker take what is waiting, for a moment; the rest is delivered after the next start."""
-        if self.mqtt is None or not self.mqtt.connected:
+        if self.mqtt is None or self._mqtt_task is None:
             return
-        try:
-            async with asyncio.timeout(2.0):
-                while any((await self._outbox_figures()).rows.values()):
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            _log.warning("stopped_with_messages_waiting")
-        await self.mqtt.announce_offline()
+        deadline = asyncio.get_running_loop().time() + GOODBYE_S
+        while self.mqtt.connected and any((await self._outbox_figures()).rows.values()):
+            if asyncio.get_running_loop().time() > deadline:
+                _log.warning("stopped_with_messages_waiting")
+                break
+            await asyncio.sleep(0.05)
+        self._mqtt_task.cancel()  # says `offline` on its way out
+        await asyncio.wait([self._mqtt_task])
 
 
 def prepare_state_dir(path: Path) -> None:

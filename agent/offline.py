@@ -18,7 +18,7 @@ import numpy as np
 from agent.capture.camera import open_camera
 from agent.config.schema import CameraConfig
 from agent.errors import RecognizerError
-from agent.evaluate.mot import format_rows
+from agent.evaluate.mot import write_tracks
 from agent.events.cloudevents import render
 from agent.ports import PipelineListener
 from agent.recognition import Recognition
@@ -33,8 +33,7 @@ async def run_video(
 ) -> None:
     """One file or folder through a pipeline of its own. Raises SourceError when it cannot be read."""
     async with open_camera(_as_camera(path)) as camera:
-        info = await camera.opened()
-        run = recognition.camera(camera, listener, services=services, fps=info.fps or 30.0)
+        run = recognition.camera(camera, listener, services=services, fps=lambda: camera.report().nominal_fps)
         await run.pipeline.run()
 
 
@@ -124,9 +123,7 @@ class Recorder:
         self._track_ids.update(tracks.track_ids.tolist())
         line = {"frame": summary.frames, "t": summary.duration_s, "people": _people_json(people)}
         self._files["poses.jsonl"].write(json.dumps(line, separators=(",", ":")) + "\n")
-        self._files["tracks.txt"].write(
-            format_rows(summary.frames, tracks.track_ids, tracks.people.boxes, tracks.people.scores)
-        )
+        write_tracks(self._files["tracks.txt"], summary.frames, tracks)
         if self._progress is not None:
             self._progress(summary.frames, self.total_frames)
 
@@ -147,7 +144,10 @@ class Recorder:
     async def on_event(self, event: Event) -> None:
         self._sequence += 1
         self.summary.events[event.kind] = self.summary.events.get(event.kind, 0) + (event.phase == "detected")
-        payload = render(event, self._device_id, self._sequence, datetime.now(UTC))
+        payload = render(
+            event, device_id=self._device_id, sequence=self._sequence, emitted_utc=datetime.now(UTC),
+            models=self.summary.models,
+        )  # fmt: skip
         self._files["events.jsonl"].write(payload.decode() + "\n")
 
 

@@ -25,6 +25,9 @@ from agent.ports import ActionClassifier, FrameStream, PipelineListener, PoseEst
 from agent.tracking.bytetrack import ByteTracker
 from agent.types import FloatArray, ImageArray, People
 
+NOMINAL_FPS = 30.0
+"""Of a stream that does not say."""
+
 
 @dataclass(slots=True)
 class CameraRun:
@@ -58,9 +61,18 @@ class Recognition:
         return {"pose": self.estimator.name} | actions
 
     def camera(
-        self, stream: FrameStream, listener: PipelineListener, *, services: tuple[str, ...] | None, fps: float
+        self,
+        stream: FrameStream,
+        listener: PipelineListener,
+        *,
+        services: tuple[str, ...] | None,
+        fps: Callable[[], float],
     ) -> CameraRun:
-        """A pipeline for one stream. services: names of those that watch it (None = all); fps: of the stream."""
+        """A pipeline for one stream.
+
+        services: names of those that watch it (None = all); fps: asked at the first frame for the stream's rate, 0 =
+        unknown.
+        """
         chosen = {
             name: self.config.services[name] for name in self._classifiers if services is None or name in services
         }
@@ -71,7 +83,7 @@ class Recognition:
         pipeline = CameraPipeline(
             stream,
             pose=self.pose,
-            tracker=ByteTracker(self.config.tracking, fps=fps),
+            tracker=lambda: ByteTracker(self.config.tracking, fps=fps() or NOMINAL_FPS),
             windows=windows,
             services={name: self._service(name, service, rules[name]) for name, service in chosen.items()},
             listener=listener,

@@ -113,9 +113,8 @@ class Cameras:
         async with open_camera(config) as camera:
             entry.camera = camera
             try:
-                info = await camera.opened()
                 entry.run = self._recognition.camera(
-                    camera, self._listener, services=config.services, fps=info.fps or 30.0
+                    camera, self._listener, services=config.services, fps=lambda: camera.report().nominal_fps
                 )
                 self._slow(entry)
                 await entry.run.pipeline.run()

@@ -37,8 +37,8 @@ class MonitorPorts:
     outbox: Callable[[], Awaitable[OutboxFigures]]
     models: Callable[[], dict[str, str]]
     apply_step: Callable[[int], None]
-    publish_health: Callable[[dict[str, Any]], Awaitable[None]]
-    publish_camera: Callable[[str, dict[str, Any]], Awaitable[None]]
+    publish_health: Callable[[dict[str, Any]], None]
+    publish_camera: Callable[[str, dict[str, Any]], None]
 
 
 class Monitor:
@@ -69,10 +69,6 @@ class Monitor:
         """The governor's rung, 0 = full service."""
         return self._decision.step
 
-    def publish_all_again(self) -> None:
-        """Publish everything in the next round, changed or not."""
-        self._published.clear()
-
     async def round(self) -> None:
         """Measure once, decide, publish what changed or is due."""
         self._sample = sample = await self._probes.sample()
@@ -83,10 +79,10 @@ class Monitor:
         snapshot = self._health.snapshot()
         level = (snapshot.level, tuple(reason.reason for reason in snapshot.reasons), self._decision.step)
         if self._due("health", level):
-            await self._ports.publish_health(self.report())
+            self._ports.publish_health(self.report())
         for status in self._ports.cameras():
             if self._due(f"camera.{status.camera_id}", (status.phase, status.error)):
-                await self._ports.publish_camera(status.camera_id, camera_report(status))
+                self._ports.publish_camera(status.camera_id, camera_report(status))
 
     def report(self) -> dict[str, Any]:
         """The payload of the `health` topic."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from agent import __version__
@@ -13,6 +12,7 @@ from agent.http.server import EventFilter
 from agent.observe.metrics import CONTENT_TYPE
 from agent.outbox.history import EventQuery
 from agent.overlay import Mode
+from agent.timeparse import parse_time
 
 if TYPE_CHECKING:
     from agent.app import Agent
@@ -78,13 +78,3 @@ class View:
             self._agent.metrics.session_opened()
         else:
             self._agent.metrics.session_closed()
-
-
-def parse_time(text: str) -> datetime | None:
-    """ISO 8601 with offset; without one it is local time. Raises ValueError with a hint."""
-    if not text:
-        return None
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except ValueError:
-        raise ValueError(f"{text!r} is no time; write it like 2026-11-23T08:00:00+01:00") from None

@@ -83,7 +83,7 @@ class CameraPipeline:
 
     A frame or window whose inference fails counts as empty and is reported to the listener; only FatalError and bugs
     leave `run`. When the stream ends, everything under way is finished, partial windows are classified and open
-    events are closed.
+    events are closed. tracker: called at the first frame, when the stream knows its rate.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class CameraPipeline:
         stream: FrameStream,
         *,
         pose: BatchWorker[ImageArray, People],
-        tracker: Tracker,
+        tracker: Callable[[], Tracker],
         windows: WindowBuffer,
         services: Mapping[str, Service],
         listener: PipelineListener,
@@ -99,7 +99,8 @@ class CameraPipeline:
     ) -> None:
         self._stream = stream
         self._pose = pose
-        self._tracker = tracker
+        self._make_tracker = tracker
+        self._tracker: Tracker | None = None
         self._windows = windows
         self._services = services
         self._listener = listener
@@ -135,9 +136,9 @@ class CameraPipeline:
         while (entry := await self._poses.get()) is not None:
             frame, future = entry
             people = await self._people(frame, future)
-            self._restart_after_gap(frame.stamp)
+            tracker = self._tracker_for(frame.stamp)
             started = time.perf_counter()
-            tracks = self._tracker.update(frame.stamp, people)
+            tracks = tracker.update(frame.stamp, people)
             self._listener.on_tracks(frame, people, tracks, time.perf_counter() - started)
             for window in self._windows.push(tracks):
                 await self._classify(window)
@@ -157,11 +158,14 @@ class CameraPipeline:
             self._listener.on_failure(frame.stamp.camera_id, "pose", error)
             return People.empty()
 
-    def _restart_after_gap(self, stamp: FrameStamp) -> None:
+    def _tracker_for(self, stamp: FrameStamp) -> Tracker:
+        if self._tracker is None:
+            self._tracker = self._make_tracker()
         if self._last is not None and stamp.t_mono_ns - self._last.t_mono_ns > RESET_GAP_NS:
             self._tracker.reset()
             self._windows.reset()
         self._last = stamp
+        return self._tracker
 
     async def _classify(self, window: Window) -> None:
         service = self._services[window.service]

@@ -55,7 +55,7 @@ async def run(
     pipeline = CameraPipeline(
         stream,
         pose=pose,
-        tracker=ByteTracker(TrackingConfig(), fps=25.0),
+        tracker=lambda: ByteTracker(TrackingConfig(), fps=25.0),
         windows=ActionWindows(stream.camera_id, {"fight": config}),
         services={"fight": Service("fight", action, ("fight", "other"), 0, rules)},
         listener=listener,

@@ -1,0 +1,50 @@
+"""`recognizer-agent run --config FILE`: the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import uvloop
+
+from agent.app import Agent
+from agent.cli import EXIT_GOOD
+from agent.config.load import load_config
+from agent.config.schema import AgentConfig
+from agent.errors import RecognizerError
+from agent.observe.logging import configure_logging
+
+
+def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Until SIGTERM or SIGINT. A bug in a core part leaves as an exception: systemd restarts the process."""
+
+    def load() -> AgentConfig:
+        return load_config(args.config, env=env)
+
+    config = load()
+    configure_logging(config.log)
+    return run_loop(lambda: Agent(config, environ=env, load=load).run())
+
+
+def run_loop(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """Run the coroutine that `main` makes on uvloop; a group of errors leaves as the one that caused the others."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            runner.run(main())
+        except BaseExceptionGroup as group:
+            raise first_cause(group) from group
+    return EXIT_GOOD
+
+
+def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to report: one that has a message for the user if there is any, else the first."""
+    leaves = list(_leaves(group))
+    return next((leaf for leaf in leaves if isinstance(leaf, RecognizerError)), leaves[0])
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
