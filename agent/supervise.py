@@ -90,7 +90,7 @@ def _origin(error: BaseException) -> str:
 
 async def supervise(
     name: str,
-    factory: Callable[[], Coroutine[Any, Any, None]],
+    factory: Callable[[], Coroutine[Any, Any, object]],
     policy: RestartPolicy,
     *,
     health: HealthSink,
@@ -119,7 +119,7 @@ class _Part:
     """The state of one supervised part between its runs."""
 
     name: str
-    factory: Callable[[], Coroutine[Any, Any, None]]
+    factory: Callable[[], Coroutine[Any, Any, object]]
     policy: RestartPolicy
     health: HealthSink
     reason: str

@@ -1,0 +1,402 @@
+#!/usr/bin/env bash
+# Installs and starts the Recognizer agent: a demo, the tests, or the system service. See usage() below.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+readonly HERE
+readonly MIN_PYTHON=3.11
+readonly PLUGIN=examples/plugins/posenet_litert
+readonly UNIT=recognizer-agent.service
+readonly SERVICE_USER=recognizer
+
+usage() {
+  cat << 'EOF'
+Usage: ./install.sh COMMAND [OPTIONS]
+
+Commands:
+  demo [ARGS]      everything on this machine, no root: makes .venv, then runs `recognizer-agent demo ARGS`
+  test [ARGS]      ruff, mypy and pytest with coverage in .venv; ARGS go to pytest
+  service          (root) install or upgrade the systemd service; an upgrade keeps configuration and stored events
+  service --uninstall [--purge]
+                   (root) remove the service; --purge also removes configuration, stored events and the user
+
+Options:
+  --cpu, --gpu     which ONNX Runtime; default: gpu where an NVIDIA driver runs (test: always cpu)
+  --python EXE     the Python to use, 3.11 or newer; default: the first one found
+  --pip            use pip although uv is there
+  --root DIR       (service) install below DIR, without user and systemctl; needs no root
+  -h, --help       this text
+EOF
+}
+
+say() { printf '==> %s\n' "$*" >&2; }
+note() { printf '    %s\n' "$*" >&2; }
+die() {
+  printf 'install.sh: %s\n' "$*" >&2
+  exit "${2:-1}"
+}
+usage_error() {
+  printf 'install.sh: %s (see ./install.sh --help)\n' "$*" >&2
+  exit 2
+}
+
+# --- what this machine has ----------------------------------------------------------------------------------------------
+
+is_jetson() {
+  [ -e /etc/nv_tegra_release ] || grep -qs nvidia,tegra /proc/device-tree/compatible
+}
+
+has_nvidia_driver() { [ -e /proc/driver/nvidia/version ] || [ -e /dev/nvidiactl ]; }
+
+pick_variant() { # -> cpu | gpu
+  if [ -n "$variant" ]; then
+    echo "$variant"
+  elif is_jetson; then
+    note "Jetson: no GPU wheel on the package index; installing the CPU runtime. For the GPU use the container image."
+    echo cpu
+  elif has_nvidia_driver; then
+    echo gpu
+  else
+    echo cpu
+  fi
+}
+
+python_is_new_enough() {
+  "$1" -c "import sys; sys.exit(sys.version_info[:2] < tuple(map(int, '$MIN_PYTHON'.split('.'))))" 2> /dev/null
+}
+
+find_python() { # [FORBIDDEN_PREFIX...] -> path
+  local name path real prefix
+  for name in ${python:+"$python"} python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do
+    path=$(command -v "$name") || continue
+    python_is_new_enough "$path" || continue
+    real=$("$path" -c 'import os, sys; print(os.path.realpath(sys.executable))')
+    for prefix in "$@"; do
+      case $real in "$prefix"/*) continue 2 ;; esac
+    done
+    if ! have_uv && ! "$path" -c 'import ensurepip' 2> /dev/null; then
+      note "$path lacks the venv module (Debian: apt install python3-venv)"
+      continue
+    fi
+    echo "$real"
+    return
+  done
+  if [ $# -gt 0 ]; then
+    die "no Python $MIN_PYTHON or newer outside $* (the service cannot read those): apt install python3 python3-venv"
+  fi
+  die "no Python $MIN_PYTHON or newer: install one (Debian: apt install python3 python3-venv) or name it with --python"
+}
+
+have_uv() { [ -z "$force_pip" ] && command -v uv > /dev/null; }
+
+# --- environments -------------------------------------------------------------------------------------------------------
+
+make_venv() { # DIR PYTHON
+  if have_uv; then
+    uv venv --quiet --python "$2" "$1"
+  else
+    "$2" -m venv "$1"
+  fi
+  echo '*' > "$1/.gitignore"
+}
+
+pip_install() { # VENV ARGS...: with locked versions, so never with dependencies of its own choosing
+  local venv=$1
+  shift
+  if have_uv; then
+    uv pip install --quiet --python "$venv/bin/python" --no-deps ${link_mode:+"--link-mode=$link_mode"} "$@"
+  else
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --retries 5 --no-deps "$@"
+  fi
+}
+
+install_locked() { # VENV LOCK...
+  local venv=$1 lock
+  local -a files=()
+  shift
+  for lock in "$@"; do files+=(-r "$HERE/requirements/$lock.txt"); done
+  pip_install "$venv" --require-hashes "${files[@]}"
+}
+
+fingerprint() { # FILE...: of contents and of the Python in use
+  { cat "$@" && "$venv/bin/python" --version; } | sha256sum | cut -d' ' -f1
+}
+
+sync_checkout_venv() { # PURPOSE LOCK...: $venv holds the locked packages and this checkout, editable
+  local purpose=$1 stamp wanted lock
+  shift
+  local -a inputs=("$HERE/pyproject.toml") projects=(-e "$HERE")
+  for lock in "$@"; do inputs+=("$HERE/requirements/$lock.txt"); done
+  if [ -f "$HERE/$PLUGIN/pyproject.toml" ]; then
+    inputs+=("$HERE/$PLUGIN/pyproject.toml")
+    projects+=(-e "$HERE/$PLUGIN")
+  fi
+  if [ ! -x "$venv/bin/python" ]; then
+    local exe
+    exe=$(find_python)
+    say "making $venv with $("$exe" --version)"
+    make_venv "$venv" "$exe"
+  fi
+  python_is_new_enough "$venv/bin/python" || die "$venv has a Python older than $MIN_PYTHON: remove that folder"
+  stamp=$venv/.recognizer-$purpose
+  wanted=$(fingerprint "${inputs[@]}")
+  if [ "$(cat "$stamp" 2> /dev/null)" = "$wanted" ]; then return; fi
+  say "installing packages for '$purpose' ($(have_uv && echo uv || echo pip))"
+  rm -f "$stamp"
+  if ! have_uv && ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
+    "$venv/bin/python" -m ensurepip > /dev/null # a venv that uv made has no pip
+  fi
+  install_locked "$venv" build "$@"
+  pip_install "$venv" --no-build-isolation "${projects[@]}"
+  echo "$wanted" > "$stamp"
+}
+
+# --- demo and test ------------------------------------------------------------------------------------------------------
+
+cmd_demo() {
+  local chosen
+  chosen=$(pick_variant)
+  venv=$HERE/.venv
+  if [ "$chosen" = gpu ]; then venv=$HERE/.venv-gpu; fi # both runtimes provide the same module
+  sync_checkout_venv demo "$chosen" tools posenet_litert
+  exec "$venv/bin/recognizer-agent" demo "$@"
+}
+
+run_step() { # NAME COMMAND...
+  local name=$1 started=$SECONDS
+  shift
+  say "$name"
+  if "$@"; then
+    summary+=("ok      $name ($((SECONDS - started)) s)")
+  else
+    summary+=("FAILED  $name ($((SECONDS - started)) s)")
+    failed=1
+  fi
+}
+
+cmd_test() {
+  [ "$variant" != gpu ] || usage_error "test runs on the CPU"
+  venv=$HERE/.venv
+  local failed=0
+  local -a summary=()
+  sync_checkout_venv test dev posenet_litert
+  cd "$HERE"
+  if ! PATH=$PATH:/usr/sbin command -v mosquitto > /dev/null; then
+    note "Mosquitto is not installed: the embedded broker (MQTT 3.1.1) stands in; tests that need MQTT 5 are skipped below."
+  fi
+  run_step "ruff check" "$venv/bin/ruff" check .
+  run_step "ruff format" "$venv/bin/ruff" format --check .
+  run_step "mypy" "$venv/bin/mypy"
+  run_step "pytest" env "PATH=$PATH:/usr/sbin" "$venv/bin/python" -m pytest -rs --cov --cov-report=term "$@"
+  say "summary"
+  printf '    %s\n' "${summary[@]}" >&2
+  return "$failed"
+}
+
+# --- service ------------------------------------------------------------------------------------------------------------
+
+systemctl_if_running() {
+  if [ -z "$root" ] && [ -d /run/systemd/system ]; then systemctl "$@"; fi
+}
+
+need_root() {
+  [ -n "$root" ] || [ "$(id -u)" = 0 ] || die "the service needs root: sudo ./install.sh service"
+}
+
+owned() { # INSTALL_ARGS...: `install` that sets owners only on a real system
+  local owner=$1
+  shift
+  if [ -n "$root" ]; then install "$@"; else install -o root -g "$owner" "$@"; fi
+}
+
+version_of_checkout() { sed -n 's/^version = "\(.*\)"$/\1/p' "$HERE/pyproject.toml" | head -n 1; }
+
+build_version() { # DIR: a complete environment with the agent; nothing outside DIR changes
+  local dir=$1 chosen exe source link_mode=copy # not tied to the package cache of whoever runs this
+  chosen=$(pick_variant)
+  # The sandbox hides home folders, so a Python from pyenv or uv below one would not start.
+  if [ -n "$root" ]; then exe=$(find_python); else exe=$(find_python /home /root /run/user); fi
+  say "building $dir ($chosen, $("$exe" --version))"
+  make_venv "$dir" "$exe"
+  install_locked "$dir" build "$chosen"
+  source=$(mktemp -d)
+  # Built from a copy: setuptools leaves files beside the sources, which would belong to root.
+  tar -C "$HERE" --exclude='.venv*' --exclude='.git' --exclude='__pycache__' --exclude='./state' -cf - . | tar -C "$source" -xf -
+  rm -rf "$source/build"
+  pip_install "$dir" --no-build-isolation "$source"
+  rm -rf "$source"
+  copy_share "$dir"
+  "$dir/bin/python" -m compileall -q -j 0 "$dir/lib" > /dev/null || true # third-party files for other Pythons do not compile
+}
+
+copy_share() { # DIR: what is not Python: shipped models, example configurations, the guides
+  local dir=$1 folder
+  mkdir -p "$dir/share/recognizer-agent" "$dir/share/doc/recognizer-agent"
+  for folder in models configs; do
+    if [ -d "$HERE/$folder" ]; then cp -R "$HERE/$folder" "$dir/share/recognizer-agent/"; fi
+  done
+  rm -rf "$dir/share/recognizer-agent/models/training"
+  cp "$HERE"/docs/*.md "$dir/share/doc/recognizer-agent/"
+}
+
+install_configuration() {
+  local etc=$root/etc/recognizer
+  owned "$group" -d -m 0750 "$etc"
+  owned root -d -m 0700 "$etc/credentials"
+  if [ ! -e "$etc/credentials/mqtt-password" ]; then owned root -m 0600 /dev/null "$etc/credentials/mqtt-password"; fi
+  rm -f "$etc/agent.yaml.new"
+  if [ ! -e "$etc/agent.yaml" ]; then
+    owned "$group" -m 0640 "$HERE/systemd/agent.yaml" "$etc/agent.yaml"
+  elif ! cmp -s "$HERE/systemd/agent.yaml" "$etc/agent.yaml"; then
+    owned "$group" -m 0640 "$HERE/systemd/agent.yaml" "$etc/agent.yaml.new"
+    note "$etc/agent.yaml is kept; the defaults of this version are beside it as agent.yaml.new"
+  fi
+}
+
+install_unit() {
+  local units=$root/etc/systemd/system dropin=
+  mkdir -p "$units/$UNIT.d"
+  install -m 0644 "$HERE/systemd/$UNIT" "$units/$UNIT"
+  rm -f "$units/$UNIT.d/10-dgpu.conf" "$units/$UNIT.d/10-jetson.conf"
+  if is_jetson; then dropin=10-jetson.conf; elif has_nvidia_driver || [ "$variant" = gpu ]; then dropin=10-dgpu.conf; fi
+  if [ -n "$dropin" ]; then install -m 0644 "$HERE/systemd/$UNIT.d/$dropin" "$units/$UNIT.d/$dropin"; fi
+}
+
+switch_to() { # NAME: the one moment at which the version changes
+  ln -sfn "versions/$1" "$opt/current.new"
+  mv -T "$opt/current.new" "$opt/current"
+}
+
+remove_old_versions() { # keeps the current one and the one before
+  local name
+  for name in "$opt/versions"/*/; do
+    name=$(basename "$name")
+    case $name in "$1" | "$2") ;; *) rm -rf "${opt:?}/versions/$name" ;; esac
+  done
+}
+
+create_user() {
+  if [ -n "$root" ] || id -u "$SERVICE_USER" > /dev/null 2>&1; then return; fi
+  say "creating the user $SERVICE_USER"
+  useradd --system --user-group --home-dir /var/lib/recognizer --no-create-home --shell /usr/sbin/nologin "$SERVICE_USER"
+}
+
+start_or_roll_back() { # NEW OLD
+  if [ -n "$root" ] || [ ! -d /run/systemd/system ]; then
+    note "systemd is not running here: the unit is installed and not started"
+    return
+  fi
+  systemctl daemon-reload
+  systemctl enable --quiet "$UNIT"
+  systemctl reset-failed "$UNIT" 2> /dev/null || true
+  if systemctl restart "$UNIT"; then
+    say "running: systemctl status recognizer-agent"
+    return
+  fi
+  journalctl --unit "$UNIT" --lines 20 --no-pager >&2 || true
+  if [ -n "$2" ]; then
+    say "$1 does not start: going back to $2"
+    switch_to "$2"
+    systemctl restart "$UNIT" || true
+  fi
+  die "$1 did not start; its last log lines are above"
+}
+
+cmd_service() {
+  need_root
+  local new old group=$SERVICE_USER
+  new=$(version_of_checkout)-$(date -u +%Y%m%dT%H%M%SZ)-$$
+  old=$(readlink "$opt/current" 2> /dev/null || true)
+  old=${old#versions/}
+  create_user
+  mkdir -p "$opt/versions"
+  partial=$opt/versions/$new
+  trap 'rm -rf "$partial"' EXIT # a failed build leaves the running version alone and no litter
+  build_version "$partial"
+  install_configuration
+  say "checking $root/etc/recognizer/agent.yaml against this version"
+  "$partial/bin/recognizer-agent" check-config "$root/etc/recognizer/agent.yaml" >&2 \
+    || die "the configuration does not fit this version; ${old:-nothing} stays installed. Mend the lines above and run again." 78
+  if [ -n "$root" ]; then mkdir -p "$root/var/lib/recognizer"; else
+    install -d -o "$SERVICE_USER" -g "$SERVICE_USER" -m 0750 /var/lib/recognizer
+  fi
+  install_unit
+  switch_to "$new"
+  trap - EXIT
+  mkdir -p "$root/usr/local/bin"
+  ln -sfn /opt/recognizer-agent/current/bin/recognizer-agent "$root/usr/local/bin/recognizer-agent"
+  start_or_roll_back "$new" "$old"
+  remove_old_versions "$new" "$old"
+  say "installed $new; configuration: $root/etc/recognizer/agent.yaml"
+}
+
+cmd_uninstall() {
+  need_root
+  systemctl_if_running disable --quiet --now "$UNIT" 2> /dev/null || true
+  local units=$root/etc/systemd/system
+  rm -f "$units/$UNIT" "$units/$UNIT.d/10-dgpu.conf" "$units/$UNIT.d/10-jetson.conf"
+  rmdir "$units/$UNIT.d" 2> /dev/null || true # drop-ins of the operator stay
+  if [ -L "$root/usr/local/bin/recognizer-agent" ]; then rm -f "$root/usr/local/bin/recognizer-agent"; fi
+  rm -rf "${opt:?}"
+  systemctl_if_running daemon-reload
+  if [ -n "$purge" ]; then
+    rm -rf "$root/etc/recognizer" "$root/var/lib/recognizer" "${units:?}/$UNIT.d"
+    if [ -z "$root" ] && id -u "$SERVICE_USER" > /dev/null 2>&1; then userdel "$SERVICE_USER"; fi
+    say "removed everything"
+  else
+    say "removed; kept $root/etc/recognizer and $root/var/lib/recognizer (--purge removes them)"
+  fi
+}
+
+# --- command line -------------------------------------------------------------------------------------------------------
+
+variant='' python='' force_pip='' root='' uninstall='' purge='' venv='' link_mode=''
+command=${1:-}
+[ $# -eq 0 ] || shift
+args=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --cpu | --gpu) variant=${1#--} ;;
+    --pip) force_pip=1 ;;
+    --python)
+      [ $# -ge 2 ] || usage_error "--python needs a program"
+      python=$2
+      shift
+      command -v "$python" > /dev/null || usage_error "--python: $python is not there"
+      python_is_new_enough "$python" || die "--python: $python is older than $MIN_PYTHON"
+      ;;
+    --root)
+      [ $# -ge 2 ] || usage_error "--root needs a folder"
+      [ "$command" = service ] || usage_error "--root goes with 'service'"
+      mkdir -p "$2"
+      root=$(cd "$2" && pwd)
+      shift
+      ;;
+    --uninstall) uninstall=1 ;;
+    --purge) purge=1 ;;
+    *) args+=("$1") ;;
+  esac
+  shift
+done
+opt=$root/opt/recognizer-agent
+
+case $command in
+  demo) cmd_demo "${args[@]}" ;;
+  test) cmd_test "${args[@]}" ;;
+  service)
+    case ${args[0]:-} in -h | --help)
+      usage
+      exit
+      ;;
+    esac
+    [ ${#args[@]} -eq 0 ] || usage_error "service: unknown option ${args[0]}"
+    [ -z "$purge" ] || [ -n "$uninstall" ] || usage_error "--purge goes with --uninstall"
+    if [ -n "$uninstall" ]; then cmd_uninstall; else cmd_service; fi
+    ;;
+  -h | --help | help) usage ;;
+  '')
+    usage >&2
+    exit 2
+    ;;
+  *) usage_error "unknown command '$command'" ;;
+esac
