@@ -43,7 +43,7 @@ def prune(root: Path, *, max_age_s: float, max_bytes: int, now_s: float) -> Prun
         try:
             shutil.rmtree(incident.folder)
         except OSError as error:
-            errors.append(f"{incident.folder.name}: {error}")
+            errors.append(str(error))
             continue
         total -= incident.bytes
         removed.append(incident)
@@ -66,29 +66,33 @@ def remove_leftovers(root: Path) -> int:
 
 
 def _scan(root: Path) -> tuple[list[_Incident], list[str]]:
-    """Every incident, oldest first; those that cannot be read are reported instead."""
-    incidents, errors = [], []
-    for folder in _folders(root, depth=3):
+    """Every incident, oldest first; what cannot be read is reported instead."""
+    incidents: list[_Incident] = []
+    errors: list[str] = []
+    for folder in _folders(root, 3, errors):
         try:
             size = sum(path.stat().st_size for path in folder.iterdir())
             incidents.append(_Incident(folder.stat().st_mtime, size, folder))
         except OSError as error:
-            errors.append(f"{folder.name}: {error}")
+            errors.append(str(error))
     incidents.sort(key=lambda incident: (incident.modified_s, incident.folder))
     return incidents, errors
 
 
-def _folders(root: Path, depth: int) -> Iterator[Path]:
+def _folders(root: Path, depth: int, errors: list[str]) -> Iterator[Path]:
     """Folders exactly `depth` levels below `root`; links are not followed, hidden folders are left out."""
     if not root.is_dir():
         return
-    for path in sorted(root.iterdir()):
-        if path.name.startswith(".") or path.is_symlink() or not path.is_dir():
-            continue
-        if depth == 1:
+    try:
+        inside = [path for path in sorted(root.iterdir()) if not path.name.startswith(".") and not path.is_symlink()]
+    except OSError as error:
+        errors.append(str(error))
+        return
+    for path in inside:
+        if depth > 1:
+            yield from _folders(path, depth - 1, errors)
+        elif path.is_dir():
             yield path
-        else:
-            yield from _folders(path, depth - 1)
 
 
 def _remove_if_empty(*folders: Path) -> None:
