@@ -24,12 +24,13 @@ _SECRET_KEY = re.compile(
     r"(?i)(^|[_.-])(password|passwd|pwd|passphrase|secret|token|authorization|api[_-]?key|private[_-]?key|cookie"
     r"|credentials?)$",
 )
-_URL_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,31}://)[^\s/?#'\"<>]*@")
+# The second form: people write passwords with a slash in them, unescaped. Better one mask too many.
+_URL_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,31}://)(?:[^\s/?#'\"<>]*|[^\s/:@]+:[^\s'\"<>]*)@")
 _ASSIGNMENT = re.compile(
     r"(?i)\b((?:password|passwd|pwd|secret|(?:access_?)?token|api_?key|authorization)['\"]?\s*[=:]\s*)"
     r"(?:(?:Bearer|Basic)\s+)?(\"[^\"]*\"|'[^']*'|[^\s&;,'\"}\])]+)",
 )
-_SCHEME = re.compile(r"(?i)\b(Bearer|Basic|TargetToken|GatewayToken)\s+[A-Za-z0-9._~+/=-]{6,}")
+_SCHEME = re.compile(r"\b(Bearer|Basic|TargetToken|GatewayToken)\s+(?=\S*[0-9A-Z=])[A-Za-z0-9._~+/=-]{6,}")
 _CHATTY = ("aiohttp.access", "amqtt", "transitions", "asyncio", "tuf", "urllib3")
 """Libraries whose `info` tells an operator nothing; heard in full at level debug."""
 _PRIORITY = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}

@@ -244,9 +244,9 @@ class CameraMetrics:
         """Live frames were replaced by newer ones."""
         self._dropped.inc(count)
 
-    def reconnected(self) -> None:
+    def reconnected(self, count: int = 1) -> None:
         """The source was opened again."""
-        self._reconnects.inc()
+        self._reconnects.inc(count)
 
     def streaming(self, streaming: bool) -> None:
         """Frames arrive, or no longer do."""
