@@ -13,7 +13,9 @@ from importlib import import_module
 from pathlib import Path
 
 from agent import __version__
+from agent.config.schema import LogConfig
 from agent.errors import ConfigError, RecognizerError
+from agent.observe.logging import configure_logging
 
 EXIT_GOOD, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78
 EXIT_INTERRUPTED = 130
@@ -22,6 +24,7 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     args = build_parser().parse_args(argv)
+    configure_logging(LogConfig(level="warning"))
     try:
         code: int = import_module(f"agent.commands.{args.module}").run(args, dict(os.environ))
     except ConfigError as error:
