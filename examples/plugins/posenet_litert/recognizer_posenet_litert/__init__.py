@@ -5,6 +5,7 @@ from __future__ import annotations
 from agent.config.schema import PoseConfig
 from agent.errors import ConfigError, ConfigProblem
 from agent.ports import PoseEstimator
+
 from recognizer_posenet_litert.estimator import PoseNetEstimator
 from recognizer_posenet_litert.options import PoseNetOptions, parse_options
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-
 from agent.types import NUM_KEYPOINTS
+from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
 Int = NDArray[np.intp]

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
-from numpy.typing import NDArray
-
 from agent.errors import DataError, ModelError
 from agent.ports import as_image
 from agent.types import NUM_KEYPOINTS, ImageArray, People
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
 from recognizer_posenet_litert.decoder import STRIDE, Affine, Decoder, DecoderOptions, Skeletons
 from recognizer_posenet_litert.letterbox import Fit, Letterbox
 from recognizer_posenet_litert.options import PoseNetOptions

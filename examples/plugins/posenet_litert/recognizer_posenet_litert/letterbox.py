@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-
 from agent.types import ImageArray
+from numpy.typing import NDArray
 
 PADDING = 128
 """Grey, the zero of the network's input."""

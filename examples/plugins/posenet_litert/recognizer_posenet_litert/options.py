@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from agent.errors import ConfigProblem
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
