@@ -1,0 +1,167 @@
+"""install.sh: usage, and a whole life of the service (install, upgrade, failed upgrade, removal) below a scratch root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+COPIED = (
+    "agent",
+    "configs",
+    "docs",
+    "examples",
+    "install.sh",
+    "models",
+    "ota",
+    "pyproject.toml",
+    "README.md",
+    "requirements",
+    "systemd",
+)
+
+
+def run(script: Path, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environ}
+    return subprocess.run([script, *args], capture_output=True, text=True, timeout=580, check=False, env=env)
+
+
+# --- usage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [["--help"], ["-h"], ["help"], ["service", "--help"]])
+def test_help_names_every_command(repo_dir: Path, args: list[str]) -> None:
+    result = run(repo_dir / "install.sh", *args)
+    assert result.returncode == 0
+    assert all(word in result.stdout for word in ("demo", "test", "service", "--uninstall", "--purge"))
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        ([], "Usage"),
+        (["serve"], "unknown command 'serve'"),
+        (["service", "--prefix"], "unknown option --prefix"),
+        (["service", "--purge"], "--purge goes with --uninstall"),
+        (["demo", "--root", "/nowhere"], "--root goes with 'service'"),
+        (["service", "--root"], "--root needs a folder"),
+        (["demo", "--python", "/no/such/python"], "is not there"),
+        (["test", "--gpu"], "test runs on the CPU"),
+    ],
+)
+def test_wrong_use_exits_2_and_says_what_is_wrong(repo_dir: Path, args: list[str], complaint: str) -> None:
+    result = run(repo_dir / "install.sh", *args)
+    assert result.returncode == 2
+    assert complaint in result.stderr
+
+
+def test_an_old_python_is_refused_by_name(repo_dir: Path, tmp_path: Path) -> None:
+    old = tmp_path / "python3.9"
+    old.write_text("#!/bin/sh\nexit 1\n")  # what `sys.exit(version < 3.11)` does on one
+    old.chmod(0o755)
+    result = run(repo_dir / "install.sh", "demo", "--python", str(old))
+    assert result.returncode == 1
+    assert "older than 3.11" in result.stderr
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+@pytest.mark.parametrize("script", ["install.sh", ".ci/run", "requirements/lock.sh"])
+def test_shell_scripts_pass_shellcheck(repo_dir: Path, script: str) -> None:
+    result = run(Path("/usr/bin/env"), "shellcheck", str(repo_dir / script))
+    assert result.returncode == 0, result.stdout
+
+
+# --- the life of a service --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(repo_dir: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the sources, so that a build leaves nothing in the repository."""
+    target = tmp_path / "checkout"
+    target.mkdir()
+    for name in COPIED:
+        source = repo_dir / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "runs"))
+        elif source.exists():
+            shutil.copy(source, target / name)
+    yield target
+    shutil.rmtree(tmp_path, ignore_errors=True)  # hundreds of MB
+
+
+def current(root: Path) -> str:
+    return (root / "opt/recognizer-agent/current").readlink().name
+
+
+def versions(root: Path) -> set[str]:
+    return {path.name for path in (root / "opt/recognizer-agent/versions").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_install_upgrade_failed_upgrade_and_removal(checkout: Path, tmp_path: Path, installer: str) -> None:
+    if installer == "uv" and shutil.which("uv") is None:
+        pytest.skip("needs uv")
+    root, script = tmp_path / "root", checkout / "install.sh"
+    service = ["service", "--cpu", "--root", str(root), *(["--pip"] if installer == "pip" else [])]
+    etc, state, unit = root / "etc/recognizer", root / "var/lib/recognizer", root / "etc/systemd/system"
+
+    result = run(script, *service)
+    assert result.returncode == 0, result.stderr
+    first = current(root)
+    agent = root / "opt/recognizer-agent/current/bin/recognizer-agent"
+    assert run(agent, "--help").returncode == 0
+    assert (etc / "agent.yaml").read_text() == (checkout / "systemd/agent.yaml").read_text()
+    assert (etc / "credentials").stat().st_mode & 0o777 == 0o700
+    assert (etc / "credentials/mqtt-password").stat().st_mode & 0o777 == 0o600
+    assert (unit / "recognizer-agent.service").exists()
+    assert (root / "opt/recognizer-agent/current/share/recognizer-agent/configs/default.yaml").exists()
+    assert not list(checkout.glob("build")) + list(checkout.glob("*.egg-info"))
+    if installer == "pip":  # the rest does not depend on the installer
+        return
+
+    # An upgrade keeps what the operator and the agent wrote, and lays its own defaults beside it.
+    mine = "version: 1\ndevice_id: gate-7\nstate_dir: /var/lib/recognizer\n"
+    (etc / "agent.yaml").write_text(mine)
+    (etc / "credentials/mqtt-password").write_text("hunter2\n")
+    (state / "events.db").write_bytes(b"stored events")
+    (unit / "recognizer-agent.service.d/override.conf").write_text("[Service]\n")
+    result = run(script, *service)
+    assert result.returncode == 0, result.stderr
+    second = current(root)
+    assert second != first
+    assert versions(root) == {first, second}
+    assert (etc / "agent.yaml").read_text() == mine
+    assert (etc / "agent.yaml.new").read_text() == (checkout / "systemd/agent.yaml").read_text()
+    assert (etc / "credentials/mqtt-password").read_text() == "hunter2\n"
+    assert (state / "events.db").read_bytes() == b"stored events"
+
+    # A configuration that the new version does not understand leaves the old one in place.
+    (etc / "agent.yaml").write_text("version: 1\ndevice_idd: gate-7\n")
+    result = run(script, *service)
+    assert result.returncode == 78
+    assert "agent.yaml:2" in result.stderr
+    assert current(root) == second
+    assert versions(root) == {first, second}
+
+    # So does a build that fails.
+    (checkout / "pyproject.toml").write_text("[build-system\n")
+    assert run(script, *service).returncode != 0
+    assert current(root) == second
+    assert versions(root) == {first, second}
+
+    result = run(script, *service, "--uninstall")
+    assert result.returncode == 0, result.stderr
+    assert not (root / "opt/recognizer-agent").exists()
+    assert not (unit / "recognizer-agent.service").exists()
+    assert (unit / "recognizer-agent.service.d/override.conf").exists()
+    assert (etc / "agent.yaml").exists()
+    assert (state / "events.db").exists()
+
+    assert run(script, *service, "--uninstall", "--purge").returncode == 0
+    assert [path for path in root.rglob("*") if "recognizer" in path.name] == []
