@@ -32,6 +32,9 @@ PALACE = TrackingConfig(
 _UPSTREAM_FPS = 30.0
 _PIXEL = 1.0
 """Upstream's overlap counts corners as pixels (see `pairwise_iou`)."""
+_MAX_PX = 1e6
+_MIN_PX = 1e-3
+"""Beyond these a box is no box but an accident of arithmetic."""
 _NEW = 1
 _GROUP = np.array([0, 4, 2, 3])
 """Order of the table by 2 * was lost + is lost: 0 stays tracked, 1 new, 2 found again, 3 stays lost, 4 newly lost."""
@@ -75,8 +78,8 @@ class ByteTracker:
     """Gives people of consecutive frames their identities; one instance per camera.
 
     Identities are 1, 2, 3, ... per instance and never given twice, not even after `reset`. The same input gives the
-    same output. A row whose box or score is not finite, or whose box has no positive width and height, is left out
-    and counted in `dropped_inputs`.
+    same output. A row whose box or score is not finite, or whose box has no positive width and height (or reaches a
+    million px), is left out and counted in `dropped_inputs`.
 
     >>> tracker = ByteTracker(TrackingConfig())
     >>> boxes = np.array([[10.0, 10.0, 50.0, 110.0]])
@@ -172,10 +175,10 @@ class ByteTracker:
         columns = np.array(boxes.T, np.float64, order="C")
         confidence = np.asarray(scores, np.float64)
         left, top, right, bottom = columns
-        # An infinite or undefined number shows in the sum, a turned or empty box in the comparisons.
-        usable = np.isfinite(left + top + right + bottom + confidence)
-        usable &= right > left
-        usable &= bottom > top
+        usable = (np.abs(columns) < _MAX_PX).all(axis=0)  # comparisons are false for what is not a number
+        usable &= np.isfinite(confidence)
+        usable &= right > left + _MIN_PX
+        usable &= bottom > top + _MIN_PX
         rows = usable.nonzero()[0]
         if len(rows) < n:
             self._dropped_inputs += n - len(rows)
