@@ -192,6 +192,7 @@ class Decoder:
             if self.paused:
                 if self._endless:
                     return _Pass.PAUSED
+                self._handover.flush()
                 self._running.wait()
                 self._pace_from_ns = None
                 continue

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 
 from agent.types import Frame
+
+_BATCH_WAIT_S = 0.01
 
 
 class Handover:
     """A bounded queue with a thread at one end and a coroutine at the other.
 
-    `put_newest` (live) keeps one frame and never waits; `put_all` (files) loses none and waits for room. The loop is
-    woken at most once per wait of the consumer: a thread-safe wake-up costs a write to the loop's pipe, an append does
-    not. A full queue is refilled only once it is half empty, so that the two threads do not alternate frame by frame.
+    `put_newest` (live) keeps one frame and never waits; `put_all` (files) loses none and waits for room. Waking the
+    other side costs ten times what an append does (a write to the loop's pipe, a fight for the interpreter lock). So
+    the loop is woken at most once per wait of the consumer; frames of a file wake it in batches, no later than
+    `_BATCH_WAIT_S`; and a full queue is refilled only once it is half empty.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, look_ahead: int = 8) -> None:
@@ -24,6 +28,7 @@ class Handover:
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
         self._waiter: asyncio.Future[None] | None = None
+        self._wake_by_s = 0.0
         self._finished = False
         self._error: BaseException | None = None
         self.dropped = 0
@@ -46,10 +51,21 @@ class Handover:
                 self._changed.wait_for(lambda: self._finished or len(self._frames) <= self._low_water)
             if self._finished:
                 return False
+            now_s = time.monotonic()
+            if not self._frames:
+                self._wake_by_s = now_s + _BATCH_WAIT_S
             self._frames.append(frame)
+            if len(self._frames) < self._low_water and now_s < self._wake_by_s:
+                return True
             waiter, self._waiter = self._waiter, None
         self._wake(waiter)
         return True
+
+    def flush(self) -> None:
+        """Wake the consumer for what is queued: the producer pauses."""
+        with self._changed:
+            waiter, self._waiter = (self._waiter, None) if self._frames else (None, self._waiter)
+        self._wake(waiter)
 
     def finish(self, error: BaseException | None = None) -> None:
         """No more frames: what is queued is still delivered, then `error` is raised or the stream ends. Idempotent."""
