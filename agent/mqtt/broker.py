@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from typing import Any, Self
@@ -10,6 +11,7 @@ from typing import Any, Self
 from agent.errors import ConfigError, ConfigProblem
 
 _QUIET = ("amqtt", "transitions")
+_SHUTDOWN_S = 3.0
 
 
 class EmbeddedBroker:
@@ -48,10 +50,14 @@ class EmbeddedBroker:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._broker is not None:
-            await self._broker.shutdown()
-            self._broker = None
-            await asyncio.sleep(0)  # lets the transports of the last clients close
+        broker, self._broker = self._broker, None
+        if broker is None:
+            return
+        for server in broker._servers.values():  # noqa: SLF001 - it ends its sessions first, and clients come back at once
+            server.instance.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SHUTDOWN_S):
+                await broker.shutdown()
 
 
 def _free_port(host: str) -> int:

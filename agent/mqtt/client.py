@@ -12,9 +12,10 @@ from enum import StrEnum
 import structlog
 from paho.mqtt.enums import MQTTProtocolVersion
 
+from agent.backoff import full_jitter
 from agent.config.schema import MqttConfig, TlsConfig
 from agent.errors import ConfigError, ConfigProblem, RejectedError, TransientError
-from agent.mqtt.connection import Connection, LoginRefusedError, Target
+from agent.mqtt.connection import Connection, LoginRefusedError, Target, TlsSocket
 from agent.mqtt.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -216,10 +217,9 @@ class MqttClient:
         return wait_s
 
     def _jitter_s(self, failures: int) -> float:
-        """Full jitter: uniform up to a bound that doubles with each failure (from 1)."""
+        """The wait after so many failures (1 or more) in a row."""
         backoff = self._config.reconnect
-        longest_s = min(backoff.max_s, backoff.initial_s * 2.0 ** min(failures - 1, 60))
-        return random.uniform(0.0, longest_s)  # noqa: S311 - jitter, not a secret
+        return full_jitter(failures - 1, backoff.initial_s, backoff.max_s, random.random)
 
     def _target(self) -> Target:
         """Built for each connection, so that renewed passwords and certificates count. Raises ConfigError."""
@@ -253,6 +253,7 @@ def _tls_context(tls: TlsConfig) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=tls.ca_file)
     except OSError as error:
         raise ConfigError([ConfigProblem(f"{tls.ca_file}: {error}", path="mqtt.tls.ca_file")]) from error
+    context.sslsocket_class = TlsSocket
     context.check_hostname = tls.verify_hostname
     if tls.cert_file is not None:
         try:

@@ -81,10 +81,6 @@ class Connection:
         self._tick: asyncio.TimerHandle | None = None
         self._complaint = _Complaint()
         client.enable_logger(self._complaint.logger)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
-        client.on_socket_close = self._on_socket_close
 
     @classmethod
     async def open(cls, target: Target) -> Connection:
@@ -97,6 +93,13 @@ class Connection:
         except TimeoutError as error:
             connection.drop("no answer to the connect")
             raise TransientError(f"{target.host}:{target.port}: no answer within {_CONNECT_TIMEOUT_S:g} s") from error
+        except TransientError as error:
+            connection.drop("not connected")
+            if target.tls is None or isinstance(error, LoginRefusedError):
+                raise
+            raise TransientError(
+                f"{error} (hint: is this the TLS port, does the broker want a client certificate?)"
+            ) from error
         except BaseException:
             connection.drop("not connected")
             raise
@@ -166,9 +169,14 @@ class Connection:
         self._watch()
 
     def _watch(self) -> None:
+        """From here on paho runs on the event loop, and only now it may call back."""
         sock = self._client.socket()
         if sock is None:
-            raise TransientError("the connection was lost while it was made")
+            raise TransientError(self._complaint.text or "the connection was lost while it was made")
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_publish = self._on_publish
+        self._client.on_socket_close = self._on_socket_close
         self._watched_fd = sock.fileno()
         self._loop.add_reader(self._watched_fd, self._readable)
         self._tick = self._loop.call_later(_TICK_S, self._on_tick)
@@ -309,6 +317,18 @@ class _Complaint(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.text = record.getMessage()
+
+
+class TlsSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails: paho then forgets it open. For `SSLContext.sslsocket_class`."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """As in SSLSocket."""
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
 
 
 def _named(reason: ReasonCode) -> str:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from agent.backoff import full_jitter
 from agent.config.schema import BackoffConfig
 from agent.errors import RejectedError, StorageError, TransientError
 from agent.outbox.store import OutboxStore
@@ -160,8 +161,7 @@ class Relay:
         lane.failed = record.row_id if lane.failed is None else min(lane.failed, record.row_id)
         if not first or not self._link.connected:
             return
-        longest_s = min(self._backoff.max_s, self._backoff.initial_s * 2.0 ** min(lane.failures, 60))
-        wait_s = random.uniform(0.0, longest_s)  # noqa: S311 - jitter, not a secret
+        wait_s = full_jitter(lane.failures, self._backoff.initial_s, self._backoff.max_s, random.random)
         lane.failures += 1
         lane.not_before_s = asyncio.get_running_loop().time() + wait_s
         log.info("delivery_postponed", lane=record.lane.name.lower(), error=str(error), wait_s=round(wait_s, 3))
