@@ -91,6 +91,9 @@ class Backend:
 
         if self.device.kind is not Kind.CPU:
             preload_libraries()
+        wanted = PROVIDERS[self.device.kind]
+        if wanted not in onnxruntime.get_available_providers():
+            raise ModelError(f"loading {self._where}: this onnxruntime has no {wanted}")
         providers = _providers(self.device, settings, engine)
         try:
             session = onnxruntime.InferenceSession(
@@ -99,7 +102,6 @@ class Backend:
         except self._errors as error:
             raise _load_error(model, self.device, translate(error, f"loading {self._where}")) from error
         session.disable_fallback()
-        wanted = PROVIDERS[self.device.kind]
         if wanted not in session.get_providers():  # onnxruntime only logs it and computes on the CPU
             raise ModelError(
                 f"loading {self._where}: {wanted} is part of this onnxruntime but did not start "
@@ -142,6 +144,7 @@ def _options(settings: SessionSettings) -> Any:
     options.intra_op_num_threads = settings.threads or core_count()
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
+    options.enable_mem_pattern = False  # a plan per batch size: twice the memory, measured, for batches that vary
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spinning else "0")
     return options
 

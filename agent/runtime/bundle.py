@@ -272,7 +272,7 @@ def _sealed_names(folder: Path) -> list[str]:
 
 def _read_golden(file: Path) -> tuple[dict[str, Array], dict[str, Array]]:
     try:
-        with np.load(file, allow_pickle=False) as data:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             inputs = {name.removeprefix("input."): data[name] for name in data.files if name.startswith("input.")}
             outputs = {name.removeprefix("output."): data[name] for name in data.files if name.startswith("output.")}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -290,7 +290,8 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
+    """The command of the module's docstring; returns its exit code."""
     seal = "--seal" in arguments
     folders = [Path(argument) for argument in arguments if not argument.startswith("-")]
     if not folders:
@@ -311,4 +312,4 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(_main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

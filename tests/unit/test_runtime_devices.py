@@ -1,0 +1,117 @@
+"""Which device serves on which machine, and the errors for a device that is not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.errors import ConfigError, DeviceMemoryError, FatalError, ModelError
+from agent.runtime.devices import CPU, Accelerators, Device, Kind, parse_device, plan_devices, probe_accelerators
+from agent.runtime.faults import ort_errors, translate
+
+CPU_ONLY = Accelerators("1.32.0", ("AzureExecutionProvider", "CPUExecutionProvider"), problem="built without CUDA")
+GPU_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+NO_GPU = Accelerators("1.31.1", GPU_PROVIDERS, problem="no NVIDIA driver: libcuda.so.1: cannot open")
+CUDA = Accelerators("1.31.1", GPU_PROVIDERS, ("RTX 3090 (8.6)",), "13000 580.1")
+FULL = Accelerators("1.31.1", GPU_PROVIDERS, ("Orin (8.7)",), "12060 R36", "10.3.0")
+
+
+@pytest.mark.parametrize(
+    ("machine", "cache", "serve", "build"),
+    [
+        (CPU_ONLY, True, (CPU,), None),
+        (NO_GPU, True, (CPU,), None),
+        (CUDA, True, (Device(Kind.CUDA), CPU), None),
+        (FULL, True, (Device(Kind.CUDA), CPU), Device(Kind.TENSORRT)),
+        (FULL, False, (Device(Kind.CUDA), CPU), None),
+    ],
+)
+def test_auto_takes_the_best_there_is_and_never_waits_for_an_engine(
+    machine: Accelerators, cache: bool, serve: tuple[Device, ...], build: Device | None
+) -> None:
+    plan = plan_devices("auto", machine, engine_cache=cache)
+    assert (plan.serve, plan.build, plan.required) == (serve, build, False)
+
+
+def test_a_device_asked_for_has_no_stand_in() -> None:
+    assert plan_devices("cuda", FULL, engine_cache=True).serve == (Device(Kind.CUDA),)
+    assert plan_devices("cpu", FULL, engine_cache=True).serve == (CPU,)
+
+
+def test_tensorrt_asked_for_serves_on_cuda_until_its_engine_stands_and_is_required() -> None:
+    plan = plan_devices("tensorrt:0", FULL, engine_cache=True)
+    assert plan.serve[0] == Device(Kind.CUDA)
+    assert plan.build == Device(Kind.TENSORRT)
+    assert plan.required
+
+
+@pytest.mark.parametrize(
+    ("device", "machine", "cache", "words"),
+    [
+        (
+            "cuda",
+            CPU_ONLY,
+            True,
+            ["CUDAExecutionProvider", "AzureExecutionProvider, CPUExecutionProvider", "onnxruntime-gpu"],
+        ),
+        ("tensorrt", CPU_ONLY, True, ["TensorrtExecutionProvider", "onnxruntime-gpu", "extra `gpu`"]),
+        ("cuda", NO_GPU, True, ["no such GPU", "libcuda.so.1"]),
+        ("cuda:1", FULL, True, ["no such GPU", "Orin"]),
+        ("tensorrt", CUDA, True, ["libnvinfer", "JetPack"]),
+        ("tensorrt", FULL, False, ["engine_cache"]),
+    ],
+)
+def test_an_absent_device_is_refused_with_what_is_there_and_what_to_install(
+    device: str, machine: Accelerators, cache: bool, words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_devices(device, machine, engine_cache=cache, path="pose.device")
+    text = str(caught.value)
+    assert text.startswith("pose.device: ")
+    assert [word for word in words if word not in text] == []
+
+
+def test_devices_are_written_as_configured() -> None:
+    for text in ("cpu", "cuda:1", "tensorrt:0"):
+        assert str(parse_device(text)) == text
+    assert parse_device("auto") is None
+    assert str(parse_device("cuda")) == "cuda:0"
+
+
+def test_the_probe_tells_the_truth_about_this_machine() -> None:
+    import onnxruntime
+
+    machine = probe_accelerators()
+    assert machine.providers == tuple(onnxruntime.get_available_providers())
+    assert machine.ort_version == onnxruntime.__version__
+    assert bool(machine.gpus) != bool(machine.problem)
+
+
+# Texts as onnxruntime and CUDA write them: microsoft/onnxruntime issues 16307, 22702, 26312.
+MESSAGES = [
+    ("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Status Message: bfc_arena.cc:376 AllocateRawInternal Failed to allocate memory for requested buffer of size 939",
+     DeviceMemoryError),
+    ("CUDA failure 2: out of memory ; GPU=0 ; hostname=box ; file=cuda_allocator.cc", DeviceMemoryError),
+    ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", DeviceMemoryError),
+    ("std::bad_alloc", DeviceMemoryError),
+    ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=box", FatalError),
+    ("CUDA failure 719: unspecified launch failure ; GPU=0", FatalError),
+    ("CUDA failure 214: uncorrectable ECC error encountered", FatalError),
+    ("CUDA failure 999: unknown error ; GPU=0", FatalError),
+    ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: input", ModelError),
+    ("CUDA failure 1: invalid argument ; GPU=0", ModelError),
+    ("CUDA failure 209: no kernel image is available for execution on the device", ModelError),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), MESSAGES)
+def test_runtime_errors_mean_what_their_text_says(text: str, expected: type[Exception]) -> None:
+    error = translate(RuntimeError(text), "running x.onnx on cuda:0")
+    assert type(error) is expected
+    assert str(error).startswith("running x.onnx on cuda:0: ")
+
+
+def test_every_error_class_of_this_onnxruntime_is_known() -> None:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    classes = {value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)}
+    assert classes <= set(ort_errors())
