@@ -1,0 +1,142 @@
+"""RTMO's adapter as the agent uses it: from a sealed bundle, by its entry point, on frames of several cameras."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+from fakes.graphs import rtmo_graph
+
+from agent.config.schema import BatchConfig, PoseConfig
+from agent.errors import ModelError, TrustError
+from agent.plugins import create_pose_estimator
+from agent.ports import PoseEstimator
+from agent.pose.preprocess import Letterbox
+from agent.runtime.bundle import seal_bundle, write_golden
+from agent.runtime.session import create_session
+
+CANVAS = (128, 160)
+CAMERAS = {"gate": (240, 320), "yard": (480, 640), "portrait": (300, 200)}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A sealed bundle whose golden picture holds one person."""
+    folder = tmp_path / "rtmo-t"
+    folder.mkdir()
+    model = rtmo_graph(folder / "model.onnx", size=CANVAS)
+    picture = np.zeros((*CANVAS, 3), np.uint8)
+    picture[30:90, 40:70] = 255
+    batch, _ = Letterbox(CANVAS).fill([picture])
+    session = create_session(model, device="cpu")
+    write_golden(
+        folder / "golden.npz",
+        {"input": batch},
+        dict(zip(session.output_names, session.run({"input": batch}), strict=True)),
+    )
+    seal_bundle(folder, {
+        "name": "rtmo-t", "version": "1.0.0", "task": "pose", "licence": "Apache-2.0", "training_data": "none: computed",
+        "inputs": [{"name": "input", "shape": ["B", 3, *CANVAS], "preprocessing": {"kind": "letterbox"}}],
+        "outputs": [{"name": "dets", "shape": ["B", "N", 5], "meaning": "detections"},
+                    {"name": "keypoints", "shape": ["B", "N", 17, 3], "meaning": "keypoints"}],
+    })  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def estimator(bundle: Path) -> PoseEstimator:
+    return create_pose_estimator(PoseConfig(model=bundle, threads=1, batch=BatchConfig(max_size=4)))
+
+
+def walker(size: tuple[int, int], step: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """A frame in which somebody is `step` steps on the way from left to right, and where."""
+    height, width = size
+    x, y = 4 * step % (width - 24), height // 4
+    image = np.full((height, width, 3), 60, np.uint8)
+    image[y : y + height // 2, x : x + 24] = 255
+    return image, (x, y, x + 24, y + height // 2)
+
+
+def test_people_are_found_where_they_are_on_every_camera_of_a_batch(estimator: PoseEstimator) -> None:
+    for step in range(40):
+        frames = [walker(size, step) for size in CAMERAS.values()]
+        found = estimator.estimate([image for image, _ in frames])
+        for people, (image, box) in zip(found, frames, strict=True):
+            canvas_px = max(image.shape[0] / CANVAS[0], image.shape[1] / CANVAS[1])
+            np.testing.assert_allclose(people.boxes, [box], atol=canvas_px)  # to one pixel of the canvas
+            np.testing.assert_allclose(people.keypoints[0, 0], box[:2], atol=canvas_px)
+
+
+def test_frames_of_a_video_file_go_through(estimator: PoseEstimator, tmp_path: Path) -> None:
+    file = tmp_path / "walk.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 25, (320, 240))
+    for step in range(20):
+        writer.write(walker((240, 320), step)[0])
+    writer.release()
+    capture = cv2.VideoCapture(str(file))
+    seen = 0
+    while True:
+        good, image = capture.read()
+        if not good:
+            break
+        (people,) = estimator.estimate([image])
+        np.testing.assert_allclose(people.boxes, [walker((240, 320), seen)[1]], atol=4)
+        seen += 1
+    capture.release()
+    assert seen == 20
+
+
+def test_results_do_not_change_when_the_next_batch_comes(estimator: PoseEstimator) -> None:
+    image, _ = walker((240, 320), 3)
+    (first,) = estimator.estimate([image])
+    before = first.keypoints.copy()
+    estimator.estimate([walker((480, 640), 30)[0]] * 4)
+    np.testing.assert_array_equal(first.keypoints, before)
+    assert not first.boxes.flags.writeable
+
+
+def test_memory_stays_flat_while_batches_and_sizes_vary(estimator: PoseEstimator) -> None:
+    process = psutil.Process()
+    random = np.random.default_rng(0)
+    frames = [walker(size, 5)[0] for size in CAMERAS.values()]
+
+    def work(rounds: int) -> None:
+        for _ in range(rounds):
+            estimator.estimate([frames[index] for index in random.integers(0, 3, random.integers(1, 5))])
+
+    work(150)
+    before = process.memory_info().rss
+    work(600)
+    assert process.memory_info().rss - before < 3e6
+
+
+def test_nothing_is_left_running_after_close(bundle: Path) -> None:
+    python_threads = threading.active_count()
+    process = psutil.Process()
+    threads = process.num_threads()
+    for _ in range(5):
+        create_pose_estimator(PoseConfig(model=bundle, device="cpu", threads=3)).close()
+    assert threading.active_count() == python_threads
+    assert process.num_threads() <= threads
+
+
+def test_a_bundle_that_was_touched_or_answers_wrongly_never_serves(bundle: Path) -> None:
+    rtmo_graph(bundle / "model.onnx", size=CANVAS, extra_dets=np.zeros((1, 5), np.float32),
+               extra_keypoints=np.zeros((1, 17, 3), np.float32))  # fmt: skip
+    with pytest.raises(TrustError, match="sha256"):
+        create_pose_estimator(PoseConfig(model=bundle))
+    fields = {key: value for key, value in _manifest(bundle).items() if key != "files"}
+    seal_bundle(bundle, fields)
+    with pytest.raises(
+        ModelError, match=r"golden output 'dets' should have shape \(1, 1, 5\), found shape \(1, 2, 5\)"
+    ):
+        create_pose_estimator(PoseConfig(model=bundle))
+
+
+def _manifest(folder: Path) -> dict[str, object]:
+    return dict(json.loads((folder / "manifest.json").read_text()))
