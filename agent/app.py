@@ -231,6 +231,8 @@ class Agent:
         self._evidence_writer.update_config(config.evidence)
         self.live.reconfigure(config.http)
         self.monitor.reconfigure(config.health)
+        if self.recognition is not None:
+            self.recognition.config = config  # cameras that start from now on
         await self._open_cameras()
         if self.cameras is not None:
             self.cameras.apply_rules({name: service.rules for name, service in config.services.items()})

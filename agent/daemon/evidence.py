@@ -48,7 +48,7 @@ class Evidence:
         if not self._config.enabled:
             return {}
         self._ring(event.camera_id).observe(event)
-        return {"evidence": {"folder": str(evidence_folder(event))}}
+        return {"evidence": str(evidence_folder(event))}
 
     async def drain(self) -> None:
         """Cut what is being recorded and wait until it is on disk."""

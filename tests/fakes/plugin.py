@@ -1,0 +1,106 @@
+"""A plug-in package made on the spot: replayed poses and scripted verdicts for an agent in a process of its own.
+
+`install` writes a distribution with entry points into a folder; with that folder on PYTHONPATH the agent finds the
+pose estimator `replay` and the action classifier `scripted` as it finds any plug-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent.config.schema import PoseConfig, ServiceConfig
+from agent.types import FloatArray, ImageArray, People
+
+_ENTRY_POINTS = """[recognizer_agent.pose_estimators]
+replay = fakes.plugin:create_estimator
+[recognizer_agent.action_classifiers]
+scripted = fakes.plugin:create_classifier
+"""
+
+
+def install(folder: Path) -> str:
+    """Make the plug-in visible in `folder`; returns the PYTHONPATH for the agent's process."""
+    info = folder / "recognizer_fakes-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: recognizer-fakes\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(_ENTRY_POINTS)
+    tests = Path(__file__).resolve().parent.parent
+    return f"{folder}:{tests}"
+
+
+def save_recording(path: Path, recording: Sequence[People]) -> Path:
+    """Write poses for `create_estimator`."""
+    np.savez(
+        path,
+        counts=np.array([len(people) for people in recording]),
+        boxes=np.concatenate([people.boxes for people in recording]),
+        keypoints=np.concatenate([people.keypoints for people in recording]),
+        keypoint_scores=np.concatenate([people.keypoint_scores for people in recording]),
+        scores=np.concatenate([people.scores for people in recording]),
+    )
+    return path
+
+
+def load_recording(path: Path) -> list[People]:
+    """The inverse of `save_recording`."""
+    with np.load(path) as arrays:
+        ends = np.cumsum(arrays["counts"])[:-1]
+        names = ("boxes", "keypoints", "keypoint_scores", "scores")
+        parts = [np.split(arrays[name], ends) for name in names]
+    return [People(*(part.copy() for part in frame)) for frame in zip(*parts, strict=True)]
+
+
+class _ReplayEstimator:
+    """The n-th image gets the n-th recorded People, over and over."""
+
+    name = "replay-1"
+    max_batch = 8
+
+    def __init__(self, recording: list[People]) -> None:
+        self._recording = recording
+        self._next = 0
+
+    def estimate(self, images: Sequence[ImageArray]) -> list[People]:
+        first, self._next = self._next, self._next + len(images)
+        return [self._recording[n % len(self._recording)] for n in range(first, self._next)]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class _ScriptedClassifier:
+    """Answers with the probabilities of the option `script`, over and over."""
+
+    def __init__(self, service: str, config: ServiceConfig) -> None:
+        window = config.window
+        self.name = f"scripted-{service}"
+        self.labels = (service, "other")
+        self.input_shape = (window.people, window.length, 17, window.channels)
+        self._script: list[float] = list(config.options.get("script", [0.0]))
+        self._next = 0
+
+    def classify(self, batch: FloatArray) -> FloatArray:
+        answers = []
+        for _ in batch:
+            probability = self._script[self._next % len(self._script)]
+            self._next += 1
+            answers.append((probability, 1 - probability))
+        return np.array(answers, np.float32)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def create_estimator(config: PoseConfig) -> Any:
+    """Entry point `replay`; `pose.model` names the recording."""
+    assert config.model is not None
+    return _ReplayEstimator(load_recording(config.model))
+
+
+def create_classifier(name: str, config: ServiceConfig) -> Any:
+    """Entry point `scripted`."""
+    return _ScriptedClassifier(name, config)
