@@ -19,14 +19,15 @@ GRID = 4
 """A head keeps GRID x GRID colours."""
 
 _FACE = slice(0, 5)  # nose, eyes, ears
-_LEFT_EYE, _RIGHT_EYE, _LEFT_EAR, _RIGHT_EAR = 1, 2, 3, 4
+_LEFT_EYE, _RIGHT_EYE = 1, 2
 _LEFT_SHOULDER, _RIGHT_SHOULDER, _LEFT_HIP, _RIGHT_HIP = 5, 6, 11, 12
 _USABLE = 0.2  # key-point score from which a point may help to place a region
 _SURE = 0.5  # face points above this need no second opinion from the shoulders
 
-# Head radius (hair and chin included, with a margin) per body measure. From adult means: eyes 6.3 cm apart, ears
-# 14.5 cm, shoulder joints 36 cm, shoulders to hips 50 cm, height 170 cm; wanted radius about 17 cm.
-_PER_EYES, _PER_EARS, _PER_SHOULDERS, _PER_TORSO, _PER_BOX = 2.6, 1.2, 0.48, 0.34, 0.085
+# Head radius (hair and chin included, with a margin) per body measure. From adult means: eyes 6.3 cm apart, ear to ear
+# 14.5 cm or ear to nose 12 cm, shoulder joints 36 cm, shoulders to hips 50 cm, height 170 cm; wanted radius about 17 cm.
+_PER_EYES, _PER_FACE, _PER_SHOULDERS, _PER_TORSO, _PER_BOX = 2.6, 1.25, 0.48, 0.34, 0.085
+_MAX_PER_BODY = 2.5
 _MAX_PER_BOX = 0.6
 _MOVE = 3.0  # how far a head may get from one picture to the next, in its radii: about running speed at 10 fps
 _NECK = 1.5  # distance from the middle of the shoulders to the middle of the head, in head radii
@@ -49,6 +50,12 @@ class _Body:
         if not (self.ok[first] and self.ok[second]):
             return 0.0
         return float(np.hypot(*(self.points[first] - self.points[second])))
+
+    @property
+    def face_span(self) -> float:
+        """Largest distance between two of the face points."""
+        face = self.points[_FACE][self.ok[_FACE]]
+        return float(np.hypot(*np.moveaxis(face[:, None] - face[None], 2, 0)).max()) if len(face) else 0.0
 
     @property
     def length(self) -> float:
@@ -151,18 +158,17 @@ def _regions_of(body: _Body) -> list[tuple[float, float, float, float]]:
 
 
 def _radius(body: _Body) -> float:
-    """Head radius from the largest measure: turning away shortens each of them, nothing lengthens them."""
+    """Head radius from the largest measure: turning away shortens each of them, only misplaced points lengthen them."""
     shoulders = body.middle(_LEFT_SHOULDER, _RIGHT_SHOULDER)
     hips = body.middle(_LEFT_HIP, _RIGHT_HIP)
     torso = float(np.hypot(*(shoulders - hips))) if shoulders is not None and hips is not None else 0.0
-    radius = max(
-        body.distance(_LEFT_EYE, _RIGHT_EYE) * _PER_EYES,
-        body.distance(_LEFT_EAR, _RIGHT_EAR) * _PER_EARS,
-        body.distance(_LEFT_SHOULDER, _RIGHT_SHOULDER) * _PER_SHOULDERS,
-        torso * _PER_TORSO,
-        body.length * _PER_BOX,
+    from_body = max(
+        body.distance(_LEFT_SHOULDER, _RIGHT_SHOULDER) * _PER_SHOULDERS, torso * _PER_TORSO, body.length * _PER_BOX
     )
-    return max(min(radius, body.length * _MAX_PER_BOX), 2.0)
+    from_face = max(body.distance(_LEFT_EYE, _RIGHT_EYE) * _PER_EYES, body.face_span * _PER_FACE)
+    if torso > 0:  # the whole trunk is there to tell when the face points belong to two people
+        from_face = min(from_face, from_body * _MAX_PER_BODY)
+    return max(min(max(from_body, from_face), body.length * _MAX_PER_BOX), 2.0)
 
 
 def _without_face(body: _Body, radius: float) -> tuple[float, float, float, float]:

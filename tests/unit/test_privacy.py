@@ -75,6 +75,17 @@ def test_profile_with_one_eye_and_ear_is_covered() -> None:
     assert detail(image, disc((160, 42), FACE_RADIUS)) < before * 0.05
 
 
+def test_close_up_in_profile_is_covered_from_forehead_to_chin() -> None:
+    """Only nose, an eye and an ear, all at one height; the box ends at the chest. Nose to ear: 60 px for 12 cm."""
+    people = person(box=(60, 20, 260, 240))
+    points, scores = people.keypoints.copy(), np.zeros((1, 17), np.float32)
+    points[0, [0, 1, 3]] = [(120, 110), (132, 105), (180, 108)]
+    scores[0, [0, 1, 3]] = 0.9
+    ((_, cy, _, ry),) = head_regions(People(people.boxes, points, scores, people.scores))[0]
+    assert cy - ry < 110 - 60  # a head is 23 cm high, 115 px
+    assert cy + ry > 110 + 60
+
+
 def test_what_is_left_is_a_grid_of_few_colours() -> None:
     """The obscured area is a function of GRID x GRID colours, so no more than these can be recovered from it."""
     image = noise()
