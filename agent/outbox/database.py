@@ -15,7 +15,7 @@ from agent.errors import StorageError
 from agent.outbox.faults import is_damage, storage_error
 from agent.outbox.sequence import BLOCK, SequenceReserve
 
-_BUSY_TIMEOUT_S = 5.0
+_BUSY_TIMEOUT_S = 2.0
 _WAL_KEEP_BYTES = 16 * 1024 * 1024
 _SIDE_FILES = ("", "-wal", "-shm")
 
@@ -24,7 +24,7 @@ _SIDE_FILES = ("", "-wal", "-shm")
 class OpenReport:
     """What opening the database found.
 
-    next_sequence: the number the next alarm or event gets. created: there was no usable file.
+    next_sequence: the number the next alarm or event gets. created: there was no usable database.
     set_aside: where the damaged file lies now. damage: why it was set aside.
     skipped: numbers (first, last) that may or may not have been given out and will not be used again, or None.
     sequence_known: False when neither the database nor the reserve file could say where counting had stopped.
@@ -65,19 +65,18 @@ def open_database(path: Path, reserve: SequenceReserve) -> tuple[sqlite3.Connect
     A damaged file is renamed to `<name>.corrupt-<time>` and a new one takes its place.
     Raises StorageFullError, StorageError; the latter also for a database of a newer agent.
     """
-    created = not path.exists()
     set_aside, damage, salvaged = None, "", None
     try:
         try:
-            connection = _open_checked(path)
+            connection, created = _open_checked(path)
         except _DamagedError as error:
             damage = str(error)
             set_aside = _set_aside(path)
             salvaged = _salvage_sequence(set_aside)
-            connection = _open_checked(path)
+            connection, created = _open_checked(path)
         known = set_aside is None or salvaged is not None or reserve.bound is not None
         try:
-            exact, following = _settle_sequence(connection, reserve, fresh=created or bool(damage), salvaged=salvaged)
+            exact, following = _settle_sequence(connection, reserve, fresh=created, salvaged=salvaged)
         except BaseException:
             connection.close()
             raise
@@ -89,8 +88,8 @@ def open_database(path: Path, reserve: SequenceReserve) -> tuple[sqlite3.Connect
     return connection, OpenReport(following, created, set_aside, damage, skipped, known)
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema up to date; each step and its `user_version` are one transaction."""
+def migrate(connection: sqlite3.Connection) -> bool:
+    """Bring the schema up to date; each step and its `user_version` are one transaction. True: there was none before."""
     steps = sorted(
         (int(file.name.partition("_")[0]), file.read_text(encoding="utf-8"))
         for file in resources.files("agent.outbox.migrations").iterdir()
@@ -111,9 +110,11 @@ def migrate(connection: sqlite3.Connection) -> None:
             if connection.in_transaction:
                 connection.rollback()
             raise
+    return bool(version == 0)
 
 
-def _open_checked(path: Path) -> sqlite3.Connection:
+def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """A sound database and whether it is new."""
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     try:
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has an effect in an empty file only
@@ -122,7 +123,7 @@ def _open_checked(path: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA journal_size_limit={_WAL_KEEP_BYTES}")
         connection.execute("PRAGMA temp_store=MEMORY")
         _check(connection)
-        migrate(connection)
+        created = migrate(connection)
     except sqlite3.DatabaseError as error:
         connection.close()
         if is_damage(error):
@@ -131,7 +132,7 @@ def _open_checked(path: Path) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
-    return connection
+    return connection, created
 
 
 def _check(connection: sqlite3.Connection) -> None:
