@@ -1,4 +1,4 @@
-"""Out-of-memory policy for batches: halve, try again, give up at one."""
+"""Out-of-memory policy for batches: halve, try again, give up at one; dare more again after a good while."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from agent.errors import DeviceMemoryError
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
+_MAX_PATIENCE = 1 << 20
 
 
 class BatchLimiter:
     """Splits work into batches no larger than the device has shown to bear.
 
-    maximum: the size to start with; on_shrink: called with each new, smaller limit.
+    maximum: the size to start with; on_change: called with each new limit; patience: that many good batches in a row
+    double a reduced limit. Each time memory runs out the patience doubles, so that a device that is simply too small is
+    bothered ever more rarely; a failed attempt costs time and no result.
     """
 
-    def __init__(self, maximum: int, on_shrink: Callable[[int], None] | None = None) -> None:
-        if maximum < 1:
-            raise ValueError(f"maximum must be 1 or more, got {maximum}")
+    def __init__(self, maximum: int, on_change: Callable[[int], None] | None = None, *, patience: int = 500) -> None:
+        if maximum < 1 or patience < 1:
+            raise ValueError(f"maximum and patience must be 1 or more, got {maximum} and {patience}")
         self._maximum = maximum
         self._limit = maximum
-        self._on_shrink = on_shrink
+        self._on_change = on_change
+        self._patience = patience
+        self._good = 0
 
     @property
     def limit(self) -> int:
         """The largest batch at present."""
         return self._limit
 
-    def reset(self) -> None:
-        """Dare the full size again, for example once memory has been freed."""
-        self._limit = self._maximum
-
     def run(self, count: int, call: Callable[[int, int], T]) -> list[T]:
         """`call(start, stop)` over 0..count in batches; its results in order.
 
-        A batch that fails with DeviceMemoryError is tried again at half the size, which then stays the limit.
+        A batch that fails with DeviceMemoryError is tried again at half the size, which then becomes the limit.
         Raises DeviceMemoryError when not even one fits.
         """
         results: list[T] = []
@@ -50,13 +51,22 @@ class BatchLimiter:
             except DeviceMemoryError:
                 if stop - start == 1:
                     raise
-                self._shrink((stop - start) // 2)
+                self._patience = min(2 * self._patience, _MAX_PATIENCE)
+                self._change((stop - start) // 2, "out of device memory: smaller batches")
             else:
                 start = stop
+                self._note_success()
         return results
 
-    def _shrink(self, limit: int) -> None:
-        self._limit = limit
-        _log.warning("out of device memory: smaller batches", limit=limit, configured=self._maximum)
-        if self._on_shrink:
-            self._on_shrink(limit)
+    def _note_success(self) -> None:
+        if self._limit == self._maximum:
+            return
+        self._good += 1
+        if self._good >= self._patience:
+            self._change(min(2 * self._limit, self._maximum), "trying larger batches again")
+
+    def _change(self, limit: int, why: str) -> None:
+        self._limit, self._good = limit, 0
+        _log.warning(why, limit=limit, configured=self._maximum)
+        if self._on_change:
+            self._on_change(limit)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
+import onnxruntime
 import psutil
 import pytest
 from fakes.graphs import rtmo_graph
@@ -17,8 +19,12 @@ from agent.errors import ModelError, TrustError
 from agent.plugins import create_pose_estimator
 from agent.ports import PoseEstimator
 from agent.pose.preprocess import Letterbox
-from agent.runtime.bundle import seal_bundle, write_golden
-from agent.runtime.session import create_session
+from agent.pose.rtmo import RtmoEstimator, RtmoOptions
+from agent.runtime.backend import Backend, SessionSettings
+from agent.runtime.bundle import load_bundle, seal_bundle, write_golden
+from agent.runtime.devices import CPU, Accelerators, Device, Kind, Plan
+from agent.runtime.engines import EngineState
+from agent.runtime.session import InferenceSession, create_session
 
 CANVAS = (128, 160)
 CAMERAS = {"gate": (240, 320), "yard": (480, 640), "portrait": (300, 200)}
@@ -136,6 +142,29 @@ def test_a_bundle_that_was_touched_or_answers_wrongly_never_serves(bundle: Path)
         ModelError, match=r"golden output 'dets' should have shape \(1, 1, 5\), found shape \(1, 2, 5\)"
     ):
         create_pose_estimator(PoseConfig(model=bundle))
+
+
+def test_where_tensorrt_turns_out_not_to_work_the_agent_goes_on_and_says_so(bundle: Path, tmp_path: Path) -> None:
+    """The real builder process, on a machine believed to have TensorRT."""
+    if "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has TensorRT")
+    settings = SessionSettings(threads=1)
+    plan = Plan((CPU,), build=Device(Kind.TENSORRT))
+    believed = Accelerators("1.32.0", ("CPUExecutionProvider",), ("Pretend GPU (9.9)",), "1", "10.0.0")
+    loaded = load_bundle(bundle)
+    session = InferenceSession(Backend(loaded.model, CPU, settings), loaded.model, plan, settings, believed)
+    config = PoseConfig(model=bundle, engine_cache=tmp_path / "engines")
+    estimator = RtmoEstimator(session, loaded, config, RtmoOptions())
+    estimator.begin_upgrade()
+    image, _ = walker((240, 320), 3)
+    deadline_s = time.monotonic() + 60
+    while estimator.upgrade and estimator.upgrade.state is not EngineState.FAILED:
+        assert len(estimator.estimate([image])[0]) == 1
+        assert time.monotonic() < deadline_s
+    assert estimator.upgrade is not None
+    assert "no TensorrtExecutionProvider" in estimator.upgrade.detail
+    assert (estimator.device, len(estimator.estimate([image])[0])) == ("cpu", 1)
+    estimator.close()
 
 
 def _manifest(folder: Path) -> dict[str, object]:

@@ -63,15 +63,27 @@ def test_other_errors_pass_and_change_nothing() -> None:
     assert limiter.limit == 4
 
 
-def test_reset_dares_the_full_size_again() -> None:
-    device = Device(2)
-    limiter = BatchLimiter(8)
+def test_after_a_good_while_larger_batches_are_tried_again() -> None:
+    device, changes = Device(2), []
+    limiter = BatchLimiter(8, changes.append, patience=3)
     limiter.run(8, device)
     device.bears = 8
-    limiter.reset()
+    for _ in range(40):
+        limiter.run(8, device)
+    assert changes == [4, 2, 4, 8]
     device.calls.clear()
     limiter.run(8, device)
     assert device.calls == [(0, 8)]
+
+
+def test_a_device_that_stays_too_small_is_bothered_ever_more_rarely_and_loses_nothing() -> None:
+    device = Device(2)
+    limiter = BatchLimiter(4, patience=3)
+    for _ in range(1000):
+        parts = limiter.run(4, device)
+        assert [value for part in parts for value in part] == [0, 1, 2, 3]
+    failures = sum(stop - start > 2 for start, stop in device.calls)
+    assert failures < 12  # 2000 batches: at 6, 18, 42, ... good ones
 
 
 def test_nothing_to_do_is_nothing_done() -> None:
