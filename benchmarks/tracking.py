@@ -1,35 +1,33 @@
 """The tracker beside its peers, on the same detections in one run: milliseconds a frame and HOTA.
 
-    python benchmarks/tracking.py [--data ../shared/data/mot] [--rounds 7]
+    python benchmarks/tracking.py [--data ../shared/data/mot] [--rounds 5]
 
-Peers are measured where they are installed. They are no dependency of the agent and one of them pins old versions, so
+Peers are measured where they are installed. They are no dependency of the agent and one of them is an old version, so
 give them an environment of their own:
 
     python -m venv /tmp/peers && . /tmp/peers/bin/activate
     pip install -e '.[evaluate]' 'trackers==2.6.1' && pip install --no-deps 'supervision==0.25.1'
 
-All trackers get upstream's parameters, plain arrays or `sv.Detections` prepared beforehand, and one thread. In each round
-every tracker runs over the whole scene, one after the other in turn; a ratio is that of two medians of the same round.
+All trackers get upstream's parameters, input prepared beforehand in their own type, and one thread. In each round every
+tracker runs over the whole scene, one after the other in turn; a ratio is that of two medians of the same round.
 """
 
 from __future__ import annotations
 
-import os
-
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_variable] = "1"  # before NumPy is loaded
-
 import argparse
 import importlib.util
 import json
+import os
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +36,21 @@ from agent.config.schema import TrackingConfig
 from agent.evaluate.mot import MotBoxes, read_detections, read_truth, sequence_fps
 from agent.evaluate.tracking import score_tracks
 from agent.tracking import ByteTracker
+from agent.types import NUM_KEYPOINTS, FrameStamp, People
 
 Floats = NDArray[np.float64]
 Seen = tuple[Floats, Floats]
 """Boxes (N, 4) xyxy px and scores (N,) of one frame."""
 Found = tuple[NDArray[np.int64], Floats]
 """Identities (N,) and boxes (N, 4) xyxy px."""
+
+
+class Figures(TypedDict):
+    """ms_per_frame: median; times_agent: as many times the agent's time; HOTA: percent, None without truth."""
+
+    ms_per_frame: float
+    times_agent: float
+    HOTA: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +74,19 @@ class Contestant:
 
 
 def agent_tracker() -> Contestant:
+    stamp = FrameStamp("benchmark", 0, 0, datetime.fromtimestamp(0, UTC), 1920, 1080)
+
     def make(fps: float) -> Callable[[Any], Any]:
         tracker = ByteTracker(TrackingConfig(), fps=fps)
-        return lambda seen: tracker.track(*seen)
+        return lambda people: tracker.update(stamp, people)
 
-    return Contestant("agent", make, lambda seen: seen, lambda found: (found.track_ids, found.boxes))
+    def prepare(seen: Seen) -> People:
+        boxes, scores = seen
+        n = len(scores)
+        joints = np.zeros((n, NUM_KEYPOINTS, 2), np.float32), np.zeros((n, NUM_KEYPOINTS), np.float32)
+        return People(boxes.astype(np.float32), *joints, scores.astype(np.float32))
+
+    return Contestant("agent", make, prepare, lambda tracks: (tracks.track_ids, tracks.people.boxes.astype(np.float64)))
 
 
 def peers() -> list[Contestant]:
@@ -111,7 +126,7 @@ def peers() -> list[Contestant]:
     return contestants
 
 
-def crowd(people: int = 34, frames: int = 300, seed: int = 1) -> Scene:
+def crowd(people: int = 34, frames: int = 200, seed: int = 1) -> Scene:
     """People on straight ways across 1920x1080 that bounce off its edges; about 32 of them are detected in a frame."""
     rng = np.random.default_rng(seed)
     edge = np.array([1920.0, 1080.0])
@@ -178,8 +193,8 @@ def hota(scene: Scene, found: list[Found]) -> float | None:
     return 100 * float(score_tracks(scene.truth, tracks, 1, len(found))["HOTA"])
 
 
-def compare(scene: Scene, contestants: list[Contestant], rounds: int) -> dict[str, dict[str, float | None]]:
-    """Per contestant ms a frame, times as long as the agent, and HOTA."""
+def compare(scene: Scene, contestants: list[Contestant], rounds: int) -> dict[str, Figures]:
+    """The figures of every contestant."""
     times: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     quality: dict[str, float | None] = {}
     for turn in range(rounds + 1):
@@ -200,29 +215,54 @@ def compare(scene: Scene, contestants: list[Contestant], rounds: int) -> dict[st
     }
 
 
+def row(scene: str, density: float, name: str, figures: Figures) -> str:
+    quality = "" if figures["HOTA"] is None else f"{figures['HOTA']:.2f}"
+    return f"{scene:<18}{density:>6.1f}  {name:<20}{figures['ms_per_frame']:>9.3f}{figures['times_agent']:>9.2f}{quality:>7}"
+
+
+def mean_of(reports: list[dict[str, Figures]]) -> dict[str, Figures]:
+    """The plain mean over sequences."""
+    return {
+        name: {
+            "ms_per_frame": fmean(report[name]["ms_per_frame"] for report in reports),
+            "times_agent": fmean(report[name]["times_agent"] for report in reports),
+            "HOTA": fmean(report[name]["HOTA"] or 0.0 for report in reports),
+        }
+        for name in reports[0]
+    }
+
+
+def use_one_thread() -> None:
+    """Start again with one thread for linear algebra: libraries read these variables while they are loaded."""
+    wanted = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+
+
 def main() -> None:
+    use_one_thread()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).resolve().parents[2] / "shared" / "data" / "mot"
     parser.add_argument("--data", type=Path, default=default, help="folder with bytetrack_palace/ and mot15/")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # the peers warn of their own deprecations
     contestants = [agent_tracker(), *peers()]
     if len(contestants) < 3:
         print("Not every peer is installed here; the head of this file says how to measure beside them.\n")
-    report = {}
+    report: dict[str, dict[str, Figures]] = {}
     print(f"{'scene':<18}{'boxes':>6}  {'tracker':<20}{'ms/frame':>9}{'x agent':>9}{'HOTA':>7}")
-    for scene in [crowd(), *recorded(arguments.data)]:
-        report[scene.name] = figures = compare(scene, contestants, arguments.rounds)
-        density = fmean(len(scores) for _, scores in scene.frames)
-        for name, figure in figures.items():
-            quality = "" if figure["HOTA"] is None else f"{figure['HOTA']:.2f}"
-            print(
-                f"{scene.name:<18}{density:>6.1f}  {name:<20}{figure['ms_per_frame']:>9.3f}"
-                f"{figure['times_agent']:>9.2f}{quality:>7}",
-                flush=True,
-            )
+    scenes = [crowd(), *recorded(arguments.data)]
+    density = {scene.name: fmean(len(scores) for _, scores in scene.frames) for scene in scenes}
+    for scene in scenes:
+        report[scene.name] = compare(scene, contestants, arguments.rounds)
+        for name, figures in report[scene.name].items():
+            print(row(scene.name, density[scene.name], name, figures), flush=True)
+    sequences = [scene.name for scene in scenes[1:] if scene.truth is not None]
+    if sequences:
+        for name, figures in mean_of([report[sequence] for sequence in sequences]).items():
+            print(row("mean of sequences", fmean(density[sequence] for sequence in sequences), name, figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 

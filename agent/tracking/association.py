@@ -12,6 +12,7 @@ from agent.tracking.kalman import Floats
 
 Indices = NDArray[np.integer]
 
+_TINY = float(np.finfo(np.float64).tiny)
 _SIGMAS = np.array(
     [.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089]
 )  # fmt: skip
@@ -33,22 +34,21 @@ def pairwise_iou(a: Floats, b: Floats, *, pixel: float = 0.0) -> Floats:
     pixel: added to every width and height. 1 is the convention of `cython_bbox` (corners are the first and the last
     pixel), which ByteTrack's published code uses; 0 is the one of the metrics.
     """
-    left, top, right, bottom = a[0][:, None], a[1][:, None], (a[2] + pixel)[:, None], (a[3] + pixel)[:, None]
-    b_left, b_top, b_right, b_bottom = b[0], b[1], b[2] + pixel, b[3] + pixel
-    width: Floats = np.minimum(right, b_right)
-    width -= np.maximum(left, b_left)
-    height = np.minimum(bottom, b_bottom)
-    height -= np.maximum(top, b_top)
-    np.maximum(width, 0.0, out=width)
-    np.maximum(height, 0.0, out=height)
-    width *= height  # from here on: the intersection
-    # A box turned inside out has no area; the smallest number keeps 0 / 0 away.
-    area = np.maximum(right - left, 0.0) * np.maximum(bottom - top, 0.0)
-    b_area = np.maximum(b_right - b_left, 0.0) * np.maximum(b_bottom - b_top, 0.0)
-    union = area + (b_area + np.finfo(np.float64).tiny)
-    union -= width
-    width /= union
-    return width
+    start_a, start_b = a[:2], b[:2]
+    end_a, end_b = a[2:] + pixel, b[2:] + pixel
+    overlap: Floats = np.minimum(end_a[:, :, None], end_b[:, None])
+    overlap -= np.maximum(start_a[:, :, None], start_b[:, None])
+    np.maximum(overlap, 0.0, out=overlap)
+    intersection: Floats = overlap[0]
+    intersection *= overlap[1]
+    width_a, height_a = end_a - start_a
+    width_b, height_b = end_b - start_b
+    union = (width_a * height_a)[:, None] + width_b * height_b
+    union -= intersection
+    # A box turned inside out has no intersection but may spoil the union.
+    np.maximum(union, _TINY, out=union)
+    intersection /= union
+    return intersection
 
 
 def pairwise_oks(a: Floats, b: Floats, areas: Floats) -> Floats:

@@ -6,7 +6,6 @@ thresholds as in the authors' published code. Written anew with all tracks in th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -51,8 +50,7 @@ class Matched(NamedTuple):
     detections: Indices
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Detections:
+class _Detections(NamedTuple):
     """The usable detections of one frame.
 
     rows: (N,) where they stand in the input; boxes: (4, N) xyxy px; scores: (N,); poses: (N, 17, 3), (N, 0, 3) unused.
@@ -175,7 +173,7 @@ class ByteTracker:
         columns = np.array(boxes.T, np.float64, order="C")
         confidence = np.asarray(scores, np.float64)
         left, top, right, bottom = columns
-        usable = (np.abs(columns) < _MAX_PX).all(axis=0)  # comparisons are false for what is not a number
+        usable = np.logical_and.reduce(np.abs(columns) < _MAX_PX)  # comparisons are false for what is not a number
         usable &= np.isfinite(confidence)
         usable &= right > left + _MIN_PX
         usable &= bottom > top + _MIN_PX
@@ -210,10 +208,10 @@ class ByteTracker:
         first = assign(1 - self._likeness(table, seen, iou, confirmed, sure), config.match_threshold)
         rest = confirmed[first.free_rows]
         rest = rest[~table.life["lost"][rest]]
-        second = assign(1 - iou[rest[:, None], doubtful], config.second_match_threshold)
+        second = assign(1 - iou.take(rest, 0).take(doubtful, 1), config.second_match_threshold)
         sure_rest = sure[first.free_columns]
         third = assign(
-            1 - self._fused(iou[once[:, None], sure_rest], seen, sure_rest), config.unconfirmed_match_threshold
+            1 - self._fused(iou.take(once, 0).take(sure_rest, 1), seen, sure_rest), config.unconfirmed_match_threshold
         )
         new = sure_rest[third.free_columns]
         return _Pairs(
@@ -226,7 +224,7 @@ class ByteTracker:
 
     def _likeness(self, table: TrackTable, seen: _Detections, iou: Floats, rows: Indices, columns: Indices) -> Floats:
         """(rows, columns) similarity of the first association: overlap, poses where asked for, detector's score."""
-        similarity: Floats = iou[rows[:, None], columns]
+        similarity: Floats = iou.take(rows, 0).take(columns, 1)
         weight = self._config.keypoint_weight
         if self._with_poses and similarity.size:
             poses = _moved(table.poses[rows], table.boxes[:, rows], +1)  # carried along by the predicted box
@@ -242,7 +240,7 @@ class ByteTracker:
     def _correct(self, table: TrackTable, pairs: _Pairs, seen: _Detections) -> None:
         """Bring the matched tracks up to date."""
         rows, life = pairs.tracks, table.life
-        motion = kalman.correct(table.motion[..., rows], kalman.to_xyah(seen.boxes[:, pairs.detections]))
+        motion = kalman.correct(table.motion.take(rows, -1), kalman.to_xyah(seen.boxes.take(pairs.detections, -1)))
         boxes = kalman.to_xyxy(motion)
         table.motion[..., rows] = motion
         table.boxes[:, rows] = boxes

@@ -29,13 +29,13 @@ _HEIGHT = 3
 
 
 class _Noise(NamedTuple):
-    """A variance of each coordinate: slope (4, 1) * height^2 + constant (4, 1)."""
+    """A variance of each coordinate: slope (..., 4, 1) * height^2 + constant (..., 4, 1)."""
 
     slope: Floats
     constant: Floats
 
     def at(self, height2: Floats) -> Floats:
-        """(4, N) variances for the squared heights (N,)."""
+        """(..., 4, N) variances for the squared heights (N,)."""
         variance: Floats = self.slope * height2
         variance += self.constant
         return variance
@@ -54,9 +54,25 @@ _POSITION_WEIGHT = 1 / 20
 _VELOCITY_WEIGHT = 1 / 160
 _START_POSITION = _noise(2 * _POSITION_WEIGHT, 1e-2)
 _START_VELOCITY = _noise(10 * _VELOCITY_WEIGHT, 1e-5)
-_MOTION_POSITION = _noise(_POSITION_WEIGHT, 1e-2)
-_MOTION_VELOCITY = _noise(_VELOCITY_WEIGHT, 1e-5)
 _MEASUREMENT = _noise(_POSITION_WEIGHT, 1e-1)
+_MOTION = _Noise(
+    *(
+        np.stack((position, np.zeros((4, 1)), velocity))
+        for position, velocity in zip(_noise(_POSITION_WEIGHT, 1e-2), _noise(_VELOCITY_WEIGHT, 1e-5), strict=True)
+    )
+)
+"""Of one frame of motion, for the last three rows of a state."""
+
+_STEP = np.array(
+    [
+        [1.0, 1.0, 0.0, 0.0, 0.0],  # position + velocity
+        [0.0, 1.0, 0.0, 0.0, 0.0],
+        [0.0, 0.0, 1.0, 2.0, 1.0],  # F P F' of a 2x2 block, row by row
+        [0.0, 0.0, 0.0, 1.0, 1.0],
+        [0.0, 0.0, 0.0, 0.0, 1.0],
+    ]
+)
+"""One frame of motion: linear in the five rows of a state."""
 
 
 def initiate(xyah: Floats) -> Floats:
@@ -71,27 +87,23 @@ def initiate(xyah: Floats) -> Floats:
 
 def predict(state: Floats, lost: NDArray[np.bool_]) -> Floats:
     """States (5, 4, N) one frame later; tracks that are lost (N,) stop growing or shrinking."""
-    height2 = np.square(state[POSITION, _HEIGHT])
-    after = state.copy()
-    position, velocity, variance, covariance, variance_velocity = after
-    velocity[_HEIGHT, lost] = 0.0
-    position += velocity
-    variance += 2 * covariance
-    variance += variance_velocity
-    variance += _MOTION_POSITION.at(height2)
-    covariance += variance_velocity
-    variance_velocity += _MOTION_VELOCITY.at(height2)
+    before = state[POSITION, _HEIGHT]
+    after = (_STEP @ state.reshape(5, -1)).reshape(state.shape)
+    after[VAR_POSITION:] += _MOTION.at(np.square(before))
+    after[VELOCITY, _HEIGHT] = np.where(lost, 0.0, state[VELOCITY, _HEIGHT])
+    after[POSITION, _HEIGHT] = before + after[VELOCITY, _HEIGHT]
     return after
 
 
 def correct(state: Floats, xyah: Floats) -> Floats:
     """Predicted states (5, 4, N) corrected by the measured boxes xyah (4, N)."""
-    spread = state[VAR_POSITION] + _MEASUREMENT.at(np.square(state[POSITION, _HEIGHT]))
-    # Rows: gain of the position and of the velocity.
-    gain = state[VAR_POSITION : COVARIANCE + 1] / spread
+    spread = _MEASUREMENT.at(np.square(state[POSITION, _HEIGHT]))
+    spread += state[VAR_POSITION]
+    covariances = state[VAR_POSITION : COVARIANCE + 1]
+    gain = covariances / spread  # of the position, of the velocity
     after = state.copy()
     after[: VELOCITY + 1] += gain * (xyah - state[POSITION])
-    after[VAR_POSITION : COVARIANCE + 1] -= gain[0] * state[VAR_POSITION : COVARIANCE + 1]
+    after[VAR_POSITION : COVARIANCE + 1] -= gain[0] * covariances
     after[VAR_VELOCITY] -= gain[1] * state[COVARIANCE]
     return after
 

@@ -48,7 +48,9 @@ class TrackTable:
 
     def take(self, rows: Indices) -> Self:
         """The tracks `rows`, in that order."""
-        return type(self)(self.life[rows], self.motion[..., rows], self.boxes[:, rows], self.poses[rows])
+        return type(self)(
+            self.life.take(rows), self.motion.take(rows, -1), self.boxes.take(rows, -1), self.poses.take(rows, 0)
+        )
 
     def extended(self, other: Self) -> Self:
         """These tracks, then the others."""
