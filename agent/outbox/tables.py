@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -162,10 +162,13 @@ class Tables:
         self.connection.execute(f"DELETE FROM outbox WHERE message_id IN {_IDS}", (ids,))  # noqa: S608 - constants only
         self.connection.execute(f"DELETE FROM messages WHERE lane > 1 AND message_id IN {_IDS}", (ids,))  # noqa: S608
 
-    def count_attempts(self, row_ids: Iterable[int]) -> None:
-        """One more failed attempt for each of `row_ids`."""
+    def count_attempts(self, row_ids: Collection[int]) -> None:
+        """One more failed attempt for each of `row_ids`; one may be named more than once."""
+        if not row_ids:
+            return
         ids = json.dumps(list(row_ids))
-        self.connection.execute(f"UPDATE outbox SET attempts = attempts + 1 WHERE message_id IN {_IDS}", (ids,))  # noqa: S608
+        counted = "attempts + (SELECT count(*) FROM json_each(?) WHERE value = message_id)"
+        self.connection.execute(f"UPDATE outbox SET attempts = {counted} WHERE message_id IN {_IDS}", (ids, ids))  # noqa: S608 - constants only
 
     def bury(self, row_id: int, reason: str) -> bool:
         """Turn a pending delivery into a dead letter; False when it is not pending."""
