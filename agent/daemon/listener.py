@@ -59,6 +59,7 @@ class AgentListener:
         self._beat = beat
         self._cameras: dict[str, CameraMetrics] = {}
         self._failures: Counter[tuple[str, str]] = Counter()
+        self._unseen: set[str] = set()  # cameras whose frame on the way to `on_tracks` has no poses
         self.events_lost = 0
 
     # --- PipelineListener ---------------------------------------------------------------------------------------------
@@ -71,7 +72,9 @@ class AgentListener:
         camera.frame()
         self._metrics.observe_tracking(tracking_s)
         self._beat(camera_id)
-        if len(people):
+        if camera_id in self._unseen:
+            self._unseen.discard(camera_id)
+        else:  # with nobody in it, too: an empty corridor must not add up its failures of a month
             self._succeeded(camera_id, "pose")
         self._evidence.offer(frame, people, tracks)
         self._live.offer(frame, people, tracks)
@@ -82,6 +85,8 @@ class AgentListener:
 
     def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
         self._metrics.count_inference_error(stage)
+        if stage == "pose":
+            self._unseen.add(camera_id)
         key = (camera_id, stage)
         self._failures[key] += 1
         if self._failures[key] == 1:
@@ -93,10 +98,10 @@ class AgentListener:
     async def on_event(self, event: Event) -> None:
         event = replace(event, attributes=event.attributes | self._evidence.observe(event))
         sequence = await self._commit(event)
+        self._live.on_event(event, sequence)
         if sequence is None:
             return
         self._metrics.count_event(event.kind, event.phase.value)
-        self._live.on_event(event, sequence)
         _log.info(
             "event", kind=event.kind, phase=event.phase.value, camera=event.camera_id, sequence=sequence,
             confidence=round(event.confidence, 3), duration_s=round(event.duration_s, 2), incident=event.incident_id,

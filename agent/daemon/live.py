@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from agent.config.schema import HttpConfig
 from agent.events.privacy import FaceBlur
 from agent.overlay import ActionBar, Mode, draw
-from agent.types import ActionScores, Event, EventPhase, Frame, ImageArray, People, Tracks
+from agent.types import ActionScores, Event, EventPhase, Frame, FrameStamp, ImageArray, People, Tracks
 
 MAX_WIDTH_PX = 960
 JPEG_QUALITY = 75
@@ -31,12 +31,12 @@ Scene = tuple[Frame, People, Tracks]
 
 @dataclass(slots=True)
 class _View:
-    """What is known of one camera. picture: the newest encoded one, and of which frame it is, per mode."""
+    """What is known of one camera. pictures: per mode the newest one asked for, and of which frame it is."""
 
     newest: Scene | None = None
     scores: dict[str, tuple[float, ActionScores]] = field(default_factory=dict)
     blur: FaceBlur = field(default_factory=FaceBlur)
-    pictures: dict[Mode, tuple[int, bytes]] = field(default_factory=dict)
+    pictures: dict[Mode, tuple[FrameStamp, asyncio.Future[bytes]]] = field(default_factory=dict)
 
 
 class LiveHub:
@@ -70,8 +70,8 @@ class LiveHub:
         """A new verdict."""
         self._view(scores.camera_id).scores[scores.service] = (time.monotonic(), scores)
 
-    def on_event(self, event: Event, sequence: int) -> None:
-        """A committed event."""
+    def on_event(self, event: Event, sequence: int | None) -> None:
+        """An event; sequence None: it could not be committed, who looks at the page learns of it all the same."""
         if event.phase is EventPhase.RESOLVED:
             self._open.pop(event.incident_id, None)
         else:
@@ -121,14 +121,14 @@ class LiveHub:
             "scores": {name: round(scores.probability, 3) for name, scores in self._fresh(view).items()},
         }
 
-    async def pictures(self, camera_id: str, mode: Mode = Mode.FULL) -> AsyncIterator[bytes]:
-        """JPEG pictures of a camera, at most `live_fps` a second, until the viewer leaves."""
-        view, shown = self._view(camera_id), -1
+    async def pictures(self, camera_id: str, mode: Mode = Mode.FULL) -> AsyncGenerator[bytes, None]:
+        """JPEG pictures of a camera, at most `live_fps` a second, until the viewer leaves or the camera is removed."""
+        view, shown = self._view(camera_id), None
         self.viewers += 1
         try:
-            while True:
-                if view.newest is not None and view.newest[0].stamp.seq != shown:
-                    shown = view.newest[0].stamp.seq
+            while self._views.get(camera_id) is view:
+                if view.newest is not None and view.newest[0].stamp is not shown:
+                    shown = view.newest[0].stamp
                     yield await self._picture(view, view.newest, mode)
                 await asyncio.sleep(1 / self._config.live_fps)
         finally:
@@ -140,18 +140,18 @@ class LiveHub:
         return await self._picture(view, view.newest, mode) if view is not None and view.newest is not None else None
 
     async def _picture(self, view: _View, scene: Scene, mode: Mode) -> bytes:
-        seq = scene[0].stamp.seq
+        """Encoded once per frame and mode, however many ask for it; one who leaves does not spoil it for the others."""
+        stamp = scene[0].stamp  # not `seq`: that starts again with each source
         known = view.pictures.get(mode)
-        if known is not None and known[0] == seq:
-            return known[1]
-        bars = [
-            ActionBar(name, scores.probability, self._alert.get(name, 1.0))
-            for name, scores in self._fresh(view).items()
-        ]
-        blur = view.blur if self._config.blur_faces else None
-        jpeg = await asyncio.get_running_loop().run_in_executor(self._thread, encode, scene, bars, mode, blur)
-        view.pictures[mode] = (seq, jpeg)
-        return jpeg
+        if known is None or known[0] is not stamp:
+            bars = [
+                ActionBar(name, scores.probability, self._alert.get(name, 1.0))
+                for name, scores in self._fresh(view).items()
+            ]
+            blur = view.blur if self._config.blur_faces else None
+            work = asyncio.get_running_loop().run_in_executor(self._thread, encode, scene, bars, mode, blur)
+            known = view.pictures[mode] = (stamp, work)
+        return await asyncio.shield(known[1])
 
     def _fresh(self, view: _View) -> dict[str, ActionScores]:
         oldest = time.monotonic() - VERDICT_SHOWN_S

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.daemon.monitor import camera_report
+from agent.errors import DataError
 from agent.http.server import EventFilter
 from agent.observe.metrics import CONTENT_TYPE
 from agent.outbox.history import EventQuery
@@ -57,17 +58,20 @@ class View:
         return [camera.id for camera in self._agent.config.cameras]
 
     async def events(self, query: EventFilter) -> list[dict[str, Any]]:
+        try:
+            since, until = parse_time(query.since), parse_time(query.until)
+        except (ValueError, OverflowError) as error:
+            raise DataError(str(error)) from error
         wanted = EventQuery(
-            since=parse_time(query.since), until=parse_time(query.until), kind=query.kind, camera_id=query.camera,
-            limit=query.limit, newest_first=True,
-        )  # fmt: skip
+            since=since, until=until, kind=query.kind, camera_id=query.camera, limit=query.limit, newest_first=True
+        )
         rows = await self._agent.store.events(wanted)
         return [json.loads(row.payload) | {"delivery": row.delivery} for row in rows]
 
     async def picture(self, camera_id: str, mode: str) -> bytes | None:
         return await self._agent.live.picture(camera_id, Mode(mode))
 
-    def pictures(self, camera_id: str, mode: str) -> AsyncIterator[bytes]:
+    def pictures(self, camera_id: str, mode: str) -> AsyncGenerator[bytes, None]:
         return self._agent.live.pictures(camera_id, Mode(mode))
 
     def request_done(self, method: str, route: str, status: int, seconds: float) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Protocol
@@ -13,7 +15,7 @@ import structlog
 from aiohttp import web
 
 from agent.config.schema import HttpConfig
-from agent.errors import ConfigError, ConfigProblem, RecognizerError
+from agent.errors import ConfigError, ConfigProblem, DataError, RecognizerError
 
 _log = structlog.get_logger(__name__)
 
@@ -30,6 +32,13 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
+    "Server": "recognizer-agent",
+}
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""A request line may name any method; only these become metric labels."""
+_HINTS = {
+    errno.EADDRINUSE: "another program uses it; choose another port or http.enabled: false",
+    errno.EACCES: "ports below 1024 need a privilege; choose a higher one",
 }
 
 
@@ -67,9 +76,11 @@ class AgentView(Protocol):
 
     async def picture(self, camera_id: str, mode: str) -> bytes | None: ...
 
-    def pictures(self, camera_id: str, mode: str) -> AsyncIterator[bytes]: ...
+    def pictures(self, camera_id: str, mode: str) -> AsyncGenerator[bytes, None]: ...
 
-    def request_done(self, method: str, route: str, status: int, seconds: float) -> None: ...
+    def request_done(self, method: str, route: str, status: int, seconds: float) -> None:
+        """The head of an answer is about to be sent; seconds: since the request."""
+        ...
 
     def session(self, change: int) -> None:
         """A live stream began (+1) or ended (-1)."""
@@ -99,7 +110,7 @@ class HttpServer:
             where = f"{self._config.host}:{self._config.port}"
             problem = ConfigProblem(
                 f"cannot listen on {where}: {error.strerror or error}", path="http.port",
-                hint="another program uses it; choose another port or http.enabled: false",
+                hint=_HINTS.get(error.errno or 0, "http.host must be an address of this machine"),
             )  # fmt: skip
             raise ConfigError([problem]) from error
         finally:
@@ -107,7 +118,8 @@ class HttpServer:
             await runner.cleanup()
 
     def _application(self) -> web.Application:
-        app = web.Application(middlewares=[self._observe], client_max_size=1 << 16)
+        app = web.Application(middlewares=[self._translate_errors], client_max_size=1 << 16)
+        app.on_response_prepare.append(self._before_answer)
         app.router.add_get("/health", self._health)
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._metrics)
@@ -120,25 +132,25 @@ class HttpServer:
         return app
 
     @web.middleware
-    async def _observe(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        started = time.perf_counter()
-        status = 500
+    async def _translate_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        request["started"] = time.perf_counter()
         try:
-            response = await handler(request)
-            status = response.status
+            return await handler(request)
         except web.HTTPException as error:
-            status = error.status
-            response = web.json_response({"error": error.reason}, status=status)
+            allow = {name: value for name, value in error.headers.items() if name == "Allow"}
+            return web.json_response({"error": error.reason}, status=error.status, headers=allow)
+        except DataError as error:
+            return web.json_response({"error": str(error)}, status=400)
         except RecognizerError as error:
-            status = 503
-            response = web.json_response({"error": str(error)}, status=status)
-        finally:
-            resource = request.match_info.route.resource
-            route = resource.canonical if resource is not None else "unmatched"
-            self._view.request_done(request.method, route, status, time.perf_counter() - started)
-        if not response.prepared:
-            response.headers.update(_HEADERS)
-        return response
+            return web.json_response({"error": str(error)}, status=503)
+
+    async def _before_answer(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Every answer passes here, a stream when it begins: its hours of length are no response time."""
+        response.headers.update(_HEADERS)
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None else "unmatched"
+        method = request.method if request.method in _METHODS else "other"
+        self._view.request_done(method, route, response.status, time.perf_counter() - request["started"])
 
     # --- machines -----------------------------------------------------------------------------------------------------
 
@@ -166,10 +178,7 @@ class HttpServer:
         if not 1 <= limit <= MAX_EVENTS:
             raise web.HTTPBadRequest(reason=f"limit must be 1 to {MAX_EVENTS}")
         texts = {name: query.get(name, "") for name in ("since", "until", "kind", "camera")}
-        try:
-            return web.json_response({"events": await self._view.events(EventFilter(limit=limit, **texts))})
-        except ValueError as error:
-            raise web.HTTPBadRequest(reason=str(error).splitlines()[0]) from None
+        return web.json_response({"events": await self._view.events(EventFilter(limit=limit, **texts))})
 
     # --- people -------------------------------------------------------------------------------------------------------
 
@@ -188,13 +197,18 @@ class HttpServer:
     async def _live(self, request: web.Request) -> web.StreamResponse:
         """MJPEG: every browser plays it in an <img>."""
         camera, mode = self._camera_and_mode(request)
-        response = web.StreamResponse(headers={"Content-Type": "multipart/x-mixed-replace; boundary=frame", **_HEADERS})
+        response = web.StreamResponse(headers={"Content-Type": "multipart/x-mixed-replace; boundary=frame"})
         await response.prepare(request)
+        if request.method == "HEAD":
+            return response
         self._view.session(+1)
         try:
-            async for picture in self._view.pictures(camera, mode):
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-                await response.write(head.encode() + picture + b"\r\n")
+            await response.write(b"--frame\r\n")
+            async with aclosing(self._view.pictures(camera, mode)) as pictures:
+                async for picture in pictures:
+                    head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                    # The boundary right after the picture: browsers show a part once the next one begins.
+                    await response.write(head.encode() + picture + b"\r\n--frame\r\n")
         except ConnectionError:
             pass  # the viewer left
         finally:
@@ -204,7 +218,7 @@ class HttpServer:
     def _camera_and_mode(self, request: web.Request) -> tuple[str, str]:
         camera, mode = request.match_info["camera"], request.query.get("mode", "full")
         if camera not in self._view.camera_ids():
-            raise web.HTTPNotFound(reason=f"there is no camera {camera}"[:200])
+            raise web.HTTPNotFound(reason="there is no such camera")  # its name may hold anything, reasons may not
         if mode not in MODES:
             raise web.HTTPBadRequest(reason=f"mode must be one of {', '.join(MODES)}")
         return camera, mode
