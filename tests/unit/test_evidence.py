@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -319,6 +322,39 @@ def test_a_full_disk_is_an_error_of_the_part(tmp_path: Path) -> None:
     with pytest.raises((OSError, av.FFmpegError)) as caught:
         encode_video(Path("/dev/full"), record().frames)
     assert "No space left" in str(caught.value)
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """The kernel refuses to let files grow beyond `size` bytes, as a full disk would."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("lost", [{SKELETONS}, {SKELETONS, VIDEO}])
+def test_parts_that_do_not_fit_are_left_out_and_named(tmp_path: Path, lost: set[str]) -> None:
+    clip = record()
+    whole = write_clip(tmp_path / "roomy", clip)
+    assert whole.folder is not None
+    smallest_lost = min((whole.folder / name).stat().st_size for name in lost)
+    with files_up_to(smallest_lost - 1):
+        result = write_clip(tmp_path / "tight", clip)
+    assert result.folder is not None
+    assert {path.name for path in result.folder.iterdir()} == {SNAPSHOT, VIDEO, SKELETONS, META} - lost
+    assert {error.split(":")[0].split("/")[-1] for error in result.errors} == lost
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    clip = record()
+    with files_up_to(0):
+        result = write_clip(tmp_path, clip)
+    assert result.folder is None
+    assert result.errors
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_the_same_incident_twice_keeps_the_first(tmp_path: Path) -> None:
