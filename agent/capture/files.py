@@ -12,7 +12,7 @@ from typing import Any, cast
 import cv2
 
 from agent.capture.base import NS_PER_S, GuardedSource
-from agent.capture.timeline import period_ns
+from agent.capture.timeline import Timeline
 from agent.errors import SourceError
 from agent.ports import StreamInfo
 from agent.types import ImageArray
@@ -32,7 +32,7 @@ _MAX_SKIPPED_NAMED = 3
 
 
 class FileSource(GuardedSource):
-    """One video file. Presentation times start at 0; where the container has none, frame index / fps stands in.
+    """One video file. Presentation times start at 0 and rise; where the container has none, the frame rate stands in.
 
     Damaged stretches are stepped over; `problem` says what was lost.
     """
@@ -46,8 +46,7 @@ class FileSource(GuardedSource):
 
     def _reset_position(self) -> None:
         self._frames = 0
-        self._first_ms: float | None = None
-        self._last_ms = -1.0
+        self._timeline = Timeline()
         self._problem = ""
 
     @property
@@ -65,6 +64,7 @@ class FileSource(GuardedSource):
             raise SourceError(f"{self._path}: not a readable video (another kind of file, damaged or cut off)")
         self._capture = capture
         self._info = stream_info(capture, live=False)
+        self._timeline.start_pass(self._info.fps)
         return self._info
 
     def _grab(self) -> int | None:
@@ -90,22 +90,17 @@ class FileSource(GuardedSource):
 
     def _next_pts_ns(self) -> int:
         position_ms = float(self._capture.get(cv2.CAP_PROP_POS_MSEC))
-        index, self._frames = self._frames, self._frames + 1
-        if self._first_ms is None and math.isfinite(position_ms):
-            self._first_ms = position_ms
-        first_ms = self._first_ms or 0.0
-        stuck = position_ms <= self._last_ms <= first_ms  # raw streams report 0 for ever
-        if stuck or not math.isfinite(position_ms):
-            return index * period_ns(self._info.fps)
-        self._last_ms = position_ms
-        return round((position_ms - first_ms) * (NS_PER_S // 1000))
+        # OpenCV says 0 for "unknown": raw streams all along, AVI with B-frames for the last few.
+        known = math.isfinite(position_ms) and (position_ms > 0 or not self._frames)
+        self._frames += 1
+        return self._timeline.place(round(position_ms * (NS_PER_S // 1000)) if known else None)
 
     def _note_early_end(self) -> None:
         expected, fps = self._info.frame_count, self._info.fps
         if expected <= 0 or fps <= 0:
             return
         missing = expected - self._frames
-        reached_s = (self._last_ms - (self._first_ms or 0.0)) / 1000
+        reached_s = self._timeline.last_ns / NS_PER_S
         if missing > expected * _MISSING_FRAMES and expected / fps - reached_s > _MISSING_S:
             self._problem = f"{self._path}: damaged or cut off, {self._frames} of {expected} frames could be read"
 
@@ -123,7 +118,7 @@ class FolderSource(GuardedSource):
         self._waiting: list[Path] = []
         self._current: FileSource | None = None
         self._problems: list[str] = []
-        self._offset_ns = self._last_ns = self._period_ns = 0
+        self._timeline = Timeline()
 
     @property
     def problem(self) -> str:
@@ -137,7 +132,7 @@ class FolderSource(GuardedSource):
     def _open(self) -> StreamInfo:
         self._release()
         self._problems = []
-        self._offset_ns = self._last_ns = 0
+        self._timeline = Timeline()
         self._waiting = list_videos(self._folder)
         info = self._open_next()
         if info is None:
@@ -152,7 +147,8 @@ class FolderSource(GuardedSource):
             except SourceError as error:
                 self._problems.append(str(error))
                 continue
-            self._current, self._period_ns = source, period_ns(info.fps)
+            self._current = source
+            self._timeline.start_pass(info.fps)
             return info
         return None
 
@@ -164,8 +160,7 @@ class FolderSource(GuardedSource):
                 self._problems.append(str(error))
                 pts_ns = None
             if pts_ns is not None:
-                self._last_ns = self._offset_ns + pts_ns
-                return self._last_ns
+                return self._timeline.place(pts_ns)
             self._leave_current()
             self._open_next()
         return None
@@ -177,7 +172,6 @@ class FolderSource(GuardedSource):
             self._problems.append(self._current.problem)
         self._current.close()
         self._current = None
-        self._offset_ns = self._last_ns + self._period_ns
 
     def _retrieve(self) -> ImageArray:
         if self._current is None:

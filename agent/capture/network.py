@@ -9,7 +9,7 @@ import av
 import av.error
 
 from agent.capture.base import NS_PER_S, GuardedSource, SourceDeniedError, redact
-from agent.capture.timeline import period_ns
+from agent.capture.timeline import Timeline
 from agent.errors import SourceError
 from agent.ports import StreamInfo
 from agent.types import ImageArray
@@ -40,15 +40,14 @@ class NetworkSource(GuardedSource):
     def _reset(self) -> None:
         self._pictures: Iterator[Any] = iter(())
         self._picture: Any = None
-        self._frames = 0
-        self._first_s: float | None = None
-        self._fps = 0.0
+        self._timeline = Timeline()
+        self._tick_ns = 0.0
 
     def _open(self) -> StreamInfo:
         self._release()
-        options = _OPTIONS | (_RTSP_OPTIONS if self._url.lower().startswith("rtsp") else {})
+        options = _RTSP_OPTIONS if self._url.lower().startswith("rtsp") else {}
         try:
-            self._container = av.open(self._url, options=options, timeout=(self._timeout_s, self._timeout_s))
+            self._container = av.open(self._url, options=dict(options), timeout=(self._timeout_s, self._timeout_s))
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise self._translated("cannot connect", error) from None
         if not self._container.streams.video:
@@ -57,23 +56,29 @@ class NetworkSource(GuardedSource):
         stream = self._container.streams.video[0]
         stream.thread_type = "SLICE"  # frame threads would hold pictures back
         stream.codec_context.thread_count = 1
-        self._fps = float(stream.average_rate or stream.guessed_rate or 0)
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        self._tick_ns = float(stream.time_base or 0) * NS_PER_S
+        self._timeline.start_pass(fps)
         self._pictures = self._decode(stream)
-        return StreamInfo(stream.codec_context.width, stream.codec_context.height, self._fps, 0, live=True)
+        return StreamInfo(stream.codec_context.width, stream.codec_context.height, fps, 0, live=True)
 
     def _decode(self, stream: Any) -> Iterator[Any]:
         """Pictures; damaged packets are stepped over, as a player does."""
         bad = 0
-        for packet in self._container.demux(stream):
-            try:
-                pictures = packet.decode()
-            except av.error.InvalidDataError:
-                bad += 1
-                if bad >= _MAX_BAD_PACKETS:
-                    raise
-                continue
-            bad = 0 if pictures else bad
-            yield from pictures
+        try:
+            for packet in self._container.demux(stream):
+                try:
+                    pictures = packet.decode()
+                except av.error.InvalidDataError:
+                    bad += 1
+                    if bad >= _MAX_BAD_PACKETS:
+                        raise
+                    continue
+                bad = 0 if pictures else bad
+                yield from pictures
+        except av.error.FFmpegError:
+            yield from _remaining(stream)
+            raise
 
     def _grab(self) -> int | None:
         try:
@@ -82,13 +87,8 @@ class NetworkSource(GuardedSource):
             raise self._translated("stream broke", error) from None
         if self._picture is None:
             raise SourceError(f"{self._name}: the stream ended")
-        index, self._frames = self._frames, self._frames + 1
-        seconds: float | None = self._picture.time
-        if seconds is None:
-            return index * period_ns(self._fps)
-        if self._first_s is None:
-            self._first_s = seconds
-        return round((seconds - self._first_s) * NS_PER_S)
+        pts = self._picture.pts
+        return self._timeline.place(None if pts is None else round(pts * self._tick_ns))
 
     def _retrieve(self) -> ImageArray:
         if self._picture is None:
@@ -111,3 +111,12 @@ class NetworkSource(GuardedSource):
         reason = getattr(error, "strerror", None) or type(error).__name__  # str(error) holds the URL with its password
         kind = SourceDeniedError if isinstance(error, _DENIED) else SourceError
         return kind(f"{self._name}: {what}: {reason}")
+
+
+def _remaining(stream: Any) -> list[Any]:
+    """Pictures the decoder still holds when its stream breaks (it reorders, so it runs a few behind)."""
+    try:
+        pictures: list[Any] = stream.codec_context.decode(None)
+    except av.error.FFmpegError:
+        return []
+    return pictures

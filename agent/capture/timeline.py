@@ -13,8 +13,8 @@ _JUMP_BACK_NS = NS_PER_S
 
 
 def period_ns(fps: float) -> int:
-    """Distance between two frames at `fps`, 40 ms when it is unknown (0 or not finite)."""
-    return round(NS_PER_S / fps) if 0 < fps < float("inf") else _DEFAULT_PERIOD_NS
+    """Distance between two frames at `fps`; 40 ms when that is unknown (0, not finite, beyond any camera)."""
+    return round(NS_PER_S / fps) if 0.001 <= fps <= 10_000 else _DEFAULT_PERIOD_NS
 
 
 class Timeline:
@@ -31,12 +31,20 @@ class Timeline:
         self._period_ns = period_ns(fps)
         self._rebase = True
 
-    def place(self, pts_ns: int) -> int:
-        """Position of a frame on the line, in ns.
+    @property
+    def last_ns(self) -> int:
+        """Position of the last frame, 0 before the first."""
+        return self._last_ns or 0
+
+    def place(self, pts_ns: int | None) -> int:
+        """Position of a frame on the line, in ns. None: the stream has no time for it, it follows by a frame period.
 
         Disorder (time stamps that repeat or step back a little, as B-frames in AVI do) is repaired by one frame
         period after the last frame; the line meets the stream's own times again as soon as these have caught up.
         """
+        if pts_ns is None:
+            self._last_ns = 0 if self._last_ns is None else self._last_ns + self._period_ns
+            return self._last_ns
         if self._last_ns is None:
             self._offset_ns = -pts_ns
         elif self._rebase or pts_ns + self._offset_ns < self._last_ns - _JUMP_BACK_NS:
@@ -63,8 +71,10 @@ class Thinner:
             self._due_ns = None
             return True
         period = round(NS_PER_S / self.max_fps)
-        due_ns = t_ns if self._due_ns is None else min(self._due_ns, t_ns + period)
-        if t_ns < due_ns - period // 4:
+        slack = period // 4
+        due_ns = t_ns if self._due_ns is None else min(self._due_ns, t_ns + period + slack)
+        if t_ns < due_ns - slack:
+            self._due_ns = due_ns  # earlier than it was if the bound has been raised
             return False
         self._due_ns = due_ns + period if t_ns < due_ns + period else t_ns + period
         return True

@@ -1,0 +1,273 @@
+"""Source strings, plug-ins, and what every VideoSource promises."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from agent.capture.base import GuardedSource, TwoStepSource, redact
+from agent.capture.devices import V4l2Source
+from agent.capture.files import FileSource, FolderSource
+from agent.capture.network import NetworkSource
+from agent.capture.sources import build_source
+from agent.config.schema import CameraConfig
+from agent.errors import ConfigError, SourceError
+from agent.ports import StreamInfo, VideoSource
+from agent.types import ImageArray
+from fakes.video import SIZE, ScriptedSource, make_video, numbered_image, serve_streams
+
+
+def config(source: str, **more: object) -> CameraConfig:
+    return CameraConfig.model_validate({"id": "cam", "source": source, **more})
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "endless"),
+    [
+        ("rtsp://user:secret@10.0.0.1/live", NetworkSource, True),
+        ("RTSPS://10.0.0.1/live", NetworkSource, True),
+        ("https://example.org/stream", NetworkSource, True),
+        ("/dev/video7", V4l2Source, True),
+        ("0", V4l2Source, True),
+        ("film.mp4", FileSource, False),
+        ("file:///tmp/film.mp4", FileSource, False),
+    ],
+)
+def test_the_source_string_picks_the_adapter(source: str, kind: type, endless: bool) -> None:
+    built = build_source(config(source))
+    assert isinstance(built.source, kind)
+    assert built.endless is endless
+
+
+def test_a_folder_is_recognised(tmp_path: Path) -> None:
+    assert isinstance(build_source(config(str(tmp_path))).source, FolderSource)
+
+
+def test_an_unknown_scheme_is_a_configuration_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"camera 'cam': unknown kind of source 'gopher'.*rtsp://.*gst:"):
+        build_source(config("gopher://cam/1"))
+
+
+@pytest.mark.skipif("GStreamer:                   YES" in cv2.getBuildInformation(), reason="this OpenCV has GStreamer")
+def test_a_gstreamer_pipeline_without_gstreamer_is_a_configuration_error_with_a_hint() -> None:
+    with pytest.raises(ConfigError, match="without GStreamer.*hint"):
+        build_source(config("gst:videotestsrc ! appsink"))
+
+
+def test_a_missing_device_is_offline_not_wrong() -> None:
+    with pytest.raises(SourceError, match="/dev/video99: no such device"):
+        build_source(config("99")).source.open()
+
+
+PLUGIN = '''
+from agent.ports import StreamInfo
+class Source:
+    live = False
+    def __init__(self, config): self.config = config
+    def open(self): return StreamInfo(8, 8, 10.0, 0, False)
+    def read(self): return None
+    def close(self): pass
+'''
+
+
+@pytest.fixture
+def plugin_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package with two entry points, one of them broken."""
+    (tmp_path / "capture_plugin_for_test.py").write_text(PLUGIN)
+    info = tmp_path / "capture_plugin_for_test-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: capture-plugin-for-test\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[recognizer_agent.sources]\nsim = capture_plugin_for_test:Source\nbroken = capture_plugin_for_test:Nothing\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "capture_plugin_for_test", raising=False)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("plugin_path")
+def test_a_plug_in_serves_its_scheme() -> None:
+    built = build_source(config("sim://hall?people=3"))
+    assert built.source.open().fps == 10.0
+    assert built.endless is False
+
+
+@pytest.mark.usefixtures("plugin_path")
+def test_a_broken_plug_in_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="plug-in for 'broken' cannot be loaded"):
+        build_source(config("broken://x"))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rtsp://user:p@ss@10.0.0.1:554/a?token=1", "rtsp://10.0.0.1:554/a"),
+        ("http://10.0.0.1/a@b", "http://10.0.0.1/a@b"),
+        ("/data/what?.mp4", "/data/what?.mp4"),
+    ],
+)
+def test_credentials_never_show(url: str, shown: str) -> None:
+    assert redact(url) == shown
+
+
+# --- the contract of VideoSource ---
+
+
+def file_source(tmp_path: Path) -> Iterator[VideoSource]:
+    yield FileSource(make_video(tmp_path / "a.mp4", 6))
+
+
+def folder_source(tmp_path: Path) -> Iterator[VideoSource]:
+    make_video(tmp_path / "a.mp4", 3)
+    make_video(tmp_path / "b.mp4", 3, first=3)
+    yield FolderSource(tmp_path)
+
+
+def network_source(tmp_path: Path) -> Iterator[VideoSource]:
+    with serve_streams(make_video(tmp_path / "a.ts", 6).read_bytes()) as server:
+        yield NetworkSource(server.url("ts"), 5)
+
+
+def scripted_source(tmp_path: Path) -> Iterator[VideoSource]:
+    yield ScriptedSource([numbered_image(index) for index in range(6)], live=False)
+
+
+@pytest.fixture(params=[file_source, folder_source, network_source, scripted_source])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VideoSource]:
+    yield from request.param(tmp_path)
+
+
+def pictures(source: VideoSource) -> list[tuple[ImageArray, int]]:
+    """All pictures; a live source ends with an error."""
+    found = []
+    try:
+        while (picture := source.read()) is not None:
+            found.append(picture)
+    except SourceError:
+        assert isinstance(source, NetworkSource)
+    return found
+
+
+def test_open_says_what_comes(source: VideoSource) -> None:
+    info = source.open()
+    assert (info.width, info.height) == SIZE
+    assert info.fps == pytest.approx(10)
+    assert info.live is isinstance(source, NetworkSource)
+    source.close()
+
+
+def test_pictures_are_bgr_and_times_start_at_zero_and_rise(source: VideoSource) -> None:
+    source.open()
+    found = pictures(source)
+    assert len(found) == 6
+    assert all(image.shape == (SIZE[1], SIZE[0], 3) and image.dtype == np.uint8 for image, _ in found)
+    times = [pts for _, pts in found]
+    assert times[0] == 0
+    assert times == sorted(times)
+    source.close()
+
+
+def test_opening_again_starts_again(source: VideoSource) -> None:
+    source.open()
+    source.read()
+    source.close()
+    source.close()
+    with pytest.raises(SourceError):
+        source.read()
+    source.open()
+    assert len(pictures(source)) == 6
+    source.close()
+
+
+def test_a_picture_is_not_overwritten_by_the_next(source: VideoSource) -> None:
+    source.open()
+    first = source.read()
+    assert first is not None
+    before = first[0].copy()
+    pictures(source)
+    source.close()
+    assert np.array_equal(first[0], before)
+
+
+def test_stepping_over_pictures_keeps_the_count(source: VideoSource) -> None:
+    if not isinstance(source, TwoStepSource):
+        pytest.skip("reads in one step")
+    source.open()
+    source.grab()
+    source.grab()
+    second = source.retrieve()
+    assert round((float(second.mean()) - 10) / 12) == 1
+    source.close()
+
+
+class SlowSource(GuardedSource):
+    """Takes its time in native code, which must not be freed meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = threading.Event()
+        self.go_on = threading.Event()
+        self.released_while_inside = False
+        self.released = 0
+
+    def _open(self) -> StreamInfo:
+        return StreamInfo(8, 8, 10.0, 0, live=True)
+
+    def _grab(self) -> int | None:
+        self.inside.set()
+        self.go_on.wait(5)
+        self.released_while_inside = self.released > 0
+        return 0
+
+    def _retrieve(self) -> ImageArray:
+        return np.zeros((8, 8, 3), np.uint8)
+
+    def _release(self) -> None:
+        self.released += 1
+
+
+def test_close_from_another_thread_never_frees_under_the_reader() -> None:
+    source = SlowSource()
+    source.open()
+    outcome: list[str] = []
+
+    def read() -> None:
+        try:
+            source.read()
+        except SourceError as error:
+            outcome.append(str(error))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    source.inside.wait(5)
+    began = time.monotonic()
+    source.close()
+    assert time.monotonic() - began < 1
+    source.go_on.set()
+    thread.join()
+    assert not source.released_while_inside
+    assert source.released >= 1
+    assert outcome == ["the source was closed"]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("401", "401 Unauthorized"), ("404", "404 Not Found"), ("hang", "no data for 0.3 s")],
+)
+def test_a_refused_stream_says_why_without_credentials(path: str, reason: str) -> None:
+    with serve_streams() as server, pytest.raises(SourceError) as caught:
+        NetworkSource(server.url(path, "user:secret@"), 0.3).open()
+    assert reason in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_refuses(unused_tcp_port_factory: Callable[[], int]) -> None:
+    with pytest.raises(SourceError, match="cannot connect: Connection refused"):
+        NetworkSource(f"rtsp://127.0.0.1:{unused_tcp_port_factory()}/x", 2).open()
