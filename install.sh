@@ -212,21 +212,26 @@ owned() { # INSTALL_ARGS...: `install` that sets owners only on a real system
 version_of_checkout() { sed -n 's/^version = "\(.*\)"$/\1/p' "$HERE/pyproject.toml" | head -n 1; }
 
 build_version() { # DIR: a complete environment with the agent; nothing outside DIR changes
-  local dir=$1 chosen exe source link_mode=copy # not tied to the package cache of whoever runs this
+  local dir=$1 chosen exe link_mode=copy # not tied to the package cache of whoever runs this
   chosen=$(pick_variant)
   # The sandbox hides home folders, so a Python from pyenv or uv below one would not start.
   if [ -n "$root" ]; then exe=$(find_python); else exe=$(find_python /home /root /run/user); fi
   say "building $dir ($chosen, $("$exe" --version))"
   make_venv "$dir" "$exe"
-  install_locked "$dir" build "$chosen"
-  source=$(mktemp -d)
+  install_locked "$dir" build
+  scratch=$(mktemp -d)
   # Built from a copy: setuptools leaves files beside the sources, which would belong to root.
-  tar -C "$HERE" --exclude='.venv*' --exclude='.git' --exclude='__pycache__' --exclude='./state' -cf - . | tar -C "$source" -xf -
-  rm -rf "$source/build"
-  pip_install "$dir" --no-build-isolation "$source"
-  rm -rf "$source"
+  tar -C "$HERE" --exclude='.venv*' --exclude='.git' --exclude='__pycache__' --exclude='./state' -cf - . | tar -C "$scratch" -xf -
+  rm -rf "$scratch/build"
+  pip_install "$dir" --no-build-isolation "$scratch"
+  install_locked "$dir" "$chosen"
   copy_share "$dir"
-  "$dir/bin/python" -m compileall -q -j 0 "$dir/lib" > /dev/null || true # third-party files for other Pythons do not compile
+}
+
+finish_version() { # DIR: readable by the service whatever the umask of the checkout was, and compiled, as it cannot write
+  chmod -R a+rX "$1"
+  # Third-party files for other Pythons do not compile; they are not needed either.
+  "$1/bin/python" -m compileall -q -j 0 "$1/lib" > /dev/null || true
 }
 
 copy_share() { # DIR: what is not Python: shipped models, example configurations, the guides
@@ -252,6 +257,19 @@ install_configuration() {
     note "$etc/agent.yaml is kept; the defaults of this version are beside it as agent.yaml.new"
   fi
 }
+
+check_configuration() ( # DIR: with the variables that the service will have; a subshell, so that they end here
+  local env_file=$root/etc/recognizer/agent.env name value
+  if [ -f "$env_file" ]; then
+    while IFS='=' read -r name value; do
+      if [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then
+        value=${value#[\"\']}
+        export "$name=${value%[\"\']}"
+      fi
+    done < "$env_file"
+  fi
+  "$1/bin/recognizer-agent" check-config "$root/etc/recognizer/agent.yaml" >&2
+)
 
 install_unit() {
   local units=$root/etc/systemd/system dropin=
@@ -305,24 +323,29 @@ start_or_roll_back() { # NEW OLD
 cmd_service() {
   need_root
   local new old group=$SERVICE_USER
+  [ -n "$(version_of_checkout)" ] || die "$HERE/pyproject.toml names no version"
   new=$(version_of_checkout)-$(date -u +%Y%m%dT%H%M%SZ)-$$
   old=$(readlink "$opt/current" 2> /dev/null || true)
   old=${old#versions/}
+  umask 022 # sudo may bring a stricter one, and the service has to read what is installed
   create_user
   mkdir -p "$opt/versions"
+  exec 9> "$opt/.install.lock"
+  flock --nonblock 9 || die "another install.sh is at work on $opt"
   partial=$opt/versions/$new
-  trap 'rm -rf "$partial"' EXIT # a failed build leaves the running version alone and no litter
+  trap 'rm -rf "$partial" ${scratch:+"$scratch"}; note "not installed; what was installed before is untouched"' EXIT
   build_version "$partial"
   install_configuration
   say "checking $root/etc/recognizer/agent.yaml against this version"
-  "$partial/bin/recognizer-agent" check-config "$root/etc/recognizer/agent.yaml" >&2 \
+  check_configuration "$partial" \
     || die "the configuration does not fit this version; ${old:-nothing} stays installed. Mend the lines above and run again." 78
+  finish_version "$partial"
   if [ -n "$root" ]; then mkdir -p "$root/var/lib/recognizer"; else
     install -d -o "$SERVICE_USER" -g "$SERVICE_USER" -m 0750 /var/lib/recognizer
   fi
   install_unit
   switch_to "$new"
-  trap - EXIT
+  trap 'rm -rf ${scratch:+"$scratch"}' EXIT
   mkdir -p "$root/usr/local/bin"
   ln -sfn /opt/recognizer-agent/current/bin/recognizer-agent "$root/usr/local/bin/recognizer-agent"
   start_or_roll_back "$new" "$old"
@@ -350,7 +373,7 @@ cmd_uninstall() {
 
 # --- command line -------------------------------------------------------------------------------------------------------
 
-variant='' python='' force_pip='' root='' uninstall='' purge='' venv='' link_mode=''
+variant='' python='' force_pip='' root='' uninstall='' purge='' venv='' link_mode='' scratch=''
 command=${1:-}
 [ $# -eq 0 ] || shift
 args=()
