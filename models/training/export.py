@@ -1,0 +1,161 @@
+"""Trained networks -> a sealed bundle: one ONNX graph, known answers, manifest.
+
+    python models/training/export.py fight --runs runs/fight --bundle models/fight-stgcn --version 0.1.0
+
+The members are averaged in one graph (their logits), the shift of the calibration is in it, its temperature is in the
+manifest. The graph is compared with PyTorch and timed on one core. CARD.md is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from network import SlimSTGCN
+from numpy.typing import NDArray
+from recipes import RECIPES, WINDOW, Recipe
+from torch import Tensor, nn
+
+from agent.runtime.bundle import GOLDEN, load_bundle, seal_bundle, write_golden
+
+INPUT, OUTPUT = "input_tensor", "cls_score"
+SHAPE = (WINDOW.people, WINDOW.length, 17, 3)
+
+
+class Ensemble(nn.Module):
+    """Mean of the members' logits, the action's shifted."""
+
+    offset: Tensor
+
+    def __init__(self, members: list[SlimSTGCN], shift: float) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.register_buffer("offset", torch.tensor([-shift / 2, shift / 2]))
+
+    def forward(self, input_tensor: Tensor) -> Tensor:
+        total: Tensor = sum(member(input_tensor) for member in self.members)  # type: ignore[assignment]  # sum of tensors
+        return total / len(self.members) + self.offset
+
+
+def golden_input() -> NDArray[np.float32]:
+    """(3, M, T, V, 3): two who close in on each other, one who sinks to the ground, nobody. Made up, rounded to pack well."""
+    T = WINDOW.length
+    skeleton = np.array(
+        [(0, -9), (1, -9), (-1, -9), (1, -9), (-1, -9), (2, -7), (-2, -7), (3, -5), (-3, -5), (3, -2), (-3, -2), (1, -2),
+         (-1, -2), (1, 2), (-1, 2), (1, 6), (-1, 6)]) / 20  # fmt: skip
+    t = np.arange(T)[:, None, None] / T
+    window = np.zeros((3, *SHAPE), np.float32)
+    swing = 0.08 * np.sin(40 * t + np.arange(17)[None, :, None])
+    window[0, 0, ..., :2] = skeleton + swing + np.array((-0.6, 0)) + t * np.array((0.5, 0))
+    window[0, 1, ..., :2] = skeleton - swing + np.array((0.6, 0)) - t * np.array((0.5, 0))
+    fall = np.clip(3 * t - 1, 0, 1) * np.pi / 2
+    x, y = skeleton[None, :, 0], skeleton[None, :, 1] - 0.3
+    c, s = np.cos(fall[..., 0]), np.sin(fall[..., 0])
+    window[1, 0, ..., 0], window[1, 0, ..., 1] = x * c - y * s, x * s + y * c + 0.3
+    window[0, :2, ..., 2] = window[1, 0, ..., 2] = 0.75
+    return np.round(window, 3)
+
+
+def export(recipe: Recipe, runs: Path, bundle: Path) -> float:
+    """Write model.onnx and golden.npz; returns the calibration's temperature."""
+    calibration = json.loads((runs / "folds.json").read_text())
+    members = []
+    for file in sorted(runs.glob("release-*.pt")):
+        member = SlimSTGCN(width=recipe.width, drop=recipe.drop)
+        member.load_state_dict(torch.load(file, weights_only=True))
+        members.append(member)
+    model = Ensemble(members, calibration["shift"]).eval()
+    example = torch.from_numpy(golden_input())
+    bundle.mkdir(parents=True, exist_ok=True)
+    torch.onnx.export(
+        model, (example,), str(bundle / "model.onnx"), input_names=[INPUT], output_names=[OUTPUT], opset_version=17,
+        dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}, dynamo=False,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(-1, 1, (5, *SHAPE)).astype(np.float32)
+    noise[..., 2] = rng.uniform(0, 1, noise.shape[:-1]) * (rng.uniform(0, 1, noise.shape[:-1]) > 0.3)
+    session = _session(bundle)
+    for window in (golden_input(), noise):
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(window)).numpy()
+        found = session.run(None, {INPUT: window})[0]
+        worst = float(np.abs(found - expected).max())
+        print(f"PyTorch against ONNX Runtime, batch {len(window)}: at most {worst:.2e} apart")
+        if worst > 1e-4:
+            raise SystemExit("the graph does not compute what the network does")
+    write_golden(bundle / GOLDEN, {INPUT: golden_input()}, {OUTPUT: session.run(None, {INPUT: golden_input()})[0]})
+    return float(calibration["temperature"])
+
+
+def _session(bundle: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(bundle / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+
+def milliseconds(bundle: Path, repeats: int = 60) -> float:
+    """Of one window on one core: the fastest quarter's median, since other work shares the machine."""
+    session, window = _session(bundle), golden_input()[:1]
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        session.run(None, {INPUT: window})
+        times.append(time.perf_counter() - started)
+    return float(np.median(sorted(times)[: repeats // 4]) * 1e3)
+
+
+def manifest_fields(recipe: Recipe, version: str, temperature: float, figures: dict[str, object]) -> dict[str, object]:
+    """manifest.json without the checksums."""
+    what = {"fight": "people fighting", "fall": "a person falling"}[recipe.service]
+    source = {
+        "fight": "surveillance camera fight dataset, train split of 160 clips (see CARD.md)",
+        "fall": "GMDCSA24 subjects 2 and 3, CMU and DeepMimic motion capture, no-fight clips of the surveillance camera "
+        "fight dataset (see CARD.md)",
+    }[recipe.service]
+    return {
+        "name": f"{recipe.service}-stgcn",
+        "version": version,
+        "task": "action",
+        "description": f"Slim ST-GCN++ that tells {what} from anything else, on windows of up to four skeletons.",
+        "inputs": [
+            {
+                "name": INPUT,
+                "shape": ["batch", *SHAPE],
+                "preprocessing": {"kind": "skeleton", "rate_hz": WINDOW.rate_hz},
+            }
+        ],
+        "outputs": [{"name": OUTPUT, "shape": ["batch", 2], "meaning": "logits", "temperature": round(temperature, 4)}],
+        "labels": [recipe.negative, recipe.service],
+        "licence": "Apache-2.0",
+        "training_data": source,
+        "figures": figures,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("service", choices=sorted(RECIPES))
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--version", default="0.1.0")
+    arguments = parser.parse_args()
+    recipe = RECIPES[arguments.service]
+    temperature = export(recipe, arguments.runs, arguments.bundle)
+    figures: dict[str, object] = {"ms_per_window_one_core": round(milliseconds(arguments.bundle), 2)}
+    for name in ("folds", "dev"):
+        file = arguments.runs / f"{name}.json"
+        if file.is_file():
+            content = json.loads(file.read_text())
+            chosen = content["calibrated"] if name == "folds" else content
+            figures[name] = {key: round(value, 4) for key, value in chosen.items()}
+    seal_bundle(arguments.bundle, manifest_fields(recipe, arguments.version, temperature, figures))
+    print(f"{load_bundle(arguments.bundle).title}: {figures}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Training of one network: weighted sampling, augmentation on the fly, moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from augment import augment
+from network import SlimSTGCN
+from numpy.typing import NDArray
+from recipes import Recipe
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """Windows to draw from. tensor: (N, M, T, V, 3) float16; label: (N,); weight: (N,) relative chance to be drawn."""
+
+    tensor: NDArray[np.float16]
+    label: NDArray[np.int8]
+    weight: NDArray[np.float64]
+
+
+def fit(
+    recipe: Recipe, pool: Pool, seed: int, start: SlimSTGCN | None = None, note: Callable[[str], None] = print
+) -> SlimSTGCN:
+    """The trained network (its weights averaged over the last steps), in evaluation mode; `start`: weights to begin with."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    network = SlimSTGCN(width=recipe.width, drop=recipe.drop)
+    if start is not None:
+        network.load_state_dict(start.state_dict())
+    average = copy.deepcopy(network).eval()
+    decay = [p for p in network.parameters() if p.ndim > 1]
+    rest = [p for p in network.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+    )
+    steps = recipe.epochs * recipe.samples_an_epoch // recipe.batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps, pct_start=0.15)
+    chance = pool.weight / pool.weight.sum()
+    started, total = time.monotonic(), 0.0
+    for step in range(steps):
+        rows = rng.choice(len(chance), recipe.batch, p=chance)
+        window = augment(torch.from_numpy(pool.tensor[rows].astype(np.float32)), generator)
+        network.train()
+        loss = nn.functional.cross_entropy(
+            network(window), torch.from_numpy(pool.label[rows].astype(np.int64)), label_smoothing=recipe.label_smoothing
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+        optimiser.step()
+        schedule.step()
+        _move_average(average, network, min(recipe.ema, (step + 1) / (step + 10)))
+        total += float(loss.detach())
+        if (step + 1) % 60 == 0:
+            note(
+                f"    step {step + 1}/{steps} loss {total / 60:.3f} {(time.monotonic() - started) / (step + 1):.2f} s/step"
+            )
+            total = 0.0
+    return average
+
+
+def margins(network: SlimSTGCN, tensor: NDArray[np.float16], batch: int = 64) -> NDArray[np.float64]:
+    """(N,) logit of the action minus logit of the rest."""
+    out = []
+    with torch.inference_mode():
+        for start in range(0, len(tensor), batch):
+            logits: Tensor = network(torch.from_numpy(tensor[start : start + batch].astype(np.float32)))
+            out.append((logits[:, 1] - logits[:, 0]).double().numpy())
+    return np.concatenate(out) if out else np.zeros(0)
+
+
+@torch.no_grad()
+def _move_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    for mine, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(new, 1 - decay)
+        else:
+            mine.copy_(new)

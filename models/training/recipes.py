@@ -1,0 +1,57 @@
+"""What differs between the services: windows, who is in them, how long and on what they train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.config.schema import Component, ServiceConfig, WindowConfig
+
+WINDOW = WindowConfig(length=100, stride=50, rate_hz=30.0, people=4, min_track_frames=10, min_mean_score=0.1)
+"""The shipped configuration uses the same figures: a model sees in the field what it saw in training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Hyper-parameters of one service's model. members: networks averaged in one graph."""
+
+    service: str
+    negative: str
+    selection: dict[Component, float]
+    epochs: int
+    samples_an_epoch: int
+    members: int
+    width: int = 16
+    drop: float = 0.3
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.05
+    batch: int = 16
+    ema: float = 0.97
+    pretrain_epochs: int = 30
+
+    def service_config(self) -> ServiceConfig:
+        """As the agent would configure it."""
+        return ServiceConfig(model=Path(f"{self.service}-stgcn"), window=WINDOW, selection=self.selection)
+
+
+RECIPES = {
+    "fight": Recipe(
+        service="fight",
+        negative="other",
+        selection={"movement": 0.4, "interaction": 0.4, "position": 0.1, "persistence": 0.1},
+        epochs=25,
+        samples_an_epoch=160,
+        members=3,
+    ),
+    "fall": Recipe(
+        service="fall",
+        negative="other",
+        selection={
+            "height_change": 0.35, "posture_angle": 0.25, "movement": 0.2, "persistence": 0.15, "position": 0.05,
+        },
+        epochs=15,
+        samples_an_epoch=240,
+        members=2,
+    ),
+}  # fmt: skip
