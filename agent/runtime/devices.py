@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -160,10 +161,10 @@ def core_count() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
-def _cuda_devices() -> tuple[tuple[str, ...], str, str]:
+def _cuda_devices(library: str = "libcuda.so.1") -> tuple[tuple[str, ...], str, str]:
     """Names of the GPUs, driver version, and what went wrong. The driver API works on dGPU and Jetson alike."""
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
+        cuda = ctypes.CDLL(library)
     except OSError as error:
         return (), "", f"no NVIDIA driver: {error}"
     if code := cuda.cuInit(0):
@@ -186,8 +187,8 @@ def _cuda_devices() -> tuple[tuple[str, ...], str, str]:
     return tuple(names), " ".join([str(version.value), *releases]), "" if names else "the driver reports no device"
 
 
-def _tensorrt_version() -> str:
-    for name in (*_packaged_tensorrt(), *_TENSORRT_LIBRARIES):
+def _tensorrt_version(libraries: Sequence[str] = _TENSORRT_LIBRARIES) -> str:
+    for name in (*_packaged_tensorrt(), *libraries):
         try:
             library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from agent.errors import ConfigError, DeviceMemoryError, FatalError, ModelError
-from agent.runtime.devices import CPU, Accelerators, Device, Kind, parse_device, plan_devices, probe_accelerators
+from agent.runtime.backend import Engine, SessionSettings, _providers
+from agent.runtime.devices import (
+    CPU,
+    Accelerators,
+    Device,
+    Kind,
+    _cuda_devices,
+    _tensorrt_version,
+    parse_device,
+    plan_devices,
+    probe_accelerators,
+)
 from agent.runtime.faults import ort_errors, translate
 
 CPU_ONLY = Accelerators("1.32.0", ("AzureExecutionProvider", "CPUExecutionProvider"), problem="built without CUDA")
@@ -115,3 +131,72 @@ def test_every_error_class_of_this_onnxruntime_is_known() -> None:
 
     classes = {value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)}
     assert classes <= set(ort_errors())
+
+
+DRIVER = """
+#include <string.h>
+int cuInit(unsigned flags) { return RESULT; }
+int cuDeviceGetCount(int *count) { *count = 2; return 0; }
+int cuDriverGetVersion(int *version) { *version = 12060; return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal + 100; return 0; }
+int cuDeviceGetName(char *name, int length, int device) {
+    strncpy(name, device == 100 ? "Orin" : "RTX 3090", length); return 0;
+}
+int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : device == 100 ? 7 : 6; return 0; }
+int getInferLibVersion(void) { return RESULT; }
+"""
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Callable[[int], str]:
+    """A library with the few functions that are asked of CUDA's driver and of TensorRT; `result` is what two of them return."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+
+    def build(result: int) -> str:
+        source, library = tmp_path / "driver.c", tmp_path / f"lib{result}.so"
+        source.write_text(DRIVER)
+        command = [compiler, "-shared", "-fPIC", f"-DRESULT={result}", "-o", str(library), str(source)]
+        subprocess.run(command, check=True, capture_output=True)
+        return str(library)
+
+    return build
+
+
+def test_gpus_are_read_from_the_driver_with_their_compute_capability(compiled: Callable[[int], str]) -> None:
+    gpus, driver, problem = _cuda_devices(compiled(0))
+    assert gpus == ("Orin (8.7)", "RTX 3090 (8.6)")
+    assert driver.split()[0] == "12060"
+    assert problem == ""
+
+
+def test_a_driver_that_does_not_start_says_with_which_error(compiled: Callable[[int], str]) -> None:
+    assert _cuda_devices(compiled(999)) == ((), "", "cuInit failed with error 999")
+
+
+@pytest.mark.parametrize(("number", "version"), [(101301, "10.13.1"), (100300, "10.3.0"), (8601, "8.6.1")])
+def test_tensorrt_says_its_version(compiled: Callable[[int], str], number: int, version: str) -> None:
+    assert _tensorrt_version(["libnothing.so.1", compiled(number)]) == version
+    assert _tensorrt_version(["libnothing.so.1"]) == ""
+
+
+def test_cuda_is_asked_for_memory_by_need_and_within_the_limit() -> None:
+    settings = SessionSettings(gpu_memory_limit_bytes=1_000_000)
+    (name, options), last = _providers(Device(Kind.CUDA, 1), settings, None)
+    assert name == "CUDAExecutionProvider"
+    assert options["device_id"] == "1"
+    assert options["gpu_mem_limit"] == "1000000"
+    assert options["arena_extend_strategy"] == "kSameAsRequested"
+    assert last == ("CPUExecutionProvider", {})
+
+
+def test_tensorrt_gets_its_folder_its_precision_and_the_range_of_shapes(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, {"input": ((1, 3, 64, 96), (8, 3, 64, 96))})
+    chain = _providers(Device(Kind.TENSORRT), SessionSettings(precision="fp16"), engine)
+    assert [name for name, _ in chain] == ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    options = chain[0][1]
+    assert options["trt_engine_cache_path"] == str(tmp_path)
+    assert options["trt_fp16_enable"] == "1"
+    assert options["trt_profile_min_shapes"] == "input:1x3x64x96"
+    assert options["trt_profile_max_shapes"] == options["trt_profile_opt_shapes"] == "input:8x3x64x96"
