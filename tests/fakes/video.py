@@ -34,7 +34,13 @@ def number_of(image: ImageArray) -> int:
 
 
 def make_video(
-    path: Path, frames: int = 12, *, size: tuple[int, int] = SIZE, fps: int = FPS, codec: str = "libx264", first: int = 0
+    path: Path,
+    frames: int = 12,
+    *,
+    size: tuple[int, int] = SIZE,
+    fps: int = FPS,
+    codec: str = "libx264",
+    first: int = 0,
 ) -> Path:
     """Write numbered pictures first, first + 1, ...; the container follows from the suffix."""
     options = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
 import pytest
+from fakes.video import make_video, number_of
 
 from agent.capture.files import FileSource, FolderSource, natural_key
 from agent.errors import SourceError
 from agent.ports import VideoSource
-from fakes.video import make_video, number_of
 
 MS = 1_000_000
 
@@ -33,7 +34,7 @@ def test_every_frame_of_a_file_comes_once_in_order(tmp_path: Path, name: str) ->
     assert times[0] == 0
     step = 40 if name.endswith("h264") else 100  # a raw stream has no times: FFmpeg's 25 fps stand in
     assert times[1:] == pytest.approx([step * index for index in range(1, 12)], abs=101)
-    assert all(later > earlier for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(times))
 
 
 def test_a_relative_path_with_a_colon_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +135,7 @@ def test_a_folder_is_one_stream_in_natural_order(tmp_path: Path) -> None:
     source = FolderSource(tmp_path)
     numbers, times = read_all(source)
     assert numbers == list(range(12))
-    assert all(later > earlier for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(times))
     assert times[-1] == pytest.approx(1100, abs=310)
     assert source.problem == ""
 

@@ -8,11 +8,11 @@ import time
 from datetime import UTC, datetime
 
 import pytest
+from fakes.video import numbered_image
 
 from agent.capture.handover import Handover
 from agent.errors import SourceError
 from agent.types import Frame, FrameStamp
-from fakes.video import numbered_image
 
 
 def frame(seq: int) -> Frame:

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from fakes.video import SIZE, ScriptedSource, make_video, numbered_image, serve_streams
 
 from agent.capture.base import GuardedSource, TwoStepSource, redact
 from agent.capture.devices import V4l2Source
@@ -21,7 +22,6 @@ from agent.config.schema import CameraConfig
 from agent.errors import ConfigError, SourceError
 from agent.ports import StreamInfo, VideoSource
 from agent.types import ImageArray
-from fakes.video import SIZE, ScriptedSource, make_video, numbered_image, serve_streams
 
 
 def config(source: str, **more: object) -> CameraConfig:
@@ -57,7 +57,7 @@ def test_an_unknown_scheme_is_a_configuration_error_that_lists_the_known_ones() 
 
 @pytest.mark.skipif("GStreamer:                   YES" in cv2.getBuildInformation(), reason="this OpenCV has GStreamer")
 def test_a_gstreamer_pipeline_without_gstreamer_is_a_configuration_error_with_a_hint() -> None:
-    with pytest.raises(ConfigError, match="without GStreamer.*hint"):
+    with pytest.raises(ConfigError, match=r"without GStreamer.*hint"):
         build_source(config("gst:videotestsrc ! appsink"))
 
 
@@ -66,7 +66,7 @@ def test_a_missing_device_is_offline_not_wrong() -> None:
         build_source(config("99")).source.open()
 
 
-PLUGIN = '''
+PLUGIN = """
 from agent.ports import StreamInfo
 class Source:
     live = False
@@ -74,7 +74,7 @@ class Source:
     def open(self): return StreamInfo(8, 8, 10.0, 0, False)
     def read(self): return None
     def close(self): pass
-'''
+"""
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,7 +50,7 @@ def test_the_line_is_strictly_increasing_whatever_the_stream_says(pts: list[int]
     line.start_pass(fps)
     times = [line.place(value) for value in pts]
     assert times[0] == 0
-    assert all(later > earlier for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(times))
 
 
 def test_unknown_rates_get_a_usual_period() -> None:

@@ -29,7 +29,9 @@ def noisy(image: ImageArray, sigma: float) -> ImageArray:
     return np.clip(image + RANDOM.normal(0, sigma, image.shape), 0, 255).astype(np.uint8)
 
 
-def watched(images: Iterable[ImageArray], period_s: float = 0.5, frozen_s: float = 10, blind_s: float = 5) -> list[View]:
+def watched(
+    images: Iterable[ImageArray], period_s: float = 0.5, frozen_s: float = 10, blind_s: float = 5
+) -> list[View]:
     watch = PictureWatch(frozen_s, blind_s)
     views = []
     for index, image in enumerate(images):
