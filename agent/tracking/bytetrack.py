@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from agent.config.schema import TrackingConfig
 from agent.tracking import kalman
-from agent.tracking.association import Indices, assign, pairwise_iou, pairwise_oks
+from agent.tracking.association import Assignment, Indices, assign, pairwise_iou, pairwise_oks
 from agent.tracking.kalman import Floats
 from agent.tracking.table import TrackTable
 from agent.types import NUM_KEYPOINTS, FloatArray, FrameStamp, IntArray, People, Tracks, TrackState
@@ -34,9 +34,7 @@ _PIXEL = 1.0
 _MAX_PX = 1e6
 _MIN_PX = 1e-3
 """Beyond these a box is no box but an accident of arithmetic."""
-_NEW = 1
-_GROUP = np.array([0, 4, 2, 3])
-"""Order of the table by 2 * was lost + is lost: 0 stays tracked, 1 new, 2 found again, 3 stays lost, 4 newly lost."""
+_NOBODY: Indices = np.empty(0, np.intp)
 
 
 class Matched(NamedTuple):
@@ -159,8 +157,8 @@ class ByteTracker:
         self._predict(table)
         pairs = self._associate(table, seen)
         self._correct(table, pairs, seen)
-        dropped = self._expire(table, pairs)
-        self._rearrange(table, pairs, dropped, self._start(seen, pairs.new))
+        self._removed = ()
+        self._table = self._without_doubles(self._settle(table, pairs, self._start(seen, pairs.new)))
         return self._output()
 
     def _usable(
@@ -189,8 +187,9 @@ class ByteTracker:
     def _predict(self, table: TrackTable) -> None:
         """One frame ahead, for confirmed tracks only: one seen once has no velocity yet and stays where it is."""
         motion = kalman.predict(table.motion, table.life["lost"])
-        once = (~table.life["confirmed"]).nonzero()[0]
-        if len(once):
+        confirmed = table.life["confirmed"]
+        if np.count_nonzero(confirmed) < len(table):
+            once = (~confirmed).nonzero()[0]
             motion[..., once] = table.motion[..., once]
         table.motion = motion
         if self._upstream:
@@ -198,33 +197,32 @@ class ByteTracker:
 
     def _associate(self, table: TrackTable, seen: _Detections) -> _Pairs:
         """The three associations: sure detections, doubtful detections, tracks seen once."""
-        config = self._config
-        is_sure = seen.scores > config.track_threshold
-        sure = is_sure.nonzero()[0]
-        doubtful = (~is_sure & (seen.scores > config.low_threshold)).nonzero()[0]
+        config, scores = self._config, seen.scores
+        is_sure = scores > config.track_threshold
+        sure: Indices = is_sure.nonzero()[0]
+        doubtful = (scores > config.low_threshold).nonzero()[0] if len(sure) < len(scores) else _NOBODY
+        doubtful = doubtful[~is_sure[doubtful]]
         confirmed = table.life["confirmed"].nonzero()[0]
-        once = (~table.life["confirmed"]).nonzero()[0]
+        once = (~table.life["confirmed"]).nonzero()[0] if len(confirmed) < len(table) else _NOBODY
         iou = pairwise_iou(table.boxes, seen.boxes, pixel=_PIXEL)
-        first = assign(1 - self._likeness(table, seen, iou, confirmed, sure), config.match_threshold)
-        rest = confirmed[first.free_rows]
+        first = _match(self._likeness(table, seen, iou, confirmed, sure), confirmed, sure, config.match_threshold)
+        rest = first.free_rows
         rest = rest[~table.life["lost"][rest]]
-        second = assign(1 - iou.take(rest, 0).take(doubtful, 1), config.second_match_threshold)
-        sure_rest = sure[first.free_columns]
-        third = assign(
-            1 - self._fused(iou.take(once, 0).take(sure_rest, 1), seen, sure_rest), config.unconfirmed_match_threshold
-        )
-        new = sure_rest[third.free_columns]
+        second = _match(_part(iou, rest, doubtful), rest, doubtful, config.second_match_threshold)
+        sure = first.free_columns
+        third = _match(self._fused(_part(iou, once, sure), seen, sure), once, sure, config.unconfirmed_match_threshold)
+        new = third.free_columns
         return _Pairs(
-            np.concatenate((confirmed[first.rows], rest[second.rows], once[third.rows])),
-            np.concatenate((sure[first.columns], doubtful[second.columns], sure_rest[third.columns])),
-            rest[second.free_rows],
-            once[third.free_rows],
-            new[seen.scores[new] >= config.track_threshold + config.new_margin],
+            np.concatenate((first.rows, second.rows, third.rows)),
+            np.concatenate((first.columns, second.columns, third.columns)),
+            second.free_rows,
+            third.free_rows,
+            new[scores[new] >= config.track_threshold + config.new_margin],
         )
 
     def _likeness(self, table: TrackTable, seen: _Detections, iou: Floats, rows: Indices, columns: Indices) -> Floats:
         """(rows, columns) similarity of the first association: overlap, poses where asked for, detector's score."""
-        similarity: Floats = iou.take(rows, 0).take(columns, 1)
+        similarity = _part(iou, rows, columns)
         weight = self._config.keypoint_weight
         if self._with_poses and similarity.size:
             poses = _moved(table.poses[rows], table.boxes[:, rows], +1)  # carried along by the predicted box
@@ -235,7 +233,7 @@ class ByteTracker:
 
     def _fused(self, similarity: Floats, seen: _Detections, columns: Indices) -> Floats:
         """The similarity to the detections `columns`, weighed with their scores where the variant does so."""
-        return similarity * seen.scores[columns] if self._upstream else similarity
+        return similarity * seen.scores[columns] if self._upstream and similarity.size else similarity
 
     def _correct(self, table: TrackTable, pairs: _Pairs, seen: _Detections) -> None:
         """Bring the matched tracks up to date."""
@@ -250,20 +248,36 @@ class ByteTracker:
         if self._with_poses:
             table.poses[rows] = _moved(seen.poses[pairs.detections], boxes, -1)
 
-    def _expire(self, table: TrackTable, pairs: _Pairs) -> NDArray[np.bool_]:
-        """(N,) tracks to give up: those seen once and not again, and those lost for too long.
+    def _settle(self, table: TrackTable, pairs: _Pairs, new: TrackTable) -> TrackTable:
+        """Who is tracked, who is lost, who is given up: the table after this frame."""
+        life = table.life
+        was_lost = life["lost"].nonzero()[0]
+        still_lost = was_lost[life["detection"][was_lost] < 0]
+        dropped = np.concatenate((pairs.unconfirmed, self._expired(life, still_lost, pairs.newly_lost)))
+        if not (len(new) or len(dropped) or len(pairs.newly_lost) or len(still_lost) < len(was_lost)):
+            return table
+        group = np.zeros(len(table) + len(new), np.int64)  # 0: stays tracked
+        group[len(table) :] = 1
+        group[was_lost] = 2  # found again, unless
+        group[still_lost] = 3
+        group[pairs.newly_lost] = 4
+        group[dropped] = 5
+        life["lost"][was_lost] = False
+        life["lost"][still_lost] = life["lost"][pairs.newly_lost] = True
+        self._removed += tuple(life["id"][dropped].tolist())
+        order = group.argsort(kind="stable")
+        return (table.extended(new) if len(new) else table).take(order[: len(order) - len(dropped)])
+
+    def _expired(self, life: NDArray[np.void], still_lost: Indices, newly_lost: Indices) -> Indices:
+        """Lost tracks to give up for their age.
 
         Upstream's bookkeeping gives a track whose time is up one more frame; one found in that frame stays marked
         and is given up as soon as it is lost again.
         """
-        life = table.life
-        expired = life["expired"]
-        lost = life["lost"] & (life["detection"] < 0)
-        dropped: NDArray[np.bool_] = lost & expired
-        expired |= lost & (life["last_frame"] < self._frame - self._buffer_frames)
-        dropped[pairs.newly_lost] = expired[pairs.newly_lost]
-        dropped[pairs.unconfirmed] = True
-        return dropped
+        lost = np.concatenate((still_lost, newly_lost))
+        expired: Indices = lost[life["expired"][lost]]
+        life["expired"][still_lost] = life["last_frame"][still_lost] < self._frame - self._buffer_frames
+        return expired
 
     def _start(self, seen: _Detections, new: Indices) -> TrackTable:
         """Tracks for the detections `new`; confirmed at their second hit, in the first frame at once."""
@@ -280,38 +294,21 @@ class ByteTracker:
             started.poses = _moved(seen.poses[new], started.boxes, -1)
         return started
 
-    def _rearrange(self, table: TrackTable, pairs: _Pairs, dropped: NDArray[np.bool_], new: TrackTable) -> None:
-        """Settle who is tracked and who is lost, take in new tracks, drop the removed and the doubles."""
-        was_lost = table.life["lost"].copy()
-        lost = table.life["lost"]
-        lost &= table.life["detection"] < 0
-        lost[pairs.newly_lost] = True
-        group = _GROUP[2 * was_lost + lost]
-        if len(new):
-            table = table.extended(new)
-            group = np.concatenate((group, np.full(len(new), _NEW)))
-            dropped = np.concatenate((dropped, np.zeros(len(new), np.bool_)))
-        self._drop_doubles(table, dropped)
-        self._removed = tuple(table.life["id"][dropped].tolist())
-        if self._removed or (group[1:] < group[:-1]).any():
-            order = np.argsort(group, kind="stable")
-            table = table.take(order[~dropped[order]])
-        self._table = table
-
-    def _drop_doubles(self, table: TrackTable, dropped: NDArray[np.bool_]) -> None:
-        """Mark, of a tracked and a lost track on the same spot, the younger one (the tracked one when equally old)."""
-        life = table.life
-        lost = (life["lost"] & ~dropped).nonzero()[0]
-        if not len(lost):
-            return
-        tracked = (~life["lost"] & ~dropped).nonzero()[0]
-        iou = pairwise_iou(table.boxes[:, tracked], table.boxes[:, lost], pixel=_PIXEL)
-        i, j = (1 - iou < self._config.duplicate_iou_distance).nonzero()
-        if len(i):
-            age = life["last_frame"] - life["first_frame"]
-            older = age[tracked[i]] > age[lost[j]]
-            dropped[lost[j[older]]] = True
-            dropped[tracked[i[~older]]] = True
+    def _without_doubles(self, table: TrackTable) -> TrackTable:
+        """Of a tracked and a lost track on the same spot the younger goes (the tracked one when equally old)."""
+        tracked = len(table) - int(np.count_nonzero(table.life["lost"]))
+        if tracked == len(table):
+            return table
+        iou = pairwise_iou(table.boxes[:, :tracked], table.boxes[:, tracked:], pixel=_PIXEL)
+        i, j = (iou > 1 - self._config.duplicate_iou_distance).nonzero()
+        if not len(i):
+            return table
+        j = j + tracked
+        age = table.life["last_frame"] - table.life["first_frame"]
+        double = np.zeros(len(table), np.bool_)
+        double[np.where(age[i] > age[j], j, i)] = True
+        self._removed += tuple(table.life["id"][double].tolist())
+        return table.take((~double).nonzero()[0])
 
     def _output(self) -> Matched:
         """Confirmed tracks of this frame whose box has a plausible size and shape."""
@@ -322,7 +319,24 @@ class ByteTracker:
         if not self._config.keep_wide:
             shown &= width <= self._config.max_aspect_ratio * height
         rows = shown.nonzero()[0]
-        return Matched(life["id"][rows], boxes[:, rows].T, life["detection"][rows])
+        return Matched(life["id"][rows], boxes.take(rows, -1).T, life["detection"][rows])
+
+
+def _match(similarity: Floats, tracks: Indices, detections: Indices, limit: float) -> Assignment:
+    """`assign` by 1 - similarity (tracks, detections), in the numbers of the tracks and detections themselves."""
+    if not similarity.size:
+        return Assignment(_NOBODY, _NOBODY, tracks, detections)
+    found = assign(1 - similarity, limit)
+    return Assignment(
+        tracks[found.rows], detections[found.columns], tracks[found.free_rows], detections[found.free_columns]
+    )
+
+
+def _part(matrix: Floats, rows: Indices, columns: Indices) -> Floats:
+    """matrix[rows][:, columns], without copies where that is all of it; both ascend."""
+    if len(rows) < matrix.shape[0]:
+        matrix = matrix.take(rows, 0)
+    return matrix.take(columns, 1) if len(columns) < matrix.shape[1] else matrix
 
 
 def _moved(poses: Floats, boxes: Floats, sign: int) -> Floats:
