@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.config.schema import RulesConfig
 from agent.errors import DataError
 from agent.events.cloudevents import load_schema, parse, render
 from agent.events.ids import Uuid7
@@ -180,3 +184,28 @@ def test_parse_refuses_a_message_with_a_field_missing() -> None:
     del decoded["data"]["phase"]  # type: ignore[attr-defined]
     with pytest.raises(DataError, match="phase"):
         parse(json.dumps(decoded).encode())
+
+
+def test_the_example_in_the_documentation_is_valid_and_every_field_is_explained(repo_dir: Path) -> None:
+    text = (repo_dir / "docs" / "events.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    VALIDATOR.validate(json.loads(example))
+    assert parse(example.encode()).sequence == 4711
+    schema = load_schema()
+    explained = set(re.findall(r"`([a-z_.]+)`", text))
+    assert set(schema["properties"]) - {"specversion", "data"} <= explained
+    assert {f"data.{name}" for name in schema["$defs"]["data"]["properties"]} <= explained
+
+
+def test_the_rules_in_the_documentation_are_the_shipped_ones(repo_dir: Path) -> None:
+    text = (repo_dir / "docs" / "events.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| ([0-9., ]+) \| ([0-9., ]+) \|", text, re.MULTILINE)
+    documented: list[dict[str, float]] = [{}, {}]
+    for keys, *columns in rows:
+        for figures, values in zip(documented, columns, strict=True):
+            figures.update(zip(re.findall(r"[a-z_]+", keys), map(float, values.split(",")), strict=True))
+    shipped = yaml.safe_load((repo_dir / "configs" / "default.yaml").read_text(encoding="utf-8"))["services"]
+    for figures, service in zip(documented, ("fight", "fall"), strict=True):
+        assert set(figures) == set(RulesConfig.model_fields)
+        rules = RulesConfig.model_validate(shipped[service]["rules"])
+        assert figures == {name: float(value) for name, value in rules.model_dump().items()}
