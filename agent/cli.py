@@ -6,6 +6,7 @@ Exit codes: 0 good, 1 it ran and something failed, 2 usage, 78 configuration.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -34,11 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecognizerError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except OSError as error:  # what the user named cannot be written; in the daemon it is a bug like any other
+        if isinstance(error, BrokenPipeError):  # `recognizer-agent events list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_GOOD
+        if args.module == "run":
+            raise
+        print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `recognizer-agent events list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_GOOD
     return code
 
 
@@ -52,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _config_option(run)
 
     demo = _command(commands, "demo", "demo", "everything embedded: broker, live page, a video as the camera")
-    demo.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds (default: Ctrl-C)")
+    demo.add_argument("--seconds", type=positive_number, metavar="N", help="stop after N seconds (default: Ctrl-C)")
     demo.add_argument("--video", type=Path, metavar="FILE", help="play this file in a loop as the camera")
     demo.add_argument("--camera", metavar="SOURCE", help="watch a real camera: index, /dev/videoN or URL")
     demo.add_argument("--pose-plugin", metavar="NAME", help="pose estimator plug-in, e.g. posenet")
@@ -87,11 +93,11 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     tracking = kinds.add_parser("tracking", help="HOTA, MOTA, IDF1 on MOT files")
     tracking.add_argument("--detections", type=Path, required=True, metavar="DET.txt")
     tracking.add_argument("--truth", type=Path, required=True, metavar="GT.txt")
-    tracking.add_argument("--fps", type=float, default=30.0, help="of the sequence (default 30)")
+    tracking.add_argument("--fps", type=positive_number, default=30.0, help="of the sequence (default 30)")
     action = kinds.add_parser("action", help="accuracy, F1 and calibration of a service on labelled clips")
     action.add_argument("--service", required=True, metavar="NAME", help="fight, fall, ...")
     action.add_argument("--data", type=Path, required=True, metavar="CLIPS.csv", help="columns file, label")
-    action.add_argument("--threshold", type=float, default=0.5, help="probability that counts as positive")
+    action.add_argument("--threshold", type=fraction, default=0.5, help="probability that counts as positive")
     for kind in (tracking, action):
         kind.add_argument("--report", type=Path, required=True, metavar="OUT.json")
         _config_option(kind)
@@ -108,7 +114,7 @@ def _add_events(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action.add_argument("--camera")
         _config_option(action)
         if name == "list":
-            action.add_argument("--limit", type=int, default=50, metavar="N")
+            action.add_argument("--limit", type=whole_number, default=50, metavar="N")
             _json_option(action)
         else:
             action.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
@@ -132,3 +138,24 @@ def _config_option(parser: argparse.ArgumentParser) -> None:
 
 def _json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
+
+
+def whole_number(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return number
+
+
+def positive_number(text: str) -> float:
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return number
+
+
+def fraction(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return number

@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self, TextIO
 
 import numpy as np
 
 from agent.capture.camera import open_camera
+from agent.capture.sources import build_source
+from agent.causes import first_cause
 from agent.config.schema import CameraConfig
-from agent.errors import RecognizerError
+from agent.errors import RecognizerError, SourceError
 from agent.evaluate.mot import write_tracks
 from agent.events.cloudevents import render
 from agent.ports import PipelineListener
@@ -30,11 +32,29 @@ FileProgress = Callable[[int, int], None]
 
 async def run_video(
     recognition: Recognition, path: Path, listener: PipelineListener, *, services: tuple[str, ...] | None = None
-) -> None:
-    """One file or folder through a pipeline of its own. Raises SourceError when it cannot be read."""
+) -> str:
+    """One file or folder through a pipeline of its own; what of it was lost (damaged, cut off), empty for nothing.
+
+    Raises SourceError when it cannot be read, FatalError and bugs of the pipeline.
+    """
     async with open_camera(_as_camera(path)) as camera:
         run = recognition.camera(camera, listener, services=services, fps=lambda: camera.report().nominal_fps)
-        await run.pipeline.run()
+        try:
+            await run.pipeline.run()
+        except BaseExceptionGroup as group:
+            raise first_cause(group) from group
+        return camera.status().error
+
+
+def count_frames(path: Path) -> int:
+    """How many frames the video says it has, 0 = it does not say. Blocks while it opens."""
+    source = build_source(_as_camera(path)).source
+    try:
+        return source.open().frame_count
+    except SourceError:
+        return 0
+    finally:
+        source.close()
 
 
 def _as_camera(path: Path) -> CameraConfig:
@@ -81,7 +101,7 @@ class Recorder:
         self._out = out
         self._device_id = device_id
         self._progress = progress
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, TextIO] = {}
         self._track_ids: set[int] = set()
         self._people = 0
         self._sequence = 0
@@ -102,7 +122,7 @@ class Recorder:
             return
         for name in self._files:
             (self._out / f"{name}.partial").replace(self._out / name)
-        self._finish(str(error) if error else "")
+        self._finish(str(error) if error else self.summary.error)
 
     def _finish(self, error: str) -> None:
         summary = self.summary

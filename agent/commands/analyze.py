@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,12 +18,15 @@ from agent.cli import EXIT_FAILED, EXIT_GOOD
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig
 from agent.errors import SourceError
-from agent.offline import Recorder, Summary, run_video
+from agent.offline import Recorder, Summary, count_frames, run_video
 from agent.recognition import Recognition, open_recognition
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """A video that cannot be read is reported and costs exit code 1, the others are analysed all the same."""
+    """A video that cannot be read is reported and costs exit code 1, the others are analysed all the same.
+
+    So does a video of which a part was lost, or on which a model failed.
+    """
     config = load_config(args.config, env=env)
     summaries = asyncio.run(_analyze_all(config, args.videos, args.out))
     if args.json:
@@ -30,7 +34,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     else:
         for summary in summaries:
             print(_describe(summary))
-    return EXIT_FAILED if any(summary.error for summary in summaries) else EXIT_GOOD
+    return EXIT_FAILED if any(summary.error or summary.failures for summary in summaries) else EXIT_GOOD
 
 
 async def _analyze_all(config: AgentConfig, videos: Sequence[Path], out: Path) -> list[Summary]:
@@ -54,9 +58,11 @@ async def _analyze(recognition: Recognition, video: Path, out: Path, device_id: 
     recorder = Recorder(out, video, device_id=device_id, models=recognition.models, progress=advance)
     try:
         with recorder:
-            await run_video(recognition, video, recorder)
+            if not progress.disable:
+                recorder.total_frames = await asyncio.to_thread(count_frames, video)
+            recorder.summary.error = await run_video(recognition, video, recorder)
     except SourceError as error:
-        progress.console.print(f"error: {error}", style="red", markup=False)
+        progress.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
     return recorder.summary
 
 
@@ -64,7 +70,8 @@ def output_names(videos: Sequence[Path]) -> list[str]:
     """A folder name per video: its stem, numbered where two videos share one."""
     names: list[str] = []
     for video in videos:
-        stem, name, n = video.stem or "video", video.stem or "video", 2
+        stem = Path(os.path.normpath(video.absolute())).stem or "video"  # `..` must not lead out of the folder
+        name, n = stem, 2
         while name in names:
             name, n = f"{stem}-{n}", n + 1
         names.append(name)
@@ -73,7 +80,7 @@ def output_names(videos: Sequence[Path]) -> list[str]:
 
 def _describe(summary: Summary) -> str:
     if summary.error:
-        return f"{summary.video}: failed after {summary.frames} frames: {summary.error}"
+        return f"{summary.video}: failed at {summary.frames} frames: {summary.error}"
     highest = ", ".join(f"{name} {value:.2f}" for name, value in summary.max_probability.items()) or "no window"
     events = ", ".join(f"{count} {kind}" for kind, count in summary.events.items()) or "none"
     failures = f"; {sum(summary.failures.values())} inference failures" if summary.failures else ""

@@ -16,8 +16,8 @@ from rich.progress import track
 from agent.cli import EXIT_FAILED, EXIT_GOOD
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig
-from agent.errors import ConfigError, ConfigProblem, SourceError
-from agent.evaluate.action import Clip, ClipResult, action_report, read_clips
+from agent.errors import ConfigError, ConfigProblem, DataError, SourceError
+from agent.evaluate.action import ClipResult, action_report, read_clips
 from agent.evaluate.tracking import evaluate_tracking
 from agent.offline import ScoreCollector, run_video
 from agent.recognition import open_recognition
@@ -26,6 +26,8 @@ from agent.recognition import open_recognition
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Write the report and print its main figures."""
     config = load_config(args.config, env=env)
+    args.report.parent.mkdir(parents=True, exist_ok=True)
+    _partial(args.report).touch()  # an hour of work must not end at a folder that cannot be written
     if args.what == "tracking":
         report = evaluate_tracking(args.detections, args.truth, config.tracking, fps=args.fps)
         failed = 0
@@ -41,33 +43,45 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 async def _evaluate_action(
     config: AgentConfig, service: str, data: Path, threshold: float
 ) -> tuple[dict[str, Any], int]:
-    """The report, and how many clips could not be read (they are left out of it and printed)."""
+    """The report, and on how many clips something failed. Those that cannot be read are left out of it.
+
+    Raises DataError when that leaves none.
+    """
     if service not in config.services:
         known = ", ".join(config.services) or "none"
         raise ConfigError([ConfigProblem(f"there is no service {service!r}", path="services", hint=f"known: {known}")])
     only = config.model_copy(update={"services": {service: config.services[service]}})
     clips = read_clips(data)
     results: list[ClipResult] = []
+    failed = 0
     console = Console(file=sys.stderr)
     async with open_recognition(only) as recognition:
         for clip in track(clips, "clips", console=console, disable=not console.is_terminal, transient=True):
             collector = ScoreCollector(service)
             try:
-                await run_video(recognition, clip.path, collector)
+                lost = await run_video(recognition, clip.path, collector)
             except SourceError as error:
                 print(f"error: {error}", file=sys.stderr)
+                failed += 1
                 continue
-            results.append(_result(clip, collector))
-    return action_report(results, service, threshold=threshold), len(clips) - len(results)
-
-
-def _result(clip: Clip, collector: ScoreCollector) -> ClipResult:
-    return ClipResult(clip.file, clip.label, collector.probability)
+            if collector.failures:  # its probability counts, but it is not what the model would have said
+                count, first = len(collector.failures), collector.failures[0]
+                print(f"error: {clip.path}: {count} failed inferences, the first: {first}", file=sys.stderr)
+                failed += 1
+            if lost:
+                print(f"warning: {lost}", file=sys.stderr)
+            results.append(ClipResult(clip.file, clip.label, collector.probability))
+    if not results:
+        raise DataError(f"{data}: none of its {len(clips)} clips could be read")
+    return action_report(results, service, threshold=threshold), failed
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """JSON, written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")

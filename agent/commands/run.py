@@ -10,10 +10,10 @@ from typing import Any
 import uvloop
 
 from agent.app import Agent
+from agent.causes import first_cause
 from agent.cli import EXIT_GOOD
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig
-from agent.errors import RecognizerError
 from agent.observe.logging import configure_logging
 
 
@@ -36,15 +36,3 @@ def run_loop(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
         except BaseExceptionGroup as group:
             raise first_cause(group) from group
     return EXIT_GOOD
-
-
-def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to report: one that has a message for the user if there is any, else the first."""
-    leaves = list(_leaves(group))
-    return next((leaf for leaf in leaves if isinstance(leaf, RecognizerError)), leaves[0])
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]

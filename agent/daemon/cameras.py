@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from agent.capture.camera import Camera, open_camera
+from agent.capture.sources import build_source
 from agent.config.schema import CameraConfig, RulesConfig
-from agent.errors import SourceError
+from agent.errors import ConfigError, ConfigProblem
 from agent.health.governor import LADDER, Step
 from agent.health.reasons import Reason, reason_key
 from agent.ports import HealthSink, PipelineListener
@@ -19,6 +20,9 @@ from agent.supervise import CORE, supervise
 from agent.types import CameraPhase, CameraStatus
 
 _log = structlog.get_logger(__name__)
+
+DRAIN_S = 5.0
+"""How long a camera that was told to stop may finish what it has taken."""
 
 _REASONS = {
     CameraPhase.OFFLINE: Reason.CAMERA_OFFLINE,
@@ -29,21 +33,33 @@ _REASONS = {
 
 @dataclass(slots=True)
 class _Entry:
-    """One configured camera. run: its pipeline while one is up."""
+    """One configured camera. camera, run: while they live; status: what the last life left."""
 
     config: CameraConfig
-    task: asyncio.Task[None]
+    status: CameraStatus
+    task: asyncio.Task[None] = field(init=False)
     camera: Camera | None = None
     run: CameraRun | None = None
     ended: bool = False
-    error: str = ""
+
+
+def check_sources(configs: Sequence[CameraConfig]) -> None:
+    """Raises ConfigError with every source that nothing here can read. Opens none of them."""
+    problems: list[ConfigProblem] = []
+    for config in configs:
+        try:
+            build_source(config)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
 
 
 class Cameras:
     """Runs a pipeline per camera. All methods belong to the loop.
 
-    group: its tasks live there, so that a bug in one ends the process. on_ended: called with the camera's id when a file
-    has been read to its end.
+    group: its tasks live there, so that a bug in one ends the process. on_ended: called with the camera's id when no
+    frame will come any more: a file has been read to its end, or the camera was stopped.
     """
 
     def __init__(
@@ -64,23 +80,34 @@ class Cameras:
         self._on_ended = on_ended
         self._entries: dict[str, _Entry] = {}
         self._step = LADDER[0]
+        self._changing = asyncio.Lock()  # two reloads, or a reload and the end, must not meet half-way
+        self._closed = False
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
     async def apply(self, configs: Sequence[CameraConfig]) -> None:
-        """Make the running cameras those of `configs`: what did not change goes on undisturbed."""
+        """Make the running cameras those of `configs`: what did not change goes on undisturbed.
+
+        Raises ConfigError for a source that nothing here can read; then all is as before.
+        """
         wanted = {config.id: config for config in configs if config.enabled}
-        gone = [name for name, entry in self._entries.items() if wanted.get(name) != entry.config]
-        await asyncio.gather(*(self._stop(name) for name in gone))
-        for name, config in wanted.items():
-            if name not in self._entries:
-                self._start(config)
-        self._recognition.pose.submitters = max(1, len(self._entries))
-        self.apply_step(self._step)
+        check_sources(list(wanted.values()))
+        async with self._changing:
+            if self._closed:
+                return
+            gone = [name for name, entry in self._entries.items() if wanted.get(name) != entry.config]
+            await asyncio.gather(*(self._stop(name) for name in gone))
+            for name, config in wanted.items():
+                if name not in self._entries:
+                    self._start(config)
+            self._recognition.pose.submitters = max(1, len(self._entries))
+            self.apply_step(self._step)
 
     async def drain(self) -> None:
         """Stop all sources; returns when what was under way has become events. Cancelling it gives up the rest."""
-        await asyncio.gather(*(self._stop(name) for name in list(self._entries)))
+        async with self._changing:
+            self._closed = True
+            await asyncio.gather(*(self._stop(name) for name in list(self._entries)))
 
     async def close_sources(self) -> None:
         """Take no new frames; the pipelines finish on their own (`drain` waits for them)."""
@@ -88,28 +115,32 @@ class Cameras:
 
     def _start(self, config: CameraConfig) -> None:
         name = f"camera.{config.id}"
+        entry = _Entry(config, CameraStatus(config.id, CameraPhase.CONNECTING, 0.0, 0, 0, 0, 0, 0))
         work = supervise(
-            name, lambda: self._watch(config), CORE, health=self._health, on_restart=self._on_restart,
+            name, lambda: self._watch(entry), CORE, health=self._health, on_restart=self._on_restart,
             reason=reason_key(Reason.CAMERA_OFFLINE, config.id),
         )  # fmt: skip
-        self._entries[config.id] = _Entry(config, self._group.create_task(work, name=name))
+        entry.task = self._group.create_task(work, name=name)
+        self._entries[config.id] = entry
 
     async def _stop(self, name: str) -> None:
         entry = self._entries.pop(name)
-        if entry.camera is not None:
-            await entry.camera.close()
-            try:
-                await asyncio.wait_for(asyncio.shield(entry.task), 5.0)
-            except TimeoutError:
-                _log.warning("camera_did_not_drain", camera=name)
-        entry.task.cancel()
+        try:
+            if entry.camera is not None:  # else it waits for its next try, there is nothing to finish
+                entry.camera.interrupt()
+                _, late = await asyncio.wait([entry.task], timeout=DRAIN_S)
+                if late:
+                    _log.warning("camera_did_not_drain", camera=name)
+        finally:
+            entry.task.cancel()
         await asyncio.wait([entry.task])
         for reason in _REASONS.values():
             self._health.clear_reason(reason_key(reason, name))
+        self._on_ended(name)
 
-    async def _watch(self, config: CameraConfig) -> None:
+    async def _watch(self, entry: _Entry) -> None:
         """One life of a camera: opened, watched to its end, closed."""
-        entry = self._entries[config.id]
+        config = entry.config
         async with open_camera(config) as camera:
             entry.camera = camera
             try:
@@ -118,11 +149,9 @@ class Cameras:
                 )
                 self._slow(entry)
                 await entry.run.pipeline.run()
-            except SourceError as error:
-                entry.error = str(error)
-                raise
             finally:
-                entry.run = None
+                entry.status = replace(camera.status(), fps=0.0)
+                entry.run = entry.camera = None
         entry.ended = True
         self._on_ended(config.id)
 
@@ -159,7 +188,8 @@ class Cameras:
 
     def statuses(self) -> list[CameraStatus]:
         """What each camera is doing, in order of configuration."""
-        return [_status(name, entry) for name, entry in self._entries.items()]
+        entries = self._entries.values()
+        return [entry.camera.status() if entry.camera is not None else entry.status for entry in entries]
 
     @property
     def all_ended(self) -> bool:
@@ -171,17 +201,14 @@ class Cameras:
         return [status.camera_id for status in self.statuses() if status.phase is not CameraPhase.STREAMING]
 
     def report_health(self) -> None:
-        """Raise and clear each camera's reasons."""
-        for status in self.statuses():
+        """Raise and clear each camera's reasons; a batch waits for company only from those that deliver."""
+        statuses = self.statuses()
+        streaming = sum(status.phase is CameraPhase.STREAMING for status in statuses)
+        self._recognition.pose.submitters = max(1, streaming)
+        for status in statuses:
             for phase, reason in _REASONS.items():
                 key = reason_key(reason, status.camera_id)
                 if status.phase is phase:
                     self._health.raise_reason(key, status.error)
                 else:
                     self._health.clear_reason(key)
-
-
-def _status(name: str, entry: _Entry) -> CameraStatus:
-    if entry.camera is not None:
-        return entry.camera.status()
-    return CameraStatus(name, CameraPhase.CONNECTING, 0.0, 0, 0, 0, 0, 0, entry.error)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
 from agent.config.schema import HealthConfig
+from agent.errors import StorageError
 from agent.health.governor import LADDER, Decision, Governor
 from agent.health.probes import Probes, ProbeSample
 from agent.health.reasons import HealthState, Reason
@@ -72,7 +73,7 @@ class Monitor:
     async def round(self) -> None:
         """Measure once, decide, publish what changed or is due."""
         self._sample = sample = await self._probes.sample()
-        self._outbox = await self._ports.outbox()
+        await self._look_at_outbox()
         self._raise_reasons(sample)
         self._govern(sample)
         self._export(sample)
@@ -80,9 +81,12 @@ class Monitor:
         level = (snapshot.level, tuple(reason.reason for reason in snapshot.reasons), self._decision.step)
         if self._due("health", level):
             self._ports.publish_health(self.report())
-        for status in self._ports.cameras():
+        statuses = self._ports.cameras()
+        for status in statuses:
             if self._due(f"camera.{status.camera_id}", (status.phase, status.error)):
                 self._ports.publish_camera(status.camera_id, camera_report(status))
+        for camera_id in self._camera_metrics.keys() - {status.camera_id for status in statuses}:
+            self._take_leave(camera_id)
 
     def report(self) -> dict[str, Any]:
         """The payload of the `health` topic."""
@@ -103,6 +107,23 @@ class Monitor:
             },
             "models": self._ports.models(),
         }  # fmt: skip
+
+    async def _look_at_outbox(self) -> None:
+        """A database that cannot be read is when health matters most: the round goes on with the last figures."""
+        try:
+            self._outbox = await self._ports.outbox()
+        except StorageError as error:
+            self._health.raise_reason(Reason.STORAGE, str(error))
+        else:
+            self._health.clear_reason(Reason.STORAGE)
+
+    def _take_leave(self, camera_id: str) -> None:
+        """A camera that is watched no more must not stay `streaming` in a retained topic."""
+        metrics, last = self._camera_metrics.pop(camera_id)
+        metrics.streaming(False)
+        self._published.pop(f"camera.{camera_id}", None)
+        left = replace(last, phase=CameraPhase.OFFLINE, fps=0.0, error="not watched any more")
+        self._ports.publish_camera(camera_id, camera_report(left))
 
     def _due(self, key: str, value: object) -> bool:
         now = time.monotonic()

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from agent.events.cloudevents import parse
+import structlog
+
+from agent.errors import DataError
+from agent.events.cloudevents import ReceivedEvent, parse
 from agent.outbox.history import EventQuery, EventRow
 from agent.outbox.store import OutboxStore
 from agent.ports import PipelineListener
 from agent.types import Event, EventPhase
+
+_log = structlog.get_logger(__name__)
 
 LOOK_BACK = timedelta(days=1)
 LOOK_BACK_ROWS = 5000
@@ -20,22 +25,26 @@ async def close_orphans(store: OutboxStore, listener: PipelineListener, new_id: 
     since = datetime.now(UTC) - LOOK_BACK
     rows = await store.events(EventQuery(since=since, limit=LOOK_BACK_ROWS, newest_first=True))
     orphans = _open_incidents(rows)
-    for row in orphans:
-        await listener.on_event(_end(row, new_id()))
+    for known in orphans:
+        await listener.on_event(_end(known, new_id()))
     return len(orphans)
 
 
-def _open_incidents(newest_first: list[EventRow]) -> list[EventRow]:
+def _open_incidents(newest_first: list[EventRow]) -> list[ReceivedEvent]:
     """The latest step of each incident whose latest step is not `resolved`, oldest first."""
-    latest: dict[str, EventRow] = {}
+    latest: dict[str, ReceivedEvent] = {}
     for row in newest_first:
-        latest.setdefault(parse(row.payload).incident_id, row)
-    return [row for row in reversed(latest.values()) if row.phase != EventPhase.RESOLVED]
+        try:
+            event = parse(row.payload)
+        except DataError as error:  # written by another version: no reason not to start
+            _log.warning("event_not_understood", sequence=row.sequence, error=str(error))
+            continue
+        latest.setdefault(event.incident_id, event)
+    return [event for event in reversed(latest.values()) if event.phase is not EventPhase.RESOLVED]
 
 
-def _end(row: EventRow, event_id: str) -> Event:
+def _end(known: ReceivedEvent, event_id: str) -> Event:
     """The closing step: what is known is when the incident was last seen, so that is when it ends."""
-    known = parse(row.payload)
     return Event(
         event_id=event_id,
         incident_id=known.incident_id,
