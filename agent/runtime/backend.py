@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,15 @@ _DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int64)": np.int64,
     "tensor(int32)": np.int32, "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_,
 }  # fmt: skip
+
+_SPLIT = "split.json"
+_SPLITS: tuple[Mapping[str, str], ...] = (
+    # With explicit shapes TensorRT refuses a part of the graph whose own inputs vary (microsoft/onnxruntime#17007), such as
+    # what follows a non-maximum suppression. So: as onnxruntime would split it; all in one engine; only its large parts.
+    {},
+    {"trt_op_types_to_exclude": ""},
+    {"trt_min_subgraph_size": "200"},
+)
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -62,10 +72,20 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A TensorRT engine's folder and the shapes it is for, per input."""
+    """A TensorRT engine's folder, the shapes it is for, per input, and how the graph was split for it."""
 
     folder: Path
     shapes: Mapping[str, ShapeRange]
+    split: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def stored(cls, folder: Path, shapes: Mapping[str, ShapeRange]) -> Engine:
+        """The finished engine in `folder`. Raises ModelError."""
+        file = folder / _SPLIT
+        try:
+            return cls(folder, shapes, json.loads(file.read_bytes()) if file.exists() else {})
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file}: {error}") from error
 
 
 class Backend:
@@ -120,13 +140,30 @@ def build_engine(request: Mapping[str, Any]) -> None:
     """Make onnxruntime write the TensorRT engine of `request` into its `folder`; the body of the builder process."""
     shapes = {name: (tuple(low), tuple(high)) for name, (low, high) in request["shapes"].items()}
     settings = SessionSettings(precision=request["precision"])
-    folder = Path(request["folder"])
-    backend = Backend(
-        Path(request["model"]), Device(Kind.TENSORRT, request["device_index"]), settings, Engine(folder, shapes)
+    model, folder, device = (
+        Path(request["model"]),
+        Path(request["folder"]),
+        Device(Kind.TENSORRT, request["device_index"]),
     )
-    for bound in (0, 1):  # parts of a graph whose shapes show only at run time are built on the first run
-        backend.run(zeros(backend.inputs, shapes, bound))
-    if not any(folder.glob("*.engine")):
+    reasons: list[str] = []
+    for split in _SPLITS:
+        try:
+            _build_split(model, device, settings, Engine(folder, shapes, split))
+        except ModelError as error:
+            reasons.append(str(error))
+            for leftover in folder.iterdir():
+                leftover.unlink()
+        else:
+            (folder / _SPLIT).write_text(json.dumps(dict(split)))
+            return
+    raise ModelError("; ".join(dict.fromkeys(reasons)))
+
+
+def _build_split(model: Path, device: Device, settings: SessionSettings, engine: Engine) -> None:
+    backend = Backend(model, device, settings, engine)
+    for bound in (0, 1):  # parts whose shapes show only at run time are built on the first run
+        backend.run(zeros(backend.inputs, engine.shapes, bound))
+    if not any(engine.folder.glob("*.engine")):
         raise ModelError("TensorRT took no part of the graph")
 
 
@@ -176,6 +213,7 @@ def _tensorrt_options(device: Device, settings: SessionSettings, engine: Engine)
         "trt_profile_min_shapes": format_shapes(engine.shapes, 0),
         "trt_profile_opt_shapes": format_shapes(engine.shapes, 1),
         "trt_profile_max_shapes": format_shapes(engine.shapes, 1),
+        **engine.split,
     }
 
 

@@ -99,7 +99,7 @@ class InferenceSession:
         }  # fmt: skip
 
         def activate(folder: Path) -> None:
-            self._activate(device, Engine(folder, shapes), check)
+            self._activate(device, Engine.stored(folder, shapes), check)
 
         cache = EngineCache(engine_cache)
         self._upgrade = EngineUpgrade(cache, key, build or process_build(request), activate, on_progress)

@@ -200,3 +200,14 @@ def test_tensorrt_gets_its_folder_its_precision_and_the_range_of_shapes(tmp_path
     assert options["trt_fp16_enable"] == "1"
     assert options["trt_profile_min_shapes"] == "input:1x3x64x96"
     assert options["trt_profile_max_shapes"] == options["trt_profile_opt_shapes"] == "input:8x3x64x96"
+
+
+def test_a_stored_engine_is_opened_with_the_split_it_was_built_with(tmp_path: Path) -> None:
+    shapes = {"input": ((1, 3, 64, 96), (8, 3, 64, 96))}
+    assert Engine.stored(tmp_path, shapes).split == {}
+    (tmp_path / "split.json").write_text('{"trt_min_subgraph_size": "200"}')
+    engine = Engine.stored(tmp_path, shapes)
+    assert _providers(Device(Kind.TENSORRT), SessionSettings(), engine)[0][1]["trt_min_subgraph_size"] == "200"
+    (tmp_path / "split.json").write_text("{")
+    with pytest.raises(ModelError, match=r"split\.json"):
+        Engine.stored(tmp_path, shapes)
