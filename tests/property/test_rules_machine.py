@@ -126,5 +126,5 @@ class RulesMachine(RuleBasedStateMachine):
         assert self.last is None or self.last.phase is EventPhase.RESOLVED
 
 
-RulesMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+RulesMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestRules = RulesMachine.TestCase

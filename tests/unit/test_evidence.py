@@ -348,9 +348,10 @@ def test_parts_that_do_not_fit_are_left_out_and_named(tmp_path: Path, lost: set[
     assert {error.split(":")[0].split("/")[-1] for error in result.errors} == lost
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [0, 2000], ids=["no byte", "room for meta.json alone"])
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, room: int) -> None:
     clip = record()
-    with files_up_to(0):
+    with files_up_to(room):
         result = write_clip(tmp_path, clip)
     assert result.folder is None
     assert result.errors
