@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +26,11 @@ PICTURES: list[Step] = [numbered_image(index) for index in range(10)]
 RANDOM = np.random.default_rng(3)
 
 
-def config(source: str = "scripted", **more: object) -> CameraConfig:
+def config(source: str = "scripted", **more: Any) -> CameraConfig:
     return CameraConfig.model_validate({"id": "cam", "source": source, "reconnect": QUICK, **more})
 
 
-def camera(source: ScriptedSource, *, endless: bool = True, clock: Clock | None = None, **more: object) -> Camera:
+def camera(source: ScriptedSource, *, endless: bool = True, clock: Clock | None = None, **more: Any) -> Camera:
     return Camera(config(**more), source, endless=endless, clock=clock)
 
 
