@@ -80,10 +80,17 @@ def assign(cost: Floats, limit: float) -> Assignment:
     Leaving a row and a column free costs `limit`, so no pair dearer than that is made. Jonker-Volgenant (`lap`) on the
     cost matrix extended as upstream ByteTrack does it.
     """
-    rows, columns = cost.shape
-    if not rows or not columns:
-        nothing = np.empty(0, np.intp)
-        return Assignment(nothing, nothing, np.arange(rows), np.arange(columns))
+    rows, columns = (cost < limit).nonzero()
+    if len(set(rows.tolist())) == len(rows) == len(set(columns.tolist())):  # nobody has a choice: common, and cheaper
+        return Assignment(rows, columns, _others(cost.shape[0], rows), _others(cost.shape[1], columns))
     column_of, row_of = lap.lapjv(cost, extend_cost=True, cost_limit=limit, return_cost=False)
     matched = (column_of >= 0).nonzero()[0]
     return Assignment(matched, column_of[matched], (column_of < 0).nonzero()[0], (row_of < 0).nonzero()[0])
+
+
+def _others(length: int, chosen: Indices) -> Indices:
+    """The numbers below `length` that are not among the chosen."""
+    free = np.ones(length, np.bool_)
+    free[chosen] = False
+    others: Indices = free.nonzero()[0]
+    return others

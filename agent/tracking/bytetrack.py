@@ -150,15 +150,15 @@ class ByteTracker:
         poses: used only with `keypoint_weight`; None stands for people without key points. Raises ValueError for
         arrays that do not fit together.
         """
-        self._frame += 1
         seen = self._usable(boxes, scores, poses)
+        self._frame += 1
         table = self._table
         table.life["detection"] = -1
         self._predict(table)
         pairs = self._associate(table, seen)
         self._correct(table, pairs, seen)
         self._removed = ()
-        self._table = self._without_doubles(self._settle(table, pairs, self._start(seen, pairs.new)))
+        self._table = self._without_doubles(self._settle(table, pairs, seen))
         return self._output()
 
     def _usable(
@@ -248,17 +248,19 @@ class ByteTracker:
         if self._with_poses:
             table.poses[rows] = _moved(seen.poses[pairs.detections], boxes, -1)
 
-    def _settle(self, table: TrackTable, pairs: _Pairs, new: TrackTable) -> TrackTable:
+    def _settle(self, table: TrackTable, pairs: _Pairs, seen: _Detections) -> TrackTable:
         """Who is tracked, who is lost, who is given up: the table after this frame."""
         life = table.life
         was_lost = life["lost"].nonzero()[0]
         still_lost = was_lost[life["detection"][was_lost] < 0]
         dropped = np.concatenate((pairs.unconfirmed, self._expired(life, still_lost, pairs.newly_lost)))
+        new = pairs.new
         if not (len(new) or len(dropped) or len(pairs.newly_lost) or len(still_lost) < len(was_lost)):
             return table
-        group = np.zeros(len(table) + len(new), np.int64)  # 0: stays tracked
+        # The order of the table: stays tracked, new, found again, stays lost, newly lost; at the end who goes.
+        group = np.zeros(len(table) + len(new), np.int64)
         group[len(table) :] = 1
-        group[was_lost] = 2  # found again, unless
+        group[was_lost] = 2
         group[still_lost] = 3
         group[pairs.newly_lost] = 4
         group[dropped] = 5
@@ -266,7 +268,7 @@ class ByteTracker:
         life["lost"][still_lost] = life["lost"][pairs.newly_lost] = True
         self._removed += tuple(life["id"][dropped].tolist())
         order = group.argsort(kind="stable")
-        return (table.extended(new) if len(new) else table).take(order[: len(order) - len(dropped)])
+        return (table.extended(self._start(seen, new)) if len(new) else table).take(order[: len(order) - len(dropped)])
 
     def _expired(self, life: NDArray[np.void], still_lost: Indices, newly_lost: Indices) -> Indices:
         """Lost tracks to give up for their age.
@@ -282,16 +284,15 @@ class ByteTracker:
     def _start(self, seen: _Detections, new: Indices) -> TrackTable:
         """Tracks for the detections `new`; confirmed at their second hit, in the first frame at once."""
         started = TrackTable.empty(with_poses=self._with_poses, n=len(new))
-        if len(new):
-            life = started.life
-            life["id"] = np.arange(self._next_id, self._next_id + len(new))
-            self._next_id += len(new)
-            life["first_frame"] = life["last_frame"] = self._frame
-            life["confirmed"] = self._frame == 1
-            life["detection"] = seen.rows[new]
-            started.boxes = seen.boxes[:, new]
-            started.motion = kalman.initiate(kalman.to_xyah(started.boxes))
-            started.poses = _moved(seen.poses[new], started.boxes, -1)
+        life = started.life
+        life["id"] = np.arange(self._next_id, self._next_id + len(new))
+        self._next_id += len(new)
+        life["first_frame"] = life["last_frame"] = self._frame
+        life["confirmed"] = self._frame == 1
+        life["detection"] = seen.rows[new]
+        started.boxes = seen.boxes[:, new]
+        started.motion = kalman.initiate(kalman.to_xyah(started.boxes))
+        started.poses = _moved(seen.poses[new], started.boxes, -1)
         return started
 
     def _without_doubles(self, table: TrackTable) -> TrackTable:
