@@ -10,7 +10,7 @@ import structlog
 
 from agent.capture.camera import Camera, open_camera
 from agent.capture.sources import build_source
-from agent.config.schema import CameraConfig, RulesConfig
+from agent.config.schema import LIVE, CameraConfig, RulesConfig
 from agent.errors import ConfigError, ConfigProblem
 from agent.health.governor import LADDER, Step
 from agent.health.reasons import Reason, reason_key
@@ -20,6 +20,8 @@ from agent.supervise import CORE, supervise
 from agent.types import CameraPhase, CameraStatus
 
 _log = structlog.get_logger(__name__)
+
+_LIVE_KEYS = [name for name, info in CameraConfig.model_fields.items() if info.json_schema_extra == LIVE]
 
 DRAIN_S = 5.0
 """How long a camera that was told to stop may finish what it has taken."""
@@ -41,6 +43,11 @@ class _Entry:
     camera: Camera | None = None
     run: CameraRun | None = None
     ended: bool = False
+
+
+def _same(old: CameraConfig, new: CameraConfig | None) -> bool:
+    """Whether a running camera can become `new` without being opened again: only live keys differ."""
+    return new is not None and old.model_copy(update={key: getattr(new, key) for key in _LIVE_KEYS}) == new
 
 
 def check_sources(configs: Sequence[CameraConfig]) -> None:
@@ -95,10 +102,12 @@ class Cameras:
         async with self._changing:
             if self._closed:
                 return
-            gone = [name for name, entry in self._entries.items() if wanted.get(name) != entry.config]
+            gone = [name for name, entry in self._entries.items() if not _same(entry.config, wanted.get(name))]
             await asyncio.gather(*(self._stop(name) for name in gone))
             for name, config in wanted.items():
-                if name not in self._entries:
+                if name in self._entries:
+                    self._entries[name].config = config  # its live keys may have changed: `apply_step` reads them
+                else:
                     self._start(config)
             self._recognition.pose.submitters = max(1, len(self._entries))
             self.apply_step(self._step)
