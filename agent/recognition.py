@@ -122,7 +122,7 @@ async def open_recognition(
             if service.enabled:
                 classifier = await asyncio.to_thread(create_classifier, name, service)
                 stack.callback(classifier.close)
-                worker = BatchWorker(name, _rows(classifier), on_batch=_named(name, on_action_batch))
+                worker = BatchWorker(name, rows_of(classifier), on_batch=_named(name, on_action_batch))
                 await _started(stack, worker)
                 classifiers[name] = (classifier, worker)
         yield Recognition(config, estimator, pose, classifiers)
@@ -151,7 +151,9 @@ async def _started(stack: AsyncExitStack, worker: BatchWorker[Any, Any]) -> None
     stack.push_async_callback(worker.close)
 
 
-def _rows(classifier: ActionClassifier) -> Callable[[list[FloatArray]], list[FloatArray]]:
+def rows_of(classifier: ActionClassifier) -> Callable[[list[FloatArray]], list[FloatArray]]:
+    """The classifier as a function of a list of windows."""
+
     def classify(windows: list[FloatArray]) -> list[FloatArray]:
         return list(classifier.classify(np.stack(windows)))
 
