@@ -116,6 +116,11 @@ class Subscriber:
             time.sleep(0.01)
         assert self._ready, "the subscriber could not subscribe"
 
+    @property
+    def connected(self) -> bool:
+        """Whether it has a connection now."""
+        return self._client.is_connected()
+
     def payloads(self, topic_part: str = "") -> list[bytes]:
         """What arrived on topics that contain `topic_part`."""
         return [payload for topic, payload, _ in list(self.messages) if topic_part in topic]
