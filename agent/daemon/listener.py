@@ -12,7 +12,7 @@ import structlog
 
 from agent.daemon.evidence import Evidence
 from agent.daemon.live import LiveHub
-from agent.errors import RecognizerError, StorageError
+from agent.errors import RecognizerError, StorageError, StorageFullError
 from agent.events.cloudevents import CONTENT_TYPE, render
 from agent.health.reasons import Reason, reason_key
 from agent.observe.metrics import CameraMetrics, Metrics
@@ -118,14 +118,20 @@ class AgentListener:
         message = self._message(event)
         for wait_s in (*STORE_RETRIES_S, None):
             try:
-                return await self._store.put(message)
+                sequence = await self._store.put(message)
             except StorageError as error:
+                full = isinstance(error, StorageFullError)
+                if full:
+                    self._health.raise_reason(Reason.STORAGE_FULL, str(error))
                 _log.error("event_not_committed", event_id=event.event_id, error=str(error), retry_in_s=wait_s)
                 if wait_s is None:
                     self.events_lost += 1
-                    self._metrics.count_dropped_message(message.lane.name.lower(), "space")
+                    self._metrics.count_dropped_message(message.lane.name.lower(), "space" if full else "storage")
                     self._health.raise_reason(Reason.EVENTS_LOST, f"{self.events_lost} lost; last: {error}")
                     return None
+            else:
+                self._health.clear_reason(Reason.STORAGE_FULL)
+                return sequence
             await asyncio.sleep(wait_s)
         return None
 

@@ -189,8 +189,7 @@ class Monitor:
         metrics = known[0] if known else self._metrics.camera(status.camera_id)
         before = known[1] if known else None
         metrics.dropped(max(0, status.dropped - (before.dropped if before else 0)))
-        for _ in range(max(0, status.reconnects - (before.reconnects if before else 0))):
-            metrics.reconnected()
+        metrics.reconnected(max(0, status.reconnects - (before.reconnects if before else 0)))
         metrics.streaming(status.phase is CameraPhase.STREAMING)
         self._camera_metrics[status.camera_id] = (metrics, status)
 

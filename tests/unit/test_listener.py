@@ -1,0 +1,171 @@
+"""Where the pipelines' reports come together: health of the models, commits with retries, what is told to whom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes.replay import T0_UTC, walkers
+
+from agent.config.schema import EvidenceConfig, HttpConfig
+from agent.daemon import listener as module
+from agent.daemon.evidence import Evidence
+from agent.daemon.listener import MODEL_ERROR_AFTER, AgentListener
+from agent.daemon.live import LiveHub
+from agent.errors import DataError, StorageError, StorageFullError
+from agent.events.evidence_writer import EvidenceWriter
+from agent.health.reasons import HealthState
+from agent.observe.metrics import Metrics
+from agent.ports import Message
+from agent.types import ActionScores, Event, EventPhase, Frame, FrameStamp, Lane, People, Tracks
+
+FAILED = DataError("torn picture")
+
+
+class Store:
+    """An EventStore in memory; the first puts raise what `faults` says."""
+
+    def __init__(self) -> None:
+        self.faults: list[StorageError] = []
+        self.kept: list[tuple[Message, bytes]] = []
+        self.attempts = 0
+
+    async def put(self, message: Message) -> int:
+        self.attempts += 1
+        if self.faults:
+            raise self.faults.pop(0)
+        sequence = len(self.kept) + 1
+        self.kept.append((message, message.payload(sequence)))
+        return sequence
+
+
+@dataclass
+class Desk:
+    """A listener with real health, metrics, live hub and evidence around it."""
+
+    listener: AgentListener
+    store: Store
+    health: HealthState
+    metrics: Metrics
+    live: LiveHub
+    beats: list[str] = field(default_factory=list)
+
+    def reasons(self) -> set[str]:
+        return {reason.reason for reason in self.health.snapshot().reasons}
+
+    def frame(self, *, people: int = 0, failed: bool = False, camera: str = "cam") -> None:
+        """One frame as the pipeline reports it."""
+        stamp = FrameStamp(camera, 0, 0, T0_UTC, 64, 48)
+        found = walkers(people, 1)[0] if people and not failed else People.empty()
+        if failed:
+            self.listener.on_failure(camera, "pose", FAILED)
+        tracks = Tracks(stamp, People.empty(), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        self.listener.on_tracks(Frame(stamp, np.zeros((48, 64, 3), np.uint8)), found, tracks, 0.001)
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"recognizer_{name}", labels) or 0.0
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setattr(module, "STORE_RETRIES_S", (0.001, 0.001, 0.001))
+    config = EvidenceConfig(enabled=False)
+    store, health, metrics = Store(), HealthState(), Metrics("1")
+    live = LiveHub(HttpConfig(), {})
+    evidence = Evidence(config, EvidenceWriter(tmp_path, config))
+    beats: list[str] = []
+    listener = AgentListener(
+        device_id="box", store=store, topic_of=lambda camera, kind: f"base/box/events/{camera}/{kind}",
+        lanes={"fight": Lane.ALARM}, models=lambda: {"pose": "p-1"}, evidence=evidence, live=live, metrics=metrics,
+        health=health, beat=beats.append,
+    )  # fmt: skip
+    yield Desk(listener, store, health, metrics, live, beats)
+    evidence.close()
+    live.close()
+
+
+def event(kind: str = "fight", phase: EventPhase = EventPhase.DETECTED) -> Event:
+    return Event("e1", "i1", kind, phase, "cam", (1,), 0, T0_UTC, T0_UTC, 1.5, 0.9)
+
+
+def scores() -> ActionScores:
+    return ActionScores("cam", "fight", 0.5, {"fight": 0.5}, 0, 1, T0_UTC, (1,), 0.01)
+
+
+def test_each_frame_counts_and_beats(desk: Desk) -> None:
+    desk.frame()
+    desk.frame()
+    assert desk.beats == ["cam", "cam"]
+    assert desk.metric("frames_total", camera="cam") == 2
+
+
+def test_ten_pose_failures_in_a_row_are_the_models_fault_and_one_success_ends_that(desk: Desk) -> None:
+    for _ in range(MODEL_ERROR_AFTER - 1):
+        desk.frame(failed=True)
+    assert desk.reasons() == set()
+    desk.frame(failed=True)
+    assert desk.reasons() == {"pose_model:cam"}
+    assert desk.metric("inference_errors_total", model="pose") == MODEL_ERROR_AFTER
+    desk.frame(people=1)
+    assert desk.reasons() == set()
+
+
+def test_a_good_frame_with_nobody_in_it_is_a_success_too(desk: Desk) -> None:
+    for _ in range(3 * MODEL_ERROR_AFTER):
+        desk.frame(failed=True)
+        desk.frame()
+    assert desk.reasons() == set()
+
+
+def test_cameras_are_judged_apart(desk: Desk) -> None:
+    for _ in range(MODEL_ERROR_AFTER):
+        desk.frame(failed=True, camera="a")
+        desk.frame(people=1, camera="b")
+    assert desk.reasons() == {"pose_model:a"}
+
+
+def test_failed_classifications_are_counted_by_themselves(desk: Desk) -> None:
+    for _ in range(MODEL_ERROR_AFTER):
+        desk.listener.on_failure("cam", "action", FAILED)
+        desk.frame(people=1)
+    assert desk.reasons() == {"action_model:cam"}
+    desk.listener.on_scores(scores())
+    assert desk.reasons() == set()
+    assert desk.live.camera_state("cam")["scores"] == {"fight": 0.5}
+
+
+async def test_an_event_is_committed_in_its_lane_and_then_shown(desk: Desk) -> None:
+    await desk.listener.on_event(event())
+    await desk.listener.on_event(event("fall"))
+    (fight, payload), (fall, _) = desk.store.kept
+    assert (fight.lane, fight.topic) == (Lane.ALARM, "base/box/events/cam/fight")
+    assert fall.lane is Lane.EVENT
+    data = json.loads(payload)["data"]
+    assert (data["sequence"], data["device"], data["models"]) == (1, "box", {"pose": "p-1"})
+    assert [step["sequence"] for step in desk.live.recent_events] == [2, 1]
+    assert desk.metric("events_total", kind="fight", phase="detected") == 1
+
+
+async def test_a_failed_commit_is_tried_again(desk: Desk) -> None:
+    desk.store.faults = [StorageError("locked"), StorageFullError("no room")]
+    await desk.listener.on_event(event())
+    assert len(desk.store.kept) == 1
+    assert desk.listener.events_lost == 0
+    assert desk.reasons() == set()
+
+
+async def test_an_event_that_cannot_be_committed_is_counted_announced_and_still_shown(desk: Desk) -> None:
+    desk.store.faults = [StorageFullError("no room")] * 4
+    await desk.listener.on_event(event())
+    assert desk.store.attempts == 4
+    assert desk.listener.events_lost == 1
+    assert desk.reasons() == {"events_lost", "storage_full"}
+    assert desk.metric("messages_dropped_total", lane="alarm", cause="space") == 1
+    assert desk.metric("events_total", kind="fight", phase="detected") == 0
+    assert [incident["kind"] for incident in desk.live.active_incidents] == ["fight"]
+    await desk.listener.on_event(event(phase=EventPhase.RESOLVED))
+    assert desk.reasons() == {"events_lost"}
