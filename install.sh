@@ -8,6 +8,7 @@ readonly MIN_PYTHON=3.11
 readonly PLUGIN=examples/plugins/posenet_litert
 readonly UNIT=recognizer-agent.service
 readonly SERVICE_USER=recognizer
+export ORT_DISABLE_TELEMETRY=1 # ONNX Runtime from 1.29 on reports its use to its maker otherwise
 
 usage() {
   cat << 'EOF'
@@ -31,8 +32,8 @@ EOF
 
 say() { printf '==> %s\n' "$*" >&2; }
 note() { printf '    %s\n' "$*" >&2; }
-die() {
-  printf 'install.sh: %s\n' "$*" >&2
+die() { # TEXT [EXIT_CODE]
+  printf 'install.sh: %s\n' "$1" >&2
   exit "${2:-1}"
 }
 usage_error() {
@@ -315,6 +316,7 @@ start_or_roll_back() { # NEW OLD
   if [ -n "$2" ]; then
     say "$1 does not start: going back to $2"
     switch_to "$2"
+    rm -rf "${opt:?}/versions/$1"
     systemctl restart "$UNIT" || true
   fi
   die "$1 did not start; its last log lines are above"

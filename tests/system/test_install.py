@@ -154,6 +154,7 @@ def test_install_upgrade_failed_upgrade_and_removal(checkout: Path, tmp_path: Pa
     result = run(script, *service)
     assert result.returncode == 78
     assert "agent.yaml:2" in result.stderr
+    assert f"{second} stays installed. Mend the lines above and run again.\n" in result.stderr
     assert current(root) == second
     assert versions(root) == {first, second}
 

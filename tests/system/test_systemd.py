@@ -81,6 +81,10 @@ def test_a_wrong_configuration_is_not_retried(unit_dir: Path) -> None:
     assert unit["WatchdogSec"] == ["30"]
 
 
+def test_nothing_is_reported_to_the_maker_of_the_runtime(unit_dir: Path) -> None:
+    assert "ORT_DISABLE_TELEMETRY=1" in settings(unit_dir / UNIT)["Environment"]
+
+
 @pytest.mark.parametrize("dropin", DROPINS)
 def test_a_drop_in_opens_devices_and_loosens_nothing_else(unit_dir: Path, dropin: str) -> None:
     allowed = {"SupplementaryGroups", "DeviceAllow", "LimitMEMLOCK"}
