@@ -1,0 +1,194 @@
+"""The cameras of a running agent, with real decoders, tracker and supervision over small video files."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from fakes.replay import RecordingListener, ReplayEstimator, walkers
+from fakes.video import make_video
+
+from agent.config.schema import AgentConfig, CameraConfig
+from agent.daemon.cameras import Cameras
+from agent.errors import ConfigError
+from agent.health.governor import LADDER
+from agent.health.reasons import HealthState
+from agent.pipeline.worker import BatchWorker
+from agent.recognition import Recognition
+from agent.types import CameraPhase, CameraStatus
+
+
+class Desk:
+    """Cameras with everything real around them but the models."""
+
+    def __init__(self, cameras: Cameras, pose: BatchWorker[Any, Any], folder: Path) -> None:
+        self.cameras = cameras
+        self.pose = pose
+        self.folder = folder
+        self.health: HealthState
+        self.ended: list[str] = []
+        self.restarted: list[str] = []
+        self.listener: RecordingListener
+
+    def camera(self, camera_id: str, **settings: Any) -> CameraConfig:
+        video = self.folder / f"{camera_id}.mp4"
+        if not video.exists() and "source" not in settings:
+            make_video(video)
+        return CameraConfig.model_validate(
+            {"id": camera_id, "source": str(video), "pace": True, "loop": True, "frozen_after_s": 0, "blind_after_s": 0}
+            | settings
+        )
+
+    def status(self, camera_id: str) -> CameraStatus:
+        return next(status for status in self.cameras.statuses() if status.camera_id == camera_id)
+
+    def frames(self, camera_id: str) -> int:
+        return sum(tracks.stamp.camera_id == camera_id for tracks in self.listener.tracks)
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: {self.cameras.statuses()}"
+            await asyncio.sleep(0.01)
+
+    async def streaming(self, *camera_ids: str) -> None:
+        for camera_id in camera_ids:
+            await self.until(lambda name=camera_id: self.frames(name) > 0, f"{camera_id} streams")  # type: ignore[misc]
+
+
+@pytest_asyncio.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    estimator = ReplayEstimator(walkers(2, 50, size=(48, 64)))
+    pose: BatchWorker[Any, Any] = BatchWorker("pose", estimator.estimate, max_batch=8)
+    pose.start()
+    async with asyncio.TaskGroup() as group:
+        ended: list[str] = []
+        restarted: list[str] = []
+        listener, health = RecordingListener(), HealthState()
+        recognition = Recognition(AgentConfig(), estimator, pose, {})
+        cameras = Cameras(
+            recognition, listener, group=group, health=health, on_restart=restarted.append, on_ended=ended.append
+        )
+        made = Desk(cameras, pose, tmp_path)
+        made.listener, made.health, made.ended, made.restarted = listener, health, ended, restarted
+        yield made
+        await cameras.drain()
+    await pose.close()
+
+
+async def test_unchanged_cameras_go_on_undisturbed(desk: Desk) -> None:
+    one, two = desk.camera("one"), desk.camera("two")
+    await desk.cameras.apply([one, two])
+    await desk.streaming("one", "two")
+    before = desk.status("one").frames
+    await desk.cameras.apply([one, desk.camera("two", read_timeout_s=5)])
+    await desk.until(lambda: desk.status("one").frames > before, "one goes on")
+    assert desk.status("one").frames >= before
+    assert desk.ended == ["two", "two"]  # its pipeline ran to the end, then it was gone
+    seqs = [tracks.stamp.seq for tracks in desk.listener.tracks if tracks.stamp.camera_id == "one"]
+    assert seqs == sorted(seqs)
+
+
+async def test_live_keys_change_without_opening_the_camera_again(desk: Desk) -> None:
+    await desk.cameras.apply([desk.camera("one", max_fps=0)])
+    await desk.streaming("one")
+    await desk.cameras.apply([desk.camera("one", max_fps=1, priority=7)])
+    await desk.until(lambda: desk.frames("one") > 3, "some frames")
+    assert desk.ended == []
+    await asyncio.sleep(0.3)
+    before = desk.frames("one")
+    await asyncio.sleep(0.5)
+    assert desk.frames("one") - before <= 1
+
+
+async def test_removed_and_disabled_cameras_end_and_new_ones_start(desk: Desk) -> None:
+    await desk.cameras.apply([desk.camera("one"), desk.camera("two")])
+    await desk.streaming("one", "two")
+    await desk.cameras.apply([desk.camera("one", enabled=False), desk.camera("three")])
+    await desk.streaming("three")
+    assert [status.camera_id for status in desk.cameras.statuses()] == ["three"]
+
+
+async def test_a_missing_file_is_offline_with_its_reason_and_can_be_taken_away_at_once(desk: Desk) -> None:
+    settings = {"source": str(desk.folder / "none.mp4")}
+    await desk.cameras.apply([desk.camera("gone", **settings)])
+    await desk.until(lambda: desk.status("gone").phase is CameraPhase.OFFLINE, "offline")
+    assert "no such file" in desk.status("gone").error
+    desk.cameras.report_health()
+    assert {reason.reason for reason in desk.health.snapshot().reasons} == {"camera_offline:gone"}
+    began = time.monotonic()
+    await desk.cameras.apply([])
+    assert time.monotonic() - began < 1
+    assert desk.health.snapshot().reasons == ()
+
+
+async def test_a_camera_in_backoff_that_is_replaced_does_not_come_back(desk: Desk) -> None:
+    """Its old task must find nothing to do when it wakes, and must not hurt the new one."""
+    missing = {"source": str(desk.folder / "late.mp4")}
+    for timeout_s in (1, 2, 3, 4):
+        await desk.cameras.apply([desk.camera("late", read_timeout_s=timeout_s, **missing)])
+        await desk.until(lambda: desk.status("late").phase is CameraPhase.OFFLINE, "offline")
+    make_video(desk.folder / "late.mp4")
+    await desk.streaming("late")
+    assert desk.restarted
+
+
+async def test_a_file_read_to_its_end_is_reported_and_stays_in_the_list(desk: Desk) -> None:
+    await desk.cameras.apply([desk.camera("short", loop=False, pace=False)])
+    await desk.until(lambda: desk.cameras.all_ended, "ended")
+    assert desk.ended == ["short"]
+    assert desk.status("short").phase is CameraPhase.ENDED
+    assert desk.status("short").frames == 12
+    assert desk.cameras.resting() == ["short"]
+
+
+async def test_a_source_nothing_can_read_changes_nothing(desk: Desk) -> None:
+    await desk.cameras.apply([desk.camera("one")])
+    await desk.streaming("one")
+    bad = [desk.camera("a", source="zzz://x"), desk.camera("b", source="yyy://x")]
+    with pytest.raises(ConfigError) as caught:
+        await desk.cameras.apply(bad)
+    assert len(caught.value.problems) == 2
+    assert [status.camera_id for status in desk.cameras.statuses()] == ["one"]
+    assert desk.ended == []
+
+
+async def test_changes_that_meet_happen_one_after_the_other(desk: Desk) -> None:
+    sets = [["one"], ["two"], ["one", "two"], ["two", "three"], ["three"]]
+    await asyncio.gather(*(desk.cameras.apply([desk.camera(name) for name in names]) for names in sets))
+    await desk.streaming("three")
+    assert [status.camera_id for status in desk.cameras.statuses()] == ["three"]
+
+
+async def test_after_the_drain_nothing_starts_any_more(desk: Desk) -> None:
+    await desk.cameras.apply([desk.camera("one")])
+    await desk.streaming("one")
+    await desk.cameras.drain()
+    await desk.cameras.apply([desk.camera("two")])
+    assert desk.cameras.statuses() == []
+
+
+async def test_the_governor_slows_and_pauses_what_matters_least(desk: Desk) -> None:
+    await desk.cameras.apply([desk.camera("door", priority=5), desk.camera("yard")])
+    await desk.streaming("door", "yard")
+    desk.cameras.apply_step(LADDER[-1])
+    await desk.until(lambda: desk.status("yard").phase is CameraPhase.PAUSED, "yard pauses")
+    assert desk.status("door").phase is CameraPhase.STREAMING
+    assert desk.cameras.resting() == ["yard"]
+    desk.cameras.apply_step(LADDER[0])
+    await desk.until(lambda: desk.status("yard").phase is CameraPhase.STREAMING, "yard goes on")
+
+
+async def test_batches_wait_only_for_cameras_that_deliver(desk: Desk) -> None:
+    missing = desk.camera("gone", source=str(desk.folder / "none.mp4"))
+    await desk.cameras.apply([desk.camera("one"), missing])
+    assert desk.pose.submitters == 2
+    await desk.streaming("one")
+    await desk.until(lambda: desk.status("gone").phase is CameraPhase.OFFLINE, "offline")
+    desk.cameras.report_health()
+    assert desk.pose.submitters == 1
