@@ -33,9 +33,14 @@ FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
 WHERE o.lane = ? AND o.message_id > ? AND o.t_created_us >= ? ORDER BY o.message_id LIMIT ?
 """
 _SUPERSEDED = """
-SELECT old.message_id FROM messages AS old JOIN messages AS new ON new.topic = old.topic AND new.message_id > old.message_id
+SELECT old.message_id FROM messages AS new
+JOIN messages AS old ON old.topic = new.topic AND old.message_id < new.message_id
+JOIN outbox AS o ON o.message_id = old.message_id
 WHERE old.lane = 2 AND new.lane = 2 AND new.message_id >= ?
 """
+_DROP = (
+    f"DELETE FROM messages WHERE lane > 1 AND message_id IN {_IDS} AND message_id IN (SELECT message_id FROM outbox)"  # noqa: S608 - constants only
+)
 _PURGE = """
 DELETE FROM messages WHERE message_id IN (
     SELECT message_id FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?)
@@ -159,8 +164,8 @@ class Tables:
             return
         ids = json.dumps(list(row_ids))
         self._uncount(ids)
+        self.connection.execute(_DROP, (ids,))  # a dead letter keeps its message
         self.connection.execute(f"DELETE FROM outbox WHERE message_id IN {_IDS}", (ids,))  # noqa: S608 - constants only
-        self.connection.execute(f"DELETE FROM messages WHERE lane > 1 AND message_id IN {_IDS}", (ids,))  # noqa: S608
 
     def count_attempts(self, row_ids: Collection[int]) -> None:
         """One more failed attempt for each of `row_ids`; one may be named more than once."""
