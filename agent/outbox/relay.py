@@ -20,6 +20,8 @@ from agent.types import Lane, OutboxRecord
 log = structlog.get_logger(__name__)
 
 _FETCH_ROWS = 256
+_REFILL_BELOW = 128
+"""Fetch ahead: a fetch may have to wait for a commit, and the link should not."""
 
 
 class Link(Publisher, Protocol):
@@ -55,6 +57,7 @@ class _LaneState:
 
     cursor: int = 0
     ready: deque[OutboxRecord] = field(default_factory=deque)
+    fetching: bool = False
     in_flight: int = 0
     failed: int | None = None
     failures: int = 0
@@ -84,43 +87,55 @@ class Relay:
         store.on_commit(self._wake.set)
 
     async def run(self) -> None:
-        """Relay until cancelled. What was not acknowledged by then stays in the store. Raises StorageError."""
+        """Relay until cancelled. What was not acknowledged by then stays in the store."""
         self._lanes = {lane: _LaneState() for lane in Lane}
         self.stats.in_flight = 0
-        async with asyncio.TaskGroup() as deliveries:
+        async with asyncio.TaskGroup() as tasks:
             while True:
                 if not self._link.connected:
                     await self._link.wait_connected()
                 self._wake.clear()
-                record = await self._next()
+                record = self._next(tasks)
                 if record is None:
                     await self._sleep()
                     continue
                 lane = self._lanes[record.lane]
                 lane.in_flight += 1
                 self.stats.in_flight += 1
-                deliveries.create_task(self._deliver(record, lane), name=f"deliver-{record.row_id}")
+                tasks.create_task(self._deliver(record, lane), name="deliver")
 
-    async def _next(self) -> OutboxRecord | None:
-        """The next record to send, of the highest lane that may send; None when there is none or the window is full."""
+    def _next(self, tasks: asyncio.TaskGroup) -> OutboxRecord | None:
+        """The next record to send, of the highest lane that has one; None when there is none or the window is full."""
         if self.stats.in_flight >= min(self._max_in_flight, self._link.receive_maximum):
             return None
         for name, lane in self._lanes.items():
             if not self._may_send(lane):
                 continue
-            if not lane.ready and self._store.newest[name] > lane.cursor:
-                records = await self._store.fetch(name, _FETCH_ROWS, lane.cursor)
-                lane.ready.extend(records)
-                lane.cursor = records[-1].row_id if records else self._store.newest[name]
+            if len(lane.ready) < _REFILL_BELOW and self._store.newest[name] > lane.cursor and not lane.fetching:
+                lane.fetching = True
+                tasks.create_task(self._refill(name, lane), name="refill")
             if lane.ready:
                 return lane.ready.popleft()
         return None
+
+    async def _refill(self, name: Lane, lane: _LaneState) -> None:
+        newest = self._store.newest[name]
+        try:
+            records = await self._store.fetch(name, _FETCH_ROWS, lane.cursor)
+        except StorageError as error:
+            self._hold(name, lane, lane.cursor + 1, str(error))
+        else:
+            lane.ready.extend(records)
+            lane.cursor = records[-1].row_id if records else newest
+        finally:
+            lane.fetching = False
+            self._wake.set()
 
     def _may_send(self, lane: _LaneState) -> bool:
         """Whether the lane is open; a failed lane turns back once its last acknowledgement and its wait are over."""
         if lane.failed is None:
             return True
-        if lane.in_flight or asyncio.get_running_loop().time() < lane.not_before_s:
+        if lane.in_flight or lane.fetching or asyncio.get_running_loop().time() < lane.not_before_s:
             return False
         lane.cursor, lane.failed = lane.failed - 1, None
         lane.ready.clear()
@@ -128,7 +143,11 @@ class Relay:
 
     async def _sleep(self) -> None:
         """Until a commit, an acknowledgement, or the end of a lane's wait."""
-        waits = [lane.not_before_s for lane in self._lanes.values() if lane.failed is not None and not lane.in_flight]
+        waits = [
+            lane.not_before_s
+            for lane in self._lanes.values()
+            if lane.failed is not None and not lane.in_flight and not lane.fetching
+        ]
         until_s = min(waits, default=None)
         try:
             async with asyncio.timeout_at(until_s):
@@ -157,14 +176,21 @@ class Relay:
         """Go back to `record`. A lost link has its own backoff, so the lane adds none."""
         self.stats.retried += 1
         self._store.mark_attempt((record.row_id,))
+        if self._link.connected:
+            self._hold(record.lane, lane, record.row_id, str(error))
+        else:
+            lane.failed = record.row_id if lane.failed is None else min(lane.failed, record.row_id)
+
+    def _hold(self, name: Lane, lane: _LaneState, row_id: int, reason: str) -> None:
+        """Stop the lane for a while, then go on from `row_id`; one wait for all that fail together."""
         first = lane.failed is None
-        lane.failed = record.row_id if lane.failed is None else min(lane.failed, record.row_id)
-        if not first or not self._link.connected:
+        lane.failed = row_id if lane.failed is None else min(lane.failed, row_id)
+        if not first:
             return
         wait_s = full_jitter(lane.failures, self._backoff.initial_s, self._backoff.max_s, random.random)
         lane.failures += 1
         lane.not_before_s = asyncio.get_running_loop().time() + wait_s
-        log.info("delivery_postponed", lane=record.lane.name.lower(), error=str(error), wait_s=round(wait_s, 3))
+        log.info("delivery_postponed", lane=name.name.lower(), error=reason, wait_s=round(wait_s, 3))
 
     async def _bury(self, record: OutboxRecord, lane: _LaneState, error: RejectedError) -> None:
         self.stats.rejected += 1

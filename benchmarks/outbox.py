@@ -1,0 +1,239 @@
+"""Durable puts per second, and how fast the outbox drains to Mosquitto beside a bare paho loop.
+
+    python benchmarks/outbox.py [--seconds 3] [--messages 5000] [--rounds 3] [--folder DIR] [--port PORT]
+
+Peers run in turn within each round, so that a busy machine hurts all of them; the median round is printed. `cpu` is
+processor time of this process per message, which a busy machine hardly changes. Without --port a Mosquitto is started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import shutil
+import socket
+import sqlite3
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+import structlog
+import uvloop
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+from agent.config.schema import MqttConfig, OutboxConfig
+from agent.mqtt.client import MqttClient
+from agent.mqtt.topics import Topics
+from agent.outbox.relay import Relay
+from agent.outbox.store import OutboxStore
+from agent.ports import Message
+from agent.types import Lane
+
+BODY = b"x" * 500
+TOPICS = Topics("recognizer", "bench")
+TOPIC = TOPICS.event("door", "fight")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """rate: per second; cpu_us: processor time per message; p99_ms: of one operation, 0 = not measured."""
+
+    rate: float
+    cpu_us: float
+    p99_ms: float = 0.0
+
+
+def message(number: int) -> Message:
+    """A message of 500 bytes."""
+    return Message(Lane.EVENT, f"id-{number}", TOPIC, lambda _: BODY)
+
+
+async def puts(folder: Path, producers: int, seconds: float) -> Figure:
+    """`producers` tasks that each wait for their put before the next."""
+    store = await OutboxStore.open(folder / "events.db", OutboxConfig())
+    waits: list[float] = []
+    start, cpu = time.perf_counter(), time.process_time()
+
+    async def produce() -> None:
+        while (begun := time.perf_counter()) - start < seconds:
+            await store.put(message(len(waits)))
+            waits.append(time.perf_counter() - begun)
+
+    await asyncio.gather(*(produce() for _ in range(producers)))
+    took, cpu = time.perf_counter() - start, time.process_time() - cpu
+    await store.close()
+    return Figure(len(waits) / took, cpu / len(waits) * 1e6, statistics.quantiles(waits, n=100)[98] * 1e3)
+
+
+def raw_commits(folder: Path, rows: int, seconds: float) -> Figure:
+    """sqlite3 alone: the same table with one index, `rows` per transaction, WAL and FULL."""
+    values = [("id", 1, TOPIC, BODY, "application/json", 0, "fight", "detected", "door", 0, 0)] * rows
+    count = 0
+    with contextlib.closing(sqlite3.connect(folder / "raw.db", isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("CREATE TABLE m (id INTEGER PRIMARY KEY, a, b, c, d, e, f, g, h, i, j, k)")
+        connection.execute("CREATE INDEX m_b ON m (b)")
+        start, cpu = time.perf_counter(), time.process_time()
+        while time.perf_counter() - start < seconds:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT INTO m (a,b,c,d,e,f,g,h,i,j,k) VALUES (?,?,?,?,?,?,?,?,?,?,?)", values)
+            connection.execute("COMMIT")
+            count += rows
+        took, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return Figure(count / took, cpu / count * 1e6)
+
+
+async def drain(folder: Path, port: int, messages: int, window: int) -> Figure:
+    """Store, relay and client until the last row is acknowledged; the rows are there before the clock starts."""
+    store = await OutboxStore.open(folder / "events.db", OutboxConfig())
+    await asyncio.gather(*(store.put(message(n)) for n in range(messages)))
+    client = MqttClient(MqttConfig(port=port, max_in_flight=window), TOPICS)
+    relay = Relay(store, client, max_in_flight=window)
+    connecting = asyncio.create_task(client.run())
+    await client.wait_connected()
+    start, cpu = time.perf_counter(), time.process_time()
+    relaying = asyncio.create_task(relay.run())
+    while relay.stats.delivered < messages:  # noqa: ASYNC110 - the relay has no event for it
+        await asyncio.sleep(0.005)
+    took, cpu = time.perf_counter() - start, time.process_time() - cpu
+    for task in (relaying, connecting):
+        task.cancel()
+        await asyncio.wait([task])
+    await store.close()
+    return Figure(messages / took, cpu / messages * 1e6)
+
+
+def bare_paho(port: int, messages: int, window: int) -> Figure:
+    """paho's own network thread, a semaphore as the window, no database."""
+    client = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+    client.max_inflight_messages_set(0)
+    slots, connected, finished = threading.Semaphore(window), threading.Event(), threading.Event()
+    acknowledged = 0
+
+    def on_publish(*_: Any) -> None:
+        nonlocal acknowledged
+        acknowledged += 1
+        slots.release()
+        if acknowledged == messages:
+            finished.set()
+
+    client.on_publish = on_publish
+    client.on_connect = lambda *_: connected.set()
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    connected.wait(10)
+    start, cpu = time.perf_counter(), time.process_time()
+    for _ in range(messages):
+        slots.acquire()
+        client.publish(TOPIC, BODY, 1)
+    finished.wait(120)
+    took, cpu = time.perf_counter() - start, time.process_time() - cpu
+    client.disconnect()
+    client.loop_stop()
+    return Figure(messages / took, cpu / messages * 1e6)
+
+
+async def latency(folder: Path, port: int, messages: int) -> Figure:
+    """From `put` to PUBACK with an idle broker, one event every 10 ms."""
+    store = await OutboxStore.open(folder / "events.db", OutboxConfig())
+    client = MqttClient(MqttConfig(port=port), TOPICS)
+    relay = Relay(store, client)
+    tasks = [asyncio.create_task(part.run()) for part in (client, relay)]
+    await client.wait_connected()
+    waits: list[float] = []
+    for number in range(messages):
+        begun = time.perf_counter()
+        await store.put(message(number))
+        while relay.stats.delivered <= number:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+        waits.append(time.perf_counter() - begun)
+        await asyncio.sleep(0.01)
+    for task in reversed(tasks):
+        task.cancel()
+        await asyncio.wait([task])
+    await store.close()
+    return Figure(1 / statistics.median(waits), 0.0, statistics.quantiles(waits, n=100)[98] * 1e3)
+
+
+@contextlib.contextmanager
+def broker(port: int) -> Iterator[int]:
+    """The broker at `port`, or a Mosquitto of our own."""
+    if port:
+        yield port
+        return
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+    if program is None:
+        raise SystemExit("Mosquitto is not installed; give --port of a running broker")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([program, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(500):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.01)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def median(figures: list[Figure]) -> Figure:
+    """The round with the median rate."""
+    return sorted(figures, key=lambda figure: figure.rate)[len(figures) // 2]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--messages", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the databases lie; default: the system's temporary folder")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    results: dict[str, list[Figure]] = {}
+
+    def measure(name: str, work: Callable[[Path], Figure]) -> None:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            results.setdefault(name, []).append(work(Path(folder)))
+
+    with broker(args.port) as port:
+        for _ in range(args.rounds):
+            for rows in (1, 10, 100):
+                measure(f"outbox, {rows} producers", lambda f, n=rows: uvloop.run(puts(f, n, args.seconds)))  # type: ignore[misc]
+                measure(f"raw sqlite3, {rows} rows a commit", lambda f, n=rows: raw_commits(f, n, args.seconds))  # type: ignore[misc]
+            for window in (1, 20, 100):
+                measure(f"drain, {window} in flight", lambda f, w=window: uvloop.run(drain(f, port, args.messages, w)))  # type: ignore[misc]
+                measure(f"bare paho, {window} in flight", lambda _, w=window: bare_paho(port, args.messages, w))  # type: ignore[misc]
+            measure("put to PUBACK, idle", lambda f: uvloop.run(latency(f, port, 300)))
+    if args.json:
+        print(json.dumps({name: vars_of(median(figures)) for name, figures in results.items()}, indent=2))
+        return
+    print(f"{'':32}{'per s':>10}{'cpu us':>10}{'p99 ms':>10}")
+    for name, figures in results.items():
+        figure = median(figures)
+        p99 = f"{figure.p99_ms:.1f}" if figure.p99_ms else ""
+        print(f"{name:32}{figure.rate:10.0f}{figure.cpu_us:10.0f}{p99:>10}")
+
+
+def vars_of(figure: Figure) -> dict[str, float]:
+    """`figure` as a mapping."""
+    return {"per_s": figure.rate, "cpu_us": figure.cpu_us, "p99_ms": figure.p99_ms}
+
+
+if __name__ == "__main__":
+    main()
