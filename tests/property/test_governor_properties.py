@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.config.schema import GovernorConfig
 from agent.health.governor import LADDER, MAX_PATIENCE, Governor, GovernorSample
 
 S = 1_000_000_000
+unhurried = settings(deadline=None)  # a loaded machine is no finding
 fractions = st.none() | st.floats(0, 1)
 samples = st.builds(
     GovernorSample,
@@ -41,6 +42,7 @@ def replay(governor: Governor, history: list[tuple[GovernorSample, int]]) -> lis
     return out
 
 
+@unhurried
 @given(configs, histories)
 def test_steps_stay_on_the_ladder_and_move_one_at_a_time(
     config: GovernorConfig, history: list[tuple[GovernorSample, int]]
@@ -52,6 +54,7 @@ def test_steps_stay_on_the_ladder_and_move_one_at_a_time(
         before = step
 
 
+@unhurried
 @given(configs, histories)
 def test_at_most_one_change_per_interval(config: GovernorConfig, history: list[tuple[GovernorSample, int]]) -> None:
     changes_ns = [now_ns for now_ns, _, changed in replay(Governor(config), history) if changed]
@@ -59,6 +62,7 @@ def test_at_most_one_change_per_interval(config: GovernorConfig, history: list[t
         assert later - earlier >= config.interval_s * S
 
 
+@unhurried
 @given(configs, histories)
 def test_every_change_says_why(config: GovernorConfig, history: list[tuple[GovernorSample, int]]) -> None:
     governor, now_ns = Governor(config), 0
@@ -68,6 +72,7 @@ def test_every_change_says_why(config: GovernorConfig, history: list[tuple[Gover
         assert not decision.changed or decision.reasons
 
 
+@unhurried
 @given(configs, histories, steps_ns)
 def test_calm_brings_it_back_to_full_service(
     config: GovernorConfig, history: list[tuple[GovernorSample, int]], pause_ns: int
@@ -80,13 +85,14 @@ def test_calm_brings_it_back_to_full_service(
         config.step_up_after_s * MAX_PATIENCE * S + config.interval_s * S + 2 * pause_ns
     )
     end_ns, previous = now_ns + longest_ns, governor.step
-    for at_ns in range(now_ns + pause_ns, end_ns + pause_ns, max(pause_ns, longest_ns // 400)):
+    for at_ns in range(now_ns + pause_ns, end_ns + pause_ns, max(pause_ns, longest_ns // 200)):
         step = governor.update(calm, at_ns).step
         assert step <= previous
         previous = step
     assert governor.step == 0
 
 
+@unhurried
 @given(configs, st.lists(steps_ns, min_size=1, max_size=150))
 def test_constant_overload_never_speeds_it_up(config: GovernorConfig, pauses: list[int]) -> None:
     overload = GovernorSample(cpu=1.0)
@@ -94,6 +100,7 @@ def test_constant_overload_never_speeds_it_up(config: GovernorConfig, pauses: li
     assert steps == sorted(steps)
 
 
+@unhurried
 @given(configs, histories)
 def test_same_history_same_decisions(config: GovernorConfig, history: list[tuple[GovernorSample, int]]) -> None:
     assert replay(Governor(config), history) == replay(Governor(config), history)
