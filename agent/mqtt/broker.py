@@ -24,6 +24,7 @@ class EmbeddedBroker:
         self.host = host
         self.port = port or _free_port(host)
         self._broker: Any = None
+        self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
 
     async def __aenter__(self) -> Self:
         try:
@@ -40,6 +41,21 @@ class EmbeddedBroker:
             "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
         }
         broker = Broker(settings)
+        serve = broker.stream_connected
+
+        async def stream_connected(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+        ) -> None:
+            task = asyncio.current_task()
+            if task is not None:
+                self._connections[task] = writer
+                task.add_done_callback(lambda done: self._connections.pop(done, None))
+            try:
+                await serve(reader, writer, listener_name)
+            finally:
+                writer.close()
+
+        broker.stream_connected = stream_connected
         try:
             await broker.start()
         except BrokerError as error:
@@ -58,6 +74,17 @@ class EmbeddedBroker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SHUTDOWN_S):
                 await broker.shutdown()
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        """End the connections that the shutdown left open; amqtt forgets those of clients that came in meanwhile."""
+        connections = dict(self._connections)
+        for task, writer in connections.items():
+            writer.close()
+            task.cancel()
+        if connections:
+            await asyncio.wait(connections, timeout=_SHUTDOWN_S)
+        await asyncio.sleep(0)  # transports close in the next turn
 
 
 def _free_port(host: str) -> int:
