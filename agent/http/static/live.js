@@ -11,7 +11,7 @@ function element(tag, text, className) {
 }
 
 function liveUrl(camera) {
-  return `/api/v1/cameras/${encodeURIComponent(camera)}/live.mjpg?mode=${byId("mode").value}`;
+  return `/api/v1/cameras/${encodeURIComponent(camera)}/live.mjpg?mode=${byId("mode").value}&t=${Date.now()}`;
 }
 
 function cameraCard(camera) {
@@ -22,6 +22,7 @@ function cameraCard(camera) {
     const picture = element("img");
     picture.alt = `live picture of camera ${camera.camera}`;
     picture.src = liveUrl(camera.camera);
+    picture.addEventListener("error", () => setTimeout(() => { picture.src = liveUrl(camera.camera); }, 2000));
     card.append(picture, element("p"));
     byId("cameras").append(card);
   }
@@ -90,20 +91,28 @@ function show(state) {
   showBox(state);
 }
 
+function reloadPictures() {
+  document.querySelectorAll(".camera").forEach((card) => { card.querySelector("img").src = liveUrl(card.dataset.id); });
+}
+
+let lost = false;
+
 async function poll() {
   try {
-    const response = await fetch("/api/v1/state");
+    const response = await fetch("/api/v1/state", { signal: AbortSignal.timeout(5000) });
     if (!response.ok) throw new Error(response.statusText);
     show(await response.json());
+    if (lost) reloadPictures(); // a stream that broke off does not come back by itself
+    lost = false;
   } catch (error) {
+    lost = true;
     const level = byId("level");
     level.textContent = "no connection to the agent";
     level.className = "failed";
   }
+  document.body.classList.toggle("lost", lost); // old pictures must not look live
   setTimeout(poll, 1000);
 }
 
-byId("mode").addEventListener("change", () => {
-  document.querySelectorAll(".camera").forEach((card) => { card.querySelector("img").src = liveUrl(card.dataset.id); });
-});
+byId("mode").addEventListener("change", reloadPictures);
 poll();

@@ -1,0 +1,492 @@
+"""The HTTP face: a real server over a view of plain values, and the same server inside a running agent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import cv2
+import jsonschema
+import numpy as np
+import pytest
+import pytest_asyncio
+from fakes.plugin import install, save_recording
+from fakes.replay import walkers
+from fakes.video import make_video
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.app import Agent
+from agent.config.load import load_config
+from agent.config.schema import HttpConfig
+from agent.errors import ConfigError, DataError, StorageError
+from agent.events.cloudevents import load_schema
+from agent.http.server import MODES, EventFilter, HttpServer, describe
+from agent.overlay import Mode
+
+CHROMIUM = shutil.which("chromium")
+JPEG = bytes(cv2.imencode(".jpg", np.full((48, 64, 3), 90, np.uint8))[1])
+
+
+class PlainView:
+    """An AgentView of plain values; notes what the server tells it."""
+
+    def __init__(self) -> None:
+        self.level = "ok"
+        self.is_ready = True
+        self.fault: Exception | None = None
+        self.queries: list[EventFilter] = []
+        self.requests: list[tuple[str, str, int]] = []
+        self.sessions = 0
+        self.streams = 0
+        self.slowest_s = 0.0
+
+    def health(self) -> dict[str, Any]:
+        return {"level": self.level, "reasons": []}
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    def state(self) -> dict[str, Any]:
+        return {"device": "<script>alert(1)</script>"}
+
+    def metrics(self) -> tuple[bytes, str]:
+        return b"up 1\n", "text/plain; version=0.0.4"
+
+    def camera_ids(self) -> list[str]:
+        return ["cam", "dark"]
+
+    async def events(self, query: EventFilter) -> list[dict[str, Any]]:
+        self.queries.append(query)
+        if self.fault is not None:
+            raise self.fault
+        return [{"id": "e1"}]
+
+    async def picture(self, camera_id: str, mode: str) -> bytes | None:
+        return JPEG if camera_id == "cam" else None
+
+    async def pictures(self, camera_id: str, mode: str) -> AsyncGenerator[bytes, None]:
+        self.streams += 1
+        try:
+            while True:
+                if camera_id == "cam":
+                    yield JPEG
+                await asyncio.sleep(0.01)
+        finally:
+            self.streams -= 1
+
+    def request_done(self, method: str, route: str, status: int, seconds: float) -> None:
+        self.requests.append((method, route, status))
+        self.slowest_s = max(self.slowest_s, seconds)
+
+    def session(self, change: int) -> None:
+        self.sessions += change
+
+
+class Site:
+    """A running server and a client for it."""
+
+    def __init__(self, client: aiohttp.ClientSession, view: PlainView, port: int) -> None:
+        self.client = client
+        self.view = view
+        self.port = port
+
+    async def get(self, path: str, method: str = "GET") -> tuple[int, Any, aiohttp.ClientResponse]:
+        """Status, body (decoded where it is JSON) and response."""
+        async with self.client.request(method, path) as response:
+            body = await response.read()
+            is_json = body and response.content_type == "application/json"
+            return response.status, json.loads(body) if is_json else body, response
+
+
+@asynccontextmanager
+async def serving(view: PlainView) -> AsyncIterator[Site]:
+    server = HttpServer(HttpConfig(port=0), view)
+    task = asyncio.create_task(server.run())
+    try:
+        await asyncio.wait_for(server.started.wait(), 10)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as client:
+            yield Site(client, view, server.port)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest_asyncio.fixture
+async def site() -> AsyncIterator[Site]:
+    before = asyncio.all_tasks()
+    async with serving(PlainView()) as made:
+        yield made
+    await asyncio.sleep(0)
+    assert {task for task in asyncio.all_tasks() - before if not task.done()} <= {asyncio.current_task()}
+
+
+async def until(condition: Any, what: str) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - looks from outside, as a client would
+            await asyncio.sleep(0.01)
+    assert condition(), what
+
+
+# --- for machines -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("level", "status"), [("ok", 200), ("degraded", 200), ("failed", 503)])
+async def test_health_fails_only_when_the_agent_cannot_do_its_job(site: Site, level: str, status: int) -> None:
+    site.view.level = level
+    assert (await site.get("/health"))[:2] == (status, {"level": level, "reasons": []})
+
+
+@pytest.mark.parametrize(("ready", "status"), [(True, 200), (False, 503)])
+async def test_ready(site: Site, ready: bool, status: int) -> None:
+    site.view.is_ready = ready
+    assert (await site.get("/ready"))[:2] == (status, {"ready": ready})
+
+
+async def test_metrics_come_with_their_content_type(site: Site) -> None:
+    status, body, response = await site.get("/metrics")
+    assert (status, body) == (200, b"up 1\n")
+    assert response.headers["Content-Type"] == "text/plain; version=0.0.4"
+
+
+async def test_event_filters_reach_the_view(site: Site) -> None:
+    path = "/api/v1/events?limit=7&since=2026-01-01T00:00Z&until=x&kind=fight&camera=cam"
+    assert (await site.get(path))[:2] == (200, {"events": [{"id": "e1"}]})
+    assert site.view.queries == [EventFilter(7, "2026-01-01T00:00Z", "x", "fight", "cam")]
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "1001", "x", "1.5", "", "9" * 5000])
+async def test_a_bad_limit_is_refused_with_a_reason(site: Site, limit: str) -> None:
+    status, body, _ = await site.get(f"/api/v1/events?limit={limit}")
+    assert status == 400
+    assert "limit must be" in body["error"]
+
+
+async def test_errors_of_the_agent_become_answers(site: Site) -> None:
+    site.view.fault = DataError("'x' is no time")
+    assert (await site.get("/api/v1/events"))[:2] == (400, {"error": "'x' is no time"})
+    site.view.fault = StorageError("disk I/O error")
+    assert (await site.get("/api/v1/events"))[:2] == (503, {"error": "disk I/O error"})
+
+
+async def test_a_bug_is_an_answer_without_its_details(site: Site) -> None:
+    site.view.fault = RuntimeError("rtsp://user:secret@cam")
+    status, body, response = await site.get("/api/v1/events")
+    assert status == 500
+    assert b"secret" not in body
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert site.view.requests[-1] == ("GET", "/api/v1/events", 500)
+
+
+async def test_what_is_not_there(site: Site) -> None:
+    for path in ("/nothing", "/api/v1/", "/..%2f..%2fetc/passwd", "/static/live.js", "/%00"):
+        status, body, _ = await site.get(path)
+        assert (status, "error" in body) == (404, True), path
+    assert {route for _, route, _ in site.view.requests} == {"unmatched"}
+
+
+async def test_only_reading_is_allowed_and_the_answer_says_so(site: Site) -> None:
+    status, body, response = await site.get("/health", "POST")
+    assert (status, body) == (405, {"error": "Method Not Allowed"})
+    assert set(response.headers["Allow"].split(",")) == {"GET", "HEAD"}
+    status, body, _ = await site.get("/health", "HEAD")
+    assert (status, body) == (200, b"")
+
+
+async def test_exotic_methods_do_not_become_metric_labels(site: Site) -> None:
+    for method in ("PROPFIND", "MKCOL", "LOCK"):
+        await site.get("/health", method)
+    assert {method for method, _, _ in site.view.requests} == {"other"}
+
+
+async def test_every_answer_carries_the_security_headers(site: Site) -> None:
+    paths = ("/", "/health", "/nothing", "/api/v1/events?limit=0", "/api/v1/cameras/cam/snapshot.jpg")
+    for path in paths:
+        headers = (await site.get(path))[2].headers
+        assert headers["Content-Security-Policy"] == "default-src 'self'; frame-ancestors 'none'", path
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["Server"] == "recognizer-agent"  # and not which library in which version
+    async with site.client.get("/api/v1/cameras/cam/live.mjpg") as stream:
+        assert stream.headers["Referrer-Policy"] == "no-referrer"
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+async def test_snapshot(site: Site) -> None:
+    status, body, response = await site.get("/api/v1/cameras/cam/snapshot.jpg?mode=raw")
+    assert (status, body, response.content_type) == (200, JPEG, "image/jpeg")
+    assert (await site.get("/api/v1/cameras/dark/snapshot.jpg"))[0] == 404
+
+
+@pytest.mark.parametrize("kind", ["snapshot.jpg", "live.mjpg"])
+async def test_unknown_cameras_and_modes_are_refused(site: Site, kind: str) -> None:
+    for camera in ("none", "a%0Ab", "%3Cscript%3E", "x" * 500, "%F0%9F%98%80"):
+        assert (await site.get(f"/api/v1/cameras/{camera}/{kind}"))[:2] == (404, {"error": "there is no such camera"})
+    status, body, _ = await site.get(f"/api/v1/cameras/cam/{kind}?mode=x-ray")
+    assert status == 400
+    assert "full, skeleton, minimal, raw" in body["error"]
+    assert site.view.sessions == 0
+
+
+def test_the_modes_offered_are_those_that_can_be_drawn() -> None:
+    assert set(MODES) == {mode.value for mode in Mode}
+
+
+async def read_parts(response: aiohttp.ClientResponse, count: int) -> list[bytes]:
+    """The first `count` pictures of a multipart stream, read as a browser does: boundary, headers, body."""
+    pictures = []
+    assert await response.content.readline() == b"--frame\r\n"
+    while len(pictures) < count:
+        assert await response.content.readline() == b"Content-Type: image/jpeg\r\n"
+        length = int((await response.content.readline()).removeprefix(b"Content-Length: "))
+        assert await response.content.readline() == b"\r\n"
+        pictures.append(await response.content.readexactly(length))
+        assert await response.content.readexactly(11) == b"\r\n--frame\r\n"
+    return pictures
+
+
+async def test_live_stream_is_made_of_pictures_and_ends_with_its_viewer(site: Site) -> None:
+    async with site.client.get("/api/v1/cameras/cam/live.mjpg") as response:
+        assert response.headers["Content-Type"] == "multipart/x-mixed-replace; boundary=frame"
+        assert await read_parts(response, 3) == [JPEG] * 3
+        assert (site.view.sessions, site.view.streams) == (1, 1)
+        await asyncio.sleep(0.3)
+        response.close()
+    await until(lambda: (site.view.sessions, site.view.streams) == (0, 0), "the stream ends")
+    assert site.view.requests == [("GET", "/api/v1/cameras/{camera}/live.mjpg", 200)]
+    assert site.view.slowest_s < 0.3  # its length is no response time
+
+
+async def test_a_viewer_of_a_dark_camera_can_leave_too(site: Site) -> None:
+    response = await site.client.get("/api/v1/cameras/dark/live.mjpg")
+    await until(lambda: site.view.streams == 1, "the stream began")
+    response.close()
+    await until(lambda: (site.view.sessions, site.view.streams) == (0, 0), "the stream ends")
+
+
+async def test_head_of_a_live_stream_ends_at_once(site: Site) -> None:
+    assert (await asyncio.wait_for(site.get("/api/v1/cameras/cam/live.mjpg", "HEAD"), 5))[0] == 200
+    assert (site.view.sessions, site.view.streams) == (0, 0)
+
+
+async def test_viewers_do_not_keep_the_server_from_stopping() -> None:
+    view = PlainView()
+    async with asyncio.timeout(10), serving(view) as site:
+        response = await site.client.get("/api/v1/cameras/cam/live.mjpg")
+        await until(lambda: view.streams == 1, "the stream began")
+    response.close()
+    assert (view.sessions, view.streams) == (0, 0)
+
+
+# --- the address ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_port_in_use_is_named_with_a_hint() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}.*another program"):
+            await HttpServer(HttpConfig(port=port), PlainView()).run()
+
+
+async def test_an_address_of_another_machine_is_named_with_a_hint() -> None:
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1.*address of this machine"):
+        await HttpServer(HttpConfig(host="192.0.2.1"), PlainView()).run()
+
+
+# --- inside a running agent -------------------------------------------------------------------------------------------
+
+
+def write_config(folder: Path) -> Path:
+    """A camera that plays two walkers in a loop, with a fight that comes and goes."""
+    folder.mkdir(exist_ok=True)
+    video = make_video(folder / "scene.mp4", 50, size=(320, 240), fps=25)
+    document = {
+        "device_id": "box",
+        "state_dir": str(folder / "state"),
+        "cameras": [{"id": "hall", "source": str(video), "loop": True, "pace": True, "frozen_after_s": 0, "blind_after_s": 0}],
+        "pose": {"estimator": "replay", "model": str(save_recording(folder / "p.npz", walkers(2, 50, size=(240, 320))))},
+        "services": {
+            "fall": {"enabled": False},
+            "fight": {
+                "classifier": "scripted", "model": "/none", "options": {"script": [0.9, 0.1]},
+                "window": {"length": 4, "stride": 2, "min_track_frames": 1},
+                "rules": {
+                    "alert_count": 1, "normal_count": 1, "cooldown_s": 0, "min_duration_s": 0.01, "max_duration_s": 9,
+                },
+            },
+        },
+        "mqtt": {"enabled": False},
+        "http": {"port": 0},
+        "health": {"probe_interval_s": 0.2, "governor": {"enabled": False, "cpu_high": 1, "memory_high": 1}},
+    }  # fmt: skip
+    config = folder / "agent.yaml"
+    config.write_text(json.dumps(document))
+    return config
+
+
+@asynccontextmanager
+async def running_agent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """An agent in this process; the address of its pages."""
+    install(folder / "plugins")
+    monkeypatch.syspath_prepend(str(folder / "plugins"))
+    config = load_config([write_config(folder)], env={})
+    agent = Agent(config, environ={}, load=lambda: config)
+    task = asyncio.create_task(agent.run())
+    try:
+        async with asyncio.timeout(30):
+            await agent.ready_event.wait()
+            assert agent.http is not None
+            await agent.http.started.wait()
+        yield f"http://127.0.0.1:{agent.http.port}"
+    finally:
+        agent.stop()
+        await asyncio.wait_for(task, 30)
+
+
+REQUIRED_METRICS = {
+    "recognizer_pose_estimation_duration_seconds", "recognizer_tracking_duration_seconds",
+    "recognizer_classification_duration_seconds", "recognizer_api_requests", "recognizer_api_request_duration_seconds",
+    "recognizer_active_realtime_sessions", "recognizer_gpu_memory_usage_bytes", "recognizer_frames",
+    "recognizer_outbox_depth", "recognizer_mqtt_connected", "recognizer_health_level", "recognizer_events",
+}  # fmt: skip
+
+
+async def test_a_running_agent_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_agent(tmp_path, monkeypatch) as url, aiohttp.ClientSession(url) as client:
+
+        async def get(path: str) -> Any:
+            async with client.get(path) as response:
+                return await response.json()
+
+        async with asyncio.timeout(30):
+            while len((await get("/api/v1/state"))["events"]) < 6:  # noqa: ASYNC110 - polls, as the page does
+                await asyncio.sleep(0.1)
+        state = await get("/api/v1/state")
+        (camera,) = state["cameras"]
+        assert (state["device"], state["ready"], state["health"]["level"]) == ("box", True, "ok")
+        assert (camera["camera"], camera["state"], camera["live"]["people"]) == ("hall", "streaming", 2)
+        assert "fight" in camera["live"]["scores"]
+        assert describe(state) == "ok; 1 of 1 cameras streaming"
+        assert (await get("/ready")) == {"ready": True}
+
+        events = (await get("/api/v1/events?limit=3&kind=fight&camera=hall"))["events"]
+        assert len(events) == 3
+        for event in events:
+            assert event.pop("delivery") in ("delivered", "pending")
+            jsonschema.validate(event, load_schema())
+        numbers = [event["data"]["sequence"] for event in events]
+        assert numbers == sorted(numbers, reverse=True)
+        assert (await get("/api/v1/events?kind=fall"))["events"] == []
+        assert (await get("/api/v1/events?until=2026-01-01T00:00Z"))["events"] == []
+        for bad in ("yesterday", "2026-13-01", "0001-01-01T00:00%2B14:00"):
+            async with client.get(f"/api/v1/events?since={bad}") as response:
+                assert response.status == 400
+                assert (await response.json())["error"]
+
+        async with client.get("/metrics") as response:
+            text = await response.text()
+        families = {family.name for family in text_string_to_metric_families(text)}
+        assert families >= REQUIRED_METRICS
+        async with client.get("/api/v1/cameras/hall/snapshot.jpg") as response:
+            image = cv2.imdecode(np.frombuffer(await response.read(), np.uint8), cv2.IMREAD_COLOR)
+        assert image is not None
+        assert image.shape == (240, 320, 3)
+        async with client.get("/api/v1/cameras/hall/live.mjpg?mode=skeleton") as response:
+            for jpeg in await read_parts(response, 3):
+                assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) is not None
+            assert "recognizer_active_realtime_sessions 1.0" in await (await client.get("/metrics")).text()
+            response.close()
+        await asyncio.sleep(0.2)
+        assert "recognizer_active_realtime_sessions 0.0" in await (await client.get("/metrics")).text()
+
+
+async def test_two_agents_want_one_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_agent(tmp_path / "one", monkeypatch) as url:
+        folder = tmp_path / "two"
+        config = load_config([write_config(folder)], env={})
+        taken = config.http.model_copy(update={"port": int(url.rsplit(":", 1)[1])})
+        config = config.model_copy(update={"http": taken})
+        agent = Agent(config, environ={}, load=lambda: config)
+        task = asyncio.create_task(agent.run())
+        await asyncio.wait_for(agent.ready_event.wait(), 30)
+
+        def failing() -> list[str]:
+            return [reason.detail for reason in agent.health.snapshot().reasons if reason.subject == "http"]
+
+        await until(failing, "the second one says what is wrong")
+        assert "another program uses it" in failing()[0]
+        agent.stop()
+        await asyncio.wait_for(task, 30)
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "part"),
+    [
+        ("/", "text/html", b"Latest events"),
+        ("/live.css", "text/css", b"--bad"),
+        ("/live.js", "text/javascript", b"poll()"),
+    ],
+)
+async def test_the_page_is_served(site: Site, path: str, kind: str, part: bytes) -> None:
+    status, body, response = await site.get(path)
+    assert (status, response.content_type, response.charset) == (200, kind, "utf-8")
+    assert part in body
+
+
+def test_the_page_never_writes_markup() -> None:
+    script = (Path(__file__).parents[2] / "agent/http/static/live.js").read_text()
+    for dangerous in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+        assert dangerous not in script
+
+
+def chromium(folder: Path, *arguments: str) -> list[str]:
+    quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
+    return [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-sync", *quiet,
+        f"--user-data-dir={folder}", *arguments,
+    ]  # fmt: skip
+
+
+async def browse(folder: Path, *arguments: str) -> str:
+    """What Chromium prints; three seconds of the page's own time pass first."""
+    command = chromium(folder / "profile", "--virtual-time-budget=3000", *arguments)
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return (await asyncio.wait_for(process.communicate(), 60))[0].decode()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+async def test_a_browser_shows_state_cameras_and_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_agent(tmp_path, monkeypatch) as url:
+        dom = await browse(tmp_path, "--dump-dom", url)
+    assert '<p id="level" role="status" class="ok">ok</p>' in dom
+    assert 'class="camera' in dom
+    assert 'data-id="hall"' in dom
+    assert "2 people" in dom
+    assert "/api/v1/cameras/hall/live.mjpg?mode=full" in dom
+    assert dom.count("<tr") > 3
+    assert "fight detected" in dom
+    assert "<dt>Processor</dt>" in dom
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+async def test_a_browser_plays_the_live_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shot = tmp_path / "page.png"
+    async with running_agent(tmp_path, monkeypatch) as url:
+        await browse(tmp_path, "--window-size=1300,800", f"--screenshot={shot}", url)
+    page = cv2.imread(str(shot))
+    assert page is not None
+    inside = page[150:650, 60:780]  # the camera card, less its edges
+    assert inside.max() > 100  # a picture; without one the card is black
+    assert (inside.max(axis=2) - inside.min(axis=2)).max() > 60  # with coloured skeletons on it
