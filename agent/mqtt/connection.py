@@ -260,11 +260,11 @@ class Connection:
     def _send(self, topic: str, payload: bytes, qos: int, retain: bool) -> int:
         """Hand a message to paho and the socket; returns its packet id."""
         self._raise_if_ended()
-        size = len(topic.encode()) + len(payload) + _PUBLISH_OVERHEAD_BYTES
-        if self._max_packet_bytes is not None and size > self._max_packet_bytes:
-            raise RejectedError(
-                f"{size} bytes are more than the broker takes ({self._max_packet_bytes})", _PACKET_TOO_LARGE
-            )
+        if self._max_packet_bytes is not None:
+            size = len(topic.encode()) + len(payload) + _PUBLISH_OVERHEAD_BYTES
+            if size > self._max_packet_bytes:
+                text = f"{size} bytes are more than the broker takes ({self._max_packet_bytes})"
+                raise RejectedError(text, _PACKET_TOO_LARGE)
         try:
             info = self._client.publish(topic, payload, qos, retain)
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import deque
 from dataclasses import dataclass, field
@@ -148,13 +149,12 @@ class Relay:
             for lane in self._lanes.values()
             if lane.failed is not None and not lane.in_flight and not lane.fetching
         ]
-        until_s = min(waits, default=None)
-        try:
-            async with asyncio.timeout_at(until_s):
+        if not waits:
+            await self._wake.wait()
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(min(waits)):
                 await self._wake.wait()
-        except TimeoutError:
-            if until_s is None:
-                raise
 
     async def _deliver(self, record: OutboxRecord, lane: _LaneState) -> None:
         try:

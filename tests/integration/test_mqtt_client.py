@@ -7,6 +7,7 @@ import contextlib
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -38,6 +39,11 @@ async def running(config: MqttConfig, *, wait: bool = True) -> AsyncIterator[Mqt
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
@@ -301,6 +307,28 @@ async def test_a_listener_that_does_not_speak_mqtt_is_no_hot_loop() -> None:
         await asyncio.sleep(1.0)
         assert client.status().error
     assert 1 <= connections < 30
+
+
+async def test_hundreds_of_reconnects_leak_no_descriptor_and_no_thread() -> None:
+    connections = 0
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.read(1000)
+        if connections % 2:
+            writer.write(bytes([0x20, 2, 0, 0]))  # welcome, and gone
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    config = MqttConfig(port=port, protocol="3.1.1", reconnect=BackoffConfig(initial_s=0.001, max_s=0.002))
+    async with server, running(config, wait=False):
+        await until(lambda: connections > 20)
+        before = descriptors()
+        await until(lambda: connections > 300, 60)
+        assert descriptors() <= before + 4
+        assert threading.active_count() < 10
 
 
 async def test_stopping_while_connecting_is_quick() -> None:
