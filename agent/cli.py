@@ -25,6 +25,7 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     args = build_parser().parse_args(argv)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on it reports model names to its maker otherwise
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else its FFmpeg writes to stderr past every handler
     configure_logging(LogConfig(level="warning"))
     try:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("agent", deadline=None)  # CI machines are noisy; the time-out of the test is the limit
+settings.load_profile("agent")
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"

@@ -154,6 +154,7 @@ class Monitor:
                 self._health.clear_reason(reason)
         low_disk = free is not None and free < self._config.disk_min_free_bytes
         self._health.set_reason(Reason.DISK_LOW, low_disk, f"{(free or 0) / 1e6:.0f} MB free")
+        self._health.set_reason(Reason.GPU_LOST, any(gpu.lost for gpu in sample.gpus), "it no longer answers")
         self._health.set_reason(Reason.GPU_THROTTLED, bool(signals.gpu_thermal_throttle), "the driver slows the clocks")
 
     def _govern(self, sample: ProbeSample) -> None:
