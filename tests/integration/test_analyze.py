@@ -1,0 +1,297 @@
+"""`recognizer-agent analyze` and `evaluate action` on made videos, with replayed poses and scripted verdicts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from fakes.plugin import save_recording
+from fakes.replay import walkers
+from fakes.video import make_video
+from test_cli import Shell
+
+from agent.commands.analyze import output_names
+from agent.events.cloudevents import load_schema
+
+FRAMES = 30
+SIZE = (320, 240)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def video(shell: Shell, name: str = "clip.mp4", frames: int = FRAMES) -> Path:
+    path = shell.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return make_video(path, frames, size=SIZE, fps=25)
+
+
+def config(shell: Shell, script: list[float] | None = None) -> Path:
+    recording = walkers(2, FRAMES, size=(SIZE[1], SIZE[0]))
+    return shell.config({
+        "device_id": "box",
+        "pose": {"estimator": "replay", "model": str(save_recording(shell.folder / "poses.npz", recording))},
+        "services": {
+            "fall": {"enabled": False},
+            "fight": {
+                "classifier": "scripted", "model": "/none", "options": {"script": script or [0.9, 0.1]},
+                "window": {"length": 4, "stride": 2, "min_track_frames": 1},
+                "rules": {
+                    "alert_count": 1, "normal_count": 1, "cooldown_s": 0, "min_duration_s": 0.01, "max_duration_s": 9,
+                },
+            },
+        },
+    })  # fmt: skip
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_files_of_a_video(shell: Shell) -> None:
+    out = shell.folder / "out"
+    done = shell.run("analyze", video(shell), "--config", config(shell), "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    (summary,) = json.loads(done.stdout)
+    folder = out / "clip"
+    assert {path.name for path in folder.iterdir()} == {
+        "poses.jsonl", "tracks.txt", "windows.jsonl", "events.jsonl", "summary.json",
+    }  # fmt: skip
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert (summary["frames"], summary["tracks"], summary["people_per_frame"]) == (FRAMES, 2, 2.0)
+    assert (summary["width"], summary["height"], summary["error"]) == (*SIZE, "")
+    assert summary["models"] == {"pose": "replay-1", "action/fight": "scripted-fight"}
+
+    poses = lines(folder / "poses.jsonl")
+    assert [pose["frame"] for pose in poses] == list(range(1, FRAMES + 1))
+    assert [round(pose["t"] * 25) for pose in poses] == list(range(FRAMES))
+    person = poses[0]["people"][0]
+    assert (len(person["box"]), len(person["keypoints"]), len(person["keypoints"][0])) == (4, 17, 3)
+
+    rows = [line.split(",") for line in (folder / "tracks.txt").read_text().splitlines()]
+    assert {len(row) for row in rows} == {10}
+    assert [int(row[0]) for row in rows] == sorted(int(row[0]) for row in rows)
+    assert {int(row[1]) for row in rows} == {1, 2}
+    assert all(float(row[4]) > 0 and float(row[5]) > 0 and row[7:] == ["-1"] * 3 for row in rows)
+
+    windows = lines(folder / "windows.jsonl")
+    assert len(windows) == summary["windows"]["fight"]
+    assert max(window["probability"] for window in windows) == summary["max_probability"]["fight"] == 0.9
+
+    events = lines(folder / "events.jsonl")
+    for event in events:
+        jsonschema.validate(event, load_schema())
+    assert [event["data"]["sequence"] for event in events] == list(range(1, len(events) + 1))
+    started = [event for event in events if event["type"] == "recognizer.event.started.v1"]
+    ended = [event for event in events if event["type"] == "recognizer.event.ended.v1"]
+    assert len(started) == len(ended) == summary["events"]["fight"] > 0
+    assert events[-1] in ended
+
+
+def test_a_bad_video_costs_its_own_results_and_exit_code_1(shell: Shell) -> None:
+    bad, good, out = shell.folder / "bad.mp4", video(shell, "good.mp4"), shell.folder / "out"
+    bad.write_bytes(b"no video at all" * 100)
+    missing = shell.folder / "missing.mp4"
+    done = shell.run("analyze", bad, missing, good, "--config", config(shell), "--out", out, "--json")
+    assert done.returncode == 1
+    summaries = json.loads(done.stdout)
+    assert [summary["frames"] for summary in summaries] == [0, 0, FRAMES]
+    assert "not a readable video" in summaries[0]["error"]
+    assert "no such file" in summaries[1]["error"]
+    assert summaries[2]["error"] == ""
+    assert "Traceback" not in done.stderr
+    assert len(lines(out / "good" / "poses.jsonl")) == FRAMES
+    assert json.loads((out / "bad" / "summary.json").read_text())["error"]
+
+
+def test_a_video_that_was_cut_off_keeps_what_it_holds_and_says_so(shell: Shell) -> None:
+    whole = video(shell, "long.avi", 100)
+    cut = shell.folder / "cut.avi"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    done = shell.run("analyze", cut, "--config", config(shell), "--out", shell.folder / "out", "--json")
+    (summary,) = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert 0 < summary["frames"] < 100
+    assert "cut off" in summary["error"]
+    assert len(lines(shell.folder / "out" / "cut" / "poses.jsonl")) == summary["frames"]
+
+
+def test_two_videos_of_one_name_do_not_share_a_folder(shell: Shell) -> None:
+    videos = [video(shell, "a/clip.mp4", 5), video(shell, "b/clip.mp4", 7)]
+    done = shell.run("analyze", *videos, "--config", config(shell), "--out", shell.folder / "out")
+    assert done.returncode == 0, done.stderr
+    assert [len(lines(shell.folder / "out" / name / "poses.jsonl")) for name in ("clip", "clip-2")] == [5, 7]
+    assert done.stdout.count("frames at") == 2
+
+
+def test_output_names_stay_in_their_folder_and_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    videos = ["a.mp4", "x/a.avi", "a-2.mp4", "..", ".", "/", "x/.."]
+    names = output_names([Path(video) for video in videos])
+    assert len(set(names)) == len(videos)
+    assert not {name for name in names if "/" in name or name in ("", ".", "..")}
+    assert names[:2] == ["a", "a-2"]
+
+
+def test_an_interrupted_run_leaves_only_partial_files(shell: Shell) -> None:
+    endless = video(shell, "long.mp4", 2500)
+    out = shell.folder / "out"
+    command = shell.command("analyze", endless, "--config", config(shell), "--out", out)
+    process = subprocess.Popen(command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    poses = out / "long" / "poses.jsonl.partial"
+    deadline = time.monotonic() + 30
+    while not (poses.exists() and poses.stat().st_size):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+    assert {path.suffix for path in (out / "long").iterdir()} == {".partial"}
+
+
+@pytest.mark.parametrize("kind", ["file", "read-only"])
+def test_an_output_folder_that_cannot_be_written_is_one_line(shell: Shell, kind: str) -> None:
+    out = shell.folder / "out"
+    out.write_text("a file") if kind == "file" else out.symlink_to("/proc/self")
+    done = shell.run("analyze", video(shell), "--config", config(shell), "--out", out)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {out}")
+    assert "Traceback" not in done.stderr
+
+
+# --- evaluate action --------------------------------------------------------------------------------------------------
+
+
+def clips(shell: Shell, rows: list[tuple[str, str]], *, make: bool = True) -> Path:
+    table = shell.folder / "clips.csv"
+    table.write_text("".join(f"{file},{label}\n" for file, label in [("file", "label"), *rows]))
+    for file, _ in rows:
+        if make and not (shell.folder / file).exists():
+            video(shell, file, 4)  # one window each
+    return table
+
+
+def test_figures_of_labelled_clips(shell: Shell) -> None:
+    rows = [("a.mp4", "fight"), ("b.mp4", "fight"), ("c.mp4", "walk"), ("d.mp4", "walk"), ("e.mp4", "walk")]
+    table, report = clips(shell, rows), shell.folder / "sub" / "report.json"
+    script = [0.9, 0.3, 0.7, 0.2, 0.1]  # one verdict per clip, in the order of the table
+    done = shell.run(
+        "evaluate",
+        "action",
+        "--service",
+        "fight",
+        "--data",
+        table,
+        "--config",
+        config(shell, script),
+        "--report",
+        report,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert [clip["probability"] for clip in found["clips"]] == pytest.approx(script)
+    assert found["confusion_matrix"] == {
+        "true_positive": 1, "false_positive": 1, "false_negative": 1, "true_negative": 2,
+    }  # fmt: skip
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["f1"] == found["precision"] == found["recall"] == pytest.approx(1 / 2)
+    assert not list(report.parent.glob("*.partial"))
+    assert "accuracy 0.6000" in done.stdout
+
+
+def test_a_clip_that_cannot_be_read_is_left_out_and_costs_exit_code_1(shell: Shell) -> None:
+    table, report = clips(shell, [("bad.mp4", "fight"), ("good.mp4", "fight")]), shell.folder / "report.json"
+    (shell.folder / "bad.mp4").write_bytes(b"x")
+    arguments = (
+        "evaluate",
+        "action",
+        "--service",
+        "fight",
+        "--data",
+        table,
+        "--config",
+        config(shell),
+        "--report",
+        report,
+    )
+    done = shell.run(*arguments)
+    assert done.returncode == 1
+    assert "bad.mp4" in done.stderr
+    assert [clip["file"] for clip in json.loads(report.read_text())["clips"]] == ["good.mp4"]
+
+    (shell.folder / "good.mp4").write_bytes(b"x")
+    done = shell.run(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("none of its 2 clips could be read")
+    assert "Traceback" not in done.stderr
+
+
+def test_failed_inferences_are_not_passed_off_as_verdicts(shell: Shell) -> None:
+    table, report = clips(shell, [("a.mp4", "fight")]), shell.folder / "report.json"
+    broken = config(shell, ["not a number"])  # type: ignore[list-item]
+    done = shell.run(
+        "evaluate", "action", "--service", "fight", "--data", table, "--config", broken, "--report", report
+    )
+    assert done.returncode == 1
+    assert "1 failed inferences" in done.stderr
+    done = shell.run("analyze", shell.folder / "a.mp4", "--config", broken, "--out", shell.folder / "out")
+    assert done.returncode == 1
+    assert "1 inference failures" in done.stdout
+
+
+def test_bad_tables_and_services_are_named(shell: Shell) -> None:
+    made = config(shell)
+    table = clips(shell, [("a.mp4", "fight"), ("gone.mp4", "fight")], make=False)
+
+    def evaluate(service: str) -> subprocess.CompletedProcess[str]:
+        return shell.run(
+            "evaluate",
+            "action",
+            "--service",
+            service,
+            "--data",
+            table,
+            "--config",
+            made,
+            "--report",
+            shell.folder / "r.json",
+        )
+
+    done = evaluate("fight")
+    assert done.returncode == 78
+    assert f"{table}:2: no such file: a.mp4" in done.stderr
+    assert f"{table}:3: no such file: gone.mp4" in done.stderr
+    done = evaluate("dance")
+    assert done.returncode == 78
+    assert "known: fight, fall" in done.stderr
+
+
+def test_a_report_that_cannot_be_written_is_known_before_the_work(shell: Shell) -> None:
+    table = clips(shell, [("a.mp4", "fight")])
+    began = time.monotonic()
+    done = shell.run(
+        "evaluate",
+        "action",
+        "--service",
+        "fight",
+        "--data",
+        table,
+        "--config",
+        config(shell),
+        "--report",
+        "/proc/r.json",
+    )
+    assert time.monotonic() - began < 30
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: /proc/r.json.partial: ")
+    assert done.stdout == ""

@@ -1,0 +1,368 @@
+"""The command line as a user meets it: exit codes, what goes to which stream, messages for bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import io
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import structlog
+from fakes.plugin import install, save_recording
+from fakes.replay import walkers
+from fakes.video import make_video
+
+from agent import __version__
+from agent.cli import main
+from agent.config.schema import OutboxConfig
+from agent.events.cloudevents import load_schema, render
+from agent.events.ids import Uuid7
+from agent.outbox.store import OutboxStore
+from agent.ports import Message
+from agent.types import Event, EventPhase, Lane
+
+GOOD, FAILED, USAGE, CONFIG = 0, 1, 2, 78
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@contextlib.contextmanager
+def plain_logging() -> Iterator[None]:
+    """Gives the test run its own logging back: a command sends all of it to its stderr."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.captureWarnings(False)
+        structlog.reset_defaults()
+
+
+class Shell:
+    """The command line with the tests' plug-ins installed: `run` calls it in this process, `command` is for a process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.plugins = folder / "plugins"
+        variables = {"PYTHONPATH": install(self.plugins), "HOME": str(folder), "NO_COLOR": "1", "COLUMNS": "200"}
+        self.environment = os.environ | variables
+
+    def command(self, *arguments: object) -> list[str]:
+        return [sys.executable, "-m", "agent", *map(str, arguments)]
+
+    def run(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        argv = [str(argument) for argument in arguments]
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch, plain_logging(),
+            contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr),
+        ):  # fmt: skip
+            for name, value in (self.environment | environment).items():
+                patch.setenv(name, value)
+            patch.chdir(self.folder)
+            patch.syspath_prepend(str(self.plugins))
+            try:
+                code = main(argv)
+            except SystemExit as end:  # how argparse ends
+                code = int(end.code or 0)
+        return subprocess.CompletedProcess(argv, code, stdout.getvalue(), stderr.getvalue())
+
+    def config(self, document: dict[str, Any], name: str = "agent.yaml") -> Path:
+        """A configuration file; state in the test's folder, no broker, no pages unless `document` says so."""
+        file = self.folder / name
+        defaults = {"state_dir": str(self.folder / "state"), "mqtt": {"enabled": False}, "http": {"enabled": False}}
+        file.write_text(json.dumps(defaults | document, indent=1))
+        return file
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def test_version_and_help(shell: Shell) -> None:
+    assert shell.run("--version").stdout == f"recognizer-agent {__version__}\n"
+    done = shell.run("--help")
+    assert done.returncode == GOOD
+    for command in ("run", "demo", "analyze", "evaluate", "check-config", "doctor", "events"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["run", "--speed", "9"],
+        ["analyze"],
+        ["analyze", "a.mp4"],
+        ["check-config"],
+        ["evaluate"],
+        ["evaluate", "action", "--service", "fight"],
+        ["evaluate", "action", "--service", "f", "--data", "x", "--report", "y", "--threshold", "2"],
+        ["evaluate", "tracking", "--detections", "x", "--truth", "y", "--report", "z", "--fps", "nan"],
+        ["events"],
+        ["events", "list", "--limit", "0"],
+        ["events", "list", "--limit", "many"],
+        ["events", "list", "--since", "yesterday"],
+        ["events", "export", "--format", "xml"],
+        ["demo", "--seconds", "-1"],
+    ],
+)
+def test_wrong_usage_is_2_and_says_what_is_wrong(shell: Shell, arguments: list[str]) -> None:
+    done = shell.run(*arguments)
+    assert done.returncode == USAGE
+    assert done.stdout == ""
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"], ["doctor"], ["events", "list"], ["events", "export"],
+        ["analyze", "a.mp4", "--out", "out"],
+        ["evaluate", "action", "--service", "fight", "--data", "x", "--report", "y"],
+        ["evaluate", "tracking", "--detections", "x", "--truth", "y", "--report", "z"],
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_is_78_with_file_line_path_and_hint(shell: Shell, arguments: list[str]) -> None:
+    file = shell.folder / "bad.yaml"
+    file.write_text("http:\n  prot: 80\nmqtt:\n  port: 70000\n")
+    done = shell.run(*arguments, "--config", file)
+    assert done.returncode == CONFIG
+    told = done.stderr + done.stdout  # the doctor prints its findings
+    assert f"{file}:2:http.prot: unknown key" in told
+    assert "did you mean 'port'?" in told
+    assert f"{file}:4:mqtt.port" in told
+    assert "Traceback" not in told
+
+
+def test_a_configuration_that_is_not_there_is_78(shell: Shell) -> None:
+    done = shell.run("check-config", shell.folder / "none.yaml")
+    assert done.returncode == CONFIG
+    assert "none.yaml: cannot be read: No such file" in done.stderr
+
+
+def test_check_config(shell: Shell) -> None:
+    good = shell.config({"cameras": [{"id": "door", "source": "rtsp://user:secret@cam/1"}]})
+    done = shell.run("check-config", good)
+    assert (done.returncode, done.stderr) == (GOOD, "")
+    assert "door" in done.stdout
+    assert "secret" not in done.stdout
+    done = shell.run("check-config", good, "--json")
+    assert json.loads(done.stdout) == {"ok": True, "problems": [], "cameras": ["door"], "services": ["fight", "fall"]}
+    good.write_text("cameras: [{id: a, source: ''}]\nlog: {level: loud}")
+    done = shell.run("check-config", good, "--json")
+    assert done.returncode == CONFIG
+    report = json.loads(done.stdout)
+    assert not report["ok"]
+    assert [(problem["path"], problem["line"]) for problem in report["problems"]] == [
+        ("cameras.0.source", 1), ("log.level", 2),
+    ]  # fmt: skip
+
+
+# --- evaluate tracking ------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_tracking(shell: Shell) -> None:
+    truth, detections, report = shell.folder / "gt.txt", shell.folder / "det.txt", shell.folder / "report.json"
+    rows = [(frame, person, 100 * person + frame, 50, 40, 90) for frame in range(1, 31) for person in (1, 2)]
+    truth.write_text("".join(f"{f},{p},{x},{y},{w},{h},1,-1,-1,-1\n" for f, p, x, y, w, h in rows))
+    detections.write_text("".join(f"{f},-1,{x},{y},{w},{h},0.9\n" for f, _, x, y, w, h in rows))
+    arguments = ("evaluate", "tracking", "--detections", detections, "--truth", truth, "--report", report)
+    done = shell.run(*arguments)
+    assert done.returncode == GOOD, done.stderr
+    found = json.loads(report.read_text())
+    assert {"HOTA", "MOTA", "IDF1", "id_switches", "id_consistency", "ms_per_frame"} <= found.keys()
+    assert found["MOTA"] == pytest.approx(1)
+    assert found["id_switches"] == 0
+
+    detections.write_text("1,-1,10,10,20,40,0.9\n2,-1,10,ten,20,40,0.9\n")
+    done = shell.run(*arguments)
+    assert done.returncode == FAILED
+    assert f"{detections}:2: " in done.stderr
+    assert "Traceback" not in done.stderr
+    done = shell.run("evaluate", "tracking", "--detections", "none.txt", "--truth", truth, "--report", report)
+    assert done.returncode == FAILED
+    assert "none.txt: No such file" in done.stderr
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+def fill(state: Path, count: int) -> None:
+    """A history of `count` steps, one a minute from noon on: fights on odd minutes, falls on even ones."""
+
+    new_id = Uuid7()
+
+    async def put_all() -> None:
+        store = await OutboxStore.open(state / "events.db", OutboxConfig())
+        for n in range(count):
+            moment, kind = NOON + timedelta(minutes=n), "fight" if n % 2 else "fall"
+            event = Event(
+                new_id(), new_id(), kind, EventPhase.DETECTED, "door", (n,), 0, moment, moment, 1.5, 0.9
+            )  # fmt: skip
+
+            def payload(sequence: int | None, event: Event = event, moment: datetime = moment) -> bytes:
+                assert sequence is not None
+                return render(event, device_id="box", sequence=sequence, emitted_utc=moment)
+
+            await store.put(
+                Message(
+                    Lane.ALARM, event.event_id, "t", payload, kind=kind, phase="detected", camera_id="door",
+                    t_utc_iso=moment.isoformat(),
+                )
+            )  # fmt: skip
+        await store.close()
+
+    state.mkdir(parents=True, exist_ok=True)
+    asyncio.run(put_all())
+
+
+def test_events_list_and_export(shell: Shell) -> None:
+    config = shell.config({})
+    fill(shell.folder / "state", 6)
+    done = shell.run("events", "list", "--config", config, "--limit", 2, "--json")
+    assert (done.returncode, done.stderr) == (GOOD, "")
+    listed = json.loads(done.stdout)
+    assert [event["data"]["sequence"] for event in listed] == [6, 5]
+    assert all(event.pop("delivery") == "pending" for event in listed)
+    for event in listed:
+        jsonschema.validate(event, load_schema())
+
+    done = shell.run("events", "list", "--config", config, "--kind", "fight", "--since", "2026-03-01T12:02:00+00:00")
+    assert done.stdout.count("fight detected") == 2
+    assert "fall" not in done.stdout
+    assert "no events" in shell.run("events", "list", "--config", config, "--camera", "none").stdout
+
+    done = shell.run("events", "export", "--config", config)
+    assert [json.loads(line)["sequence"] for line in done.stdout.splitlines()] == [1, 2, 3, 4, 5, 6]
+    out = shell.folder / "out.csv"
+    done = shell.run("events", "export", "--config", config, "--format", "csv", "--out", out, "--kind", "fall")
+    assert (done.returncode, done.stdout) == (GOOD, "")
+    assert "3 events written" in done.stderr
+    with out.open(newline="") as file:
+        assert [row["kind"] for row in csv.DictReader(file)] == ["fall"] * 3
+    done = shell.run("events", "export", "--config", config, "--out", "/proc/none/out.csv")
+    assert done.returncode == FAILED
+    assert done.stderr == "error: /proc/none/out.csv: No such file or directory\n"
+
+
+def test_events_without_a_database(shell: Shell) -> None:
+    done = shell.run("events", "list", "--config", shell.config({}))
+    assert done.returncode == FAILED
+    assert "events.db" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(shell: Shell) -> None:
+    config = shell.config({})
+    fill(shell.folder / "state", 400)
+    exporting = subprocess.Popen(
+        shell.command("events", "export", "--config", config), env=shell.environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert exporting.stdout is not None
+    assert exporting.stderr is not None
+    exporting.stdout.readline()
+    exporting.stdout.close()
+    stderr = exporting.stderr.read()
+    exporting.stderr.close()
+    assert exporting.wait(30) == GOOD
+    assert stderr == b""
+
+
+# --- doctor, run, demo ------------------------------------------------------------------------------------------------
+
+
+def good_box(shell: Shell) -> dict[str, Any]:
+    recording = walkers(1, 5, size=(240, 320))
+    return {
+        "cameras": [{"id": "hall", "source": str(make_video(shell.folder / "hall.mp4", 5, size=(320, 240)))}],
+        "pose": {"estimator": "replay", "model": str(save_recording(shell.folder / "poses.npz", recording))},
+        "services": {"fight": {"classifier": "scripted", "model": "/none"}, "fall": {"enabled": False}},
+    }
+
+
+def findings(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
+    return {finding["check"]: (finding["state"], finding["text"]) for finding in json.loads(done.stdout)}
+
+
+def test_doctor_on_a_good_box(shell: Shell) -> None:
+    config = shell.config(good_box(shell) | {"http": {"port": 0}})
+    done = shell.run("doctor", "--config", config, "--json")
+    found = findings(done)
+    assert done.returncode == GOOD, found
+    assert found["pose model"] == ("good", "replay-1")
+    assert found["service fight"] == ("good", "scripted-fight")
+    assert found["camera hall"] == ("good", "320x240 at 10.0 frames/s")
+    assert found["event database"][1].startswith("none yet")
+    assert "service fall" not in found
+    assert "camera hall" in shell.run("doctor", "--config", config).stdout
+
+
+def test_doctor_on_a_bad_box_goes_on_to_the_end_and_keeps_secrets(shell: Shell) -> None:
+    box = good_box(shell)
+    box["cameras"] = [
+        {"id": "gone", "source": str(shell.folder / "none.mp4")},
+        {"id": "net", "source": "rtsp://admin:s3cret@127.0.0.1:1/live?token=abc", "read_timeout_s": 1},
+    ]
+    box["services"]["fight"]["model"] = str(shell.folder / "none")
+    box["services"]["fight"]["classifier"] = "stgcn"
+    box["pose"]["model"] = str(shell.folder / "none.npz")  # the plug-in raises what it likes
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        mqtt = {"port": 1, "username": "u", "password": "s3cret"}
+        config = shell.config(box | {"http": {"port": port}, "mqtt": mqtt})
+        done = shell.run("doctor", "--config", config, "--json")
+    found = findings(done)
+    assert done.returncode == FAILED
+    assert "no such file" in found["camera gone"][1]
+    assert "Connection refused" in found["camera net"][1]
+    bad = {check for check, (state, _) in found.items() if state == "bad"}
+    assert bad >= {"pose model", "service fight", "camera gone", "camera net", "mqtt"}
+    assert "none.npz" in found["pose model"][1]
+    assert found["http"][0] == "warn"
+    assert "running already" in found["http"][1]
+    assert "s3cret" not in done.stdout + done.stderr
+    assert "abc" not in found["camera net"][1]
+    assert "Traceback" not in done.stderr
+
+
+def test_run_with_a_state_folder_that_cannot_be_made(shell: Shell) -> None:
+    blocked = shell.folder / "blocked"
+    blocked.write_text("a file")
+    done = shell.run("run", "--config", shell.config(good_box(shell) | {"state_dir": str(blocked)}))
+    assert done.returncode == FAILED
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_with_a_source_nothing_can_read_is_a_configuration_error(shell: Shell) -> None:
+    box = good_box(shell)
+    box["cameras"] = [{"id": "a", "source": "zzz://x"}, {"id": "b", "source": "yyy://x"}]
+    done = shell.run("run", "--config", shell.config(box))
+    assert done.returncode == CONFIG
+    assert "camera 'a': unknown kind of source 'zzz'" in done.stderr
+    assert "camera 'b': unknown kind of source 'yyy'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_says_what_is_missing(shell: Shell) -> None:
+    done = shell.run("demo", POSENET_MODEL="")
+    assert done.returncode == FAILED
+    assert "Missing here: a pose model and a video or camera" in done.stderr
