@@ -89,7 +89,12 @@ def place_of(module: str) -> tuple[int, str] | None:
     return next((places[pattern] for pattern in found if pattern in places), None)
 
 
-def imports_of(module: str) -> Iterator[tuple[str, int]]:
+@cache
+def imports_of(module: str) -> tuple[tuple[str, int], ...]:
+    return tuple(_imports_of(module))
+
+
+def _imports_of(module: str) -> Iterator[tuple[str, int]]:
     """Every import of a module, wherever it stands in it: full name and line."""
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
