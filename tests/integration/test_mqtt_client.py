@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from conftest import AnyBroker, Mosquitto, Subscriber, TlsFiles
+from fakes.brokers import AnyBroker, Mosquitto, Subscriber, TlsFiles
 
 from agent.config.schema import BackoffConfig, MqttConfig, TlsConfig
 from agent.errors import ConfigError, RejectedError, TransientError

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from conftest import AnyBroker, Mosquitto, Subscriber
+from fakes.brokers import AnyBroker, Mosquitto, Subscriber
 
 from agent.config.schema import BackoffConfig, MqttConfig, OutboxConfig
 from agent.mqtt.client import MqttClient

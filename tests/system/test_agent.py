@@ -12,8 +12,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from fakes.brokers import MOSQUITTO, Mosquitto, Subscriber
-from harness import AgentProcess, free_port, wait_for
+from fakes.brokers import MOSQUITTO, Mosquitto, Subscriber, free_port
+from harness import AgentProcess, wait_for
 
 from agent.events.cloudevents import load_schema
 from agent.outbox.history import EventArchive, EventQuery
