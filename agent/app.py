@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -32,6 +33,7 @@ from agent.mqtt.client import MqttClient
 from agent.mqtt.topics import Topics
 from agent.observe.logging import set_level
 from agent.observe.metrics import Metrics
+from agent.outbox.database import OpenReport
 from agent.outbox.relay import Relay
 from agent.outbox.store import OutboxStore
 from agent.recognition import Recognition, open_recognition
@@ -42,6 +44,7 @@ from agent.types import Lane
 _log = structlog.get_logger(__name__)
 
 GOODBYE_S = 1.5
+SLOW_CAMERA_FPS = 10.0
 STALL_LIMIT_S = 20.0
 """A streaming camera whose pipeline handles no frame for this long starves the watchdog."""
 
@@ -118,11 +121,12 @@ class Agent:
         self._stack.callback(self.live.close)
         self.store = await OutboxStore.open(config.state_dir / config.outbox.file, config.outbox)
         self._stack.push_async_callback(self.store.close)
-        self._report_database()
+        self._report_database(self.store.report)
+        self.store.on_reopened(self._report_database)
         probes = Probes.open(config.state_dir)
         self._stack.callback(probes.close)
         self._evidence_writer = EvidenceWriter(config.state_dir / "evidence", config.evidence)
-        self.evidence = Evidence(config.evidence, self._evidence_writer)
+        self.evidence = Evidence(config.evidence, self._evidence_writer, lookback_s=lookback_s(config))
         self._stack.callback(self.evidence.close)
         self._listener = AgentListener(
             device_id=config.device_id, store=self.store, topic_of=self.topics.event, lanes=self._lanes(),
@@ -131,12 +135,11 @@ class Agent:
         )  # fmt: skip
         self.monitor = Monitor(config.health, probes, self.health, self.metrics, self._monitor_ports())
 
-    def _report_database(self) -> None:
-        report = self.store.report
+    def _report_database(self, report: OpenReport) -> None:
         if report.set_aside is not None:
             detail = f"the event database was damaged ({report.damage}) and lies now at {report.set_aside}"
             self.health.raise_reason(Reason.EVENTS_LOST, detail)
-            _log.error("database_set_aside", file=str(report.set_aside), damage=report.damage)
+            _log.error("database_set_aside", file=str(report.set_aside), damage=report.damage, skipped=report.skipped)
 
     def _lanes(self) -> dict[str, Lane]:
         return {name: Lane[service.lane.upper()] for name, service in self.config.services.items()}
@@ -253,6 +256,7 @@ class Agent:
                 self.cameras.report_health()
                 for name in self.cameras.resting():
                     self.watch.idle(f"camera.{name}")
+                    self.evidence.poll(name, time.monotonic_ns())
             await self.monitor.round()
             self.notifier.status(describe(View(self).state()))
             await asyncio.sleep(self.config.health.probe_interval_s)
@@ -330,6 +334,18 @@ class Agent:
             await asyncio.sleep(0.05)
         self._mqtt_task.cancel()  # says `offline` on its way out
         await asyncio.wait([self._mqtt_task])
+
+
+def lookback_s(config: AgentConfig) -> float:
+    """How far behind its alarm the onset of an incident may lie, at 10 frames a second where the rate is the camera's."""
+    services = [service for service in config.services.values() if service.enabled]
+    return max(
+        (
+            (one.window.length + one.rules.alert_count * one.window.stride) / (one.window.rate_hz or SLOW_CAMERA_FPS)
+            for one in services
+        ),
+        default=0.0,
+    )
 
 
 def prepare_state_dir(path: Path) -> None:

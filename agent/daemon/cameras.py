@@ -103,7 +103,7 @@ class Cameras:
             if self._closed:
                 return
             gone = [name for name, entry in self._entries.items() if not _same(entry.config, wanted.get(name))]
-            await asyncio.gather(*(self._stop(name) for name in gone))
+            await asyncio.gather(*(self._stop(self._entries.pop(name)) for name in gone))
             for name, config in wanted.items():
                 if name in self._entries:
                     self._entries[name].config = config  # its live keys may have changed: `apply_step` reads them
@@ -113,10 +113,13 @@ class Cameras:
             self.apply_step(self._step)
 
     async def drain(self) -> None:
-        """Stop all sources; returns when what was under way has become events. Cancelling it gives up the rest."""
+        """Stop all for good; returns when what was under way has become events. Cancelling it gives up the rest.
+
+        They keep their last status: they were not removed, the agent ends.
+        """
         async with self._changing:
             self._closed = True
-            await asyncio.gather(*(self._stop(name) for name in list(self._entries)))
+            await asyncio.gather(*(self._stop(entry) for entry in self._entries.values()))
 
     async def close_sources(self) -> None:
         """Take no new frames; the pipelines finish on their own (`drain` waits for them)."""
@@ -132,8 +135,8 @@ class Cameras:
         entry.task = self._group.create_task(work, name=name)
         self._entries[config.id] = entry
 
-    async def _stop(self, name: str) -> None:
-        entry = self._entries.pop(name)
+    async def _stop(self, entry: _Entry) -> None:
+        name = entry.config.id
         try:
             if entry.camera is not None:  # else it waits for its next try, there is nothing to finish
                 entry.camera.interrupt()

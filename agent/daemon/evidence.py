@@ -20,10 +20,14 @@ MAX_PENDING = 4
 
 
 class Evidence:
-    """Takes frames and events of all cameras; never makes the pipeline wait and never fails it."""
+    """Takes frames and events of all cameras; never makes the pipeline wait and never fails it.
 
-    def __init__(self, config: EvidenceConfig, writer: EvidenceWriter) -> None:
+    lookback_s: how long the rules may take to open an incident; that much more is kept for the pre-roll.
+    """
+
+    def __init__(self, config: EvidenceConfig, writer: EvidenceWriter, *, lookback_s: float = 10.0) -> None:
         self._config = config
+        self._lookback_s = lookback_s
         self._writer = writer
         self._rings: dict[str, EvidenceRing] = {}
         self._pending: dict[str, int] = {}
@@ -43,12 +47,19 @@ class Evidence:
         work = asyncio.get_running_loop().run_in_executor(self._thread, ring.offer, frame, people, tracks)
         work.add_done_callback(lambda done: self._offered(camera_id, done))
 
-    def observe(self, event: Event) -> dict[str, object]:
-        """Follow an incident; the attributes that tell subscribers where its evidence will be."""
-        if not self._config.enabled:
-            return {}
-        self._ring(event.camera_id).observe(event)
-        return {"evidence": str(evidence_folder(event))}
+    def attributes(self, event: Event) -> dict[str, object]:
+        """What tells subscribers where the evidence of `event` will be."""
+        return {"evidence": str(evidence_folder(event))} if self._config.enabled else {}
+
+    def observe(self, event: Event) -> None:
+        """Follow an incident: its recording begins and ends with it."""
+        if self._config.enabled:
+            self._ring(event.camera_id).observe(event)
+
+    def poll(self, camera_id: str, now_ns: int) -> None:
+        """Time goes on for a camera that delivers nothing: what it has recorded is cut when it is due."""
+        if camera_id in self._rings:
+            self._submit(self._rings[camera_id].poll(now_ns))
 
     async def drain(self) -> None:
         """Cut what is being recorded and wait until it is on disk."""
@@ -63,7 +74,7 @@ class Evidence:
 
     def _ring(self, camera_id: str) -> EvidenceRing:
         if camera_id not in self._rings:
-            self._rings[camera_id] = EvidenceRing(camera_id, self._config)
+            self._rings[camera_id] = EvidenceRing(camera_id, self._config, lookback_s=self._lookback_s)
         return self._rings[camera_id]
 
     def _offered(self, camera_id: str, done: asyncio.Future[list[Clip]]) -> None:

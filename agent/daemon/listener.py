@@ -72,10 +72,10 @@ class AgentListener:
         camera.frame()
         self._metrics.observe_tracking(tracking_s)
         self._beat(camera_id)
-        if camera_id in self._unseen:
+        if camera_id in self._unseen:  # nobody knows where the faces are: such a picture is neither kept nor shown
             self._unseen.discard(camera_id)
-        else:  # with nobody in it, too: an empty corridor must not add up its failures of a month
-            self._succeeded(camera_id, "pose")
+            return
+        self._succeeded(camera_id, "pose")  # with nobody in it, too: an empty corridor must not add up its failures
         self._evidence.offer(frame, people, tracks)
         self._live.offer(frame, people, tracks)
 
@@ -96,8 +96,9 @@ class AgentListener:
             self._health.raise_reason(reason_key(reason, camera_id), str(error))
 
     async def on_event(self, event: Event) -> None:
-        event = replace(event, attributes=event.attributes | self._evidence.observe(event))
+        event = replace(event, attributes=event.attributes | self._evidence.attributes(event))
         sequence = await self._commit(event)
+        self._evidence.observe(event)
         self._live.on_event(event, sequence)
         if sequence is None:
             return
