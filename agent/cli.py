@@ -37,12 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecognizerError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
-    except OSError as error:  # what the user named cannot be written; in the daemon it is a bug like any other
+    except OSError as error:  # what the user named cannot be written
         if isinstance(error, BrokenPipeError):  # `recognizer-agent events list | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_GOOD
-        if args.module == "run":
-            raise
         print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:

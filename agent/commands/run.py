@@ -7,25 +7,35 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+import structlog
 import uvloop
 
 from agent.app import Agent
-from agent.causes import first_cause
-from agent.cli import EXIT_GOOD
+from agent.causes import first_cause, leaves
+from agent.cli import EXIT_FAILED, EXIT_GOOD
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig
+from agent.errors import RecognizerError
 from agent.observe.logging import configure_logging
+
+_log = structlog.get_logger(__name__)
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Until SIGTERM or SIGINT. A bug in a core part leaves as an exception: systemd restarts the process."""
+    """Until SIGTERM or SIGINT. A bug in a core part ends it with exit code 1: systemd restarts the process."""
 
     def load() -> AgentConfig:
         return load_config(args.config, env=env)
 
     config = load()
     configure_logging(config.log)
-    return run_loop(lambda: Agent(config, environ=env, load=load).run())
+    try:
+        return run_loop(lambda: Agent(config, environ=env, load=load).run())
+    except RecognizerError:
+        raise  # has a message for the user
+    except Exception:  # noqa: BLE001 - the last frame: systemd sees the exit code, people the log
+        _log.exception("agent_failed")  # through the log, where secrets are masked, not by the interpreter
+        return EXIT_FAILED
 
 
 def run_loop(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
@@ -34,5 +44,9 @@ def run_loop(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
         try:
             runner.run(main())
         except BaseExceptionGroup as group:
-            raise first_cause(group) from group
+            cause = first_cause(group)
+            for error in leaves(group):
+                if error is not cause and not isinstance(error, RecognizerError):
+                    _log.error("also_failed", exc_info=error)
+            raise cause from group
     return EXIT_GOOD

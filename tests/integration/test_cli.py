@@ -362,6 +362,17 @@ def test_run_with_a_source_nothing_can_read_is_a_configuration_error(shell: Shel
     assert "Traceback" not in done.stderr
 
 
+def test_what_nobody_foresaw_ends_the_daemon_through_its_log(shell: Shell) -> None:
+    box = good_box(shell)
+    box["pose"]["model"] = str(shell.folder / "password=s3cret")  # the plug-in opens it and does not find it
+    done = shell.run("run", "--config", shell.config(box))
+    assert done.returncode == FAILED
+    last = json.loads(done.stderr.splitlines()[-1])
+    assert (last["event"], last["level"]) == ("agent_failed", "error")
+    assert "FileNotFoundError" in last["exception"]
+    assert "s3cret" not in done.stderr
+
+
 def test_demo_says_what_is_missing(shell: Shell) -> None:
     done = shell.run("demo", POSENET_MODEL="")
     assert done.returncode == FAILED

@@ -169,8 +169,12 @@ async def test_after_the_drain_nothing_starts_any_more(desk: Desk) -> None:
     await desk.cameras.apply([desk.camera("one")])
     await desk.streaming("one")
     await desk.cameras.drain()
+    frames = desk.frames("one")
     await desk.cameras.apply([desk.camera("two")])
-    assert desk.cameras.statuses() == []
+    await asyncio.sleep(0.1)
+    assert [status.camera_id for status in desk.cameras.statuses()] == ["one"]
+    assert desk.frames("one") == frames
+    assert desk.ended == ["one", "one"]
 
 
 async def test_the_governor_slows_and_pauses_what_matters_least(desk: Desk) -> None:
