@@ -169,3 +169,13 @@ async def test_an_event_that_cannot_be_committed_is_counted_announced_and_still_
     assert [incident["kind"] for incident in desk.live.active_incidents] == ["fight"]
     await desk.listener.on_event(event(phase=EventPhase.RESOLVED))
     assert desk.reasons() == {"events_lost"}
+
+
+async def test_picture_whose_faces_nobody_found_is_neither_kept_nor_shown(desk: Desk) -> None:
+    desk.frame(people=1)
+    shown = desk.live.camera_state("cam")
+    desk.frame(people=2, failed=True)
+    assert desk.live.camera_state("cam") == shown
+    assert shown["people"] == 1
+    desk.frame(people=2)
+    assert desk.live.camera_state("cam")["people"] == 2
