@@ -10,12 +10,11 @@ import platform
 import shutil
 import socket
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from agent import __version__
@@ -23,6 +22,7 @@ from agent.app import prepare_state_dir
 from agent.capture.base import redact
 from agent.capture.sources import build_source
 from agent.cli import EXIT_CONFIG, EXIT_FAILED, EXIT_GOOD
+from agent.commands.output import table_console
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig, CameraConfig, ServiceConfig
 from agent.errors import ConfigError, RecognizerError
@@ -200,5 +200,5 @@ def _print(findings: list[Finding], *, as_json: bool) -> None:
     table = Table("check", "", "finding", box=None, pad_edge=False)
     colours = {"good": "green", "warn": "yellow", "bad": "red"}
     for finding in findings:
-        table.add_row(finding.check, f"[{colours[finding.state]}]{finding.state}[/]", finding.text.replace("[", r"\["))
-    Console(file=sys.stdout).print(table)
+        table.add_row(finding.check, f"[{colours[finding.state]}]{finding.state}[/]", escape(finding.text))
+    table_console().print(table)

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 from typing import TextIO
 
-from rich.console import Console
 from rich.table import Table
 
 from agent.cli import EXIT_GOOD, EXIT_USAGE
+from agent.commands.output import table_console
 from agent.config.load import load_config
 from agent.events.cloudevents import parse
 from agent.outbox.history import EventArchive, EventQuery, EventRow
@@ -52,8 +52,7 @@ def _list(rows: list[EventRow], *, as_json: bool) -> None:
             str(row.sequence), time, f"{row.kind} {row.phase}", row.camera_id,
             f"{event.duration_s:.0f} s", f"{event.confidence:.0%}", row.delivery,
         )  # fmt: skip
-    console = Console()
-    console.print(table if rows else "no events")
+    table_console().print(table if rows else "no events")
 
 
 def _report(count: int, file: TextIO) -> None:

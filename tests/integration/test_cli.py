@@ -57,7 +57,7 @@ class Shell:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.plugins = folder / "plugins"
-        variables = {"PYTHONPATH": install(self.plugins), "HOME": str(folder), "NO_COLOR": "1", "COLUMNS": "200"}
+        variables = {"PYTHONPATH": install(self.plugins), "HOME": str(folder), "NO_COLOR": "1"}
         self.environment = os.environ | variables
 
     def command(self, *arguments: object) -> list[str]:

@@ -1,0 +1,14 @@
+"""What commands have in common when they print."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+_NO_LIMIT = 1000
+
+
+def table_console() -> Console:
+    """For tables on standard output: in a file or pipe as wide as they are, since nobody greps wrapped cells."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _NO_LIMIT)
