@@ -15,14 +15,15 @@ import structlog
 from agent import __version__
 from agent.config.reload import compare
 from agent.config.schema import AgentConfig
-from agent.daemon.cameras import Cameras
+from agent.daemon.cameras import Cameras, check_sources
 from agent.daemon.evidence import Evidence
 from agent.daemon.listener import AgentListener
 from agent.daemon.live import LiveHub
-from agent.daemon.monitor import Monitor, MonitorPorts, OutboxFigures, as_payload
+from agent.daemon.monitor import Monitor, MonitorPorts, OutboxFigures, as_payload, camera_report
 from agent.daemon.orphans import close_orphans
+from agent.daemon.upkeep import Upkeep
 from agent.daemon.view import View
-from agent.errors import ConfigError, StorageError
+from agent.errors import ConfigError, ModelError, RejectedError, StorageError, TransientError, TrustError
 from agent.events.evidence_writer import EvidenceWriter
 from agent.events.ids import Uuid7
 from agent.health.governor import LADDER
@@ -39,7 +40,7 @@ from agent.outbox.store import OutboxStore
 from agent.recognition import Recognition, open_recognition
 from agent.sdnotify import Notifier
 from agent.supervise import EDGE, ProgressWatch, Stage, StagedShutdown, feed_watchdog, supervise
-from agent.types import Lane
+from agent.types import CameraPhase, CameraStatus, Lane
 
 _log = structlog.get_logger(__name__)
 
@@ -86,10 +87,13 @@ class Agent:
         self._load = load
         self._exit_when_idle = exit_when_idle
         self._stop = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._group: asyncio.TaskGroup
         self._stack: AsyncExitStack
         self._parts: list[asyncio.Task[None]] = []
         self._mqtt_task: asyncio.Task[None] | None = None
+        self._monitor_task: asyncio.Task[None] | None = None
+        self._relay: Relay | None = None
 
     def stop(self) -> None:
         """Begin the staged stop."""
@@ -102,8 +106,8 @@ class Agent:
             async with asyncio.TaskGroup() as self._group:
                 self._handle_signals()
                 self._start_parts()
-                await self._open_cameras()
                 await close_orphans(self.store, self._listener, self.new_id)
+                await self._open_cameras()
                 self._announce_ready()
                 await self._stop.wait()
                 await self._shut_down()
@@ -149,34 +153,37 @@ class Agent:
         if self.mqtt is not None:
             self.mqtt.on_connected(self._on_connected)
             self.mqtt.on_disconnected(self._on_disconnected)
-            relay = Relay(self.store, self.mqtt, max_in_flight=config.mqtt.max_in_flight, backoff=config.mqtt.reconnect)
+            self._relay = Relay(
+                self.store, self.mqtt, max_in_flight=config.mqtt.max_in_flight, backoff=config.mqtt.reconnect
+            )
             self._mqtt_task = self._start("mqtt", self.mqtt.run)
-            self._start("relay", relay.run)
+            self._start("relay", self._relay.run)
         else:
             self._start("discard", self._discard)
         if config.http.enabled:
             self.http = HttpServer(config.http, View(self))
-            self._start("http", self.http.run)
+            self._start("http", self.http.run, Reason.HTTP)
         if config.evidence.enabled:
             self._start("evidence", self._evidence_writer.run)
-        self._start("monitor", self._look_round)
+        self._monitor_task = self._start("monitor", self._look_round)
         interval_s = self.notifier.feed_interval_s
         if interval_s is not None:
             self._start("watchdog", lambda: feed_watchdog(self.notifier, self.watch, interval_s, self.health))
 
-    def _start(self, name: str, factory: Callable[[], Any]) -> asyncio.Task[None]:
-        work = supervise(name, factory, EDGE, health=self.health, on_restart=self.metrics.count_restart)
+    def _start(self, name: str, factory: Callable[[], Any], reason: str = "") -> asyncio.Task[None]:
+        restarted = self.metrics.count_restart
+        work = supervise(name, factory, EDGE, health=self.health, on_restart=restarted, reason=reason)
         task = self._group.create_task(work, name=name)
         self._parts.append(task)
         return task
 
     async def _open_cameras(self) -> None:
         """Load the models when there is a camera to watch; without one the agent idles."""
-        if not any(camera.enabled for camera in self.config.cameras):
-            self.health.raise_reason(Reason.NO_CAMERA, "no camera is configured")
-            return
-        self.health.clear_reason(Reason.NO_CAMERA)
+        some = any(camera.enabled for camera in self.config.cameras)
+        self.health.set_reason(Reason.NO_CAMERA, not some, "no camera is configured")
         if self.cameras is None:
+            if not some:
+                return
             self.recognition = await self._stack.enter_async_context(
                 open_recognition(
                     self.config,
@@ -213,21 +220,23 @@ class Agent:
 
     async def reload(self) -> None:
         """Read the configuration again: apply what can change now, say what waits for a restart, keep all if it is bad."""
-        self.notifier.reloading()
-        try:
-            change = compare(self.config, self._load())
-        except ConfigError as error:
-            _log.error("reload_refused", problems=[str(problem) for problem in error.problems])
-            self.health.raise_reason(Reason.CONFIG_RELOAD, f"not applied: {'; '.join(map(str, error.problems))}")
-        else:
-            self.config = change.effective
-            await self._apply_config()
-            _log.info("reloaded", applied=change.live, needs_restart=change.restart)
-            waiting = f"needs a restart: {', '.join(change.restart)}"
-            self.health.set_reason(Reason.CONFIG_RELOAD, bool(change.restart), waiting)
-        self.notifier.ready(describe(View(self).state()))
+        async with self._reloading:
+            self.notifier.reloading()
+            try:
+                change = compare(self.config, await asyncio.to_thread(self._load))
+                check_sources([camera for camera in change.effective.cameras if camera.enabled])
+                before, self.config = self.config, change.effective
+                await self._apply_config(before)
+            except (ConfigError, ModelError, TrustError) as error:
+                _log.error("reload_refused", error=str(error))
+                self.health.raise_reason(Reason.CONFIG_RELOAD, f"not applied: {error}")
+            else:
+                _log.info("reloaded", applied=change.live, needs_restart=change.restart)
+                waiting = f"needs a restart: {', '.join(change.restart)}"
+                self.health.set_reason(Reason.CONFIG_RELOAD, bool(change.restart), waiting)
+            self.notifier.ready(describe(View(self).state()))
 
-    async def _apply_config(self) -> None:
+    async def _apply_config(self, before: AgentConfig) -> None:
         config = self.config
         set_level(config.log.level)
         self.store.reconfigure(config.outbox)
@@ -237,6 +246,9 @@ class Agent:
         if self.recognition is not None:
             self.recognition.config = config  # cameras that start from now on
         await self._open_cameras()
+        for gone in {camera.id for camera in before.cameras} - {camera.id for camera in config.cameras}:
+            self.live.forget(gone)
+            self.evidence.forget(gone)
         if self.cameras is not None:
             self.cameras.apply_rules({name: service.rules for name, service in config.services.items()})
 
@@ -251,12 +263,20 @@ class Agent:
 
     async def _look_round(self) -> None:
         """The monitor's rounds, and what is due at the same pace."""
+        upkeep = Upkeep(self.health, self.metrics)
         while True:
             if self.cameras is not None:
                 self.cameras.report_health()
                 for name in self.cameras.resting():
                     self.watch.idle(f"camera.{name}")
                     self.evidence.poll(name, time.monotonic_ns())
+            if self._relay is not None and self.mqtt is not None:
+                oldest_age_s = (await self._outbox_figures()).oldest_age_s
+                upkeep.look_at_delivery(self._relay.stats, connected=self.mqtt.connected, oldest_age_s=oldest_age_s)
+            if self.recognition is not None:
+                upkeep.look_at_engines(self.recognition.upgrades)
+            upkeep.look_at_evidence(self._evidence_writer.stats)
+            upkeep.let_go()
             await self.monitor.round()
             self.notifier.status(describe(View(self).state()))
             await asyncio.sleep(self.config.health.probe_interval_s)
@@ -326,6 +346,7 @@ class Agent:
         """Let the broker take what is waiting, for a moment; the rest is delivered after the next start."""
         if self.mqtt is None or self._mqtt_task is None:
             return
+        await self._announce_cameras_offline(self.mqtt)
         deadline = asyncio.get_running_loop().time() + GOODBYE_S
         while self.mqtt.connected and any((await self._outbox_figures()).rows.values()):
             if asyncio.get_running_loop().time() > deadline:
@@ -334,6 +355,18 @@ class Agent:
             await asyncio.sleep(0.05)
         self._mqtt_task.cancel()  # says `offline` on its way out
         await asyncio.wait([self._mqtt_task])
+
+    async def _announce_cameras_offline(self, mqtt: MqttClient) -> None:
+        if self._monitor_task is not None:
+            self._monitor_task.cancel()  # it would publish what they were doing before
+        for camera in self.config.cameras:
+            status = CameraStatus(camera.id, CameraPhase.OFFLINE, 0.0, 0, 0, 0, 0, 0, "the agent has stopped")
+            try:
+                async with asyncio.timeout(GOODBYE_S / 2):
+                    payload = as_payload(camera_report(status))
+                    await mqtt.publish(self.topics.camera_state(camera.id), payload, retain=True)
+            except (TimeoutError, TransientError, RejectedError):
+                return
 
 
 def lookback_s(config: AgentConfig) -> float:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from agent.config.schema import CameraConfig, PoseConfig, ServiceConfig
-from agent.errors import ConfigError, ConfigProblem, ModelError
+from agent.errors import ConfigError, ConfigProblem, ModelError, RecognizerError
 from agent.ports import ActionClassifier, PoseEstimator, VideoSource
 
 
@@ -78,7 +78,7 @@ def load(group: Group, name: str, path: str = "") -> Callable[..., Any]:
 
 def create_pose_estimator(config: PoseConfig) -> PoseEstimator:
     """The estimator that `config.estimator` names. Raises what `load` and the plug-in raise, ModelError for a wrong type."""
-    made = load(Group.POSE, config.estimator, "pose.estimator")(config)
+    made = _call(Group.POSE, config.estimator, load(Group.POSE, config.estimator, "pose.estimator"), config)
     if not isinstance(made, PoseEstimator):
         raise _wrong_type(Group.POSE, config.estimator, made, "PoseEstimator")
     return made
@@ -86,7 +86,8 @@ def create_pose_estimator(config: PoseConfig) -> PoseEstimator:
 
 def create_action_classifier(service: str, config: ServiceConfig) -> ActionClassifier:
     """The classifier of the service `service`. Raises as `create_pose_estimator`."""
-    made = load(Group.ACTION, config.classifier, f"services.{service}.classifier")(service, config)
+    factory = load(Group.ACTION, config.classifier, f"services.{service}.classifier")
+    made = _call(Group.ACTION, config.classifier, factory, service, config)
     if not isinstance(made, ActionClassifier):
         raise _wrong_type(Group.ACTION, config.classifier, made, "ActionClassifier")
     return made
@@ -94,10 +95,19 @@ def create_action_classifier(service: str, config: ServiceConfig) -> ActionClass
 
 def create_source(name: str, config: CameraConfig) -> VideoSource:
     """A source of the plug-in `name`. Raises as `create_pose_estimator`."""
-    made = load(Group.SOURCE, name, f"cameras.{config.id}.source")(config)
+    made = _call(Group.SOURCE, name, load(Group.SOURCE, name, f"cameras.{config.id}.source"), config)
     if not all(callable(getattr(made, method, None)) for method in ("open", "read", "close")):
         raise _wrong_type(Group.SOURCE, name, made, "VideoSource")
     return made  # type: ignore[no-any-return]  # checked above; the Protocol is not a run-time one
+
+
+def _call(group: Group, name: str, factory: Callable[..., Any], *arguments: object) -> Any:
+    try:
+        return factory(*arguments)
+    except RecognizerError:
+        raise
+    except Exception as error:  # a plug-in's bug is not the agent's: name whose it is
+        raise ModelError(f"plug-in {name!r} of {group.value} failed: {type(error).__name__}: {error}") from error
 
 
 def _wrong_type(group: Group, name: str, made: object, port: str) -> ModelError:

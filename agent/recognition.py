@@ -22,6 +22,7 @@ from agent.pipeline.camera import CameraPipeline, Service
 from agent.pipeline.worker import BatchWorker
 from agent.plugins import create_action_classifier, create_pose_estimator
 from agent.ports import ActionClassifier, FrameStream, PipelineListener, PoseEstimator
+from agent.runtime.engines import EngineProgress
 from agent.tracking.bytetrack import ByteTracker
 from agent.types import FloatArray, ImageArray, People
 
@@ -59,6 +60,13 @@ class Recognition:
         """Name of the model in each slot: `pose`, `action/<service>`."""
         actions = {f"action/{name}": classifier.name for name, (classifier, _) in self._classifiers.items()}
         return {"pose": self.estimator.name} | actions
+
+    @property
+    def upgrades(self) -> dict[str, EngineProgress | None]:
+        """Where the engine of each slot stands; None where none was asked for, or for plug-ins without engines."""
+        slots: dict[str, object] = {"pose": self.estimator}
+        slots |= {f"action/{name}": classifier for name, (classifier, _) in self._classifiers.items()}
+        return {slot: getattr(model, "upgrade", None) for slot, model in slots.items()}
 
     def camera(
         self,

@@ -267,8 +267,9 @@ def run_memory(args: argparse.Namespace) -> int:
     from harness import AgentProcess
 
     with tempfile.TemporaryDirectory() as folder:
-        agent = AgentProcess(Path(folder), mqtt_port=1, script=[0.9, 0.9, 0.1, 0.1, 0.1, 0.1])
+        agent = AgentProcess(Path(folder), mqtt_port=1, script=[0.9, 0.9, *[0.1] * 18])  # an incident a 1,000 frames
         agent.document["mqtt"]["enabled"] = False
+        agent.document["evidence"] = json.loads(os.environ.get("EV","{}"))
         agent.document["cameras"][0]["pace"] = False
         agent.document["services"]["fight"]["window"] = {"length": 100, "stride": 50, "min_track_frames": 1}
         agent.write_config()

@@ -20,6 +20,8 @@ Location = tuple[str | int, ...]
 
 _VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
 
+_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/@]+@")
+
 
 def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str]) -> AgentConfig:
     """The shipped `configs/default.yaml` with `files` laid over it, last one wins.
@@ -151,8 +153,13 @@ def _problem(item: Any, places: Mapping[Location, tuple[str, int]]) -> ConfigPro
     elif item["type"] == "missing":
         message, hint = "required key is missing", "add it"
     elif isinstance(item.get("input"), str | int | float) and "password" not in _dotted(where):
-        message = f"{message}, got {str(item['input'])!r}"
+        message = f"{message}, got {mask_userinfo(str(item['input']))!r}"
     return ConfigProblem(message, file, line, _dotted(where), hint)
+
+
+def mask_userinfo(text: str) -> str:
+    """`text` with the user and password of URLs left out: a configuration error is shown, logged and published."""
+    return _USERINFO.sub(r"\1***@", text)
 
 
 def _suggest(where: Location) -> str:

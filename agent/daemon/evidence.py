@@ -61,6 +61,12 @@ class Evidence:
         if camera_id in self._rings:
             self._submit(self._rings[camera_id].poll(now_ns))
 
+    def forget(self, camera_id: str) -> None:
+        """A camera was removed: what it was recording is cut."""
+        ring = self._rings.pop(camera_id, None)
+        if ring is not None:
+            self._submit(ring.flush())
+
     async def drain(self) -> None:
         """Cut what is being recorded and wait until it is on disk."""
         await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)  # everything offered is in

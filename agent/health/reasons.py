@@ -29,7 +29,6 @@ class Reason(StrEnum):
     POSE_MODEL = "pose_model"
     ACTION_MODEL = "action_model"
     MODEL_FALLBACK = "model_fallback"
-    INFERENCE_ERRORS = "inference_errors"
     STORAGE = "storage"
     STORAGE_FULL = "storage_full"
     EVENTS_LOST = "events_lost"

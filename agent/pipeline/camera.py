@@ -7,13 +7,13 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import numpy as np
 
-from agent.errors import FatalError, RecognizerError
+from agent.errors import FatalError, RecognizerError, SourceError
 from agent.pipeline.worker import BatchWorker
 from agent.ports import FrameStream, PipelineListener
 from agent.types import ActionScores, Event, FloatArray, Frame, FrameStamp, ImageArray, People, Tracks, Window
@@ -108,9 +108,14 @@ class CameraPipeline:
         self._poses: asyncio.Queue[tuple[Frame, asyncio.Future[People]] | None] = asyncio.Queue(PENDING_FRAMES)
         self._verdicts: asyncio.Queue[_Classification | FrameStamp | None] = asyncio.Queue(PENDING_WINDOWS)
         self._last: FrameStamp | None = None
+        self._broken: SourceError | None = None
+        self._last_seen_ns = 0  # on the clock, when `_last` came in: a paced file's time line is not the clock's
 
     async def run(self) -> None:
-        """Frames in, events out, until the stream ends. Cancellation drops what is under way."""
+        """Frames in, events out, until the stream ends. Cancellation drops what is under way.
+
+        Raises SourceError when the stream broke, after everything up to there has been handled.
+        """
         async with asyncio.TaskGroup() as group:
             name = self._stream.camera_id
             group.create_task(self._feed(), name=f"{name}.feed")
@@ -119,15 +124,20 @@ class CameraPipeline:
             if self._stream.live:
                 ticker = group.create_task(self._tick(), name=f"{name}.tick")
                 judge.add_done_callback(lambda _: ticker.cancel())
+        if self._broken is not None:
+            raise self._broken
 
     async def _feed(self) -> None:
         """Stream -> pose worker."""
         free = asyncio.Semaphore((IN_FLIGHT_LIVE if self._stream.live else IN_FLIGHT_FILE) - 1)
-        async for frame in self._stream.frames():
-            future = self._pose.submit(frame.image)
-            future.add_done_callback(lambda _: free.release())
-            await self._poses.put((frame, future))
-            await free.acquire()
+        try:
+            async for frame in self._stream.frames():
+                future = self._pose.submit(frame.image)
+                future.add_done_callback(lambda _: free.release())
+                await self._poses.put((frame, future))
+                await free.acquire()
+        except SourceError as error:  # what came before it still counts
+            self._broken = error
         await self._poses.put(None)
 
     async def _track(self) -> None:
@@ -164,7 +174,7 @@ class CameraPipeline:
         if self._last is not None and stamp.t_mono_ns - self._last.t_mono_ns > RESET_GAP_NS:
             self._tracker.reset()
             self._windows.reset()
-        self._last = stamp
+        self._last, self._last_seen_ns = stamp, self._clock_ns()
         return self._tracker
 
     async def _classify(self, window: Window) -> None:
@@ -213,10 +223,10 @@ class CameraPipeline:
             await asyncio.sleep(TICK_NS / 1e9)
             if self._last is None or self._verdicts.full():
                 continue
-            now_ns = self._clock_ns()
-            if now_ns - self._last.t_mono_ns > TICK_NS:
-                stamp = FrameStamp(self._stream.camera_id, self._last.seq, now_ns, datetime.now(UTC), 0, 0)
-                await self._verdicts.put(stamp)
+            silent_ns = self._clock_ns() - self._last_seen_ns
+            if silent_ns > TICK_NS:
+                now_utc = self._last.t_utc + timedelta(microseconds=silent_ns // 1000)
+                await self._verdicts.put(replace(self._last, t_mono_ns=self._last.t_mono_ns + silent_ns, t_utc=now_utc))
 
     async def _close_events(self) -> None:
         if self._last is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ from fakes.replay import RecordingListener, ReplayEstimator, ReplayStream, walke
 
 from agent.action.windows import ActionWindows
 from agent.config.schema import ServiceConfig, TrackingConfig
-from agent.errors import DataError, FatalError, RecognizerError
+from agent.errors import DataError, FatalError, RecognizerError, SourceError
 from agent.events.rules import EventRules
 from agent.pipeline.camera import CameraPipeline, Service
 from agent.pipeline.worker import BatchWorker
 from agent.tracking.bytetrack import ByteTracker
-from agent.types import EventPhase, FloatArray, People
+from agent.types import EventPhase, FloatArray, Frame, People
 
 RULES = {"alert_count": 1, "normal_count": 1, "min_duration_s": 0.5, "max_duration_s": 5, "cooldown_s": 0}
 
@@ -42,22 +43,28 @@ async def run(
     probabilities: list[float | RecognizerError] | None = None,
     length: int = 20,
     stride: int = 10,
+    rules: dict[str, float] | None = None,
+    listener: RecordingListener | None = None,
 ) -> RecordingListener:
     config = ServiceConfig.model_validate(
-        {"model": "/none", "window": {"length": length, "stride": stride, "min_track_frames": 3}, "rules": RULES}
+        {
+            "model": "/none",
+            "window": {"length": length, "stride": stride, "min_track_frames": 3},
+            "rules": RULES | (rules or {}),
+        }
     )
-    listener = RecordingListener()
+    listener = listener or RecordingListener()
     ids = (f"id-{n:06d}" for n in itertools.count())
     estimator = ReplayEstimator(recording if recording is not None else walkers(3, 200))  # type: ignore[arg-type]
     pose = BatchWorker("pose", estimator.estimate)
     action = BatchWorker("fight", Scripted(probabilities or [0.1]))
-    rules = EventRules(stream.camera_id, "fight", config.rules, lambda: next(ids))
+    machine = EventRules(stream.camera_id, "fight", config.rules, lambda: next(ids))
     pipeline = CameraPipeline(
         stream,
         pose=pose,
         tracker=lambda: ByteTracker(TrackingConfig(), fps=25.0),
         windows=ActionWindows(stream.camera_id, {"fight": config}),
-        services={"fight": Service("fight", action, ("fight", "other"), 0, rules)},
+        services={"fight": Service("fight", action, ("fight", "other"), 0, machine)},
         listener=listener,
     )
     pose.start()
@@ -139,3 +146,40 @@ async def test_cancellation_stops_at_once() -> None:
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 5)
     assert stream.delivered < 1_000_000
+
+
+class Breaking(ReplayStream):
+    """Breaks after its frames."""
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        async for frame in super().frames():
+            yield frame
+        raise SourceError("cut off")
+
+
+async def test_file_that_breaks_closes_its_incident_and_then_says_so() -> None:
+    stream = Breaking(100)
+    listener = RecordingListener()
+    with pytest.raises(SourceError, match="cut off"):
+        await run(stream, probabilities=[0.9], listener=listener)
+    assert listener.events[0].phase is EventPhase.DETECTED
+    assert listener.events[-1].phase is EventPhase.RESOLVED
+    assert len(listener.tracks) == 100
+
+
+class Pausing(ReplayStream):
+    """A live stream that falls silent after its frames."""
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        async for frame in super().frames():
+            yield frame
+        await asyncio.sleep(3.5)
+
+
+async def test_silent_camera_ages_on_its_own_time_line() -> None:
+    listener = await run(Pausing(100, live=True), probabilities=[0.9], rules={"silence_s": 1.5})
+    resolved = listener.events[-1]
+    assert resolved.phase is EventPhase.RESOLVED
+    assert resolved.attributes["reason"] == "silence"
+    last = listener.tracks[-1].stamp
+    assert (resolved.t_utc - last.t_utc).total_seconds() == pytest.approx(1.5, abs=0.5)

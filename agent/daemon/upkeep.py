@@ -1,0 +1,66 @@
+"""Reasons and counters that nobody raises by himself: delivery, evidence and engines looked at once a round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from agent.events.evidence_writer import EvidenceStats
+from agent.health.reasons import HealthState, Reason, reason_key
+from agent.observe.metrics import Metrics
+from agent.outbox.relay import RelayStats
+from agent.runtime.engines import EngineProgress, EngineState
+
+BACKLOG_AGE_S = 120.0
+"""Waiting longer than this on an open connection is a backlog."""
+SHOWN_FOR = timedelta(hours=1)
+"""How long a loss stays a reason; it is announced then, and stays in log and metrics."""
+
+
+class Upkeep:
+    """Compares counters with those of the round before."""
+
+    def __init__(self, health: HealthState, metrics: Metrics) -> None:
+        self._health = health
+        self._metrics = metrics
+        self._relay = RelayStats()
+        self._evidence = EvidenceStats()
+
+    def look_at_delivery(self, stats: RelayStats, *, connected: bool, oldest_age_s: float) -> None:
+        """Once a round while a broker is configured."""
+        before = self._relay
+        for result, delta in (
+            ("ok", stats.delivered - before.delivered),
+            ("retry", stats.retried - before.retried),
+            ("rejected", stats.rejected - before.rejected),
+        ):
+            for _ in range(delta):
+                self._metrics.count_publish(result)
+        if stats.rejected > before.rejected:
+            self._health.raise_reason(Reason.MQTT_REJECTED, f"{stats.rejected} messages are dead letters")
+        backlog = connected and oldest_age_s > BACKLOG_AGE_S
+        self._health.set_reason(Reason.OUTBOX_BACKLOG, backlog, f"the oldest message waits {oldest_age_s:.0f} s")
+        self._relay = RelayStats(stats.delivered, stats.retried, stats.rejected, stats.in_flight)
+
+    def look_at_evidence(self, stats: EvidenceStats) -> None:
+        """Once a round."""
+        before = self._evidence
+        if stats.failed + stats.dropped > before.failed + before.dropped:
+            self._health.raise_reason(Reason.EVIDENCE, stats.last_error)
+        elif stats.written > before.written:
+            self._health.clear_reason(Reason.EVIDENCE)
+        self._evidence = stats
+
+    def look_at_engines(self, upgrades: Mapping[str, EngineProgress | None]) -> None:
+        """upgrades: by model slot; None = none was asked for."""
+        for slot, progress in upgrades.items():
+            waiting = progress is not None and progress.state is not EngineState.SERVING
+            detail = f"engine {progress.state.value}: {progress.detail}" if progress is not None else ""
+            self._health.set_reason(reason_key(Reason.MODEL_FALLBACK, slot), waiting, detail)
+
+    def let_go(self, now_utc: datetime | None = None) -> None:
+        """Clear what happened once and is over."""
+        now_utc = now_utc or datetime.now(UTC)
+        for active in self._health.snapshot().reasons:
+            if active.code in (Reason.EVENTS_LOST, Reason.MQTT_REJECTED) and now_utc - active.since_utc > SHOWN_FOR:
+                self._health.clear_reason(active.reason)
