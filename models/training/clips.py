@@ -22,6 +22,7 @@ TRACKING = TrackingConfig(track_threshold=0.3, low_threshold=0.12, new_margin=0.
 """ByteTrack for PoseNet, whose scores are low: over the fight clips a tenth is below 0.17, the median 0.37, a tenth above
 0.69. Unlike a detector's, a low score here is mostly a real person badly seen."""
 POSE_THRESHOLD = 0.12
+_COLUMNS = ("tensor", "label", "clip", "variant", "t_end_s", "regular")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +30,8 @@ class Samples:
     """Windows with what is known about them; row i of every array belongs to window i.
 
     tensor: (N, M, T, V, 3) float16; label: (N,) int8, 1 = the action, 0 = not, -1 = leave out of training;
-    clip: (N,) index into `files`; variant: (N,) the estimator and rate it came from; t_end_s: (N,).
+    clip: (N,) index into `files`; variant: (N,) the estimator and rate it came from; t_end_s: (N,); regular: (N,) bool, the
+    agent itself would make this window (the others end elsewhere and are for training).
     """
 
     tensor: NDArray[np.float16]
@@ -37,16 +39,17 @@ class Samples:
     clip: NDArray[np.int32]
     variant: NDArray[np.str_]
     t_end_s: NDArray[np.float32]
+    regular: NDArray[np.bool_]
     files: tuple[str, ...]
 
     def save(self, file: Path) -> None:
-        arrays = {name: getattr(self, name) for name in ("tensor", "label", "clip", "variant", "t_end_s")}
+        arrays = {name: getattr(self, name) for name in _COLUMNS}
         np.savez_compressed(file, files=np.array(self.files), **arrays)
 
     @classmethod
     def load(cls, file: Path) -> Samples:
         with np.load(file) as data:
-            arrays = {name: data[name] for name in ("tensor", "label", "clip", "variant", "t_end_s")}
+            arrays = {name: data[name] for name in _COLUMNS}
             return cls(files=tuple(data["files"].tolist()), **arrays)
 
 
@@ -75,16 +78,22 @@ def tracks_of(poses: Sequence[Poses], tracking: TrackingConfig = TRACKING) -> It
         yield tracker.update(frame.stamp, frame.people)
 
 
-def windows_of(tracks: Sequence[Tracks], service: ServiceConfig, *, every_end: int = 0) -> list[Window]:
-    """The windows the agent would classify. every_end = n: also those that would end at every n-th frame.
-
-    The extra ones train what a live stream brings: windows that end anywhere, and that are not full yet.
-    """
+def windows_of(tracks: Sequence[Tracks], service: ServiceConfig) -> list[Window]:
+    """The windows the agent would classify."""
     windows = ActionWindows("clip", {"s": service})
-    made = [window for frame in tracks for window in windows.push(frame)] + windows.flush()
-    for end in range(every_end, len(tracks), every_end) if every_end else ():
-        part = ActionWindows("clip", {"s": service})
-        for frame in tracks[max(0, end - 240) : end]:
-            last = part.push(frame)
-        made += part.flush() or last
+    return [window for frame in tracks for window in windows.push(frame)] + windows.flush()
+
+
+def extra_windows_of(tracks: Sequence[Tracks], service: ServiceConfig, every: int) -> list[Window]:
+    """Windows that end at every `every`-th frame: a live stream brings them ending anywhere."""
+    # A step and a half short of full, so that the window is not due before its last frame.
+    span_ns = (service.window.length - 1.6) / service.window.rate_hz * 1e9
+    made = []
+    for end in range(every, len(tracks), every):
+        last_ns = tracks[end - 1].stamp.t_mono_ns
+        windows = ActionWindows("clip", {"s": service})
+        for frame in tracks[:end]:
+            if last_ns - frame.stamp.t_mono_ns < span_ns:
+                windows.push(frame)
+        made += windows.flush()
     return made

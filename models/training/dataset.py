@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from clips import Samples, load_poses, tracks_of, windows_of
+from clips import Samples, extra_windows_of, load_poses, tracks_of, windows_of
 from recipes import RECIPES, WINDOW, Recipe
 
 from agent.types import Window
@@ -57,18 +57,20 @@ class Builder:
 
     def __init__(self, recipe: Recipe) -> None:
         self._service = recipe.service_config()
-        self._rows: list[tuple[Window, int, int, str]] = []
+        self._rows: list[tuple[Window, int, int, str, bool]] = []
         self._files: list[str] = []
 
     def add(self, poses: Path, data: str, file: str, *, label: int | None, onset_s: float | None, ends: int) -> None:
-        """All windows of one clip. label None: by `onset_s`."""
+        """All windows of one clip. label None: by `onset_s`. ends: extra windows end every so many frames; 0 = none."""
         self._files.append(f"{data}/{file}")
         for name, source, every in variants(poses, data, file):
             tracks = list(tracks_of(load_poses(source, every)))
-            for window in windows_of(tracks, self._service, every_end=-(-ends // every)):
+            regular = windows_of(tracks, self._service)
+            extra = extra_windows_of(tracks, self._service, -(-ends // every)) if ends else []
+            for number, window in enumerate(regular + extra):
                 end_s = window.t_end_ns * 1e-9
                 mark = fall_label(max(0.0, end_s - WINDOW_S), end_s, onset_s) if label is None else label
-                self._rows.append((window, mark, len(self._files) - 1, name))
+                self._rows.append((window, mark, len(self._files) - 1, name, number < len(regular)))
 
     def samples(self) -> Samples:
         return Samples(
@@ -77,6 +79,7 @@ class Builder:
             clip=np.array([row[2] for row in self._rows], np.int32),
             variant=np.array([row[3] for row in self._rows]),
             t_end_s=np.array([row[0].t_end_ns * 1e-9 for row in self._rows], np.float32),
+            regular=np.array([row[4] for row in self._rows], bool),
             files=tuple(self._files),
         )
 

@@ -66,7 +66,7 @@ def export(recipe: Recipe, runs: Path, bundle: Path) -> float:
     calibration = json.loads((runs / "folds.json").read_text())
     members = []
     for file in sorted(runs.glob("release-*.pt")):
-        member = SlimSTGCN(width=recipe.width, drop=recipe.drop)
+        member = SlimSTGCN(width=recipe.width, drop=recipe.drop, wide=recipe.wide)
         member.load_state_dict(torch.load(file, weights_only=True))
         members.append(member)
     model = Ensemble(members, calibration["shift"]).eval()
@@ -152,7 +152,7 @@ def main() -> None:
         if file.is_file():
             content = json.loads(file.read_text())
             chosen = content["calibrated"] if name == "folds" else content
-            figures[name] = {key: round(value, 4) for key, value in chosen.items()}
+            figures[name] = {key: round(value, 4) for key, value in chosen.items() if isinstance(value, int | float)}
     seal_bundle(arguments.bundle, manifest_fields(recipe, arguments.version, temperature, figures))
     print(f"{load_bundle(arguments.bundle).title}: {figures}")
 

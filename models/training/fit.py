@@ -32,9 +32,13 @@ def fit(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    network = SlimSTGCN(width=recipe.width, drop=recipe.drop)
+    network = SlimSTGCN(width=recipe.width, drop=recipe.drop, wide=recipe.wide)
     if start is not None:
-        network.load_state_dict(start.state_dict())
+        own = network.state_dict()
+        # A wide head has columns that the pre-trained one lacks: they begin as they are.
+        network.load_state_dict(
+            {name: value for name, value in start.state_dict().items() if value.shape == own[name].shape}, strict=False
+        )
     average = copy.deepcopy(network).eval()
     decay = [p for p in network.parameters() if p.ndim > 1]
     rest = [p for p in network.parameters() if p.ndim <= 1]
@@ -42,7 +46,7 @@ def fit(
         [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
     )
-    steps = recipe.epochs * recipe.samples_an_epoch // recipe.batch
+    steps = recipe.steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps, pct_start=0.15)
     chance = pool.weight / pool.weight.sum()
     started, total = time.monotonic(), 0.0

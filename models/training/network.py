@@ -102,6 +102,31 @@ class Streams(nn.Module):
         return torch.cat(((vector - body) * weight.sum(2) * nearness, extra), -1)
 
 
+class Statistics(nn.Module):
+    """How fast, how near: 8 figures per person, averaged over time and joints, as mean and maximum over people.
+
+    A short cut past the convolutions. A linear model on such figures alone is hard to beat with a hundred clips; the
+    network starts from there. (B, M, 13, T, V), (B, M, T) -> (B, 16), logarithms.
+    """
+
+    count = 16
+
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        velocity, drift = features[:, :, 4:6], features[:, :, 7:9]
+        speed, local, whole = _length(velocity), _length(velocity - drift), _length(drift)
+        near, closing = features[:, :, 11], features[:, :, 12].abs()
+        signals = (speed, local, local[..., 3:7], local[..., 9:13], whole, near, closing, near * local)
+        frames = torch.stack([signal.mean(3) for signal in signals], -1)  # (B, M, T, 8)
+        people = masked_mean(frames, present[..., None], 2).squeeze(2)
+        there = present.amax(2)[..., None]
+        both = torch.cat((masked_mean(people, there, 1).squeeze(1), (people * there).amax(1)), 1)
+        return torch.log(both + 0.02)
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return vectors.square().sum(2).add(1e-6).sqrt()
+
+
 class SpatialLayer(nn.Module):
     """Graph convolution with a free, per-subset adjacency and a residual (PYSKL's `unit_gcn`, adaptive='init')."""
 
@@ -168,7 +193,8 @@ class Block(nn.Module):
 class SlimSTGCN(nn.Module):
     """`input_tensor` (B, M, T, 17, 3) float32 -> `cls_score` (B, K) logits; T even."""
 
-    def __init__(self, classes: int = 2, width: int = 16, drop: float = 0.3) -> None:
+    def __init__(self, classes: int = 2, width: int = 16, drop: float = 0.3, *, wide: bool = False) -> None:
+        """wide: the head also sees `Statistics`."""
         super().__init__()
         a, b, c = width, width * 3 // 2, width * 2
         self.streams = Streams()
@@ -176,12 +202,15 @@ class SlimSTGCN(nn.Module):
         self.stem = nn.Conv2d(STREAMS, a, (3, 1), (2, 1), (1, 0))
         self.blocks = nn.ModuleList((Block(a, a), Block(a, b, 2), Block(b, c)))
         self.drop = nn.Dropout(drop)
-        self.head = nn.Linear(2 * c, classes)
+        self.statistics = Statistics() if wide else None
+        self.level = nn.BatchNorm1d(Statistics.count) if wide else None
+        self.head = nn.Linear(2 * c + (Statistics.count if wide else 0), classes)
 
     def forward(self, input_tensor: Tensor) -> Tensor:
         B, M = input_tensor.shape[:2]
         with torch.no_grad():
             x, present = self.streams(input_tensor)
+            statistics = self.statistics(x, present) if self.statistics is not None else None
         C, T, V = x.shape[2:]
         x = x.permute(0, 1, 4, 2, 3).reshape(B * M, V * C, T)
         if self.training:  # padding must not enter the batch statistics (and costs time); it is masked below anyway
@@ -199,7 +228,10 @@ class SlimSTGCN(nn.Module):
         there = mask.amax(3)
         mean = masked_mean(people, there, 1).squeeze(1)
         best = (people * there).amax(1)  # features are behind a ReLU, so 0 stands for nobody
-        return self.head(self.drop(torch.cat((mean, best), 1)))
+        found = self.drop(torch.cat((mean, best), 1))
+        if statistics is not None and self.level is not None:
+            found = torch.cat((found, self.level(statistics)), 1)
+        return self.head(found)
 
     def _encode(self, x: Tensor, channels: int) -> Tensor:
         """(N, V * C, T) -> (N, C', T / 4): each person on their own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.config.schema import Component, ServiceConfig, WindowConfig
@@ -18,17 +18,21 @@ class Recipe:
     service: str
     negative: str
     selection: dict[Component, float]
-    epochs: int
-    samples_an_epoch: int
+    steps: int
     members: int
+    learning_rate: float
     width: int = 16
+    wide: bool = False
+    """See `network.Statistics`."""
     drop: float = 0.3
-    learning_rate: float = 4e-3
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
     batch: int = 16
     ema: float = 0.97
-    pretrain_epochs: int = 30
+
+    def pretraining(self) -> Recipe:
+        """The same network on synthetic windows alone, which have one person each: larger batches cost the same."""
+        return replace(self, steps=300, batch=32, learning_rate=4e-3)
 
     def service_config(self) -> ServiceConfig:
         """As the agent would configure it."""
@@ -40,9 +44,10 @@ RECIPES = {
         service="fight",
         negative="other",
         selection={"movement": 0.4, "interaction": 0.4, "position": 0.1, "persistence": 0.1},
-        epochs=25,
-        samples_an_epoch=160,
+        steps=240,
         members=3,
+        learning_rate=4e-3,
+        wide=True,
     ),
     "fall": Recipe(
         service="fall",
@@ -50,8 +55,8 @@ RECIPES = {
         selection={
             "height_change": 0.35, "posture_angle": 0.25, "movement": 0.2, "persistence": 0.15, "position": 0.05,
         },
-        epochs=15,
-        samples_an_epoch=240,
-        members=2,
+        steps=120,
+        members=3,
+        learning_rate=2e-3,
     ),
 }  # fmt: skip

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,8 @@ from numpy.typing import NDArray
 from recipes import RECIPES, Recipe
 
 FOLDS = 5
+NOBODY = -20.0
+"""Margin of a clip without a window: nobody was seen well enough, so the agent says nothing."""
 TEST_VARIANT = "481x641"
 """Figures are for the estimator that the shipped configuration names, at the clips' own frame rate."""
 
@@ -94,15 +95,16 @@ def pool_of(recipe: Recipe, samples: Samples, clips: Clips, use: NDArray[np.bool
 
 def network_at(file: Path, recipe: Recipe, pool: Pool, seed: int) -> SlimSTGCN:
     """Load it, or train and save it."""
-    network = SlimSTGCN(width=recipe.width, drop=recipe.drop)
+    network = SlimSTGCN(width=recipe.width, drop=recipe.drop, wide=recipe.wide)
     if file.is_file():
         network.load_state_dict(torch.load(file, weights_only=True))
         return network.eval()
-    start = SlimSTGCN(width=recipe.width, drop=recipe.drop)
     pretrained = file.parent / "pretrained.pt"
+    start: SlimSTGCN | None = None
     if pretrained.is_file():
+        start = SlimSTGCN(width=recipe.width, drop=recipe.drop)
         start.load_state_dict(torch.load(pretrained, weights_only=True))
-    network = fit(recipe, pool, seed, start if pretrained.is_file() else None)
+    network = fit(recipe, pool, seed, start)
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), file)
     return network
@@ -110,7 +112,7 @@ def network_at(file: Path, recipe: Recipe, pool: Pool, seed: int) -> SlimSTGCN:
 
 def clip_margins(networks: list[SlimSTGCN], samples: Samples, use: NDArray[np.bool_], variant: str) -> dict[int, float]:
     """Highest mean margin over a clip's windows, as `evaluate action` takes it; clips without a window are missing."""
-    rows = np.flatnonzero(use[samples.clip] & (samples.variant == variant) & _regular(samples))
+    rows = np.flatnonzero(use[samples.clip] & (samples.variant == variant) & samples.regular)
     margin = np.mean([margins(network, samples.tensor[rows]) for network in networks], axis=0)
     best: dict[int, float] = {}
     for row, value in zip(rows.tolist(), margin.tolist(), strict=True):
@@ -119,23 +121,17 @@ def clip_margins(networks: list[SlimSTGCN], samples: Samples, use: NDArray[np.bo
     return best
 
 
-def _regular(samples: Samples) -> NDArray[np.bool_]:
-    """Windows the agent itself would make: a clip's windows are stored in that order first, then the extra ones."""
-    regular = np.zeros(len(samples.label), bool)
-    key = np.char.add(samples.variant, samples.clip.astype(str))
-    for value in dict.fromkeys(key.tolist()):
-        rows = np.flatnonzero(key == value)
-        times = samples.t_end_s[rows]
-        last = int(np.argmax(times == times.max()))
-        regular[rows[: last + 1]] = True
-    return regular
-
-
 def synthetic_pool(file: Path) -> Pool:
     """The windows of make_synthetic.py, both labels alike."""
     with np.load(file) as arrays:
         tensor, label = arrays["tensor"], arrays["label"]
     return Pool(tensor, label, 0.5 / np.bincount(label)[label])
+
+
+def by_group(group: NDArray[np.str_], probability: NDArray[np.float64], label: NDArray[np.int64]) -> dict[str, str]:
+    """Per source: right calls of all, as `5/7`. A model may have learnt the camera in place of the action."""
+    right = (probability >= 0.5) == (label == 1)
+    return {str(name): f"{int(right[group == name].sum())}/{int((group == name).sum())}" for name in np.unique(group)}
 
 
 def run_folds(recipe: Recipe, samples: Samples, clips: Clips, out: Path, synthetic: Path | None) -> dict[str, object]:
@@ -148,20 +144,23 @@ def run_folds(recipe: Recipe, samples: Samples, clips: Clips, out: Path, synthet
         networks = [network_at(out / f"fold{number}-{seed}.pt", recipe, pool, seed) for seed in range(recipe.members)]
         found = clip_margins(networks, samples, held, TEST_VARIANT)
         margin |= found
-        index = np.array(sorted(found))
-        p = sigmoid(np.array([found[i] for i in index]))
+        index = np.flatnonzero(held)
+        p = sigmoid(np.array([found.get(i, NOBODY) for i in index.tolist()]))
         by_fold.append(figures(p, clips.label[index]))
         print(f"fold {number}: {by_fold[-1]}", flush=True)
     index = np.array(sorted(margin))
-    values, label = np.array([margin[i] for i in index]), clips.label[index]
-    temperature, shift = calibrate(values, label)
+    temperature, shift = calibrate(np.array([margin[i] for i in index]), clips.label[index])
+    everyone = np.flatnonzero(clips.fold >= 0)
+    values = np.array([margin.get(i, NOBODY) for i in everyone.tolist()])
+    calibrated = sigmoid((values + shift) / temperature)
     result: dict[str, object] = {
-        "raw": figures(sigmoid(values), label),
-        "calibrated": figures(sigmoid((values + shift) / temperature), label),
+        "raw": figures(sigmoid(values), clips.label[everyone]),
+        "calibrated": figures(calibrated, clips.label[everyone]),
         "folds": by_fold,
+        "by_source": by_group(clips.group[everyone], calibrated, clips.label[everyone]),
         "temperature": temperature,
         "shift": shift,
-        "without_window": [samples.files[i] for i in np.flatnonzero(clips.fold >= 0) if i not in margin],
+        "without_window": [samples.files[i] for i in everyone.tolist() if i not in margin],
         "margins": {samples.files[i]: margin[i] for i in index.tolist()},
     }
     (out / "folds.json").write_text(json.dumps(result, indent=1))
@@ -180,8 +179,13 @@ def run_dev(networks: list[SlimSTGCN], samples: Samples, clips: Clips, out: Path
     folds = json.loads((out / "folds.json").read_text())
     dev = clips.split == "dev"
     found = clip_margins(networks, samples, dev, TEST_VARIANT)
-    values = np.array([found.get(i, -10.0) for i in np.flatnonzero(dev)])
-    result = figures(sigmoid((values + folds["shift"]) / folds["temperature"]), clips.label[dev])
+    values = np.array([found.get(i, NOBODY) for i in np.flatnonzero(dev).tolist()])
+    p = sigmoid((values + folds["shift"]) / folds["temperature"])
+    result: dict[str, object] = dict(figures(p, clips.label[dev]))
+    result["by_source"] = by_group(clips.group[dev], p, clips.label[dev])
+    result["probabilities"] = {
+        samples.files[i]: round(float(q), 4) for i, q in zip(np.flatnonzero(dev).tolist(), p, strict=True)
+    }
     (out / "dev.json").write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))
 
@@ -199,8 +203,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     recipe = RECIPES[arguments.service]
     if arguments.stage == "pretrain":
-        longer = replace(recipe, epochs=recipe.pretrain_epochs)
-        network_at(arguments.out / "pretrained.pt", longer, synthetic_pool(arguments.synthetic), 0)
+        network_at(arguments.out / "pretrained.pt", recipe.pretraining(), synthetic_pool(arguments.synthetic), 0)
         return
     samples = Samples.load(arguments.windows)
     clips = Clips(arguments.service, samples, arguments.data)
