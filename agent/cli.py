@@ -16,7 +16,7 @@ from pathlib import Path
 from agent import __version__
 from agent.config.schema import LogConfig
 from agent.errors import ConfigError, RecognizerError
-from agent.observe.logging import configure_logging
+from agent.observe.logging import configure_logging, mask_text
 
 EXIT_GOOD, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78
 EXIT_INTERRUPTED = 130
@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = import_module(f"agent.commands.{args.module}").run(args, dict(os.environ))
     except ConfigError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {mask_text(str(problem))}", file=sys.stderr)
         return EXIT_CONFIG
     except RecognizerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {mask_text(str(error))}", file=sys.stderr)
         return EXIT_FAILED
     except OSError as error:  # what the user named cannot be written
         if isinstance(error, BrokenPipeError):  # `recognizer-agent events list | head`
