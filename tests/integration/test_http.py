@@ -420,7 +420,7 @@ async def test_two_agents_want_one_port(tmp_path: Path, monkeypatch: pytest.Monk
         await asyncio.wait_for(agent.ready_event.wait(), 30)
 
         def failing() -> list[str]:
-            return [reason.detail for reason in agent.health.snapshot().reasons if reason.subject == "http"]
+            return [reason.detail for reason in agent.health.snapshot().reasons if reason.code == "http"]
 
         await until(failing, "the second one says what is wrong")
         assert "another program uses it" in failing()[0]
