@@ -16,6 +16,7 @@ from agent.cli import EXIT_FAILED, EXIT_GOOD
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig
 from agent.errors import RecognizerError
+from agent.memory import limit_arenas
 from agent.observe.logging import configure_logging
 
 _log = structlog.get_logger(__name__)
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 
     config = load()
     configure_logging(config.log)
+    limit_arenas()
     try:
         return run_loop(lambda: Agent(config, environ=env, load=load).run())
     except RecognizerError:

@@ -12,6 +12,7 @@ from agent.config.schema import EvidenceConfig
 from agent.events.evidence import Clip
 from agent.events.evidence_files import WriteResult, write_clip
 from agent.events.retention import Pruned, prune, remove_leftovers
+from agent.memory import trim
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class EvidenceWriter:
         while True:
             clip = await self._queue.get()
             try:
-                self._count_written(await asyncio.to_thread(write_clip, self._root, clip))
+                self._count_written(await asyncio.to_thread(self._write, clip))
                 self._count_pruned(await asyncio.to_thread(self._prune))
             finally:
                 self._queue.task_done()
@@ -85,6 +86,11 @@ class EvidenceWriter:
     async def drain(self) -> None:
         """Wait until everything queued is written; the caller sets the time limit."""
         await self._queue.join()
+
+    def _write(self, clip: Clip) -> WriteResult:
+        result = write_clip(self._root, clip)
+        trim()  # the encoder took tens of megabytes
+        return result
 
     def _prune(self) -> Pruned:
         config = self._config
