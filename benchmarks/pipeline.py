@@ -46,6 +46,10 @@ def main() -> int:
     memory = what.add_parser("memory")
     memory.add_argument("--frames", type=int, default=20_000)
     args = parser.parse_args()
+    from agent.config.schema import LogConfig
+    from agent.observe.logging import configure_logging
+
+    configure_logging(LogConfig(level="warning"))
     return {"overhead": run_overhead, "estimator": run_estimator, "idle": run_idle, "memory": run_memory}[args.what](
         args
     )
