@@ -151,8 +151,9 @@ def main() -> None:
         file = arguments.runs / f"{name}.json"
         if file.is_file():
             content = json.loads(file.read_text())
-            chosen = content["calibrated"] if name == "folds" else content
-            figures[name] = {key: round(value, 4) for key, value in chosen.items() if isinstance(value, int | float)}
+            # Before calibration: what was fitted to the folds is no figure of theirs.
+            chosen, title = (content["raw"], "folds_uncalibrated") if name == "folds" else (content, name)
+            figures[title] = {key: round(value, 4) for key, value in chosen.items() if isinstance(value, int | float)}
     seal_bundle(arguments.bundle, manifest_fields(recipe, arguments.version, temperature, figures))
     print(f"{load_bundle(arguments.bundle).title}: {figures}")
 
