@@ -1,0 +1,111 @@
+"""Evidence of all cameras: real rings, a real thread, a real folder."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes.replay import T0_UTC, walkers
+
+from agent.config.schema import EvidenceConfig
+from agent.daemon.evidence import MAX_PENDING, Evidence
+from agent.events.evidence_writer import EvidenceWriter
+from agent.types import Event, EventPhase, Frame, FrameStamp, Tracks
+
+CONFIG = EvidenceConfig(pre_roll_s=1, post_roll_s=1, fps=10)
+PEOPLE = walkers(2, 1, size=(120, 160))[0]
+
+
+def frame(n: int, camera_id: str = "cam") -> Frame:
+    """The n-th frame at 25 frames a second."""
+    t_s = n / 25
+    stamp = FrameStamp(camera_id, n, round(t_s * 1e9), T0_UTC + timedelta(seconds=t_s), 160, 120)
+    image = np.random.default_rng(n).integers(0, 255, (120, 160, 3), np.uint8)
+    return Frame(stamp, image)
+
+
+def tracks(of: Frame) -> Tracks:
+    return Tracks(of.stamp, PEOPLE, np.arange(2), np.ones(2, np.int64))
+
+
+def event(phase: EventPhase, n: int, *, onset: int = 20) -> Event:
+    stamp, start = frame(n).stamp, frame(onset).stamp
+    duration_s = (n - onset) / 25
+    return Event(
+        f"id-{phase}", "incident", "fight", phase, "cam", (1, 2), start.t_mono_ns, stamp.t_utc, start.t_utc, duration_s, 0.9
+    )  # fmt: skip
+
+
+@pytest.fixture
+async def evidence(tmp_path: Path) -> AsyncIterator[Evidence]:
+    writer = EvidenceWriter(tmp_path, CONFIG)
+    task = asyncio.create_task(writer.run())
+    made = Evidence(CONFIG, writer)
+    yield made
+    made.close()
+    task.cancel()
+
+
+async def feed(evidence: Evidence, first: int, last: int) -> None:
+    for n in range(first, last):
+        one = frame(n)
+        evidence.offer(one, PEOPLE, tracks(one))
+        await asyncio.sleep(0.004)
+
+
+def metas(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(path.read_text()) for path in folder.glob("*/*/*/meta.json")]
+
+
+async def test_an_incident_becomes_a_folder_with_the_time_around_it(evidence: Evidence, tmp_path: Path) -> None:
+    await feed(evidence, 0, 40)
+    opened = event(EventPhase.DETECTED, 40)
+    evidence.observe(opened)
+    await feed(evidence, 40, 60)
+    evidence.observe(event(EventPhase.RESOLVED, 60))
+    await feed(evidence, 60, 100)
+    await asyncio.wait_for(evidence.drain(), 20)
+    folder = tmp_path / str(evidence.attributes(opened)["evidence"])
+    assert {path.name for path in folder.iterdir()} == {"clip.mp4", "meta.json", "skeleton.jsonl", "snapshot.jpg"}
+
+
+async def test_silent_camera_still_gets_its_clip_cut(evidence: Evidence, tmp_path: Path) -> None:
+    await feed(evidence, 0, 40)
+    evidence.observe(event(EventPhase.DETECTED, 40))
+    evidence.observe(event(EventPhase.RESOLVED, 45))
+    evidence.poll("cam", frame(200).stamp.t_mono_ns)
+    async with asyncio.timeout(20):
+        while not metas(tmp_path):
+            await asyncio.sleep(0.05)
+
+
+async def test_removed_camera_leaves_what_it_was_recording(evidence: Evidence, tmp_path: Path) -> None:
+    await feed(evidence, 0, 40)
+    evidence.observe(event(EventPhase.DETECTED, 40))
+    evidence.forget("cam")
+    await asyncio.wait_for(evidence.drain(), 20)
+    assert len(metas(tmp_path)) == 1
+
+
+async def test_pipeline_never_waits_for_the_thread(evidence: Evidence) -> None:
+    for n in range(0, 400, 4):  # 100 frames that are all due, without giving the loop a turn
+        one = frame(n)
+        evidence.offer(one, PEOPLE, tracks(one))
+    assert evidence.skipped == 100 - MAX_PENDING
+    await evidence.drain()
+
+
+async def test_disabled_evidence_keeps_nothing(tmp_path: Path) -> None:
+    config = EvidenceConfig(enabled=False)
+    off = Evidence(config, EvidenceWriter(tmp_path, config))
+    await feed(off, 0, 5)
+    off.observe(event(EventPhase.DETECTED, 5))
+    assert off.attributes(event(EventPhase.DETECTED, 5)) == {}
+    await asyncio.wait_for(off.drain(), 5)
+    off.close()
+    assert list(tmp_path.iterdir()) == []
