@@ -132,7 +132,7 @@ class Subscriber:
         """Until `condition` holds; fails with what did arrive."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not condition(self):  # noqa: ASYNC110 - messages arrive on another thread
+                while not condition(self):
                     await asyncio.sleep(0.01)
         except TimeoutError:
             raise AssertionError(f"received {len(self.messages)} messages, the last: {self.messages[-5:]}") from None

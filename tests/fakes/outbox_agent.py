@@ -45,7 +45,7 @@ async def main() -> None:
         last = await store.put(event(topics)) or 0
         print("put", last, flush=True)
         await asyncio.sleep(1 / float(rate))
-    while any(depth.rows for depth in (await store.depth()).values()):  # noqa: ASYNC110 - depth has no event
+    while any(depth.rows for depth in (await store.depth()).values()):
         await asyncio.sleep(0.02)
     for task in reversed(tasks):
         task.cancel()

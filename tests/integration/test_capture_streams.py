@@ -43,7 +43,7 @@ async def until(camera: Camera, condition: Callable[[CameraStatus], bool], limit
     consumer = asyncio.create_task(drain(), name="drain")
     try:
         async with asyncio.timeout(limit_s):
-            while not condition(camera.status()):  # noqa: ASYNC110  the other side is a thread
+            while not condition(camera.status()):
                 await asyncio.sleep(0.02)
     except TimeoutError:
         pytest.fail(f"not reached within {limit_s} s: {camera.status()}")

@@ -130,7 +130,7 @@ async def site() -> AsyncIterator[Site]:
 
 async def until(condition: Any, what: str) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - looks from outside, as a client would
+        while not condition():
             await asyncio.sleep(0.01)
     assert condition(), what
 
@@ -368,7 +368,7 @@ async def test_a_running_agent_from_outside(tmp_path: Path, monkeypatch: pytest.
                 return await response.json()
 
         async with asyncio.timeout(30):
-            while len((await get("/api/v1/state"))["events"]) < 6:  # noqa: ASYNC110 - polls, as the page does
+            while len((await get("/api/v1/state"))["events"]) < 6:
                 await asyncio.sleep(0.1)
         state = await get("/api/v1/state")
         (camera,) = state["cameras"]

@@ -48,7 +48,7 @@ def descriptors() -> int:
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event to set
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -39,7 +39,7 @@ class Delivery:
 
     async def drained(self, timeout_s: float = 20) -> None:
         async with asyncio.timeout(timeout_s):
-            while any(depth.rows for depth in (await self.store.depth()).values()):  # noqa: ASYNC110 - depth has no event
+            while any(depth.rows for depth in (await self.store.depth()).values()):
                 await asyncio.sleep(0.02)
 
 

@@ -45,7 +45,7 @@ async def collect(stream: FrameStream, count: int = 1000) -> list[Frame]:
 
 async def until(condition: Callable[[], bool], limit_s: float = 5) -> None:
     async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110  the other side is a thread that knows no asyncio.Event
+        while not condition():
             await asyncio.sleep(0.005)
 
 

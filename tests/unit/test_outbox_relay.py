@@ -96,7 +96,7 @@ async def running(relay: Relay) -> AsyncIterator[None]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event to set
+        while not condition():
             await asyncio.sleep(0.001)
 
 
@@ -106,7 +106,7 @@ async def rows_left(store: OutboxStore) -> int:
 
 async def empty(store: OutboxStore) -> None:
     async with asyncio.timeout(5):
-        while await rows_left(store):  # noqa: ASYNC110 - as above
+        while await rows_left(store):
             await asyncio.sleep(0.001)
 
 

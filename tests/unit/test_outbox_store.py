@@ -1,6 +1,6 @@
 """The store: what `put` promises, the sequence, lanes, damage, full disks, wrong folders."""
 
-# ruff: noqa: ASYNC221, ASYNC240 - small files, and nothing else runs on these event loops
+# ruff: noqa: ASYNC221 - small files, and nothing else runs on these event loops
 
 from __future__ import annotations
 
