@@ -145,7 +145,10 @@ def test_an_interrupted_run_leaves_only_partial_files(shell: Shell) -> None:
     endless = video(shell, "long.mp4", 2500)
     out = shell.folder / "out"
     command = shell.command("analyze", endless, "--config", config(shell), "--out", out)
-    process = subprocess.Popen(command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - ignored in CI shells
+    )  # fmt: skip
     poses = out / "long" / "poses.jsonl.partial"
     deadline = time.monotonic() + 30
     while not (poses.exists() and poses.stat().st_size):

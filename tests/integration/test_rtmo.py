@@ -122,6 +122,7 @@ def test_memory_stays_flat_while_batches_and_sizes_vary(estimator: PoseEstimator
 
 
 def test_nothing_is_left_running_after_close(bundle: Path) -> None:
+    create_pose_estimator(PoseConfig(model=bundle, device="cpu", threads=3)).close()  # libraries start theirs once
     python_threads = threading.active_count()
     process = psutil.Process()
     threads = process.num_threads()
