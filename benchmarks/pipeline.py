@@ -286,7 +286,7 @@ def run_memory(args: argparse.Namespace) -> int:
         next_mark = 2000
         while next_mark <= args.frames:
             frames = agent.get("/api/v1/state")["cameras"][0]["frames"]
-            if frames >= next_mark - 500:
+            if frames >= next_mark - 1000:
                 samples.append(process.memory_info().rss / 1e6)
             if frames >= next_mark:
                 marks.append(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,16 +74,24 @@ class EvidenceWriter:
         return True
 
     async def run(self) -> None:
-        """The writer's task, until cancelled. A write in progress is then finished by its thread or leaves no trace."""
-        await asyncio.to_thread(remove_leftovers, self._root)
-        self._count_pruned(await asyncio.to_thread(self._prune))
-        while True:
-            clip = await self._queue.get()
-            try:
-                self._count_written(await asyncio.to_thread(self._write, clip))
-                self._count_pruned(await asyncio.to_thread(self._prune))
-            finally:
-                self._queue.task_done()
+        """The writer's task, until cancelled. A write in progress is then finished by its thread or leaves no trace.
+
+        One thread for all: each thread that has encoded keeps some of the memory it took.
+        """
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evidence-files")
+        on_thread = functools.partial(asyncio.get_running_loop().run_in_executor, thread)
+        try:
+            await on_thread(remove_leftovers, self._root)
+            self._count_pruned(await on_thread(self._prune))
+            while True:
+                clip = await self._queue.get()
+                try:
+                    self._count_written(await on_thread(self._write, clip))
+                    self._count_pruned(await on_thread(self._prune))
+                finally:
+                    self._queue.task_done()
+        finally:
+            thread.shutdown(wait=False)
 
     async def drain(self) -> None:
         """Wait until everything queued is written; the caller sets the time limit."""
