@@ -6,6 +6,7 @@ Shared by the daemon and by the offline commands, so that both recognise in the 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from agent.runtime.engines import EngineProgress
 from agent.tracking.bytetrack import ByteTracker
 from agent.types import FloatArray, ImageArray, People
 
+SWITCH_INTERVAL_S = 0.0005
+"""An inference thread that comes back from native code waits for the interpreter up to this long while the loop computes;
+Python's 5 ms cost a quick estimator 5 % of its frames (benchmarks/pipeline.py estimator)."""
 NOMINAL_FPS = 30.0
 """Of a stream that does not say."""
 
@@ -114,6 +118,7 @@ async def open_recognition(
 
     Raises ConfigError, ModelError, TrustError.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     async with AsyncExitStack() as stack:
         estimator = await asyncio.to_thread(create_estimator, config)
         stack.callback(estimator.close)
