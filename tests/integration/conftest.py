@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+import warnings
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from fakes.brokers import MOSQUITTO, OPENSSL, AnyBroker, Mosquitto, Subscriber, TlsFiles, free_port
 
 from agent.mqtt.broker import EmbeddedBroker
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """amqtt leaves connections that came in during its shutdown unclosed; they must not fail the next test.
+
+    Once the test's loop is closed nothing holds them: they are collected here, with their warning, and nowhere else.
+    """
+    yield
+    if item.path.name in {"test_mqtt_client.py", "test_outbox_delivery.py"}:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 @pytest.fixture(scope="session")
