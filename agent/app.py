@@ -51,10 +51,9 @@ STALL_LIMIT_S = 20.0
 
 
 class Agent:
-    """The running agent. `run` builds everything, `stop` ends it; `on_event` hooks see each committed event.
+    """The running agent. `run` builds everything, `stop` ends it.
 
-    load: reads the configuration again, for SIGHUP; raises ConfigError. exit_when_idle: end once every camera is a file
-    that has been read.
+    load: reads the configuration again, for SIGHUP; raises ConfigError.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class Agent:
         *,
         environ: Mapping[str, str],
         load: Callable[[], AgentConfig],
-        exit_when_idle: bool = False,
     ) -> None:
         self.config = config
         self.health = HealthState()
@@ -85,7 +83,6 @@ class Agent:
         self._evidence_writer: EvidenceWriter
         self._listener: AgentListener
         self._load = load
-        self._exit_when_idle = exit_when_idle
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._group: asyncio.TaskGroup
@@ -258,8 +255,6 @@ class Agent:
 
     def _on_camera_ended(self, camera_id: str) -> None:
         self.watch.forget(f"camera.{camera_id}")
-        if self._exit_when_idle and self.cameras is not None and self.cameras.all_ended:
-            self.stop()
 
     async def _look_round(self) -> None:
         """The monitor's rounds, and what is due at the same pace."""
@@ -271,7 +266,7 @@ class Agent:
                     self.watch.idle(f"camera.{name}")
                     self.evidence.poll(name, time.monotonic_ns())
             if self._relay is not None and self.mqtt is not None:
-                oldest_age_s = (await self._outbox_figures()).oldest_age_s
+                oldest_age_s = self.monitor.outbox.oldest_age_s  # of the round before
                 upkeep.look_at_delivery(self._relay.stats, connected=self.mqtt.connected, oldest_age_s=oldest_age_s)
             if self.recognition is not None:
                 upkeep.look_at_engines(self.recognition.upgrades)

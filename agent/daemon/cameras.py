@@ -203,11 +203,6 @@ class Cameras:
         entries = self._entries.values()
         return [entry.camera.status() if entry.camera is not None else entry.status for entry in entries]
 
-    @property
-    def all_ended(self) -> bool:
-        """True when every camera is a file that has been read to its end."""
-        return all(entry.ended for entry in self._entries.values())
-
     def resting(self) -> list[str]:
         """Cameras from which no frame is to be expected now."""
         return [status.camera_id for status in self.statuses() if status.phase is not CameraPhase.STREAMING]

@@ -70,6 +70,11 @@ class Monitor:
         """The governor's rung, 0 = full service."""
         return self._decision.step
 
+    @property
+    def outbox(self) -> OutboxFigures:
+        """What the last round saw waiting."""
+        return self._outbox
+
     async def round(self) -> None:
         """Measure once, decide, publish what changed or is due."""
         self._sample = sample = await self._probes.sample()

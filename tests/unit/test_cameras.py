@@ -140,7 +140,7 @@ async def test_a_camera_in_backoff_that_is_replaced_does_not_come_back(desk: Des
 
 async def test_a_file_read_to_its_end_is_reported_and_stays_in_the_list(desk: Desk) -> None:
     await desk.cameras.apply([desk.camera("short", loop=False, pace=False)])
-    await desk.until(lambda: desk.cameras.all_ended, "ended")
+    await desk.until(lambda: bool(desk.ended), "ended")
     assert desk.ended == ["short"]
     assert desk.status("short").phase is CameraPhase.ENDED
     assert desk.status("short").frames == 12
