@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     ("pure", {"pure": (
         "agent.tracking.*", "agent.action.history", "agent.action.selection", "agent.action.windows",
         "agent.events.rules", "agent.events.ids", "agent.events.cloudevents", "agent.health.governor",
-    )}),
+    ), "simulation values": ("agent.simulation", "agent.simulation.values")}),
     ("pipeline", {"pipeline": ("agent.pipeline.*",)}),
     ("services", {
         "upkeep": (
@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
         ),
         "inference": ("agent.runtime.*",),
         "drawing": ("agent.overlay", "agent.events.privacy"),
+        "simulation": ("agent.simulation.*",),
     }),
     ("adapters", {
         "capture": ("agent.capture.*",),
