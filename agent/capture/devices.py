@@ -15,6 +15,8 @@ from agent.errors import ConfigError, ConfigProblem, SourceError
 from agent.ports import StreamInfo
 from agent.types import ImageArray
 
+_GSTREAMER_TIMEOUTS_SINCE = (4, 7)
+
 
 class DeviceSource(GuardedSource):
     """A live cv2.VideoCapture back end. It has no end: a read that fails is a SourceError."""
@@ -88,6 +90,13 @@ def gstreamer_source(pipeline: str, timeout_s: float) -> DeviceSource:
                 )
             ]
         )
+    return DeviceSource(pipeline, "gst pipeline", cv2.CAP_GSTREAMER, _timeouts(timeout_s))
+
+
+def _timeouts(timeout_s: float) -> tuple[int, ...]:
+    """Open and read time-outs, which GStreamer knows from OpenCV 4.7 on; before, it refuses a capture that names them."""
+    version = tuple(int(part) for part in cv2.__version__.split(".")[:2])
+    if version < _GSTREAMER_TIMEOUTS_SINCE:
+        return ()
     timeout_ms = round(timeout_s * 1000)
-    parameters = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms)
-    return DeviceSource(pipeline, "gst pipeline", cv2.CAP_GSTREAMER, parameters)
+    return (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms)
