@@ -90,6 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     evaluate = _command(commands, "evaluate", "evaluate", "measure the parts against ground truth")
     kinds = evaluate.add_subparsers(dest="what", metavar="WHAT", required=True)
+    pose = kinds.add_parser("pose", help="AP of the pose estimator on COCO key-point annotations")
+    pose.add_argument("--annotations", type=Path, action="append", required=True, metavar="COCO.json")
+    pose.add_argument("--images", type=Path, action="append", required=True, metavar="DIR", help="one per --annotations")
+    pose.add_argument("--score-threshold", type=fraction, default=0.0, help="leave out people below it (default 0)")
     tracking = kinds.add_parser("tracking", help="HOTA, MOTA, IDF1 on MOT files")
     tracking.add_argument("--detections", type=Path, required=True, metavar="DET.txt")
     tracking.add_argument("--truth", type=Path, required=True, metavar="GT.txt")
@@ -98,7 +102,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     action.add_argument("--service", required=True, metavar="NAME", help="fight, fall, ...")
     action.add_argument("--data", type=Path, required=True, metavar="CLIPS.csv", help="columns file, label")
     action.add_argument("--threshold", type=fraction, default=0.5, help="probability that counts as positive")
-    for kind in (tracking, action):
+    for kind in (pose, tracking, action):
         kind.add_argument("--report", type=Path, required=True, metavar="OUT.json")
         _config_option(kind)
 

@@ -1,4 +1,4 @@
-"""`recognizer-agent evaluate tracking|action ... --report OUT.json`"""
+"""`recognizer-agent evaluate pose|tracking|action ... --report OUT.json`"""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from agent.cli import EXIT_FAILED, EXIT_GOOD
+from agent.cli import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig
 from agent.errors import ConfigError, ConfigProblem, DataError, SourceError
 from agent.evaluate.action import ClipResult, action_report, read_clips
+from agent.evaluate.pose import read_coco
+from agent.evaluate.runs.images import evaluate_pose
 from agent.evaluate.tracking import evaluate_tracking
 from agent.offline import ScoreCollector, run_video
 from agent.recognition import open_recognition
@@ -26,11 +28,16 @@ from agent.recognition import open_recognition
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Write the report and print its main figures."""
     config = load_config(args.config, env=env)
+    if args.what == "pose" and len(args.annotations) != len(args.images):
+        print("error: as many --images as --annotations are needed", file=sys.stderr)
+        return EXIT_USAGE
     args.report.parent.mkdir(parents=True, exist_ok=True)
     _partial(args.report).touch()  # an hour of work must not end at a folder that cannot be written
     if args.what == "tracking":
         report = evaluate_tracking(args.detections, args.truth, config.tracking, fps=args.fps)
         failed = 0
+    elif args.what == "pose":
+        report, failed = _evaluate_pose(config, args)
     else:
         report, failed = asyncio.run(_evaluate_action(config, args.service, args.data, args.threshold))
     write_report(args.report, report)
@@ -38,6 +45,21 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         if isinstance(value, int | float):
             print(f"{name:>16} {value:.4f}" if isinstance(value, float) else f"{name:>16} {value}")
     return EXIT_FAILED if failed else EXIT_GOOD
+
+
+def _evaluate_pose(config: AgentConfig, args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """The report, and how many images could not be read."""
+    console = Console(file=sys.stderr)
+    truth = read_coco(list(zip(args.annotations, args.images, strict=True)))
+    report, _ = evaluate_pose(
+        config,
+        truth,
+        score_threshold=args.score_threshold,
+        progress=lambda ids: track(ids, "images", console=console, disable=not console.is_terminal, transient=True),
+    )
+    for name in report["unreadable"]:
+        print(f"error: {name} is no image that can be read; left out", file=sys.stderr)
+    return report, len(report["unreadable"])
 
 
 async def _evaluate_action(

@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     }),
     ("recognition", {"recognition": ("agent.recognition",)}),
     ("users of recognition", {"offline": ("agent.offline",), "daemon": ("agent.daemon.*",)}),
+    ("measurements", {"measurements": ("agent.evaluate.runs.*",)}),
     ("composition root", {"app": ("agent.app",)}),
     ("command line", {"cli": ("agent.cli",)}),
     ("commands", {"commands": ("agent.commands.*",), "main": ("agent.__main__",)}),

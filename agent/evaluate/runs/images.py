@@ -1,0 +1,76 @@
+"""The configured pose estimator over annotated images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from agent.config.schema import AgentConfig
+from agent.errors import DataError
+from agent.evaluate.pose import CocoTruth, pose_report
+from agent.ports import PoseEstimator
+from agent.recognition import create_estimator
+from agent.types import ImageArray, People
+
+Progress = Callable[[list[int]], Iterable[int]]
+"""Wraps the image ids to show how far the work is."""
+
+
+def evaluate_pose(
+    config: AgentConfig, truth: CocoTruth, *, score_threshold: float = 0.0, progress: Progress = iter
+) -> tuple[dict[str, Any], dict[int, People]]:
+    """The report of `pose_report` with `model`, `ms_per_image` and `unreadable`, and the people found per image id.
+
+    score_threshold: people below it are dropped; 0, as the COCO protocol has it, since AP ranks everybody by score.
+    ms_per_image: median of one call with one image, decoding of the file excluded. Images that OpenCV cannot read are left
+    out and named in `unreadable`.
+    Raises ConfigError, ModelError, DataError (not one image is readable).
+    """
+    pose = config.pose.model_copy(update={"score_threshold": score_threshold})
+    estimator = create_estimator(config.model_copy(update={"pose": pose}))
+    try:
+        found, times_ms, unreadable = _estimate_all(estimator, truth, progress)
+        name = estimator.name
+    finally:
+        estimator.close()
+    kept = truth.without(unreadable)
+    if not kept.people:
+        raise DataError(f"no annotated image can be read, the first: {next(iter(truth.paths.values()))}")
+    report = {"model": name, **pose_report(kept, found), "ms_per_image": float(np.median(times_ms))}
+    return report | {"unreadable": [truth.paths[image_id].name for image_id in sorted(unreadable)]}, found
+
+
+def _estimate_all(
+    estimator: PoseEstimator, truth: CocoTruth, progress: Progress
+) -> tuple[dict[int, People], list[float], set[int]]:
+    """People and time (ms) of each image, and the ids of those that cannot be read."""
+    found: dict[int, People] = {}
+    times_ms: list[float] = []
+    unreadable: set[int] = set()
+    for image_id in progress(list(truth.paths)):
+        image = read_image(truth.paths[image_id])
+        if image is None:
+            unreadable.add(image_id)
+            continue
+        if not found:
+            estimator.estimate([image])  # the first call pays for what is made lazily
+        started = time.perf_counter()
+        found[image_id] = estimator.estimate([image])[0]
+        times_ms.append((time.perf_counter() - started) * 1e3)
+    return found, times_ms, unreadable
+
+
+def read_image(path: Path) -> ImageArray | None:
+    """(H, W, 3) uint8 BGR; None when OpenCV cannot read it."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the caller names the file, once
+    try:
+        image: ImageArray | None = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    return image
