@@ -11,7 +11,7 @@ One incident wants one event. Events are taken in the order in which they were d
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,9 +63,9 @@ def merge(incidents: Iterable[Incident], gap_s: float = MERGE_GAP_S) -> list[Inc
     merged: list[Incident] = []
     for incident in sorted(incidents, key=lambda one: (one.start_s, one.end_s)):
         if merged and incident.start_s - merged[-1].end_s <= gap_s:
-            last = merged.pop()
-            incident = Incident(last.kind, last.start_s, max(last.end_s, incident.end_s))  # noqa: PLW2901  # grows
-        merged.append(incident)
+            merged[-1] = replace(merged[-1], end_s=max(merged[-1].end_s, incident.end_s))
+        else:
+            merged.append(incident)
     return merged
 
 

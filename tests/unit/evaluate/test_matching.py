@@ -20,7 +20,7 @@ def incident(start_s: float, end_s: float) -> Incident:
 def test_one_event_during_an_incident_is_a_hit() -> None:
     result = match([incident(10, 20)], [alarm(12.5)])
     assert result.hits == ((incident(10, 20), alarm(12.5)),)
-    assert not (result.missed or result.duplicates or result.false_alarms)
+    assert (result.missed, result.duplicates, result.false_alarms) == ((), (), ())
 
 
 @pytest.mark.parametrize(
