@@ -16,8 +16,9 @@ from agent.config.schema import Section, ServiceConfig
 from agent.errors import ConfigError, ConfigProblem, DataError, ModelError
 from agent.runtime.backend import Precision, SessionSettings, TensorSpec
 from agent.runtime.batching import BatchLimiter
-from agent.runtime.bundle import Bundle, OutputInfo, check_golden, load_bundle
+from agent.runtime.bundle import Bundle, check_golden, load_bundle
 from agent.runtime.engines import EngineProgress
+from agent.runtime.manifest import OutputInfo
 from agent.runtime.session import InferenceSession, create_session
 from agent.types import NUM_KEYPOINTS, FloatArray
 

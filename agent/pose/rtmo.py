@@ -18,8 +18,9 @@ from agent.errors import ConfigError, ConfigProblem, ModelError
 from agent.pose.preprocess import Anchor, Channels, Geometry, Letterbox, check_image
 from agent.runtime.backend import Precision, SessionSettings, TensorSpec
 from agent.runtime.batching import BatchLimiter
-from agent.runtime.bundle import Bundle, InputInfo, LetterboxInput, check_golden, load_bundle
+from agent.runtime.bundle import Bundle, check_golden, load_bundle
 from agent.runtime.engines import EngineProgress
+from agent.runtime.manifest import InputInfo, LetterboxInput
 from agent.runtime.session import InferenceSession, create_session
 from agent.types import NUM_KEYPOINTS, FloatArray, ImageArray, People
 

@@ -1,9 +1,9 @@
 """Model bundles: a folder with a manifest that says what the model is and proves that its bytes are the released ones.
 
     <name>/
-      manifest.json   this module's `Manifest`, as JSON
+      manifest.json   a `Manifest` (agent.runtime.manifest) as JSON
       model.onnx      and whatever else it needs (external weights)
-      golden.npz      inputs with the outputs the model must give for them
+      golden.npz      inputs with the outputs the model must give for them; whole numbers 0-255 may be kept as uint8
       CARD.md         for people; documents are not sealed, so that a spelling can be mended
 
 `python -m agent.runtime.bundle FOLDER` checks a bundle, `--seal` writes its checksums anew.
@@ -15,114 +15,28 @@ import hashlib
 import json
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from agent.errors import ModelError, TrustError
+from agent.errors import ModelError, RecognizerError, TrustError
+from agent.runtime.manifest import GOLDEN, Agreement, FileInfo, Golden, Manifest
+from agent.runtime.people import Tolerance, compare_people
 
 MANIFEST = "manifest.json"
-GOLDEN = "golden.npz"
 _DOCUMENTS = frozenset({".md", ".txt"})
 _CHUNK_BYTES = 1 << 20
 _REDUCED_PRECISION_ATOL = 2e-2
-"""TF32 (the default of CUDA and TensorRT) and FP16 keep three decimal digits; sound engines stay within this."""
+_REDUCED_PRECISION_SCORE = 0.05
+_REDUCED_PRECISION_PX = 4.0
+"""TF32 (the default of CUDA and TensorRT) and FP16 keep three decimal digits; sound engines stay within these."""
 
 Array = NDArray[Any]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Dimension = int | str | None
-"""A fixed size, or a name / null for a size that may vary."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class LetterboxInput(_Part):
-    """Pictures: aspect-preserving resize onto a padded canvas, 0-255, not normalised."""
-
-    kind: Literal["letterbox"] = "letterbox"
-    anchor: Literal["top_left", "center"] = "top_left"
-    channels: Literal["bgr", "rgb"] = "bgr"
-    pad_value: int = Field(default=114, ge=0, le=255)
-
-
-class SkeletonInput(_Part):
-    """Windows of skeletons: which channels, how normalised, at which rate the model was trained."""
-
-    kind: Literal["skeleton"] = "skeleton"
-    channels: tuple[Literal["x", "y", "score"], ...] = ("x", "y", "score")
-    normalisation: Literal["prenormalize2d"] = "prenormalize2d"
-    missing_below_score: float = Field(default=0.01, ge=0, le=1)
-    rate_hz: float = Field(default=0.0, ge=0)
-    """Time steps per second of the training windows; 0 = one step per frame."""
-
-
-class InputInfo(_Part):
-    """One graph input and what has to happen to the data before it."""
-
-    name: str
-    shape: tuple[Dimension, ...]
-    dtype: Literal["float32", "float16"] = "float32"
-    preprocessing: Annotated[LetterboxInput | SkeletonInput, Field(discriminator="kind")]
-
-
-class OutputInfo(_Part):
-    """One graph output. `logits` become probabilities by softmax(logits / temperature)."""
-
-    name: str
-    shape: tuple[Dimension, ...]
-    meaning: Literal["logits", "probabilities", "detections", "keypoints"]
-    temperature: float = Field(default=1.0, gt=0)
-    """Calibration (temperature scaling, Guo et al. 2017)."""
-
-
-class FileInfo(_Part):
-    sha256: Sha256
-    bytes: int = Field(ge=0)
-
-
-class Golden(_Part):
-    """Known answers: arrays `input.<name>` and `output.<name>` in an .npz file."""
-
-    file: str = GOLDEN
-    rtol: float = Field(default=1e-3, ge=0)
-    atol: float = Field(default=1e-3, ge=0)
-
-
-class Manifest(_Part):
-    """What stands in manifest.json; unknown keys are refused."""
-
-    manifest: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    version: str = Field(pattern=r"^[0-9][A-Za-z0-9_.+-]{0,63}$")
-    task: Literal["pose", "action"]
-    description: str = ""
-    model: str = "model.onnx"
-    inputs: tuple[InputInfo, ...] = Field(min_length=1)
-    outputs: tuple[OutputInfo, ...] = Field(min_length=1)
-    labels: tuple[str, ...] = ()
-    licence: str
-    training_data: str
-    figures: dict[str, Any] = {}
-    """Measured quality and speed, with how it was measured."""
-    golden: Golden | None = None
-    files: dict[str, FileInfo]
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.model not in self.files:
-            raise ValueError(f"`files` does not list the model {self.model!r}")
-        if self.golden and self.golden.file not in self.files:
-            raise ValueError(f"`files` does not list the golden file {self.golden.file!r}")
-        if self.task == "action" and len(set(self.labels)) < 2:
-            raise ValueError("an action model needs two or more distinct labels")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +58,11 @@ class Runnable(Protocol):
     """The part of an inference session that a golden check needs."""
 
     @property
+    def device(self) -> str:
+        """`cpu`, `cuda:0`, `tensorrt:0`."""
+        ...
+
+    @property
     def output_names(self) -> Sequence[str]: ...
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]: ...
@@ -155,40 +74,98 @@ def load_bundle(path: Path) -> Bundle:
     Raises ModelError (missing, unreadable, wrong manifest), TrustError (a checksum, an unlisted file, a path that
     leaves the folder).
     """
+    bundle = read_bundle(path)
+    for problem in seal_problems(bundle):
+        raise problem
+    return bundle
+
+
+def read_bundle(path: Path) -> Bundle:
+    """As `load_bundle`, but what the manifest says about the files is taken on trust. Raises ModelError."""
     if path.is_file() and path.suffix == ".onnx":
-        return Bundle(path, path, _sha256(path), None)
+        return Bundle(path, path, sha256_of(path), None)
     if not path.exists():
         raise ModelError(f"{path}: no such model (hint: give a bundle folder with {MANIFEST}, or an .onnx file)")
     manifest = _read_manifest(path)
-    for name, info in manifest.files.items():
-        _verify(path, name, info)
-    _refuse_unlisted(path, manifest)
     return Bundle(path, path / manifest.model, manifest.files[manifest.model].sha256, manifest)
+
+
+def seal_problems(bundle: Bundle) -> Iterator[RecognizerError]:
+    """Everything in which the folder is not what was sealed, as the errors that `load_bundle` raises."""
+    if bundle.manifest is None:
+        return
+    for name, info in bundle.manifest.files.items():
+        try:
+            _verify(bundle.path, name, info)
+        except (ModelError, TrustError) as problem:
+            yield problem
+    # A graph may load weights from files beside it: what is not listed must not be there.
+    extra = [name for name in _sealed_names(bundle.path) if name not in bundle.manifest.files]
+    if extra:
+        yield TrustError(f"{bundle.path}: not in the manifest: {', '.join(extra)}")
 
 
 def check_golden(bundle: Bundle, session: Runnable, *, reduced_precision: bool = False) -> None:
     """Run the golden inputs and compare. Nothing to do for a bundle without golden data.
 
-    reduced_precision: the session computes in TF32 or FP16, so an absolute error of 0.02 is forgiven.
+    reduced_precision: the session computes in TF32 or FP16; an error of 0.02, and of 4 px for people, is forgiven unless
+    the manifest has figures for the session's provider.
     Raises ModelError that names the output and the largest difference.
     """
-    golden = bundle.manifest.golden if bundle.manifest else None
-    if golden is None:
+    manifest = bundle.manifest
+    if manifest is None or manifest.golden is None:
         return
-    inputs, expected = _read_golden(bundle.path / golden.file)
-    atol = max(golden.atol, _REDUCED_PRECISION_ATOL) if reduced_precision else golden.atol
+    inputs, expected = _read_golden(bundle, manifest)
+    agreement = _agreement(manifest.golden, session.device, reduced_precision=reduced_precision)
     found = dict(zip(session.output_names, session.run(inputs), strict=True))
     for name, want in expected.items():
-        have = found.get(name)
-        if have is None or have.shape != want.shape:
-            shape = "no such output" if have is None else f"shape {have.shape}"
-            raise ModelError(f"{bundle.title}: golden output {name!r} should have shape {want.shape}, found {shape}")
-        if not np.allclose(have, want, rtol=golden.rtol, atol=atol):
-            worst = float(np.max(np.abs(have.astype(np.float64) - want.astype(np.float64))))
+        if name not in found:
             raise ModelError(
-                f"{bundle.title}: output {name!r} differs from the golden one by up to {worst:.3g} "
-                f"(allowed: {atol:g} + {golden.rtol:g} x value)"
+                f"{bundle.title}: golden output {name!r} should have shape {want.shape}, found no such output"
             )
+    people = _people_outputs(manifest, expected)
+    if people:
+        dets, keypoints = people
+        tolerance = Tolerance(agreement.min_score, agreement.score, agreement.position_px)
+        known, seen = (expected[dets], expected[keypoints]), (found[dets], found[keypoints])
+        if difference := compare_people(known, seen, tolerance):
+            raise ModelError(f"{bundle.title}: golden {difference}")
+    for name in expected.keys() - set(people):
+        _compare(f"{bundle.title}: ", name, expected[name], found[name], agreement)
+
+
+def _agreement(golden: Golden, device: str, *, reduced_precision: bool) -> Agreement:
+    kind = device.partition(":")[0]
+    for provider, agreement in golden.providers.items():
+        if provider == kind:
+            return agreement
+    if not reduced_precision:
+        return golden
+    return Agreement(
+        rtol=golden.rtol,
+        atol=max(golden.atol, _REDUCED_PRECISION_ATOL),
+        min_score=golden.min_score,
+        score=max(golden.score, _REDUCED_PRECISION_SCORE),
+        position_px=max(golden.position_px, _REDUCED_PRECISION_PX),
+    )
+
+
+def _people_outputs(manifest: Manifest, expected: Mapping[str, Array]) -> tuple[str, ...]:
+    """Names of boxes and key points where golden.npz has both, else nothing."""
+    named = {output.meaning: output.name for output in manifest.outputs if output.name in expected}
+    pair = (named.get("detections"), named.get("keypoints"))
+    return tuple(name for name in pair if name) if all(pair) else ()
+
+
+def _compare(where: str, name: str, want: Array, have: Array, agreement: Agreement) -> None:
+    if have.shape != want.shape:
+        raise ModelError(f"{where}golden output {name!r} should have shape {want.shape}, found shape {have.shape}")
+    if not np.allclose(have, want, rtol=agreement.rtol, atol=agreement.atol):
+        worst = float(np.max(np.abs(have.astype(np.float64) - want.astype(np.float64))))
+        raise ModelError(
+            f"{where}output {name!r} differs from the golden one by up to {worst:.3g} "
+            f"(allowed: {agreement.atol:g} + {agreement.rtol:g} x value)"
+        )
 
 
 def write_golden(file: Path, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
@@ -205,7 +182,7 @@ def seal_bundle(folder: Path, fields: Mapping[str, Any]) -> Manifest:
     Raises ModelError when the fields do not make a manifest.
     """
     files = {
-        name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
         for name in _sealed_names(folder)
     }
     content = dict(fields) | {"files": files}
@@ -246,18 +223,11 @@ def _verify(folder: Path, name: str, info: FileInfo) -> None:
     if not file.resolve().is_relative_to(folder.resolve()):
         raise TrustError(f"{folder}: {name!r} is a link that leaves the bundle")
     try:
-        found = _sha256(file)
+        found = sha256_of(file)
     except OSError as error:
         raise ModelError(f"{file}: listed in the manifest, but cannot be read: {error.strerror}") from error
     if found != info.sha256:
         raise TrustError(f"{file}: sha256 is {found}, the manifest says {info.sha256}")
-
-
-def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
-    """A graph may load weights from files beside it: what is not listed must not be there."""
-    extra = [name for name in _sealed_names(folder) if name not in manifest.files]
-    if extra:
-        raise TrustError(f"{folder}: not in the manifest: {', '.join(extra)}")
 
 
 def _sealed_names(folder: Path) -> list[str]:
@@ -270,7 +240,8 @@ def _sealed_names(folder: Path) -> list[str]:
     return names
 
 
-def _read_golden(file: Path) -> tuple[dict[str, Array], dict[str, Array]]:
+def _read_golden(bundle: Bundle, manifest: Manifest) -> tuple[dict[str, Array], dict[str, Array]]:
+    file = bundle.path / (manifest.golden.file if manifest.golden else GOLDEN)
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             inputs = {name.removeprefix("input."): data[name] for name in data.files if name.startswith("input.")}
@@ -279,10 +250,15 @@ def _read_golden(file: Path) -> tuple[dict[str, Array], dict[str, Array]]:
         raise ModelError(f"{file}: not a readable .npz file: {error}") from error
     if not inputs or not outputs:
         raise ModelError(f"{file}: needs arrays named input.<name> and output.<name>")
+    dtypes = {info.name: info.dtype for info in manifest.inputs}
+    for name, value in inputs.items():
+        if value.dtype == np.uint8 and name in dtypes:  # a picture, kept small
+            inputs[name] = value.astype(dtypes[name])
     return inputs, outputs
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """Checksum of a file as hexadecimal digits. Raises OSError."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):

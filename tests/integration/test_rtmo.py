@@ -133,15 +133,14 @@ def test_nothing_is_left_running_after_close(bundle: Path) -> None:
 
 
 def test_a_bundle_that_was_touched_or_answers_wrongly_never_serves(bundle: Path) -> None:
-    rtmo_graph(bundle / "model.onnx", size=CANVAS, extra_dets=np.zeros((1, 5), np.float32),
-               extra_keypoints=np.zeros((1, 17, 3), np.float32))  # fmt: skip
+    ghost = np.array([[10, 10, 30, 60, 0.9]], np.float32)
+    rtmo_graph(bundle / "model.onnx", size=CANVAS, extra_dets=ghost,
+               extra_keypoints=np.full((1, 17, 3), 20, np.float32))  # fmt: skip
     with pytest.raises(TrustError, match="sha256"):
         create_pose_estimator(PoseConfig(model=bundle))
     fields = {key: value for key, value in _manifest(bundle).items() if key != "files"}
     seal_bundle(bundle, fields)
-    with pytest.raises(
-        ModelError, match=r"golden output 'dets' should have shape \(1, 1, 5\), found shape \(1, 2, 5\)"
-    ):
+    with pytest.raises(ModelError, match=r"a person of score 0\.90 at \[10, 10, 30, 60\] should not be there"):
         create_pose_estimator(PoseConfig(model=bundle))
 
 
