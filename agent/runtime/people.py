@@ -48,12 +48,13 @@ def compare_people(want: tuple[Array, Array], have: tuple[Array, Array], toleran
 
 def _wrong_shape(want: tuple[Array, Array], have: tuple[Array, Array]) -> str:
     dets, keypoints = have
+    batch, tail = len(want[0]), want[1].shape[2:]
     count = dets.shape[1] if dets.ndim == 3 else -1
-    expected = ((len(want[0]), count, 5), (len(want[1]), count, *want[1].shape[2:]))
-    if (dets.shape, keypoints.shape) == expected:
+    if dets.shape == (batch, count, 5) and keypoints.shape == (batch, count, *tail):
         return ""
-    shapes = " and ".join(f"({', '.join('N' if n == count else str(n) for n in shape)})" for shape in expected)
-    return f"outputs should have the shapes {shapes}, found {dets.shape} and {keypoints.shape}"
+    points = ", ".join(str(size) for size in tail)
+    expected = f"({batch}, N, 5) and ({batch}, N, {points})"
+    return f"outputs should have the shapes {expected}, found {dets.shape} and {keypoints.shape}"
 
 
 def _people(dets: Array, keypoints: Array) -> tuple[Array, Array]:
