@@ -1,4 +1,4 @@
-"""`evaluate action`: clips with a label against the probabilities a service gave them. Pure functions but `read_clips`.
+"""`evaluate action`: clips with a label against the probabilities a service gave them. Pure functions but the readers.
 
 The list of clips is a CSV with the columns `file` and `label`, more are ignored; paths are relative to the CSV. A label equal
 to the service's name is positive, every other one negative. A clip's probability is the highest of its windows.
@@ -7,8 +7,9 @@ to the service's name is positive, every other one negative. A clip's probabilit
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from numpy.typing import NDArray
 from agent.errors import ConfigError, ConfigProblem
 
 ECE_BINS = 10
+_Z95 = 1.959964
+"""Half the width of the central 95 % of the normal distribution, in standard deviations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One line of the list. file: as it stands there; path: where it is."""
+    """One line of the list. file: as it stands there; path: where it is; source: the camera or subject, may be empty."""
 
     file: str
     label: str
     path: Path
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,47 +40,102 @@ class ClipResult:
     file: str
     label: str
     probability: float
+    source: str = ""
 
 
-def read_clips(table: Path) -> list[Clip]:
-    """The clips of `table`, in its order. Raises ConfigError with file:line for everything wrong in it, all at once."""
+@dataclass(frozen=True, slots=True)
+class ClipColumns:
+    """Which columns of the list mean what. where: only lines that hold these values in these columns count."""
+
+    label: str = "label"
+    source: str = "source"
+    where: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_clips(table: Path, columns: ClipColumns | None = None, sources: Path | None = None) -> list[Clip]:
+    """The clips of `table`, in its order.
+
+    sources: a CSV with the columns file and source, for lists without the latter.
+    Raises ConfigError with file:line for everything wrong in it, all at once.
+    """
+    columns = columns or ClipColumns()
+    rows = _read(table, ("file", columns.label, *columns.where))
+    by_file = {row["file"]: row["source"] for _, row in _read(sources, ("file", "source"))} if sources else {}
+    rows = [(line, row) for line, row in rows if all(row[name] == value for name, value in columns.where.items())]
+    problems = [problem for line, row in rows for problem in _problems(table, line, row, columns.label)]
+    if not rows:
+        which = ", ".join(f"{name} = {value}" for name, value in columns.where.items())
+        problems.append(ConfigProblem(f"no clips in it{f' with {which}' if which else ''}", str(table), 1))
+    if problems:
+        raise ConfigError(problems)
+    return [
+        Clip(
+            row["file"],
+            row[columns.label],
+            table.parent / row["file"],
+            by_file.get(row["file"]) or row.get(columns.source, ""),
+        )
+        for _, row in rows
+    ]
+
+
+def read_predictions(table: Path, columns: ClipColumns | None = None) -> list[ClipResult]:
+    """Probabilities made elsewhere, e.g. of cross-validation: columns file, label, probability, maybe source.
+
+    Raises ConfigError as `read_clips`; the files need not be there.
+    """
+    columns = columns or ClipColumns()
+    problems: list[ConfigProblem] = []
+    results: list[ClipResult] = []
+    for line, row in _read(table, ("file", columns.label, "probability", *columns.where)):
+        if any(row[name] != value for name, value in columns.where.items()):
+            continue
+        try:
+            probability = float(row["probability"])
+        except ValueError:
+            probability = math.nan
+        if not 0 <= probability <= 1:
+            problems.append(ConfigProblem(f"probability {row['probability']!r} is not 0-1", str(table), line))
+        results.append(ClipResult(row["file"], row[columns.label], probability, row.get(columns.source, "")))
+    if problems or not results:
+        raise ConfigError(problems or [ConfigProblem("no clips in it", str(table), 1)])
+    return results
+
+
+def _read(table: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Line number and stripped fields of each line. Raises ConfigError."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            missing = [name for name in ("file", "label") if name not in (reader.fieldnames or ())]
+            missing = [name for name in needed if name not in (reader.fieldnames or ())]
             if missing:
-                hint = "the first line names the columns; needed are file and label"
+                hint = f"the first line names the columns; needed are {', '.join(needed)}"
                 raise ConfigError([ConfigProblem(f"no column {', '.join(missing)}", str(table), 1, hint=hint)])
             # The line number belongs to the reader: a quoted field may hold line breaks.
-            rows = [(reader.line_num, row) for row in reader]
+            return [
+                (reader.line_num, {str(name): (value or "").strip() for name, value in row.items() if name is not None})
+                for row in reader
+            ]
     except OSError as error:
         raise ConfigError([ConfigProblem(f"cannot be read: {error.strerror}", str(table))]) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError([ConfigProblem(f"not a CSV file in UTF-8: {error}", str(table))]) from error
-    problems = [problem for line, row in rows for problem in _problems(table, line, row)]
-    if not rows:
-        problems.append(ConfigProblem("no clips in it", str(table), 1))
-    if problems:
-        raise ConfigError(problems)
-    return [Clip(row["file"].strip(), row["label"].strip(), table.parent / row["file"].strip()) for _, row in rows]
 
 
-def _problems(table: Path, line: int, row: dict[str, str]) -> list[ConfigProblem]:
-    found = [
-        ConfigProblem(f"no {name}", str(table), line) for name in ("file", "label") if not (row[name] or "").strip()
-    ]
-    if not found and not (table.parent / row["file"].strip()).is_file():
-        found.append(
-            ConfigProblem(f"no such file: {row['file'].strip()}", str(table), line, hint="relative to the CSV file")
-        )
+def _problems(table: Path, line: int, row: Mapping[str, str], label: str) -> list[ConfigProblem]:
+    found = [ConfigProblem(f"no {name}", str(table), line) for name in ("file", label) if not row[name]]
+    if not found and not (table.parent / row["file"]).is_file():
+        found.append(ConfigProblem(f"no such file: {row['file']}", str(table), line, hint="relative to the CSV file"))
     return found
 
 
 def action_report(clips: Sequence[ClipResult], service: str, threshold: float = 0.5) -> dict[str, Any]:
-    """accuracy, precision, recall, f1, ece (all 0-1), confusion_matrix, false_alarm_rate, clips, threshold, service.
+    """`accuracy`, `precision`, `recall`, `f1`, `ece` (all 0-1), `confusion_matrix`, `clips` and what explains them.
 
     A clip is called positive at `threshold` or more. Without a positive call precision is 0, without a positive clip
-    recall is 0. Raises ValueError for no clips or a probability outside 0-1.
+    recall is 0. accuracy_95: Wilson's interval; auc: area under `roc`, None when only one kind of clip is there;
+    reliability: the bins of `ece`; by_source: calls per source, where sources are known.
+    Raises ValueError for no clips or a probability outside 0-1.
     """
     if not clips:
         raise ValueError("no clips to report on")
@@ -86,25 +145,51 @@ def action_report(clips: Sequence[ClipResult], service: str, threshold: float = 
         raise ValueError(f"{worst.file}: expected a probability of 0-1, got {worst.probability}")
     truth = np.array([clip.label == service for clip in clips])
     called = probability >= threshold
-    hits, false_alarms = int((called & truth).sum()), int((called & ~truth).sum())
-    misses, rejections = int((~called & truth).sum()), int((~called & ~truth).sum())
-    precision, recall = _ratio(hits, hits + false_alarms), _ratio(hits, hits + misses)
-    return {
+    counts = _counts(truth, called)
+    hits, false_alarms = counts["true_positive"], counts["false_positive"]
+    precision, recall = _ratio(hits, hits + false_alarms), _ratio(hits, int(truth.sum()))
+    right = int((called == truth).sum())
+    report = {
         "service": service,
         "threshold": threshold,
-        "accuracy": _ratio(hits + rejections, len(clips)),
+        "accuracy": right / len(clips),
+        "accuracy_95": list(wilson_interval(right, len(clips))),
         "precision": precision,
         "recall": recall,
         "f1": _ratio(2 * precision * recall, precision + recall),
         "ece": expected_calibration_error(probability, truth),
-        "false_alarm_rate": _ratio(false_alarms, false_alarms + rejections),
-        "confusion_matrix": {
-            "true_positive": hits,
-            "false_positive": false_alarms,
-            "false_negative": misses,
-            "true_negative": rejections,
-        },
-        "clips": [asdict(clip) for clip in clips],
+        "auc": area_under_roc(probability, truth),
+        "false_alarm_rate": _ratio(false_alarms, int((~truth).sum())),
+        "confusion_matrix": counts,
+        "roc": roc(probability, truth),
+        "reliability": reliability(probability, truth),
+        "clips": [{name: value for name, value in asdict(clip).items() if value != ""} for clip in clips],
+    }
+    sources = sorted({clip.source for clip in clips if clip.source})
+    if sources:
+        of_clip = np.array([clip.source for clip in clips])
+        report["by_source"] = {name: _source(truth[of_clip == name], called[of_clip == name]) for name in sources}
+    return report
+
+
+def _counts(truth: NDArray[np.bool_], called: NDArray[np.bool_]) -> dict[str, int]:
+    return {
+        "true_positive": int((called & truth).sum()),
+        "false_positive": int((called & ~truth).sum()),
+        "false_negative": int((~called & truth).sum()),
+        "true_negative": int((~called & ~truth).sum()),
+    }
+
+
+def _source(truth: NDArray[np.bool_], called: NDArray[np.bool_]) -> dict[str, float]:
+    """One source's clips: a model that learnt the camera in place of the action shows here."""
+    counts = _counts(truth, called)
+    return {
+        "clips": len(truth),
+        "positive": int(truth.sum()),
+        "missed": counts["false_negative"],
+        "false_alarms": counts["false_positive"],
+        "accuracy": _ratio(int((truth == called).sum()), len(truth)),
     }
 
 
@@ -113,10 +198,58 @@ def expected_calibration_error(probability: NDArray[np.float64], truth: NDArray[
 
     Ten equal-width bins of the probability (N,), each weighted by the clips in it.
     """
-    index = np.minimum((probability * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+    index = _bins(probability)
     count = np.bincount(index, minlength=ECE_BINS)
     gap = np.bincount(index, probability - truth, minlength=ECE_BINS)
     return float(np.abs(gap).sum() / max(count.sum(), 1))
+
+
+def reliability(probability: NDArray[np.float64], truth: NDArray[np.bool_]) -> list[dict[str, float]]:
+    """The bins of `expected_calibration_error` that hold a clip: what was said and what was so."""
+    index = _bins(probability)
+    return [
+        {
+            "from": number / ECE_BINS,
+            "to": (number + 1) / ECE_BINS,
+            "clips": int((index == number).sum()),
+            "mean_probability": round(float(probability[index == number].mean()), 4),
+            "positive": round(float(truth[index == number].mean()), 4),
+        }
+        for number in np.unique(index).tolist()
+    ]
+
+
+def _bins(probability: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.minimum((probability * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+
+
+def roc(probability: NDArray[np.float64], truth: NDArray[np.bool_]) -> list[dict[str, float]]:
+    """False alarm rate and recall at every threshold that changes a call, from the strictest (nothing called) down."""
+    points = [{"threshold": 1.0, "false_alarm_rate": 0.0, "recall": 0.0}]
+    for threshold in np.unique(probability)[::-1].tolist():
+        counts = _counts(truth, probability >= threshold)
+        points.append({
+            "threshold": round(threshold, 6),
+            "false_alarm_rate": round(_ratio(counts["false_positive"], int((~truth).sum())), 6),
+            "recall": round(_ratio(counts["true_positive"], int(truth.sum())), 6),
+        })  # fmt: skip
+    return points
+
+
+def area_under_roc(probability: NDArray[np.float64], truth: NDArray[np.bool_]) -> float | None:
+    """How often a positive clip gets the higher probability than a negative one, equal ones half (Mann-Whitney)."""
+    positive, negative = probability[truth][:, None], probability[~truth][None]
+    if not positive.size or not negative.size:
+        return None
+    return float((positive > negative).mean() + (positive == negative).mean() / 2)
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Where the true share lies with 95 % confidence (Wilson 1927); honest for small numbers and near 0 and 1."""
+    share, z2 = successes / trials, _Z95**2
+    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = _Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from agent.errors import ConfigError
-from agent.evaluate.action import Clip, ClipResult, action_report, expected_calibration_error, read_clips
+from agent.evaluate.action import (
+    Clip,
+    ClipColumns,
+    ClipResult,
+    action_report,
+    expected_calibration_error,
+    read_clips,
+    read_predictions,
+    wilson_interval,
+)
 
 
 def table(folder: Path, text: str, *clips: str) -> Path:
@@ -99,3 +108,73 @@ def test_an_impossible_probability_is_refused_by_name(probability: float) -> Non
 def test_no_clips_are_refused() -> None:
     with pytest.raises(ValueError, match="no clips"):
         action_report([], "fight")
+
+
+# --- sources, columns, curves -----------------------------------------------------------------------------------------
+
+
+def test_sources_come_from_a_column_or_from_a_table_of_their_own(tmp_path: Path) -> None:
+    path = table(tmp_path, "file,label,source\nx.mp4,fight,street\ny.mp4,calm,hall\n", "x.mp4", "y.mp4")
+    assert [clip.source for clip in read_clips(path)] == ["street", "hall"]
+    sources = tmp_path / "sources.csv"
+    sources.write_text("file,source\nx.mp4,mall\n")
+    assert [clip.source for clip in read_clips(path, sources=sources)] == ["mall", "hall"]
+    sources.write_text("clip,source\nx.mp4,mall\n")
+    with pytest.raises(ConfigError, match=r"sources\.csv:1: no column file"):
+        read_clips(path, sources=sources)
+
+
+def test_other_columns_can_hold_label_and_source_and_lines_can_be_picked(tmp_path: Path) -> None:
+    path = table(tmp_path, "file,kind,who,split\nx.mp4,fall,ann,dev\ngone.mp4,adl,bob,train\n", "x.mp4")
+    columns = ClipColumns(label="kind", source="who", where={"split": "dev"})
+    assert read_clips(path, columns) == [Clip("x.mp4", "fall", tmp_path / "x.mp4", "ann")]
+    with pytest.raises(ConfigError, match="no clips in it with split = test"):
+        read_clips(path, ClipColumns(label="kind", where={"split": "test"}))
+
+
+def test_predictions_need_no_files_but_probabilities(tmp_path: Path) -> None:
+    path = table(tmp_path, "file,label,probability,source\nx.mp4,fight,0.25,a\n")
+    assert read_predictions(path) == [ClipResult("x.mp4", "fight", 0.25, "a")]
+    path.write_text("file,label,probability\nx.mp4,fight,1.5\ny.mp4,fight,high\n")
+    with pytest.raises(ConfigError) as caught:
+        read_predictions(path)
+    assert [(problem.line, problem.message) for problem in caught.value.problems] == [
+        (2, "probability '1.5' is not 0-1"),
+        (3, "probability 'high' is not 0-1"),
+    ]
+
+
+def test_a_report_by_source() -> None:
+    clips = [
+        ClipResult("a", "fight", 0.9, "street"), ClipResult("b", "calm", 0.8, "street"), ClipResult("c", "fight", 0.1, "hall"),
+    ]  # fmt: skip
+    assert action_report(clips, "fight")["by_source"] == {
+        "hall": {"clips": 1, "positive": 1, "missed": 1, "false_alarms": 0, "accuracy": 0},
+        "street": {"clips": 2, "positive": 1, "missed": 0, "false_alarms": 1, "accuracy": 0.5},
+    }
+    assert "by_source" not in action_report(results(("fight", 0.5)), "fight")
+
+
+def test_roc_and_its_area() -> None:
+    report = action_report(results(("fight", 0.9), ("calm", 0.6), ("fight", 0.6), ("calm", 0.1)), "fight")
+    assert [(point["false_alarm_rate"], point["recall"]) for point in report["roc"]] == [
+        (0, 0), (0, 0.5), (0.5, 1), (1, 1),
+    ]  # fmt: skip
+    assert report["auc"] == pytest.approx(0.875)
+    area = np.trapezoid([p["recall"] for p in report["roc"]], [p["false_alarm_rate"] for p in report["roc"]])
+    assert area == pytest.approx(report["auc"])
+    assert action_report(results(("fight", 0.9)), "fight")["auc"] is None
+
+
+def test_reliability_bins_add_up_to_the_calibration_error() -> None:
+    clips = results(("fight", 0.95), ("fight", 0.91), ("calm", 0.93), ("calm", 0.1), ("calm", 0.0), ("fight", 1.0))
+    report = action_report(clips, "fight")
+    assert [(row["from"], row["clips"]) for row in report["reliability"]] == [(0.0, 1), (0.1, 1), (0.9, 4)]
+    gaps = [row["clips"] * abs(row["mean_probability"] - row["positive"]) for row in report["reliability"]]
+    assert sum(gaps) / len(clips) == pytest.approx(report["ece"], abs=1e-4)
+
+
+def test_wilson_interval_of_known_cases() -> None:
+    assert wilson_interval(30, 40) == pytest.approx((0.5981, 0.8581), abs=1e-4)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
