@@ -1,0 +1,160 @@
+"""Episodes: one stretch of a scenario with its cast. Directors make them; `scripts` chains them for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from agent.simulation.motion import RATE_HZ, MotionModel
+from agent.simulation.performer import Performer, Track
+from agent.simulation.skeleton import Array, Lengths
+from agent.simulation.stage import ROOM_M, TRIES, Room, inside, travel, wing
+from agent.simulation.values import ACTIONS, Interval
+
+EPISODE_S = 40.0
+TAIL_S = 40.0
+"""Nobody of an episode stays on stage longer than this after its end."""
+IDS = 100
+"""Actor ids of one episode: its number times this, plus 1, 2, ..."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Episode:
+    """tracks: everybody's performance; lengths: (P, 9) for `joints_of`; intervals: in seconds of the episode."""
+
+    tracks: tuple[Track, ...]
+    actor_ids: tuple[int, ...]
+    lengths: Array
+    intervals: tuple[Interval, ...]
+
+
+@dataclass(slots=True)
+class Set:
+    """What a director works with. opening: the script begins here, so people may already be in the picture."""
+
+    rng: np.random.Generator
+    model: MotionModel
+    people: int
+    opening: bool
+    room: Room = field(default_factory=Room)
+    cast: list[Performer] = field(default_factory=list)
+    joint_intervals: list[tuple[str, float, float, tuple[Performer, ...]]] = field(default_factory=list)
+
+    def enter(self, *, first: int = 0, at: Array | None = None, child: bool = False) -> Performer:
+        """Somebody new: beyond a border, or at `at` facing anywhere."""
+        start = wing(self.rng) if at is None else at
+        heading = self.rng.uniform(-np.pi, np.pi) if at is not None else float(np.arctan2(-start[1], -start[0]))
+        person = Performer(self.model, self.rng, first=first, xy=start, heading=heading, child=child)
+        self.cast.append(person)
+        return person
+
+    def way(self, person: Performer, goal: Array, speed: float) -> list[Array]:
+        """Points on the way to `goal` that keep clear of those who were there first."""
+        best: tuple[float, list[Array]] = (-1.0, [goal])
+        for attempt in range(TRIES):
+            middle = (person.xy + goal) / 2 + self.rng.normal(0, 0.25 + 0.15 * attempt, 2)
+            points = [goal] if attempt == 0 else [middle, goal]
+            xy, _ = travel(np.array([person.xy, *points]), person.pose.heading, speed)
+            clear = self.room.clearance(person.now, xy)
+            if clear > best[0]:
+                best = (clear, points)
+            if clear > ROOM_M:
+                break
+        return best[1]
+
+    def spot(self, first: int, frames: int, *, margin: float = 0.7) -> Array:
+        """A place to stay at for a while, clear of the others."""
+        best = (-1.0, inside(self.rng, margin))
+        for _ in range(TRIES):
+            place = inside(self.rng, margin)
+            clear = self.room.clearance(first, np.repeat(place[None], max(frames, 2), axis=0))
+            if clear > best[0]:
+                best = (clear, place)
+            if clear > 1.2:
+                break
+        return best[1]
+
+    def leave(self, person: Performer, speed: float = 1.3) -> None:
+        """Off the stage, and that person's track is known to those who come later."""
+        goal = wing(self.rng)
+        person.go(self.way(person, goal, speed), speed, end_speed=speed)
+        self.settle(person)
+
+    def settle(self, person: Performer) -> None:
+        self.room.add(person.first, person.path())
+
+
+Director = Callable[[Set], Iterator[None]]
+
+
+def make(name: str, rng: np.random.Generator, model: MotionModel, *, number: int, people: int) -> Iterator[Episode | None]:
+    """Steps of the work (None), then the episode."""
+    stage = Set(rng, model, people, opening=number == 0)
+    for _ in DIRECTORS[name](stage):
+        yield None
+    yield _finished(stage, number)
+
+
+def _finished(stage: Set, number: int) -> Episode:
+    tracks = tuple(person.track() for person in stage.cast)
+    ids = {id(person): number * IDS + k + 1 for k, person in enumerate(stage.cast)}
+    intervals = [
+        Interval(action, start, end, tuple(sorted(ids[id(person)] for person in persons)))
+        for action, start, end, persons in stage.joint_intervals
+    ]
+    for person, track in zip(stage.cast, tracks, strict=True):
+        intervals.extend(_own_intervals(track, ids[id(person)], skip={"fight", "fall"}))
+    table = Lengths([track.body for track in tracks]).table if tracks else np.zeros((0, 9))
+    return Episode(tracks, tuple(ids.values()), table, tuple(intervals))
+
+
+def _own_intervals(track: Track, actor_id: int, skip: set[str]) -> list[Interval]:
+    """Runs of one action of one person."""
+    changes = np.flatnonzero(np.diff(track.actions)) + 1
+    edges = [0, *changes.tolist(), len(track.actions)]
+    runs = [(ACTIONS[track.actions[a]], a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [
+        Interval(action, (track.first + a) / RATE_HZ, (track.first + b) / RATE_HZ, (actor_id,))
+        for action, a, b in runs
+        if action not in skip
+    ]
+
+
+def passer_by(stage: Set, first: int) -> Performer:
+    """Comes in, perhaps stays somewhere for a while, and leaves."""
+    rng = stage.rng
+    speed = float(np.clip(rng.normal(1.25, 0.2), 0.75, 1.8))
+    person = stage.enter(first=first)
+    if rng.random() < 0.55:
+        staying = rng.uniform(2, 7)
+        place = stage.spot(first + 3 * RATE_HZ, int((staying + 6) * RATE_HZ))
+        person.go(stage.way(person, place, speed), speed)
+        gestures = tuple(rng.choice(GESTURES, 2)) if rng.random() < 0.5 else ()
+        person.stand(staying, facing=rng.uniform(-np.pi, np.pi), gestures=gestures)
+    stage.leave(person, speed)
+    return person
+
+
+GESTURES = ("gesture_point", "gesture_come", "gesture_wide", "gesture_low", "gesture_high", "wipe")
+
+
+def crowd(stage: Set) -> Iterator[None]:
+    """People walk through, stop, look around, go on."""
+    rng = stage.rng
+    each = EPISODE_S / max(1, stage.people)
+    for k in range(stage.people * 3):
+        yield
+        first = int(rng.uniform(0, EPISODE_S) * RATE_HZ) if not stage.opening or k >= stage.people else 0
+        passer_by(stage, first)
+    del each
+
+
+def empty(stage: Set) -> Iterator[None]:
+    """Nobody."""
+    del stage
+    yield
+
+
+DIRECTORS: dict[str, Director] = {"crowd": crowd, "empty": empty}

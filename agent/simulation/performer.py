@@ -1,0 +1,148 @@
+"""One person's performance, put together from takes: each begins in the pose in which the one before it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.simulation.gait import Mover, Plan, Pose, Take, perform, plan_along, plan_start_feet, smooth, smoothstep
+from agent.simulation.motion import RATE_HZ, MotionModel
+from agent.simulation.skeleton import UPPER, Array, Body, blend, joints_of, mirrored, random_body, turned
+from agent.simulation.stage import travel, turn_between
+from agent.simulation.values import ACTIONS, Interval
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """A finished performance. first: its first frame on the episode's time line at `RATE_HZ`.
+
+    root: (T, 3) float32; bones: (T, 13, 3) float32; actions: (T,) uint8 indices of `ACTIONS`; intervals: of this person,
+    in seconds of the episode.
+    """
+
+    body: Body
+    first: int
+    root: NDArray[np.float32]
+    bones: NDArray[np.float32]
+    actions: NDArray[np.uint8]
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.root)
+
+
+class Performer:
+    """Puts takes together. Times are frames of the episode at `RATE_HZ`."""
+
+    def __init__(self, model: MotionModel, rng: np.random.Generator, *, first: int, xy: Array, heading: float, child: bool = False) -> None:
+        style = np.clip(rng.normal(0, 0.8, len(model.walk.styles)), -1.6, 1.6)
+        self.mover = Mover(random_body(rng, child=child), style, model)
+        self.rng = rng
+        self.first = first
+        self.intervals: list[Interval] = []
+        self._takes: list[Take] = []
+        self._actions: list[tuple[int, int]] = []
+        self._length = 0
+        here = plan_along(self.mover, np.repeat(np.asarray(xy, dtype=np.float64)[None], 2, axis=0), np.full(2, float(heading)))
+        self.pose = perform(self.mover, here).pose(0)
+        self._speed = 0.0
+
+    @property
+    def now(self) -> int:
+        """The frame after the last one performed."""
+        return self.first + self._length
+
+    @property
+    def now_s(self) -> float:
+        return self.now / RATE_HZ
+
+    @property
+    def xy(self) -> Array:
+        return self.pose.root[:2]
+
+    @property
+    def body(self) -> Body:
+        return self.mover.body
+
+    def add(self, take: Take, action: str) -> None:
+        """Append a take; the next one begins in its last pose."""
+        if len(take) == 0:
+            return
+        self._takes.append(take)
+        self._actions.append((len(take), ACTIONS.index(action)))
+        self._length += len(take)
+        self.pose = take.pose(len(take) - 1)
+
+    def do(self, plan: Plan, action: str) -> None:
+        """Perform an upright plan."""
+        self.add(perform(self.mover, plan, self.pose), action)
+
+    def go(self, points: list[Array], speed: float, *, end_speed: float = 0.0, action: str | None = None) -> None:
+        """Walk or run from here along `points`; comes to rest unless `end_speed` is given."""
+        path = np.array([self.xy, *points])
+        xy, heading = travel(path, self.pose.heading, speed, end_speed=end_speed, start_speed=self._speed)
+        if end_speed == 0:
+            still = int(0.45 * RATE_HZ)
+            xy = np.concatenate([xy, np.repeat(xy[-1:], still, axis=0)])
+            heading = np.concatenate([heading, np.repeat(heading[-1:], still)])
+        self.do(plan_along(self.mover, xy, heading), action or ("run" if speed > 2.1 else "walk"))
+        self._speed = end_speed
+
+    def stand(self, seconds: float, *, facing: float | None = None, action: str = "stand", gestures: tuple[str, ...] = ()) -> None:
+        """Stay here, with sway, turning to `facing` first; `gestures` follow one another."""
+        n = max(2, int(seconds * RATE_HZ))
+        turn = 0.0 if facing is None else turn_between(self.pose.heading, facing)
+        pace = smoothstep(np.arange(n) / max(1, int((0.3 + abs(turn) / 2.4) * RATE_HZ)))
+        heading = self.pose.heading + turn * pace
+        xy = np.repeat(self.xy[None], n, axis=0) + self._sway(n)
+        upper, weight = self._gesturing(n, gestures)
+        self.do(plan_along(self.mover, xy, heading, upper=upper, upper_weight=weight, lean=self._idle_lean(n)), action)
+        self._speed = 0.0
+
+    def _sway(self, n: int) -> Array:
+        """Centre of mass of quiet standing: slow, a centimetre or two, and now and then the weight goes to the other leg."""
+        time = np.arange(n)[:, None] / RATE_HZ
+        rates, phases = self.rng.uniform(0.1, 0.45, (3, 2)), self.rng.uniform(0, 2 * np.pi, (3, 2))
+        waves = sum(0.008 * np.sin(2 * np.pi * rates[k] * time + phases[k]) for k in range(3))
+        shifts = self.rng.normal(0, 0.022, (n // (3 * RATE_HZ) + 2, 2))
+        held = smooth(np.repeat(shifts, 3 * RATE_HZ, axis=0)[:n], 0.35)
+        sway: Array = waves + held
+        return (sway - sway[0]) * smoothstep(np.arange(n) / (0.8 * RATE_HZ))[:, None]
+
+    def _idle_lean(self, n: int) -> Array:
+        wave = smooth(self.rng.normal(0, 1, (n, 2)), 0.6)
+        return wave / max(float(np.abs(wave).max()), 1e-6) * self.rng.uniform(0.01, 0.05)
+
+    def _gesturing(self, n: int, names: tuple[str, ...]) -> tuple[Array, Array]:
+        """Upper body (n, 9, 3) and weight (n,) of gestures one after the other, left or right handed."""
+        stand = self.mover.model.stand[UPPER]
+        upper, weight = np.broadcast_to(stand, (n, 9, 3)).copy(), np.zeros(n)
+        at = int(self.rng.uniform(0.2, 0.8) * RATE_HZ)
+        for name in names:
+            primitive = self.mover.model.primitives[name]
+            speed = self.rng.uniform(0.8, 1.35)
+            frames = min(int(primitive.duration_s / speed * RATE_HZ), n - at)
+            if frames < 20:
+                break
+            bones = primitive.at(np.arange(frames) * speed / RATE_HZ)[0]
+            if self.rng.random() < 0.5:
+                bones = mirrored(bones)
+            upper[at : at + frames] = blend(bones[:, UPPER], np.broadcast_to(stand, (frames, 9, 3)), self.rng.uniform(0, 0.35))
+            edge = int(0.4 * RATE_HZ)
+            ramp = np.minimum(np.arange(frames), np.arange(frames)[::-1]) / edge
+            weight[at : at + frames] = smoothstep(ramp)
+            at += frames + int(self.rng.uniform(0.0, 1.2) * RATE_HZ)
+        return upper, weight
+
+    def track(self) -> Track:
+        """Everything performed so far."""
+        actions = np.concatenate([np.full(count, action, dtype=np.uint8) for count, action in self._actions])
+        root = np.concatenate([take.root for take in self._takes]).astype(np.float32)
+        bones = np.concatenate([take.bones for take in self._takes]).astype(np.float32)
+        return Track(self.body, self.first, root, bones, actions)
+
+    def path(self) -> Array:
+        """(T, 2) hips over the floor, from frame `first` on."""
+        return np.concatenate([take.root[:, :2] for take in self._takes]) if self._takes else self.xy[None]

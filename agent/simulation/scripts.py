@@ -1,0 +1,159 @@
+"""Scenarios: who does what when, for ever, as a pure function of the seed and the time.
+
+A script is a chain of episodes of `EPISODE_S` seconds. Each is made from (seed, number) alone, so that any time can be
+asked for in any order; its people may stay on a while into the next one. Episodes are made ahead, a little with every
+call, and kept: asked in rising order, a call costs well under a millisecond.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import numpy as np
+
+from agent.simulation import episodes
+from agent.simulation.episodes import EPISODE_S, TAIL_S, Episode
+from agent.simulation.motion import RATE_HZ, MotionModel, load_motion_model
+from agent.simulation.skeleton import Array, joints_of, unit
+from agent.simulation.values import ACTIONS, ActorState, Interval
+from agent.types import FloatArray
+
+SCENARIOS = tuple(episodes.DIRECTORS)
+"""Names that `build_script` knows."""
+
+MAX_PEOPLE = 12
+KEPT = 4
+
+
+def build_script(scenario: str, *, seed: int, people: int) -> EpisodicScript:
+    """The script of `scenario` for about `people` (1-12) people. Raises ValueError on an unknown name or number."""
+    if scenario not in SCENARIOS:
+        raise ValueError(f"scenario {scenario!r} is not known: one of {', '.join(SCENARIOS)}")
+    if not 1 <= people <= MAX_PEOPLE:
+        raise ValueError(f"people: expected 1 to {MAX_PEOPLE}, got {people}")
+    return EpisodicScript(scenario, seed=seed, people=people, model=load_motion_model())
+
+
+class EpisodicScript:
+    """Implements `agent.simulation.values.Script`."""
+
+    def __init__(self, name: str, *, seed: int, people: int, model: MotionModel) -> None:
+        self._name = name
+        self._seed = seed
+        self._people = people
+        self._model = model
+        self._kept: OrderedDict[int, Episode] = OrderedDict()
+        self._coming: tuple[int, Iterator[Episode | None]] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def length_s(self) -> float:
+        """After this other choices follow."""
+        return EPISODE_S
+
+    def actors(self, t_s: float) -> tuple[ActorState, ...]:
+        """Everybody in the scene at `t_s` >= 0."""
+        if t_s < 0:
+            raise ValueError(f"t_s: expected 0 or more, got {t_s}")
+        number = int(t_s // EPISODE_S)
+        found: list[ActorState] = []
+        for index in self._alive(number, t_s):
+            found.extend(_states(self._episode(index), (t_s - index * EPISODE_S) * RATE_HZ))
+        self._work_ahead(number + 1)
+        return tuple(found)
+
+    def intervals(self, start_s: float, end_s: float) -> tuple[Interval, ...]:
+        """What overlaps [start_s, end_s), in order of start."""
+        first = max(0, int((start_s - TAIL_S) // EPISODE_S))
+        found = []
+        for index in range(first, int(max(end_s, 0) // EPISODE_S) + 1):
+            offset = index * EPISODE_S
+            for interval in self._episode(index).intervals:
+                start, end = interval.start_s + offset, interval.end_s + offset
+                if start < end_s and end > start_s:
+                    found.append(Interval(interval.action, start, end, interval.actor_ids))
+        return tuple(sorted(found, key=lambda interval: (interval.start_s, interval.end_s, interval.actor_ids)))
+
+    def _alive(self, number: int, t_s: float) -> Iterator[int]:
+        """Episodes with people on stage at `t_s`, the older first."""
+        back = int(np.ceil(TAIL_S / EPISODE_S))
+        for index in range(max(0, number - back), number + 1):
+            if index == number or t_s - index * EPISODE_S <= EPISODE_S + TAIL_S:
+                yield index
+
+    def _make(self, number: int) -> Iterator[Episode | None]:
+        rng = np.random.default_rng((self._seed & 0xFFFFFFFF, number, SCENARIOS.index(self._name)))
+        return episodes.make(self._name, rng, self._model, number=number, people=self._people)
+
+    def _episode(self, number: int) -> Episode:
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        work = self._coming[1] if self._coming is not None and self._coming[0] == number else self._make(number)
+        episode = next(step for step in work if step is not None)
+        return self._keep(number, episode)
+
+    def _keep(self, number: int, episode: Episode) -> Episode:
+        if self._coming is not None and self._coming[0] == number:
+            self._coming = None
+        self._kept[number] = episode
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return episode
+
+    def _work_ahead(self, number: int) -> None:
+        """One more step of the next episode. What it becomes does not depend on when it is made."""
+        if number in self._kept:
+            return
+        if self._coming is None or self._coming[0] != number:
+            self._coming = (number, self._make(number))
+            return
+        episode = next(self._coming[1])
+        if episode is not None:
+            self._keep(number, episode)
+
+
+def _states(episode: Episode, frame: float) -> list[ActorState]:
+    """People of an episode at a (broken) frame number, poses in between interpolated."""
+    low = int(frame)
+    part = frame - low
+    present = [k for k, track in enumerate(episode.tracks) if track.first <= low < track.end - 1]
+    if not present:
+        return []
+    tracks = [episode.tracks[k] for k in present]
+    root = np.array([_between(t.root, low - t.first, part) for t in tracks])
+    bones = unit(np.array([_between(t.bones, low - t.first, part) for t in tracks]))
+    joints = joints_of(episode.lengths[present], root, bones).astype(np.float32)
+    return [
+        ActorState(episode.actor_ids[k], joints[i], ACTIONS[tracks[i].actions[low - tracks[i].first]])
+        for i, k in enumerate(present)
+    ]
+
+
+def _between(values: FloatArray, index: int, part: float) -> Array:
+    first = values[index].astype(np.float64)
+    return first + (values[index + 1] - first) * part
+
+
+def simulate_joints(
+    scenario: str, seed: int, people: int, seconds: float, rate_hz: float = 30.0
+) -> tuple[FloatArray, list[list[str]], tuple[Interval, ...]]:
+    """A whole stretch of a script at once, for training.
+
+    Returns joints (T, P, 17, 3) float32, NaN where a person is not on stage; actions, T lists of P names ("" when absent);
+    the intervals. P is everybody who appears; column p has actor id p + 1.
+    """
+    script = build_script(scenario, seed=seed, people=people)
+    frames = [script.actors(k / rate_hz) for k in range(int(seconds * rate_hz))]
+    count = max((state.actor_id for frame in frames for state in frame), default=0)
+    joints = np.full((len(frames), count, 17, 3), np.nan, dtype=np.float32)
+    actions = [[""] * count for _ in frames]
+    for k, frame in enumerate(frames):
+        for state in frame:
+            joints[k, state.actor_id - 1] = state.joints
+            actions[k][state.actor_id - 1] = state.action
+    return joints, actions, script.intervals(0, seconds)
