@@ -10,7 +10,7 @@ import numpy as np
 from agent.simulation.motion import RATE_HZ, MotionModel
 from agent.simulation.performer import Performer, Track
 from agent.simulation.skeleton import Array, Lengths
-from agent.simulation.stage import ROOM_M, TRIES, Room, inside, travel, wing
+from agent.simulation.area import ROOM_M, TRIES, Room, inside, travel, wing
 from agent.simulation.values import ACTIONS, Interval
 
 EPISODE_S = 40.0

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from agent.simulation.gait import Mover, Plan, Pose, Take, perform, plan_along, plan_start_feet, smooth, smoothstep
 from agent.simulation.motion import RATE_HZ, MotionModel
 from agent.simulation.skeleton import UPPER, Array, Body, blend, joints_of, mirrored, random_body, turned
-from agent.simulation.stage import travel, turn_between
+from agent.simulation.area import travel, turn_between
 from agent.simulation.values import ACTIONS, Interval
 
 
