@@ -95,16 +95,34 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     pose.add_argument("--images", type=Path, action="append", required=True, metavar="DIR", help="one per --annotations")
     pose.add_argument("--score-threshold", type=fraction, default=0.0, help="leave out people below it (default 0)")
     tracking = kinds.add_parser("tracking", help="HOTA, MOTA, IDF1 on MOT files")
-    tracking.add_argument("--detections", type=Path, required=True, metavar="DET.txt")
-    tracking.add_argument("--truth", type=Path, required=True, metavar="GT.txt")
+    tracking.add_argument("--detections", type=Path, action="append", required=True, metavar="DET.txt")
+    tracking.add_argument("--truth", type=Path, action="append", required=True, metavar="GT.txt")
     tracking.add_argument("--fps", type=positive_number, help="of the sequence (default: its seqinfo.ini, else 30)")
+    _add_evaluate_action(kinds)
+    for kind in kinds.choices.values():
+        kind.add_argument("--report", type=Path, required=True, metavar="OUT.json", help="OUT.md is written beside it")
+        kind.add_argument("--gate", type=Path, metavar="BARS.yaml", help="exit code 1 when a figure misses its bar")
+        kind.add_argument("--bars", metavar="NAME", help="which bars of the file (default: the kind, action/<service>)")
+        kind.add_argument("--note", default="", metavar="TEXT", help="stands in the report: what was measured on")
+        _config_option(kind)
+
+
+def _add_evaluate_action(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     action = kinds.add_parser("action", help="accuracy, F1 and calibration of a service on labelled clips")
     action.add_argument("--service", required=True, metavar="NAME", help="fight, fall, ...")
-    action.add_argument("--data", type=Path, required=True, metavar="CLIPS.csv", help="columns file, label")
+    given = action.add_mutually_exclusive_group(required=True)
+    given.add_argument("--data", type=Path, metavar="CLIPS.csv", help="columns file, label; maybe source")
+    given.add_argument("--predictions", type=Path, metavar="CSV", help="file, label, probability: report on these")
     action.add_argument("--threshold", type=fraction, default=0.5, help="probability that counts as positive")
-    for kind in (pose, tracking, action):
-        kind.add_argument("--report", type=Path, required=True, metavar="OUT.json")
-        _config_option(kind)
+    action.add_argument("--sources", type=Path, metavar="CSV", help="columns file, source: results by source")
+    action.add_argument("--label-column", default="label", metavar="NAME")
+    action.add_argument("--source-column", default="source", metavar="NAME")
+    action.add_argument(
+        "--where", type=assignment, action="append", default=[], metavar="COLUMN=VALUE", help="only these lines"
+    )
+    action.add_argument(
+        "--examples", type=natural_number, default=6, metavar="N", help="strips of the N worst clips, faces blurred"
+    )
 
 
 def _add_events(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -149,6 +167,20 @@ def whole_number(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return number
+
+
+def natural_number(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
+    return number
+
+
+def assignment(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not name or not found:
+        raise argparse.ArgumentTypeError(f"expected COLUMN=VALUE, got {text}")
+    return name, value
 
 
 def positive_number(text: str) -> float:

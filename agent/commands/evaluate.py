@@ -1,109 +1,145 @@
-"""`recognizer-agent evaluate pose|tracking|action ... --report OUT.json`"""
+"""`recognizer-agent evaluate pose|tracking|action|events ... --report OUT.json [--gate FILE]`"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
+from agent import __version__
 from agent.cli import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig
-from agent.errors import ConfigError, ConfigProblem, DataError, SourceError
-from agent.evaluate.action import ClipResult, action_report, read_clips
+from agent.evaluate.action import ClipColumns, action_report, read_clips, read_predictions
+from agent.evaluate.gate import check, read_bars
+from agent.evaluate.output import clear_pictures, pictures_of, prepare, write_page, write_report
 from agent.evaluate.pose import read_coco
+from agent.evaluate.runs.clips import Examples, run_clips
 from agent.evaluate.runs.images import evaluate_pose
-from agent.evaluate.tracking import evaluate_tracking
-from agent.offline import ScoreCollector, run_video
-from agent.recognition import open_recognition
+from agent.evaluate.tracking import evaluate_sequences
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Measured:
+    """A report and what belongs beside it. problems: what could not be measured (exit 1), warnings: what to know."""
+
+    report: dict[str, Any]
+    models: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    pictures: dict[str, Path] = field(default_factory=dict)
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Write the report and print its main figures."""
-    config = load_config(args.config, env=env)
-    if args.what == "pose" and len(args.annotations) != len(args.images):
-        print("error: as many --images as --annotations are needed", file=sys.stderr)
+    """Measure, write report and page, print the main figures, hold them against the gate."""
+    if wrong := _unpaired(args):
+        print(f"error: {wrong}", file=sys.stderr)
         return EXIT_USAGE
-    args.report.parent.mkdir(parents=True, exist_ok=True)
-    _partial(args.report).touch()  # an hour of work must not end at a folder that cannot be written
-    if args.what == "tracking":
-        report = evaluate_tracking(args.detections, args.truth, config.tracking, fps=args.fps)
-        failed = 0
-    elif args.what == "pose":
-        report, failed = _evaluate_pose(config, args)
-    else:
-        report, failed = asyncio.run(_evaluate_action(config, args.service, args.data, args.threshold))
+    config = load_config(args.config, env=env)
+    bars = read_bars(args.gate, args.bars or _bars_name(args)) if args.gate else None
+    prepare(args.report)
+    measured = _MEASURE[args.what](config, args)
+    report = measured.report | {"about": _about(measured, args.note)}
+    outcomes = None if bars is None else check(report, bars)
+    if outcomes is not None:
+        report["gate"] = {
+            "passed": all(one.passed for one in outcomes),
+            "missed": [str(one) for one in outcomes if not one.passed],
+        }
     write_report(args.report, report)
+    missing = write_page(args.report, args.what, report, extra=measured.pictures, gate=outcomes)
+    _print_figures(report)
+    for warning in [*measured.warnings, *([missing] if missing else [])]:
+        print(f"warning: {warning}", file=sys.stderr)
+    for problem in measured.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    missed = [one for one in outcomes or () if not one.passed]
+    for one in missed:
+        print(f"missed: {one}", file=sys.stderr)
+    return EXIT_FAILED if measured.problems or missed else EXIT_GOOD
+
+
+def _about(measured: Measured, note: str) -> dict[str, Any]:
+    about: dict[str, Any] = {"version": __version__}
+    if measured.models:
+        about["models"] = measured.models
+    if note:
+        about["note"] = note
+    return about
+
+
+def _bars_name(args: argparse.Namespace) -> str:
+    return f"action/{args.service}" if args.what == "action" else str(args.what)
+
+
+def _print_figures(report: Mapping[str, Any], prefix: str = "") -> None:
     for name, value in report.items():
+        if isinstance(value, bool):
+            continue
         if isinstance(value, int | float):
-            print(f"{name:>16} {value:.4f}" if isinstance(value, float) else f"{name:>16} {value}")
-    return EXIT_FAILED if failed else EXIT_GOOD
+            print(f"{prefix + name:>16} {value:.4f}" if isinstance(value, float) else f"{prefix + name:>16} {value}")
 
 
-def _evaluate_pose(config: AgentConfig, args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    """The report, and how many images could not be read."""
+def _unpaired(args: argparse.Namespace) -> str:
+    """What is wrong with options that belong together in pairs, empty for nothing."""
+    for first, second in _PAIRS.get(args.what, ()):
+        left, right = len(getattr(args, first)), len(getattr(args, second))
+        if left != right:
+            return f"{left} times --{first}, but {right} times --{second}: they come in pairs"
+    return ""
+
+
+def _shown(what: str, items: Sequence[T]) -> Iterable[T]:
+    """`items` with a progress bar where there is a terminal."""
     console = Console(file=sys.stderr)
+    return track(items, what, console=console, disable=not console.is_terminal, transient=True)
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------------
+
+
+def _pose(config: AgentConfig, args: argparse.Namespace) -> Measured:
     truth = read_coco(list(zip(args.annotations, args.images, strict=True)))
     report, _ = evaluate_pose(
-        config,
-        truth,
-        score_threshold=args.score_threshold,
-        progress=lambda ids: track(ids, "images", console=console, disable=not console.is_terminal, transient=True),
+        config, truth, score_threshold=args.score_threshold, progress=lambda ids: _shown("images", ids)
     )
-    for name in report["unreadable"]:
-        print(f"error: {name} is no image that can be read; left out", file=sys.stderr)
-    return report, len(report["unreadable"])
+    problems = [f"{name} is no image that can be read; left out" for name in report["unreadable"]]
+    return Measured(report, models={"pose": report["model"]}, problems=problems)
 
 
-async def _evaluate_action(
-    config: AgentConfig, service: str, data: Path, threshold: float
-) -> tuple[dict[str, Any], int]:
-    """The report, and on how many clips something failed. Those that cannot be read are left out of it.
-
-    Raises DataError when that leaves none.
-    """
-    if service not in config.services:
-        known = ", ".join(config.services) or "none"
-        raise ConfigError([ConfigProblem(f"there is no service {service!r}", path="services", hint=f"known: {known}")])
-    only = config.model_copy(update={"services": {service: config.services[service]}})
-    clips = read_clips(data)
-    results: list[ClipResult] = []
-    failed = 0
-    console = Console(file=sys.stderr)
-    async with open_recognition(only) as recognition:
-        for clip in track(clips, "clips", console=console, disable=not console.is_terminal, transient=True):
-            collector = ScoreCollector(service)
-            try:
-                lost = await run_video(recognition, clip.path, collector)
-            except SourceError as error:
-                print(f"error: {error}", file=sys.stderr)
-                failed += 1
-                continue
-            if collector.failures:  # its probability counts, but it is not what the model would have said
-                count, first = len(collector.failures), collector.failures[0]
-                print(f"error: {clip.path}: {count} failed inferences, the first: {first}", file=sys.stderr)
-                failed += 1
-            if lost:
-                print(f"warning: {lost}", file=sys.stderr)
-            results.append(ClipResult(clip.file, clip.label, collector.probability))
-    if not results:
-        raise DataError(f"{data}: none of its {len(clips)} clips could be read")
-    return action_report(results, service, threshold=threshold), failed
+def _tracking(config: AgentConfig, args: argparse.Namespace) -> Measured:
+    files = list(zip(args.detections, args.truth, strict=True))
+    return Measured(evaluate_sequences(files, config.tracking, fps=args.fps))
 
 
-def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """JSON, written whole or not at all."""
-    partial = _partial(path)
-    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+def _action(config: AgentConfig, args: argparse.Namespace) -> Measured:
+    columns = ClipColumns(args.label_column, args.source_column, dict(args.where))
+    if args.predictions is not None:
+        results = read_predictions(args.predictions, columns)
+        return Measured(action_report(results, args.service, threshold=args.threshold))
+    clips = read_clips(args.data, columns, args.sources)
+    clear_pictures(args.report)
+    run = asyncio.run(
+        run_clips(
+            config,
+            args.service,
+            clips,
+            examples=Examples(pictures_of(args.report), args.examples),
+            progress=lambda items: _shown("clips", items),
+        )
+    )
+    report = action_report(run.results, args.service, threshold=args.threshold)
+    return Measured(report, run.models, run.problems, run.warnings, run.strips)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
+_MEASURE = {"pose": _pose, "tracking": _tracking, "action": _action}
+_PAIRS = {"pose": [("annotations", "images")], "tracking": [("detections", "truth")]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,31 +48,70 @@ def evaluate_tracking(
 
     Returns fractions 0-1 `HOTA`, `MOTA` (may be negative), `IDF1` and `id_consistency`, the count `id_switches`,
     `ms_per_frame` (median of the tracker's time) and, to read them by, `ms_per_frame_p95`, `fps`, `frames`,
-    `detections`, `dropped_detections`, `truth_boxes`, `truth_ids`, `track_boxes` and `track_ids`.
+    `detections`, `dropped_detections`, `truth_boxes`, `truth_ids`, `track_boxes`, `track_ids` and `by_alpha`.
 
     id_consistency: of all ground-truth boxes that were matched (IoU 0.5 or more, a pair of the frame before goes first),
-    the share that carries the identity which its person carries most often.
+    the share that carries the identity which its person carries most often. by_alpha: HOTA and its parts over the IoU
+    that counts as a match.
 
     Raises DataError (files), ConfigError (fps), ModelError (TrackEval is not installed).
+    """
+    return evaluate_sequences([(detections, truth)], config, fps=fps)
+
+
+def evaluate_sequences(
+    files: Sequence[tuple[Path, Path]], config: TrackingConfig | None = None, *, fps: float | None = None
+) -> dict[str, Any]:
+    """`evaluate_tracking` over several (detections, truth), all boxes weighing the same (TrackEval's combination).
+
+    Of more than one sequence `sequences` holds the main figures of each; `fps` is then None where the rates differ.
     """
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise ConfigError(
             [ConfigProblem(f"frame rate {fps:g}", path="fps", hint="a positive number of frames a second")]
         )
+    runs: dict[str, _SequenceRun] = {}
+    for detections, truth in files:
+        name = _sequence_name(detections, truth)
+        name = name if name not in runs else f"{name} ({len(runs) + 1})"
+        runs[name] = _track_sequence(detections, truth, config or TrackingConfig(), fps)
+    metrics = _metrics()
+    times_ms = np.concatenate([run.times_ms for run in runs.values()])
+    rates = {run.fps for run in runs.values()}
+    report = _scores(metrics, [run.frames for run in runs.values()])
+    report |= {
+        "ms_per_frame": float(np.median(times_ms)),
+        "ms_per_frame_p95": float(np.quantile(times_ms, 0.95)),
+        "fps": rates.pop() if len(rates) == 1 else None,
+        "frames": len(times_ms),
+    }
+    for count in next(iter(runs.values())).counts:
+        report[count] = sum(run.counts[count] for run in runs.values())
+    if len(runs) > 1:
+        report["sequences"] = {name: _scores(metrics, [run.frames], curves=False) for name, run in runs.items()}
+    return report
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _SequenceRun:
+    """A tracked sequence beside its truth. times_ms: (frames,)."""
+
+    frames: list[_Frame]
+    times_ms: NDArray[np.float64]
+    fps: float
+    counts: dict[str, int]
+
+
+def _track_sequence(detections: Path, truth: Path, config: TrackingConfig, fps: float | None) -> _SequenceRun:
     found, wanted = read_detections(detections), read_truth(truth)
     rate = fps or sequence_fps(detections) or DEFAULT_FPS
     last = int(max(wanted.frames.max(), found.frames.max(initial=0)))
     if last > _MAX_FRAMES:
         raise DataError(f"{detections}, {truth}: frame {last} (hint: sequences have at most {_MAX_FRAMES} frames)")
     first = int(min(1, wanted.frames.min(), found.frames.min(initial=1)))
-    tracker = ByteTracker(config or TrackingConfig(), fps=rate)
+    tracker = ByteTracker(config, fps=rate)
     tracks, times_ms = _run(tracker, found, first, last)
-    return {
-        **score_tracks(wanted, tracks, first, last),
-        "ms_per_frame": float(np.median(times_ms)),
-        "ms_per_frame_p95": float(np.quantile(times_ms, 0.95)),
-        "fps": float(rate),
-        "frames": last - first + 1,
+    counts = {
         "detections": len(found),
         "dropped_detections": tracker.dropped_inputs,
         "truth_boxes": len(wanted),
@@ -79,6 +119,13 @@ def evaluate_tracking(
         "track_boxes": len(tracks),
         "track_ids": len(np.unique(tracks.ids)),
     }
+    return _SequenceRun(_pair(wanted, tracks, first, last), times_ms, float(rate), counts)
+
+
+def _sequence_name(detections: Path, truth: Path) -> str:
+    """That of the sequence's folder in the layout of the MOT Challenge, else the truth's file name."""
+    folder = detections.absolute().parent
+    return folder.parent.name if folder.name == "det" else truth.stem
 
 
 def score_tracks(truth: MotBoxes, tracks: MotBoxes, first: int, last: int) -> dict[str, float]:
@@ -86,23 +133,36 @@ def score_tracks(truth: MotBoxes, tracks: MotBoxes, first: int, last: int) -> di
 
     Raises ModelError when TrackEval is not installed.
     """
-    frames = _pair(truth, tracks, first, last)
-    hota, clear, identity = (metric.eval_sequence(_trackeval_data(frames)) for metric in _metrics())
-    return {
+    return _scores(_metrics(), [_pair(truth, tracks, first, last)], curves=False)
+
+
+def _scores(metrics: tuple[Any, Any, Any], sequences: list[list[_Frame]], *, curves: bool = True) -> dict[str, Any]:
+    """The main figures over sequences, and with `curves` what the picture shows."""
+    hota, clear, identity = (
+        metric.combine_sequences(
+            {str(n): metric.eval_sequence(_trackeval_data(frames)) for n, frames in enumerate(sequences)}
+        )
+        for metric in metrics
+    )
+    counts = [_identities_carried(frames) for frames in sequences]
+    matched = sum(int(count.sum()) for count in counts)
+    report: dict[str, Any] = {
         "HOTA": float(np.mean(hota["HOTA"])),
         "MOTA": float(clear["MOTA"]),
         "IDF1": float(identity["IDF1"]),
         "id_switches": int(clear["IDSW"]),
-        "id_consistency": id_consistency(frames),
+        "id_consistency": sum(int(count.max(axis=1).sum()) for count in counts) / matched if matched else 0.0,
     }
+    if curves:
+        parts = {name: np.round(hota[name], 4).tolist() for name in ("HOTA", "DetA", "AssA")}
+        report["by_alpha"] = {"alpha": np.round(metrics[0].array_labels, 2).tolist(), **parts}
+    return report
 
 
-def id_consistency(frames: list[_Frame]) -> float:
-    """The share of matched ground-truth boxes with their person's most frequent identity; 0 when none is matched."""
-    if not any(len(frame.truth) and len(frame.tracks) for frame in frames):
-        return 0.0
+def _identities_carried(frames: list[_Frame]) -> NDArray[np.int64]:
+    """How many boxes of each person (rows) carried which identity (columns); a column at least."""
     truth_ids = 1 + max(int(frame.truth.max(initial=-1)) for frame in frames)
-    track_ids = 1 + max(int(frame.tracks.max(initial=-1)) for frame in frames)
+    track_ids = 1 + max(int(frame.tracks.max(initial=0)) for frame in frames)
     count = np.zeros((truth_ids, track_ids), np.int64)
     before = np.full(truth_ids, -1)
     for frame in frames:
@@ -114,8 +174,7 @@ def id_consistency(frames: list[_Frame]) -> float:
         before[:] = -1
         before[matched] = carried
         count[matched, carried] += 1
-    total = count.sum()
-    return float(count.max(axis=1).sum() / total) if total else 0.0
+    return count
 
 
 def _metrics() -> tuple[Any, Any, Any]:

@@ -1,0 +1,72 @@
+"""What a measurement leaves behind: `OUT.json`, for people `OUT.md`, and its pictures in the folder `OUT`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent.errors import ModelError
+from agent.evaluate.gate import Outcome
+from agent.evaluate.pages import page
+from agent.evaluate.pictures import draw
+
+
+def prepare(path: Path) -> None:
+    """Find out at the start whether the report can be written: an hour of work must not end there. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _partial(path).touch()
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """JSON, written whole or not at all."""
+    _write(path, json.dumps(report, indent=2) + "\n")
+
+
+def write_page(
+    path: Path,
+    kind: str,
+    report: Mapping[str, Any],
+    *,
+    extra: Mapping[str, Path] | None = None,
+    gate: Sequence[Outcome] | None = None,
+) -> str:
+    """The Markdown beside the report at `path`, with pictures; what is missing from it and why, empty for nothing.
+
+    extra: more pictures (title -> file in `pictures_of(path)`), shown after the drawn ones.
+    """
+    missing = ""
+    try:
+        pictures = draw(kind, report, pictures_of(path))
+    except ModelError as error:  # the figures do not depend on it
+        pictures, missing = {}, str(error)
+    shown = {title: file.relative_to(path.parent).as_posix() for title, file in (pictures | dict(extra or {})).items()}
+    _write(path.with_suffix(".md"), page(kind, report, shown, gate))
+    return missing
+
+
+def pictures_of(path: Path) -> Path:
+    """The folder of pictures that belongs to the report at `path`."""
+    folder = path.with_suffix("")
+    return folder if folder != path else path.with_name(path.name + "-pictures")
+
+
+def clear_pictures(path: Path) -> None:
+    """Remove the pictures of an earlier run: its worst examples are not those of this one."""
+    folder = pictures_of(path)
+    for picture in (*folder.glob("*.png"), *folder.glob("*.jpg")):
+        picture.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        shutil.rmtree(folder)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = _partial(path)
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
