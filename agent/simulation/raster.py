@@ -1,0 +1,274 @@
+"""Solids on the picture: tapered capsules and ellipsoids, rasterised exactly per pixel with a depth buffer.
+
+Every solid is a unit sphere (ellipsoid) or a swept disc with round ends (capsule) under a linear map. Around a solid the
+perspective is linearised (affine camera), so that its outline is an ellipse or a tapered strip and each pixel inside gets
+its point on the surface in closed form. All pixels of all solids are worked on at once: the arrays are long, the number
+of NumPy calls does not depend on the number of people.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.simulation.camera import Camera
+from agent.types import FloatArray, IntArray
+
+_NEAREST_M = 0.35
+"""Solids nearer to the lens are left out: the linearised perspective would tear them."""
+_MIN_HALF_WIDTH_PX = 0.35
+PHASES = 3
+"""Moments within the exposure; neighbouring pixels see different ones, and a 3 x 3 mean makes motion blur of them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solids:
+    """K solids in the world. All arrays float32, m.
+
+    start, end: (K, 3) ends of a capsule's axis; equal for ellipsoids (their centre).
+    axes: (K, 3, 3) unit rows left, front, up; a capsule's `up` runs along its axis.
+    radii: (K, 3) half widths at `start` along these axes; a capsule's third is the length of its round ends.
+    taper: (K,) width at `end` as a share of that at `start`.
+    drift_start, drift_end: (K, 3) how far the ends move during the exposure.
+    owner: (K,) int64, row of the actor a solid belongs to, rising.
+    """
+
+    start: FloatArray
+    end: FloatArray
+    axes: FloatArray
+    radii: FloatArray
+    taper: FloatArray
+    drift_start: FloatArray
+    drift_end: FloatArray
+    owner: IntArray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @classmethod
+    def join(cls, parts: list[Solids]) -> Solids:
+        """All of them in one, in order; at least one."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outlines:
+    """K solids as the camera sees them.
+
+    A pixel p has the coordinates across = inverse[0] @ (p - origin), along = inverse[1] @ (p - origin); along is clipped
+    to [0, length] for t in 0-1, what is left over belongs to the round ends. boxes: (K, 4) xyxy px, exact, unclipped.
+    basis: (K, 3, 3) rows: the surface point's unit coordinates (left, front, up) per s (across), e (end), c (towards
+    the camera). depth_terms: (K, 3) m of depth per s, e, c. drift_px: (K, 2, 2) motion of start and end, px.
+    """
+
+    origin: FloatArray
+    inverse: FloatArray
+    length: FloatArray
+    half_width: FloatArray
+    half_width_slope: FloatArray
+    end_ratio: FloatArray
+    depth: FloatArray
+    depth_slope: FloatArray
+    depth_terms: FloatArray
+    basis: FloatArray
+    boxes: FloatArray
+    drift_px: FloatArray
+    seen: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fragments:
+    """N points on solids' surfaces, one per solid and pixel, those outside the picture included.
+
+    columns, rows: (N,) px; solid: (N,) index of the solid; s, e, c, t: (N,) float32 as in `Outlines`; depth: (N,) m.
+    """
+
+    columns: IntArray
+    rows: IntArray
+    solid: IntArray
+    s: FloatArray
+    e: FloatArray
+    c: FloatArray
+    t: FloatArray
+    depth: FloatArray
+
+    def take(self, index: IntArray) -> Fragments:
+        """Those at `index`."""
+        return Fragments(*(getattr(self, name).take(index) for name in self.__slots__))
+
+
+def outline(solids: Solids, camera: Camera) -> Outlines:
+    """Where `solids` appear to `camera`."""
+    start, end = camera.to_camera(solids.start), camera.to_camera(solids.end)
+    middle = (start + end) / 2
+    jacobian = camera.jacobian(middle)
+    ray = middle / np.maximum(np.linalg.norm(middle, axis=1, keepdims=True), 1e-6)
+    axes = solids.axes @ camera.rotation.T
+    scaled = axes * solids.radii[:, :, None]  # (K, 3 axes, 3): unit coordinates -> camera frame
+    start_px, _ = camera.project_local(start)
+    end_px, _ = camera.project_local(end)
+    capsule = np.any(solids.start != solids.end, axis=1)
+
+    toward = -np.einsum("kij,kj->ki", axes, ray) / solids.radii  # direction to the lens, unit coordinates
+    toward[:, 2] = np.where(capsule, 0.0, toward[:, 2])
+    toward = _unit(toward)
+    helper = np.where((capsule | (np.abs(toward[:, 2]) < 0.9))[:, None], (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))
+    across = _unit(np.cross(toward, helper))
+    along = np.where(capsule[:, None], (0.0, 0.0, 1.0), np.cross(toward, across)).astype(np.float32)
+    basis = np.stack([across, along, toward], axis=1).astype(np.float32)
+    vectors = basis @ scaled  # (K, 3, 3): s, e, c -> camera frame
+    on_screen = np.einsum("kij,knj->kni", jacobian, vectors)
+
+    axis_px = end_px - start_px
+    length = np.linalg.norm(axis_px, axis=1)
+    unit = np.where((length > 1e-3)[:, None], axis_px / np.maximum(length, 1e-3)[:, None], (0.0, 1.0))
+    normal = np.stack([-unit[:, 1], unit[:, 0]], axis=1)
+    lateral = np.einsum("ki,ki->k", on_screen[:, 0], normal)
+    flip = np.where(capsule & (lateral < 0), -1.0, 1.0).astype(np.float32)
+    basis[:, 0] *= flip[:, None]
+    vectors[:, 0] *= flip[:, None]
+
+    scale = np.linalg.norm(jacobian[:, :, :2], axis=(1, 2)) / np.sqrt(2)
+    middle_depth = np.maximum(middle[:, 2], 1e-3)
+    width = np.maximum(np.abs(lateral), _MIN_HALF_WIDTH_PX)
+    width_start = np.where(capsule, width * middle_depth / np.maximum(start[:, 2], 1e-3), 1.0)
+    width_end = np.where(capsule, width * solids.taper * middle_depth / np.maximum(end[:, 2], 1e-3), 1.0)
+    end_ratio = np.where(capsule, np.maximum(solids.radii[:, 2] * scale / width, 0.05), 1.0)
+    strip = np.stack([normal, unit], axis=1)
+    ellipse, ellipse_half = _ellipse(on_screen[:, :2])
+
+    cosine = np.sqrt(np.maximum(1 - np.einsum("ki,ki->k", axes[:, 2], ray) ** 2, 0.04))
+    facing = np.einsum("ki,ki->k", vectors[:, 2], ray) / cosine * ray[:, 2]
+    depth_terms = vectors[:, :, 2].copy()
+    depth_terms[:, 2] = np.where(capsule, facing, depth_terms[:, 2])
+
+    reach = np.stack([width_start, width_end], axis=1)[:, :, None] * np.sqrt(
+        strip[:, None, 0] ** 2 + (end_ratio[:, None, None] * strip[:, None, 1]) ** 2
+    )
+    reach = np.where(capsule[:, None, None], reach, ellipse_half[:, None])
+    low = np.minimum(start_px - reach[:, 0], end_px - reach[:, 1])
+    high = np.maximum(start_px + reach[:, 0], end_px + reach[:, 1])
+    drift = np.stack([
+        np.einsum("kij,kj->ki", jacobian, solids.drift_start @ camera.rotation.T),
+        np.einsum("kij,kj->ki", jacobian, solids.drift_end @ camera.rotation.T),
+    ], axis=1)  # fmt: skip
+    seen = (np.minimum(start[:, 2], end[:, 2]) > _NEAREST_M) & np.all(np.isfinite(low) & np.isfinite(high), axis=1)
+    return Outlines(
+        origin=start_px,
+        inverse=np.where(capsule[:, None, None], strip, ellipse).astype(np.float32),
+        length=np.where(capsule, length, 0.0).astype(np.float32),
+        half_width=width_start.astype(np.float32),
+        half_width_slope=(width_end - width_start).astype(np.float32),
+        end_ratio=end_ratio.astype(np.float32),
+        depth=start[:, 2],
+        depth_slope=(end - start)[:, 2],
+        depth_terms=depth_terms.astype(np.float32),
+        basis=basis,
+        boxes=np.concatenate([low, high], axis=1).astype(np.float32),
+        drift_px=np.clip(drift, -40, 40).astype(np.float32),
+        seen=seen,
+    )
+
+
+def fragments(outlines: Outlines, *, width: int, height: int) -> Fragments:
+    """Every pixel of every solid, up to half a picture beyond the edges."""
+    rows = _spans(outlines, width, height)
+    solid = np.repeat(rows.solid, rows.count)
+    total = len(solid)
+    columns = np.arange(total, dtype=np.int64) - np.repeat(np.cumsum(rows.count) - rows.count - rows.first, rows.count)
+    x = columns.astype(np.float32)
+    across = x * np.repeat(outlines.inverse[rows.solid, 0, 0], rows.count) + np.repeat(rows.across, rows.count)
+    along = x * np.repeat(outlines.inverse[rows.solid, 1, 0], rows.count) + np.repeat(rows.along, rows.count)
+    length = outlines.length
+    per_length = np.where(length > 1e-3, 1 / np.maximum(length, 1e-3), 0.0).astype(np.float32)
+    counts = np.bincount(rows.solid, weights=rows.count, minlength=len(length)).astype(np.int64)
+
+    def spread(values: Any) -> FloatArray:
+        return np.repeat(np.asarray(values, np.float32), counts)
+
+    t = np.clip(along * spread(per_length), 0, 1)
+    moving = np.abs(outlines.drift_px).max(axis=(1, 2)) > 0.5
+    if moving.any():
+        y = np.repeat(rows.row, rows.count)
+        phase = ((columns + y) % PHASES).astype(np.float32) / PHASES - np.float32(1 / PHASES)
+        drift = np.einsum("kij,kpj->kpi", outlines.inverse, outlines.drift_px * moving[:, None, None])
+        along = along - phase * (spread(drift[:, 0, 1]) + spread(drift[:, 1, 1] - drift[:, 0, 1]) * t)
+        across = across - phase * (spread(drift[:, 0, 0]) + spread(drift[:, 1, 0] - drift[:, 0, 0]) * t)
+        t = np.clip(along * spread(per_length), 0, 1)
+    wide = spread(outlines.half_width) + spread(outlines.half_width_slope) * t
+    s = across / wide
+    e = (along - spread(length) * t) / (wide * spread(outlines.end_ratio))
+    rest = 1 - s * s - e * e
+    inside = np.flatnonzero(rest > 0)
+    solid, s, e, t = solid.take(inside), s.take(inside), e.take(inside), t.take(inside)
+    c = np.sqrt(rest.take(inside))
+    terms = outlines.depth_terms
+    depth = outlines.depth.take(solid) + outlines.depth_slope.take(solid) * t
+    for term, value in zip(terms.T, (s, e, c), strict=True):
+        depth += np.ascontiguousarray(term).take(solid) * value
+    y = np.repeat(rows.row, rows.count).take(inside)
+    return Fragments(columns.take(inside), y, solid, s, e, c, t, depth)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Spans:
+    """R stretches of picture rows: `count` pixels from column `first`; across, along: coordinates at column 0."""
+
+    solid: IntArray
+    row: IntArray
+    first: IntArray
+    count: IntArray
+    across: FloatArray
+    along: FloatArray
+
+
+def _spans(outlines: Outlines, width: int, height: int) -> _Spans:
+    """Rows cut to the oriented box around each outline, which spares most pixels that lie outside a slanted limb."""
+    margin = np.abs(outlines.drift_px).max(axis=1) / 2 + 0.5
+    low = np.floor(outlines.boxes[:, :2] - margin)
+    high = np.ceil(outlines.boxes[:, 2:] + margin)
+    top = np.clip(low[:, 1], -height // 2, 1.5 * height).astype(np.int64)
+    bottom = np.clip(high[:, 1], -height // 2 - 1, 1.5 * height).astype(np.int64)
+    heights = np.where(outlines.seen, np.maximum(bottom - top + 1, 0), 0)
+    solid = np.repeat(np.arange(len(heights)), heights)
+    row = np.arange(len(solid)) - np.repeat(np.cumsum(heights) - heights - top, heights)
+    inverse, origin = outlines.inverse, outlines.origin
+    constant = -np.einsum("kij,kj->ki", inverse, origin)
+    across = row * inverse[solid, 0, 1] + constant[solid, 0]
+    along = row * inverse[solid, 1, 1] + constant[solid, 1]
+    slack = np.where(outlines.length > 0, margin.max(axis=1), 0.0)  # drift of ellipsoids widens their box alone
+    wide = outlines.half_width + np.maximum(outlines.half_width_slope, 0)
+    rounded = wide * outlines.end_ratio
+    moving = np.where((outlines.length == 0) & (margin.max(axis=1) > 1), np.inf, 0.0)
+    first, last = low[solid, 0], high[solid, 0]
+    for value, slope, least, most in (
+        (across, inverse[:, 0, 0], -(wide + slack + moving), wide + slack + moving),
+        (along, inverse[:, 1, 0], -(rounded + slack + moving), outlines.length + rounded + slack + moving),
+    ):
+        per_column = slope[solid]
+        steep = np.abs(per_column) > 1e-6
+        divisor = np.where(steep, per_column, 1.0)
+        one, other = (least[solid] - value) / divisor, (most[solid] - value) / divisor
+        first = np.where(steep, np.maximum(first, np.floor(np.minimum(one, other))), first)
+        last = np.where(steep, np.minimum(last, np.ceil(np.maximum(one, other))), last)
+    first = np.clip(first, -width // 2, 1.5 * width).astype(np.int64)
+    last = np.clip(last, -width // 2 - 1, 1.5 * width).astype(np.int64)
+    count = np.maximum(last - first + 1, 0)
+    return _Spans(solid, row, first, count, across.astype(np.float32), along.astype(np.float32))
+
+
+def _ellipse(columns: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(K, 2 vectors, 2) half axes on the picture -> (K, 2, 2) inverse map and (K, 2) half extents, px."""
+    a, c = columns[:, 0, 0], columns[:, 0, 1]
+    b, d = columns[:, 1, 0], columns[:, 1, 1]
+    determinant = a * d - b * c
+    determinant = np.where(np.abs(determinant) < 1e-3, np.copysign(1e-3, determinant), determinant)
+    inverse = np.stack([np.stack([d, -b], axis=1), np.stack([-c, a], axis=1)], axis=1) / determinant[:, None, None]
+    return inverse, np.sqrt(np.sum(columns * columns, axis=1))
+
+
+def _unit(vectors: FloatArray) -> FloatArray:
+    return (vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)).astype(np.float32)
