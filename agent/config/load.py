@@ -12,7 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from agent.config.paths import LocatedStr, resource_dir
+from agent.config.paths import LocatedStr, PulledModels, models_dir, resource_dir
 from agent.config.schema import AgentConfig
 from agent.errors import ConfigError, ConfigProblem
 
@@ -23,10 +23,11 @@ _VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/@]+@")
 
 
-def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str]) -> AgentConfig:
+def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pulled_models: bool = True) -> AgentConfig:
     """The shipped `configs/default.yaml` with `files` laid over it, last one wins.
 
-    Mappings merge key by key, everything else (lists too) is replaced whole. Raises ConfigError with all problems.
+    Mappings merge key by key, everything else (lists too) is replaced whole. Raises ConfigError with all problems; one of
+    them is a `catalogue:` model that has not been pulled, unless need_pulled_models is False.
     """
     layers = [_Layer(path, env) for path in (resource_dir("configs") / "default.yaml", *files)]
     merged: Any = {}
@@ -38,7 +39,7 @@ def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str]) -> AgentC
         places |= layer.places
         merged = _merge(merged, tree)
     try:
-        config = AgentConfig.model_validate(merged)
+        config = AgentConfig.model_validate(merged, context=_pulled_models(merged, env, required=need_pulled_models))
     except ValidationError as error:
         named = {problem.path for problem in problems}  # a variable that is not set needs no second complaint
         found = [_problem(item, places) for item in error.errors(include_url=False)]
@@ -132,6 +133,11 @@ class _Layer:
         return _VARIABLE.sub(fill, text) if "$" in text else text
 
 
+def _pulled_models(tree: dict[str, Any], env: Mapping[str, str], *, required: bool) -> PulledModels:
+    state_dir = tree.get("state_dir") or AgentConfig.model_fields["state_dir"].default
+    return PulledModels(models_dir(state_dir, env), required)
+
+
 def _merge(below: Any, above: Any) -> Any:
     if isinstance(below, dict) and isinstance(above, dict):
         return below | {key: _merge(below.get(key), value) for key, value in above.items()}
@@ -152,6 +158,9 @@ def _problem(item: Any, places: Mapping[Location, tuple[str, int]]) -> ConfigPro
         message, hint = "unknown key", _suggest(where)
     elif item["type"] == "missing":
         message, hint = "required key is missing", "add it"
+    elif item["type"] == "pulled_model":
+        hint = item["ctx"].get("hint", "")
+        message = f"{item['input']}: {message}"
     elif isinstance(item.get("input"), str | int | float) and "password" not in _dotted(where):
         message = f"{message}, got {mask_userinfo(str(item['input']))!r}"
     return ConfigProblem(message, file, line, _dotted(where), hint)

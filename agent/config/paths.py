@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 SHIPPED = "shipped:"
 """`model: shipped:fight-stgcn` names a bundle that comes with the agent."""
+CATALOGUE = "catalogue:"
+"""`model: catalogue:rtmo-s` names a bundle that `recognizer-agent models pull` fetched."""
+PULLED = "pulled"
+"""The sub-folder of pulled models that has them by name."""
+MODELS_VARIABLE = "RECOGNIZER_MODELS"
+
+
+@dataclass(frozen=True, slots=True)
+class PulledModels:
+    """What `catalogue:NAME` means; the `context` of validation.
+
+    folder: of pulled models; required: a model that is not there is an error (not so for the command that pulls it).
+    """
+
+    folder: Path
+    required: bool = True
 
 
 class LocatedStr(str):
@@ -35,10 +54,34 @@ def _absolute(text: str, folder: Path) -> str:
     return str((folder / Path(text).expanduser()).absolute())
 
 
-def _resolve_path(value: object) -> object:
+def models_dir(state_dir: object, env: Mapping[str, str]) -> Path:
+    """Folder of pulled models: the variable RECOGNIZER_MODELS, else `<state_dir>/models`; state_dir: as configured."""
+    if env.get(MODELS_VARIABLE):
+        return Path(env[MODELS_VARIABLE]).expanduser().absolute()
+    resolved = _absolute(state_dir, state_dir.folder) if isinstance(state_dir, LocatedStr) else str(state_dir)
+    return Path(resolved) / "models"
+
+
+def _resolve_path(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, str) and value.startswith(CATALOGUE):
+        return _resolve_pulled(value.removeprefix(CATALOGUE), info.context)
     if isinstance(value, str) and value.startswith(SHIPPED):
         return str(resource_dir("models") / value.removeprefix(SHIPPED))
     return _absolute(value, value.folder) if isinstance(value, LocatedStr) and value else value
+
+
+def _resolve_pulled(name: str, context: object) -> str:
+    if not isinstance(context, PulledModels):
+        raise PydanticCustomError("no_models_folder", "only a configuration file can name a pulled model")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise PydanticCustomError(
+            "pulled_model", "not a name of the catalogue", {"hint": "for example catalogue:rtmo-s"}
+        )
+    folder = context.folder / PULLED / name
+    if context.required and not folder.is_dir():
+        hint = f"recognizer-agent models pull {name}"
+        raise PydanticCustomError("pulled_model", "this model is not on this machine yet", {"hint": hint})
+    return str(folder)
 
 
 def _resolve_source(value: object) -> object:

@@ -83,7 +83,7 @@ class PoseConfig(Section):
     estimator: Name = "rtmo"
     """Name of an entry point in the group `recognizer_agent.pose_estimators`."""
     model: ConfigPath | None = None
-    """Bundle folder or model file; `shipped:NAME` for one that comes with the agent."""
+    """Bundle folder or model file; `shipped:NAME` for one that comes with the agent, `catalogue:NAME` for a pulled one."""
     device: Device = "auto"
     threads: int = Field(default=0, ge=0, le=256)
     """Intra-op threads on the CPU; 0 = one per core."""

@@ -47,6 +47,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
         ),
         "configuration files": ("agent.config.load", "agent.config.reload", "agent.config.reference"),
         "evaluation": ("agent.evaluate.*",),
+        "catalogue": ("agent.catalogue.*",),
     }),
     ("recognition", {"recognition": ("agent.recognition",)}),
     ("users of recognition", {"offline": ("agent.offline",), "daemon": ("agent.daemon.*",)}),

@@ -1,0 +1,1 @@
+"""Models that can be fetched, those that are there, and the way from one to the other."""

@@ -1,0 +1,134 @@
+"""Where pulled models lie.
+
+    <models>/
+      sha256/<digest of manifest.json>/   a bundle; the manifest holds the checksums of its files, so the digest is theirs too
+      pulled/<name> -> ../sha256/<digest> which of them the name stands for at the moment
+      partial/                            downloads that are not finished
+      staging/                            bundles in the making
+
+A bundle appears by one rename, a name changes by one rename: whoever reads at any moment finds a whole model.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from agent.config.paths import PULLED
+from agent.errors import ModelError, TrustError
+from agent.runtime.bundle import MANIFEST, load_bundle, sha256_of
+
+_FOLDER_MODE, _FILE_MODE = 0o755, 0o644
+"""Weights are no secret, and the service that reads them need not be the user who pulled them."""
+
+
+class ModelStore:
+    """The folder of pulled models. Raises OSError where the disk does not let it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> dict[str, Path]:
+        """Folder of each pulled bundle by its name; the folder may be gone or damaged."""
+        folder = self.root / PULLED
+        return {link.name: link for link in sorted(folder.iterdir()) if link.is_symlink()} if folder.is_dir() else {}
+
+    def find(self, name: str) -> Path | None:
+        """Folder of the pulled bundle `name`, if there is one."""
+        link = self.root / PULLED / name
+        return link if link.is_dir() else None
+
+    def partial(self, key: str) -> Path:
+        """Where the unfinished download `key` lies or will lie."""
+        folder = self.root / "partial"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{key}.part"
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Keep other processes from pulling `name`. Raises ModelError when one is at it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / f".{name}.lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ModelError(f"{name} is being pulled by another process") from None
+            yield
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """An empty folder on the store's file system, gone afterwards."""
+        parent = self.root / "staging"
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, name: str, folder: Path) -> Path:
+        """Make the sealed bundle in `folder` (of `staging`) what `name` stands for; its final path.
+
+        What the name stood for before goes, unless another name needs it.
+        """
+        digest = sha256_of(folder / MANIFEST)
+        target = self.root / "sha256" / digest
+        target.parent.mkdir(exist_ok=True)
+        if not _sound(target):
+            _settle(folder)
+            shutil.rmtree(target, ignore_errors=True)
+            folder.rename(target)
+            _sync(target.parent)
+        before = self.root / PULLED / name
+        old = before.resolve() if before.is_symlink() else None
+        self._link(name, digest)
+        if old and old != target.resolve():
+            self._forget(old)
+        return target
+
+    def _link(self, name: str, digest: str) -> None:
+        folder = self.root / PULLED
+        folder.mkdir(exist_ok=True)
+        fresh = folder / f".{name}.new"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(Path("..") / "sha256" / digest, target_is_directory=True)
+        fresh.replace(folder / name)
+        _sync(folder)
+
+    def _forget(self, folder: Path) -> None:
+        if folder.parent != (self.root / "sha256").resolve():
+            return
+        if any(link.resolve() == folder for link in self.root.glob("*/*") if link.is_symlink()):
+            return
+        with suppress(OSError):
+            shutil.rmtree(folder)
+
+
+def _sound(folder: Path) -> bool:
+    try:
+        load_bundle(folder)
+    except (ModelError, TrustError):
+        return False
+    return True
+
+
+def _settle(folder: Path) -> None:
+    """To the disk with all of it, readable by everybody."""
+    for path in folder.rglob("*"):
+        path.chmod(_FOLDER_MODE if path.is_dir() else _FILE_MODE)
+        _sync(path)
+    folder.chmod(_FOLDER_MODE)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
