@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.simulation.raster import Solids
+from agent.simulation.raster import Solids, cross, unit_rows
 from agent.types import FloatArray, IntArray
 
 SHOULDERS, HIPS, NECK, HEAD, WAIST, KNEES = range(17, 23)
@@ -45,24 +45,23 @@ class Anatomy:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
 
 
-def pose(anatomies: list[Anatomy], joints: FloatArray, velocities: FloatArray, exposure_s: float) -> Solids:
-    """The solids of A people, in order.
+def pose(body: Anatomy, owner: IntArray, joints: FloatArray, drift: FloatArray) -> Solids:
+    """The solids of A people.
 
-    joints: (A, 17, 3) m, world; velocities: (A, 17, 3) m/s; exposure_s: how long the shutter is open.
+    body: of all of them in order, K solids; owner: (K,) int64 rows of `joints`, rising; joints: (A, 17, 3) m, world;
+    drift: (A, 17, 3) m, how far they move during the exposure.
     """
-    points, frames, size = _landmarks(joints)
-    later, _, _ = _landmarks(joints + velocities * np.float32(exposure_s))
-    moved = (later - points).reshape(-1, 3)
-    flat_points, flat_frames = points.reshape(-1, 3), frames.reshape(-1, 3, 3)
-    owner = np.repeat(np.arange(len(anatomies)), [len(anatomy) for anatomy in anatomies])
-    body = Anatomy.join(anatomies)
-    per_person, scale = points.shape[1], size[owner]
+    count = len(joints)
+    points, frames, size = _landmarks(np.concatenate([joints, joints + drift]))
+    flat_points, flat_frames = points[:count].reshape(-1, 3), frames[:count].reshape(-1, 3, 3)
+    moved = points[count:].reshape(-1, 3) - flat_points
+    per_person, scale = points.shape[1], size.take(owner)
     axes = flat_frames[owner * frames.shape[1] + body.frame]
     start_index, end_index = owner * per_person + body.start, owner * per_person + body.end
     start = flat_points[start_index] + np.einsum("ki,kij->kj", body.start_offset * scale[:, None], axes)
     end = flat_points[end_index] + np.einsum("ki,kij->kj", body.end_offset * scale[:, None], axes)
     radii = body.radii * scale[:, None]
-    radii[:, 0] += np.sum(body.span * _half_widths(joints)[owner], axis=1)
+    radii[:, 0] += np.einsum("ki,ki->k", body.span, _half_widths(joints)[owner])
     capsule = np.any(start != end, axis=1)
     return Solids(
         start=start,
@@ -86,16 +85,16 @@ def _half_widths(joints: FloatArray) -> FloatArray:
 def _landmarks(joints: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """(A, 23, 3) points, (A, 7, 3, 3) frames, (A,) size relative to the standard person."""
     legs = joints[:, [11, 12, 13, 14]] - joints[:, [13, 14, 15, 16]]
-    size = np.clip(np.linalg.norm(legs, axis=2).sum(axis=1) / (2 * LEG_M), 0.5, 1.3).astype(np.float32)
+    size = np.clip(np.sqrt(np.sum(legs * legs, axis=2)).sum(axis=1) / (2 * LEG_M), 0.5, 1.3).astype(np.float32)
     shoulders, hips = (joints[:, 5] + joints[:, 6]) / 2, (joints[:, 11] + joints[:, 12]) / 2
-    spine = _unit(shoulders - hips)
+    spine = unit_rows(shoulders - hips)
     chest = _frame(spine, joints[:, 5] - joints[:, 6])
     pelvis = _frame(spine, joints[:, 11] - joints[:, 12])
     ears = (joints[:, 3] + joints[:, 4]) / 2
     eyes = (joints[:, 1] + joints[:, 2]) / 2
     face = (joints[:, 0] + eyes) / 2 - ears
     left = joints[:, 3] - joints[:, 4]
-    skull = _frame(np.cross(face, left), left)
+    skull = _frame(cross(face, left), left)
     head = ears + (skull[:, 1] * 0.012 + skull[:, 2] * 0.022) * size[:, None]
     neck = shoulders + spine * 0.02 * size[:, None]
     waist = hips + (shoulders - hips) * 0.36
@@ -111,27 +110,23 @@ def _landmarks(joints: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 def _foot(knee: FloatArray, ankle: FloatArray, pelvis: FloatArray) -> FloatArray:
     """Up along the shin, toes as far to the front of the pelvis as that allows."""
-    up = _unit(knee - ankle)
+    up = unit_rows(knee - ankle)
     front = pelvis[:, 1] + 0.25 * up  # a shin that points to the front has its toes up
-    return _frame(up, np.cross(up, front))
+    return _frame(up, cross(up, front))
 
 
 def _frame(up: FloatArray, left: FloatArray) -> FloatArray:
     """(A, 3) up and roughly left -> (A, 3, 3) orthonormal rows left, front, up."""
-    up = _unit(up)
-    left = _unit(left - np.sum(left * up, axis=1, keepdims=True) * up)
-    return np.stack([left, np.cross(left, up), up], axis=1)
+    up = unit_rows(up)
+    left = unit_rows(left - np.einsum("ai,ai->a", left, up)[:, None] * up)
+    return np.stack([left, cross(left, up), up], axis=1)
 
 
 def _along(axes: FloatArray, direction: FloatArray) -> FloatArray:
     """Frames turned so that `up` is `direction` and left stays as near as it can."""
-    up = _unit(direction)
-    left = axes[:, 0] - np.sum(axes[:, 0] * up, axis=1, keepdims=True) * up
-    weak = np.linalg.norm(left, axis=1, keepdims=True) < 0.2
-    front = axes[:, 1] - np.sum(axes[:, 1] * up, axis=1, keepdims=True) * up
-    left = _unit(np.where(weak, np.cross(up, front), left))
-    return np.stack([left, np.cross(left, up), up], axis=1)
-
-
-def _unit(vectors: FloatArray) -> FloatArray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+    up = unit_rows(direction)
+    left = axes[:, 0] - np.einsum("ai,ai->a", axes[:, 0], up)[:, None] * up
+    weak = np.einsum("ai,ai->a", left, left)[:, None] < 0.04
+    front = axes[:, 1] - np.einsum("ai,ai->a", axes[:, 1], up)[:, None] * up
+    left = unit_rows(np.where(weak, cross(up, front), left))
+    return np.stack([left, cross(left, up), up], axis=1)

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.simulation.camera import Camera
-from agent.simulation.raster import Fragments, Outlines, Solids, fragments, outline
+from agent.simulation.raster import MOVING_PX, Fragments, Outlines, Solids, fragments, outline
 from agent.simulation.wardrobe import Look
 from agent.types import FloatArray, ImageArray, IntArray
 
 _FOLD_SIZE = 128
-_MOVING_PX = 0.5
+_KINDS = 3
+"""Colours of a solid: base, trim, pattern."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,8 +93,10 @@ def draw_people(
     actor = np.full(height * width, -1, np.int16)
     actor[seen_pixel] = solids.owner.take(seen.solid)
     actor = actor.reshape(height, width)
-    _blur_motion(image, outlines)
-    boxes, share = _extent(whole, solids, actor)
+    moving = (np.abs(outlines.drift_px).max(axis=(1, 2)) > MOVING_PX).take(seen.solid)
+    if moving.any():
+        _blur_motion(image, seen_pixel, moving)
+    boxes, share = _extent(whole, seen, solids)
     return Silhouettes(buffer.reshape(height, width), actor, boxes, _full_boxes(outlines, solids), share)
 
 
@@ -101,58 +105,66 @@ def _shade(
 ) -> ImageArray:
     """(N, 3) uint8 colours of fragments: Lambert's law for the light, a hemisphere for the rest, folds in the cloth."""
     solid = seen.solid
-    surface = np.stack([seen.s, seen.e, seen.c], axis=1)
-    inverse_axes = solids.axes / solids.radii[:, :, None]
-    normals = (outlines.basis @ inverse_axes) * solids.radii.min(axis=1)[:, None, None]  # (K, 3 of s e c, 3 world)
-    flat = normals.transpose(1, 2, 0)
-    normal = [sum(np.ascontiguousarray(flat[i, j]).take(solid) * v for i, v in enumerate((seen.s, seen.e, seen.c))) for j in range(3)]
-    length = np.sqrt(normal[0] * normal[0] + normal[1] * normal[1] + normal[2] * normal[2])
-    facing = sum(n * np.float32(d) for n, d in zip(normal, light.toward, strict=True)) / length
-    upward = normal[2] / length
-    bumps = folds[
-        (seen.t * 50 + seen.e * 8 + solid * 37).astype(np.int64) & (_FOLD_SIZE - 1),
-        (seen.s * 17 + solid * 53).astype(np.int64) & (_FOLD_SIZE - 1),
-    ] * wardrobe.folds.take(solid)
-    direct = np.maximum(facing + bumps * np.float32(0.22), 0)
-    edge = (0.72 + 0.28 * seen.c) * (1 + bumps * np.float32(0.16))
+    # Normals of a stretched sphere: its unit coordinates over the radii. (s e c, world x y z, K), rows contiguous.
+    normals = ((outlines.basis / solids.radii[:, None, :]) @ solids.axes * solids.radii.min(axis=1)[:, None, None])
+    terms = np.ascontiguousarray(normals.transpose(1, 2, 0))
+    x, y, z = (
+        terms[0, axis].take(solid) * seen.s + terms[1, axis].take(solid) * seen.e + terms[2, axis].take(solid) * seen.c
+        for axis in range(3)
+    )
+    per_length = 1 / np.sqrt(x * x + y * y + z * z)
+    direct = (x * light.toward[0] + y * light.toward[1] + z * light.toward[2]) * per_length
+    upward = z * (per_length * np.float32(0.5)) + np.float32(0.5)
+    down = (seen.t * np.float32(50) + seen.e * np.float32(8)).astype(np.int64) + solid * 37
+    right = (seen.s * np.float32(17)).astype(np.int64) + solid * 53
+    bumps = folds.reshape(-1).take((down & (_FOLD_SIZE - 1)) * _FOLD_SIZE + (right & (_FOLD_SIZE - 1)))
+    bumps *= wardrobe.folds.take(solid)
+    direct = np.maximum(direct + bumps * np.float32(0.22), 0)
+    edge = (np.float32(0.72 * 255) + np.float32(0.28 * 255) * seen.c) * (1 + bumps * np.float32(0.16))
     if light.lamp_m:
-        direct = direct * (2 / (1 + (seen.depth / np.float32(light.lamp_m)) ** 2)).astype(np.float32)
-    albedo = _albedo(seen, surface, outlines, wardrobe)
-    glow = (0.5 + 0.5 * upward)[:, None]
-    lit = light.ground + (light.sky - light.ground) * glow + light.direct * direct[:, None]
-    colour: ImageArray = np.clip(albedo * lit * (255 * edge)[:, None], 0, 255).astype(np.uint8)
+        direct *= 2 / (1 + (seen.depth / np.float32(light.lamp_m)) ** 2)
+    index = solid * _KINDS + _kind(seen, outlines, wardrobe)
+    direct *= edge
+    upward *= edge
+    channels = []
+    for channel in range(3):
+        lit = edge * light.ground[channel] + upward * (light.sky - light.ground)[channel] + direct * light.direct[channel]
+        albedo = np.ascontiguousarray(wardrobe.colours[..., channel]).reshape(-1).take(index)
+        channels.append(np.minimum(albedo * lit, 255).astype(np.uint8))
+    colour: ImageArray = np.stack(channels, axis=1)
     return colour
 
 
-def _albedo(seen: Fragments, surface: FloatArray, outlines: Outlines, wardrobe: Wardrobe) -> FloatArray:
-    """(N, 3) base, trim or pattern colour of each fragment."""
-    solid = seen.solid
+def _kind(seen: Fragments, outlines: Outlines, wardrobe: Wardrobe) -> IntArray:
+    """(N,) which colour of its solid a fragment has: 0 base, 1 trim, 2 pattern."""
+    kind = np.zeros(len(seen.solid), np.int64)
     # The rules speak of left, front, up and t; turned into s, e, c and t per solid they cost one dot product a fragment.
-    kind = np.zeros(len(solid), np.int64)
-    for index, (rule, periodic) in enumerate(((wardrobe.pattern, True), (wardrobe.trim, False)), start=1):
-        turned = np.einsum("kij,kj->ki", outlines.basis, rule[:, :3])
+    for number, rule in ((2, wardrobe.pattern), (1, wardrobe.trim)):
         used = np.any(rule[:, :4] != 0, axis=1)
-        chosen = np.flatnonzero(used.take(solid))
-        part = solid.take(chosen)
-        value = np.einsum("ni,ni->n", surface.take(chosen, axis=0), turned.take(part, axis=0))
-        value += rule[:, 3].take(part) * seen.t.take(chosen)
-        limit = rule[:, 4].take(part)
-        hit = (value + limit) % 1 > 0.5 if periodic else value > limit
-        kind[chosen[hit]] = 3 - index
-    return wardrobe.colours.reshape(-1, 3).take(solid * 3 + kind, axis=0)
+        if not used.any():
+            continue
+        chosen = np.flatnonzero(used.take(seen.solid))
+        solid = seen.solid.take(chosen)
+        turned = np.einsum("kij,kj->ik", outlines.basis, rule[:, :3]).copy()
+        value = rule[:, 3].take(solid) * seen.t.take(chosen)
+        for term, coordinate in zip(turned, (seen.s, seen.e, seen.c), strict=True):
+            value += term.take(solid) * coordinate.take(chosen)
+        limit = rule[:, 4].take(solid)
+        hit = np.mod(value + limit, 1) > 0.5 if number == 2 else value > limit
+        kind[chosen[hit]] = number
+    return kind
 
 
-def _blur_motion(image: ImageArray, outlines: Outlines) -> None:
-    """Average the moments that neighbouring pixels of moving solids show."""
+def _blur_motion(image: ImageArray, seen_pixel: IntArray, moving: NDArray[np.bool_]) -> None:
+    """Average the moments that neighbouring rows of moving solids show. moving: (N,) of the pixels in `seen_pixel`."""
     height, width = image.shape[:2]
-    moving = np.flatnonzero((np.abs(outlines.drift_px).max(axis=(1, 2)) > _MOVING_PX) & outlines.seen)
-    margin = np.abs(outlines.drift_px).max(axis=(1, 2)) / 2 + 2
-    for index in moving:
-        left, top, right, bottom = outlines.boxes[index]
-        rows = slice(max(int(top - margin[index]), 0), min(int(bottom + margin[index]), height))
-        columns = slice(max(int(left - margin[index]), 0), min(int(right + margin[index]), width))
-        if rows.start < rows.stop and columns.start < columns.stop:
-            image[rows, columns] = cv2.blur(image[rows, columns], (3, 3))
+    mask = np.zeros(height * width, np.uint8)
+    mask[seen_pixel[moving]] = 255
+    x, y, w, h = cv2.boundingRect(mask.reshape(height, width))
+    rows, columns = slice(max(y - 2, 0), y + h + 2), slice(max(x - 2, 0), x + w + 2)
+    near = cv2.dilate(mask.reshape(height, width)[rows, columns], np.ones((3, 3), np.uint8))
+    region = image[rows, columns]
+    image[rows, columns] = cv2.copyTo(cv2.blur(region, (3, 3)), near, region.copy())
 
 
 def _full_boxes(outlines: Outlines, solids: Solids) -> FloatArray:
@@ -162,24 +174,27 @@ def _full_boxes(outlines: Outlines, solids: Solids) -> FloatArray:
     return np.concatenate([low, high + 1], axis=1).astype(np.float32)
 
 
-def _extent(whole: Fragments, solids: Solids, actor: IntArray) -> tuple[FloatArray, FloatArray]:
-    """(A, 4) boxes around visible pixels and (A,) shares of the body's pixels that are visible."""
+def _extent(whole: Fragments, seen: Fragments, solids: Solids) -> tuple[FloatArray, FloatArray]:
+    """(A, 4) boxes around visible pixels, NaN for none, and (A,) shares of the body's pixels that are visible."""
     count = int(solids.owner[-1]) + 1
-    owner = solids.owner.take(whole.solid)
-    edges = np.searchsorted(owner, np.arange(count + 1))
     boxes, share = np.full((count, 4), np.nan, np.float32), np.zeros(count, np.float32)
-    height, width = actor.shape
+    all_edges, seen_edges = (
+        np.searchsorted(solids.owner.take(part.solid), np.arange(count + 1)) for part in (whole, seen)
+    )
     for row in range(count):
-        columns, rows = (values[edges[row] : edges[row + 1]] for values in (whole.columns, whole.rows))
-        if not len(columns):
-            continue
-        left, top = int(columns.min()), int(rows.min())
-        mask = np.zeros((int(rows.max()) - top + 1, int(columns.max()) - left + 1), np.uint8)
-        mask.reshape(-1)[(rows - top) * mask.shape[1] + columns - left] = 1
-        region = actor[max(top, 0) : top + mask.shape[0], max(left, 0) : left + mask.shape[1]]
-        x, y, w, h = cv2.boundingRect((region == row).astype(np.uint8))
-        if w:
-            x, y = x + max(left, 0), y + max(top, 0)
-            boxes[row] = x, y, x + w, y + h
-            share[row] = np.count_nonzero(region == row) / max(np.count_nonzero(mask), 1)
+        mine = slice(seen_edges[row], seen_edges[row + 1])
+        columns, rows = seen.columns[mine], seen.rows[mine]
+        if len(columns):
+            boxes[row] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            share[row] = min(len(columns) / _area(whole, slice(all_edges[row], all_edges[row + 1])), 1.0)
     return boxes, share
+
+
+def _area(whole: Fragments, mine: slice) -> int:
+    """Pixels that fragments cover."""
+    columns, rows = whole.columns[mine], whole.rows[mine]
+    left, top = int(columns.min()), int(rows.min())
+    stride = int(columns.max()) - left + 1
+    mask = np.zeros((int(rows.max()) - top + 1) * stride, np.uint8)
+    mask[(rows - top) * stride + (columns - left)] = 1
+    return int(np.count_nonzero(mask))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from agent.simulation.background import Setting, choose_place
-from agent.simulation.body import pose
+from agent.simulation.body import Anatomy, pose
 from agent.simulation.camera import NEAR_M, Camera, hang_camera
 from agent.simulation.render import Light, Silhouettes, Wardrobe, draw_people, fold_texture
 from agent.simulation.sensor import Sensor, SensorModel, choose_sensor
@@ -37,6 +37,7 @@ class SimulatedScene:
         self._floor = (setting.backdrop.floor * 255).astype(np.uint8)
         self._folds = fold_texture(np.random.default_rng((seed, 4)))
         self._looks: dict[int, Look] = {}
+        self._together: tuple[tuple[int, ...], tuple[Anatomy, IntArray, Wardrobe]] | None = None
 
     @property
     def width(self) -> int:
@@ -55,28 +56,33 @@ class SimulatedScene:
         if not actors:
             return Shot(self._model.apply(image, t_s), _nobody(t_s))
         joints = np.stack([actor.joints for actor in actors]).astype(np.float32)
-        looks = [self._look(actor.actor_id) for actor in actors]
+        body, owner, wardrobe = self._bodies(tuple(actor.actor_id for actor in actors))
         light, backdrop = self.setting.light, self.setting.backdrop
         cast_shadows(image, self._floor, joints, light.toward, _shadow_strength(light), self.camera)
-        solids = pose([look.anatomy for look in looks], joints, self._velocities(actors, t_s), self.sensor.exposure_s)
-        seen = draw_people(image, backdrop.depth, solids, Wardrobe.of(looks), self.camera, light, self._folds)
+        solids = pose(body, owner, joints, self._drift(actors, joints, t_s))
+        seen = draw_people(image, backdrop.depth, solids, wardrobe, self.camera, light, self._folds)
         return Shot(self._model.apply(image, t_s), _truth(t_s, actors, joints, seen, self.camera))
 
-    def _look(self, actor_id: int) -> Look:
-        if actor_id not in self._looks:
-            self._looks[actor_id] = dress((self.seed, actor_id), grey=self.setting.night)
-        return self._looks[actor_id]
+    def _bodies(self, actor_ids: tuple[int, ...]) -> tuple[Anatomy, IntArray, Wardrobe]:
+        """What these people are made of; made anew only when somebody comes or goes."""
+        if self._together is None or self._together[0] != actor_ids:
+            for actor_id in actor_ids:
+                if actor_id not in self._looks:
+                    self._looks[actor_id] = dress((self.seed, actor_id), grey=self.setting.night)
+            looks = [self._looks[actor_id] for actor_id in actor_ids]
+            owner = np.repeat(np.arange(len(looks)), [len(look.anatomy) for look in looks])
+            joined = Anatomy.join([look.anatomy for look in looks]), owner, Wardrobe.of(looks)
+            self._together = actor_ids, joined
+        return self._together[1]
 
-    def _velocities(self, actors: list[ActorState], t_s: float) -> FloatArray:
-        """(A, 17, 3) m/s; who was not there a moment ago stands still."""
-        if not self.sensor.exposure_s:
-            return np.zeros((len(actors), NUM_KEYPOINTS, 3), np.float32)
-        before_s = max(t_s - _STEP_S, 0.0)
-        step_s = t_s - before_s if t_s > before_s else _STEP_S
+    def _drift(self, actors: list[ActorState], joints: FloatArray, t_s: float) -> FloatArray:
+        """(A, 17, 3) m that joints move while the shutter is open; who was not there a moment ago stands still."""
+        before_s = t_s - _STEP_S
+        if not self.sensor.exposure_s or before_s < 0:
+            return np.zeros_like(joints)
         before = {actor.actor_id: actor.joints for actor in self.script.actors(before_s)}
-        moved = [actor.joints - before.get(actor.actor_id, actor.joints) for actor in actors]
-        velocities = np.stack(moved) / np.float32(step_s)
-        return np.clip(velocities, -12, 12).astype(np.float32)
+        moved = np.stack([actor.joints - before.get(actor.actor_id, actor.joints) for actor in actors])
+        return np.clip(moved / _STEP_S, -12, 12).astype(np.float32) * np.float32(self.sensor.exposure_s)
 
 
 def build_scene(
