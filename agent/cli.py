@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -84,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     _json_option(doctor)
 
     _add_events(commands)
+    _add_models(commands)
     return parser
 
 
@@ -92,13 +94,16 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     kinds = evaluate.add_subparsers(dest="what", metavar="WHAT", required=True)
     pose = kinds.add_parser("pose", help="AP of the pose estimator on COCO key-point annotations")
     pose.add_argument("--annotations", type=Path, action="append", required=True, metavar="COCO.json")
-    pose.add_argument("--images", type=Path, action="append", required=True, metavar="DIR", help="one per --annotations")
+    pose.add_argument(
+        "--images", type=Path, action="append", required=True, metavar="DIR", help="one per --annotations"
+    )
     pose.add_argument("--score-threshold", type=fraction, default=0.0, help="leave out people below it (default 0)")
     tracking = kinds.add_parser("tracking", help="HOTA, MOTA, IDF1 on MOT files")
     tracking.add_argument("--detections", type=Path, action="append", required=True, metavar="DET.txt")
     tracking.add_argument("--truth", type=Path, action="append", required=True, metavar="GT.txt")
     tracking.add_argument("--fps", type=positive_number, help="of the sequence (default: its seqinfo.ini, else 30)")
     _add_evaluate_action(kinds)
+    _add_evaluate_events(kinds)
     for kind in kinds.choices.values():
         kind.add_argument("--report", type=Path, required=True, metavar="OUT.json", help="OUT.md is written beside it")
         kind.add_argument("--gate", type=Path, metavar="BARS.yaml", help="exit code 1 when a figure misses its bar")
@@ -125,6 +130,24 @@ def _add_evaluate_action(kinds: argparse._SubParsersAction[argparse.ArgumentPars
     )
 
 
+def _add_evaluate_events(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    events = kinds.add_parser(
+        "events", help="end to end on simulated scenes: found, missed, delay, false alarms an hour"
+    )
+    events.add_argument("--scenarios", type=Path, metavar="PLAN.yaml", help="which scenes; else every scenario:")
+    events.add_argument("--minutes", type=positive_number, default=10.0, metavar="N", help="in all (default 10)")
+    events.add_argument("--seeds", type=natural_number, nargs="+", default=[1], metavar="SEED")
+    events.add_argument("--people", type=whole_number, default=4, metavar="N", help="in a scene (default 4)")
+    events.add_argument("--only", nargs="+", default=[], metavar="SCENARIO")
+    events.add_argument(
+        "--poses", choices=("estimator", "truth"), default="estimator",
+        help="truth: exact key points with noise in place of the pose estimator",
+    )  # fmt: skip
+    events.add_argument(
+        "--examples", type=natural_number, default=6, metavar="N", help="strips of the N worst mistakes"
+    )
+
+
 def _add_events(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     events = _command(commands, "events", "events", "the event history of this box")
     actions = events.add_subparsers(dest="what", metavar="WHAT", required=True)
@@ -141,6 +164,37 @@ def _add_events(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         else:
             action.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
             action.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
+
+
+def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    models = _command(commands, "models", "models", "list, fetch, check and measure models")
+    actions = models.add_subparsers(dest="what", metavar="WHAT", required=True)
+    listing = actions.add_parser("list", help="shipped, pulled and available models")
+    verify = actions.add_parser("verify", help="checksums, graph, contract and golden answers")
+    verify.add_argument("models", nargs="*", metavar="MODEL", help="name or path (default: all that are here)")
+    verify.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda[:N]")
+    pull = actions.add_parser("pull", help="fetch a model of the catalogue")
+    pull.add_argument("name", metavar="NAME", help="rtmo-s, ...")
+    where = pull.add_mutually_exclusive_group()
+    where.add_argument("--from", dest="source", metavar="SOURCE", help="one of its sources, or the URL of a mirror")
+    where.add_argument("--file", type=Path, metavar="PATH", help="a file that was fetched elsewhere")
+    pull.add_argument("--force", action="store_true", help="also when it is here already")
+    pull.add_argument("--allow-unverified", action="store_true", help="take a file whose checksum is not known")
+    build = actions.add_parser("build", help="TensorRT engines ahead of time")
+    build.add_argument("model", nargs="?", metavar="MODEL", help="name or path (default: what the configuration names)")
+    build.add_argument("--device", default="tensorrt", metavar="DEVICE", help="tensorrt[:N]")
+    build.add_argument("--precision", choices=("fp32", "fp16"), help="default: as configured")
+    bench = actions.add_parser("bench", help="latency and throughput beside a bare onnxruntime session")
+    bench.add_argument("model", metavar="MODEL", help="name or path")
+    bench.add_argument("--batch", type=whole_numbers, default=[1, 2, 4, 8], metavar="N,N", help="default 1,2,4,8")
+    bench.add_argument("--provider", type=devices, metavar="DEVICE,...", help="cpu, cuda[:N], tensorrt[:N]")
+    bench.add_argument("--seconds", type=positive_number, default=3.0, help="per batch size and provider (default 3)")
+    bench.add_argument("--threads", type=int, default=0, help="of the CPU (default: one per core)")
+    for action in (listing, verify, pull, build, bench):
+        action.add_argument("--catalogue", type=Path, metavar="FILE", help="in place of the shipped catalogue")
+        _config_option(action)
+    for action in (listing, verify, bench):
+        _json_option(action)
 
 
 def _command(
@@ -181,6 +235,17 @@ def assignment(text: str) -> tuple[str, str]:
     if not name or not found:
         raise argparse.ArgumentTypeError(f"expected COLUMN=VALUE, got {text}")
     return name, value
+
+
+def whole_numbers(text: str) -> list[int]:
+    return [whole_number(part) for part in text.split(",")]
+
+
+def devices(text: str) -> list[str]:
+    for part in text.split(","):
+        if not re.fullmatch(r"cpu|cuda(:\d+)?|tensorrt(:\d+)?", part):
+            raise argparse.ArgumentTypeError(f"expected cpu, cuda[:N] or tensorrt[:N], got {part!r}")
+    return text.split(",")
 
 
 def positive_number(text: str) -> float:

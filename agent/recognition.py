@@ -111,16 +111,18 @@ class Recognition:
 async def open_recognition(
     config: AgentConfig,
     *,
+    estimator: PoseEstimator | None = None,
     on_pose_batch: Callable[[int, float], None] | None = None,
     on_action_batch: Callable[[str, int, float], None] | None = None,
 ) -> AsyncIterator[Recognition]:
     """Load all models of `config` (off the loop) and start their threads; ends and frees them on leaving.
 
-    Raises ConfigError, ModelError, TrustError.
+    estimator: takes the place of the configured one. Raises ConfigError, ModelError, TrustError.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     async with AsyncExitStack() as stack:
-        estimator = await asyncio.to_thread(create_estimator, config)
+        if estimator is None:
+            estimator = await asyncio.to_thread(create_estimator, config)
         stack.callback(estimator.close)
         pose = BatchWorker(
             "pose",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 
 from agent import __version__
 from agent.cli import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE
@@ -23,6 +23,8 @@ from agent.evaluate.output import clear_pictures, pictures_of, prepare, write_pa
 from agent.evaluate.pose import read_coco
 from agent.evaluate.runs.clips import Examples, run_clips
 from agent.evaluate.runs.images import evaluate_pose
+from agent.evaluate.runs.scenes import run_scenes
+from agent.evaluate.scenarios import plan_of, read_plan
 from agent.evaluate.tracking import evaluate_sequences
 
 T = TypeVar("T")
@@ -141,5 +143,23 @@ def _action(config: AgentConfig, args: argparse.Namespace) -> Measured:
     return Measured(report, run.models, run.problems, run.warnings, run.strips)
 
 
-_MEASURE = {"pose": _pose, "tracking": _tracking, "action": _action}
+def _events(config: AgentConfig, args: argparse.Namespace) -> Measured:
+    plan = read_plan(args.scenarios) if args.scenarios else plan_of(args.minutes, args.seeds, args.people, args.only)
+    clear_pictures(args.report)
+    console = Console(file=sys.stderr)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("frames", total=sum(round(scene.seconds * plan.fps) for scene in plan.scenes()))
+        run = asyncio.run(
+            run_scenes(
+                config,
+                plan,
+                truth_poses=args.poses == "truth",
+                examples=(pictures_of(args.report), args.examples),
+                progress=lambda: bar.advance(task),
+            )
+        )
+    return Measured(run.report, run.models, run.problems, pictures=run.strips)
+
+
+_MEASURE = {"pose": _pose, "tracking": _tracking, "action": _action, "events": _events}
 _PAIRS = {"pose": [("annotations", "images")], "tracking": [("detections", "truth")]}

@@ -28,11 +28,8 @@ class StripMaker:
 
     def add(self, frame: Frame, people: People, tracks: Tracks) -> None:
         """people: everybody found in it, for their faces; tracks: who is drawn."""
-        height, width = frame.image.shape[:2]
-        scale = WIDTH_PX / width
-        small: ImageArray = cv2.resize(
-            frame.image, (WIDTH_PX, max(1, round(height * scale))), interpolation=cv2.INTER_AREA
-        )
+        small = shrink(frame.image, WIDTH_PX)
+        scale = WIDTH_PX / frame.stamp.width
         self._blur.apply(small, people, frame.stamp.t_mono_ns, scale)  # every frame: it remembers where heads were
         if self._seen % self._every == 0:
             self._kept.append(draw(small, tracks, mode=Mode.MINIMAL))
@@ -47,6 +44,13 @@ class StripMaker:
             return None
         chosen = np.unique(np.linspace(0, len(self._kept) - 1, FRAMES).round().astype(int))
         return side_by_side([self._kept[index] for index in chosen])
+
+
+def shrink(image: ImageArray, width: int) -> ImageArray:
+    """A copy of `image` that is `width` px wide."""
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
+    small: ImageArray = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return small
 
 
 def side_by_side(pictures: Sequence[ImageArray]) -> ImageArray:

@@ -1,0 +1,112 @@
+"""The parts between a simulated scene and the pipeline: the stream, truth in place of an estimator, the listener."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from agent.errors import RecognizerError
+from agent.simulation.values import Scene, Truth
+from agent.types import (
+    ActionScores,
+    CameraPhase,
+    CameraStatus,
+    Event,
+    Frame,
+    FrameStamp,
+    ImageArray,
+    People,
+    Tracks,
+)
+
+CAMERA_ID = "scene"
+_START_UTC = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class SceneStream:
+    """A FrameStream of `scene` from 0 s on, every frame, at the consumer's speed.
+
+    on_truth: called with the truth of each frame just before it is handed out.
+    """
+
+    live = False
+    camera_id = CAMERA_ID
+
+    def __init__(self, scene: Scene, *, fps: float, seconds: float, on_truth: Callable[[Truth], None]) -> None:
+        self._scene = scene
+        self._fps = fps
+        self._count = max(1, round(seconds * fps))
+        self._on_truth = on_truth
+        self._done = 0
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        """See FrameStream."""
+        scene = self._scene
+        for n in range(self._count):
+            t_s = n / self._fps
+            shot = await asyncio.to_thread(self._scene.shot, t_s)
+            stamp = FrameStamp(
+                CAMERA_ID, n, round(t_s * 1e9), _START_UTC + timedelta(seconds=t_s), scene.width, scene.height
+            )
+            self._on_truth(shot.truth)
+            self._done = n + 1
+            yield Frame(stamp, shot.image)
+
+    def status(self) -> CameraStatus:
+        """See FrameStream."""
+        phase = CameraPhase.ENDED if self._done == self._count else CameraPhase.STREAMING
+        return CameraStatus(CAMERA_ID, phase, self._fps, self._scene.width, self._scene.height, self._done, 0, 0)
+
+
+class TruthEstimator:
+    """A PoseEstimator that reports noisy truth: what `tell` was given, in that order, one per image."""
+
+    name = "simulated truth with noise"
+    max_batch = 8
+
+    def __init__(self) -> None:
+        self._told: deque[People] = deque()
+
+    def tell(self, people: People) -> None:
+        """What the next image without an answer shows."""
+        self._told.append(people)
+
+    def estimate(self, images: Sequence[ImageArray]) -> list[People]:
+        """See PoseEstimator."""
+        return [self._told.popleft() for _ in images]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class SceneWatcher:
+    """A PipelineListener that keeps events, verdicts and, from `on_truth`, how much of whom was seen.
+
+    seen: actor id -> (time in s, visible share 0-1) of each frame. progress: called once a frame.
+    """
+
+    def __init__(self, progress: Callable[[], None]) -> None:
+        self.events: list[Event] = []
+        self.scores: list[ActionScores] = []
+        self.failures: list[str] = []
+        self.seen: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        self._progress = progress
+
+    def on_truth(self, truth: Truth) -> None:
+        """Remember how much of each actor is seen."""
+        for actor, share in zip(truth.actor_ids.tolist(), truth.visible_share.tolist(), strict=True):
+            self.seen[actor].append((truth.t_s, share))
+
+    def on_tracks(self, frame: Frame, people: People, tracks: Tracks, tracking_s: float) -> None:
+        self._progress()
+
+    def on_scores(self, scores: ActionScores) -> None:
+        self.scores.append(scores)
+
+    def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
+        self.failures.append(f"{stage}: {error}")
+
+    async def on_event(self, event: Event) -> None:
+        self.events.append(event)

@@ -1,0 +1,271 @@
+"""Simulated scenes through the whole pipeline, faster than real time where the machine allows; events against truth."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent.causes import first_cause
+from agent.config.schema import AgentConfig
+from agent.errors import ConfigError, ConfigProblem
+from agent.evaluate.action import ClipResult, action_report
+from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, Matching, event_figures, match, merge
+from agent.evaluate.runs.playback import SceneStream, SceneWatcher, TruthEstimator
+from agent.evaluate.scenarios import ScenePlan, SceneRun
+from agent.evaluate.strips import FRAMES, WIDTH_PX, save_strip, shrink, side_by_side
+from agent.evaluate.truth_poses import NoisyTruth
+from agent.recognition import Recognition, open_recognition
+from agent.simulation.scene import SimulatedScene, build_scene
+from agent.simulation.scripts import build_script
+from agent.simulation.values import Interval, Truth
+from agent.types import ActionScores, Event, EventPhase
+
+SEEN_SHARE = 0.2
+"""An incident of whose people the camera sees less than this on average is nobody's to find: it is counted apart. So is
+one that begins less than `AFTER_S` before the scene ends."""
+WINDOW_SHARE = 1 / 3
+"""A window that an incident fills by this much should be called; one that it touches less is not judged."""
+_STRIP_S = 6.0
+_IDLE = frozenset({"stand", "walk", "talk"})
+
+
+@dataclass(frozen=True, slots=True)
+class EventsRun:
+    """report: see `run_scenes`; strips: title -> file of the worst mistakes."""
+
+    report: dict[str, Any]
+    models: dict[str, str]
+    problems: list[str]
+    strips: dict[str, Path]
+
+
+async def run_scenes(
+    config: AgentConfig,
+    plan: ScenePlan,
+    *,
+    truth_poses: bool = False,
+    examples: tuple[Path, int] | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> EventsRun:
+    """Run every scene of `plan` through the services of `config` and match their events with what happened.
+
+    truth_poses: noisy truth in place of the configured pose estimator. examples: folder and number of strips of missed
+    incidents and false alarms. progress: called once a frame.
+
+    The report: `services` (per service the figures of `event_figures`, `unseen` incidents, and `windows`: the single
+    verdicts as `action_report` has them), `scenarios` (every incident and event), `hours`, `fps`, `poses`, `before_s`,
+    `after_s`, `speed` (seconds of scene per second).
+    Raises ConfigError, ModelError.
+    """
+    services = [name for name, service in config.services.items() if service.enabled]
+    if not services:
+        raise ConfigError([ConfigProblem("no service is enabled", path="services")])
+    estimator = TruthEstimator() if truth_poses else None
+    started = time.perf_counter()
+    async with open_recognition(config, estimator=estimator) as recognition:
+        models = recognition.models
+        judged = [await _run_scene(recognition, estimator, run, plan, progress) for run in plan.scenes()]
+    report: dict[str, Any] = {
+        "services": {name: _service_report(name, judged, plan.hours) for name in services},
+        "hours": plan.hours,
+        "fps": plan.fps,
+        "poses": models["pose"],
+        "before_s": BEFORE_S,
+        "after_s": AFTER_S,
+        "speed": round(plan.hours * 3600 / (time.perf_counter() - started), 2),
+        "scenarios": [one.as_json() for one in judged],
+    }
+    problems = [f"{one.run.scenario}, seed {one.run.seed}: {text}" for one in judged for text in one.failures]
+    strips = _save_strips(judged, *examples) if examples else {}
+    return EventsRun(report, models, problems, strips)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One scene: per service the matching, the incidents nobody could see, and the single verdicts."""
+
+    run: SceneRun
+    scene: SimulatedScene
+    matchings: dict[str, Matching]
+    unseen: dict[str, tuple[Incident, ...]]
+    windows: dict[str, list[ClipResult]]
+    failures: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **self.run.model_dump(),
+            "services": {
+                name: {
+                    "hits": [
+                        {
+                            "incident": asdict(incident),
+                            "detected_s": round(alarm.detected_s, 3),
+                            "delay_s": round(alarm.detected_s - incident.start_s, 3),
+                            "onset_error_s": round(alarm.onset_s - incident.start_s, 3),
+                            "confidence": round(alarm.confidence, 4),
+                        }
+                        for incident, alarm in matching.hits
+                    ],
+                    "missed": [asdict(incident) for incident in matching.missed],
+                    "unseen": [asdict(incident) for incident in self.unseen[name]],
+                    "duplicates": [_alarm_json(alarm) for alarm in matching.duplicates],
+                    "false_alarms": [
+                        _alarm_json(alarm) | {"meanwhile": self.meanwhile(alarm)} for alarm in matching.false_alarms
+                    ],
+                }
+                for name, matching in self.matchings.items()
+            },
+        }
+
+    def meanwhile(self, alarm: Alarm) -> str:
+        """What people did at the time, apart from standing, walking and talking."""
+        intervals = self.scene.script.intervals(alarm.onset_s, alarm.detected_s)
+        return ", ".join(sorted({interval.action for interval in intervals} - _IDLE))
+
+
+def _alarm_json(alarm: Alarm) -> dict[str, Any]:
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(alarm).items()}
+
+
+async def _run_scene(
+    recognition: Recognition,
+    estimator: TruthEstimator | None,
+    run: SceneRun,
+    plan: ScenePlan,
+    progress: Callable[[], None],
+) -> _Judged:
+    scene = await asyncio.to_thread(_build, run, plan)
+    watcher = SceneWatcher(progress)
+    noise = NoisyTruth(run.seed)
+
+    def on_truth(truth: Truth) -> None:
+        watcher.on_truth(truth)
+        if estimator is not None:
+            estimator.tell(noise.people(truth))
+
+    stream = SceneStream(scene, fps=plan.fps, seconds=run.seconds, on_truth=on_truth)
+    camera = recognition.camera(stream, watcher, services=None, fps=lambda: plan.fps)
+    try:
+        await camera.pipeline.run()
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from group
+    return _judge(recognition.config, run, scene, watcher)
+
+
+def _build(run: SceneRun, plan: ScenePlan) -> SimulatedScene:
+    script = build_script(run.scenario, seed=run.seed, people=run.people)
+    return build_scene(script, seed=run.seed, width=plan.size[0], height=plan.size[1])
+
+
+def _judge(config: AgentConfig, run: SceneRun, scene: SimulatedScene, watcher: SceneWatcher) -> _Judged:
+    intervals = scene.script.intervals(0.0, run.seconds)
+    matchings: dict[str, Matching] = {}
+    unseen: dict[str, tuple[Incident, ...]] = {}
+    windows: dict[str, list[ClipResult]] = {}
+    for name, service in config.services.items():
+        if not service.enabled:
+            continue
+        own = [interval for interval in intervals if interval.action == (service.positive or name)]
+        incidents = merge(Incident(name, one.start_s, min(one.end_s, run.seconds)) for one in own)
+        matching = match(incidents, _alarms(watcher.events, name))
+        hidden = tuple(
+            one
+            for one in matching.missed
+            if one.start_s > run.seconds - AFTER_S or _seen_share(one, own, watcher.seen) < SEEN_SHARE
+        )
+        seen = tuple(one for one in matching.missed if one not in hidden)
+        matchings[name] = replace(matching, missed=seen, covered=tuple(one for one in matching.covered if one in seen))
+        unseen[name] = hidden
+        windows[name] = _judge_windows(run, name, incidents, watcher.scores)
+    return _Judged(run, scene, matchings, unseen, windows, sorted(set(watcher.failures)))
+
+
+def _alarms(events: Iterable[Event], service: str) -> list[Alarm]:
+    """The incidents that the rules reported, open or closed."""
+    opened: dict[str, Alarm] = {}
+    for event in events:
+        if event.kind != service:
+            continue
+        at_s = event.t_start_ns / 1e9 + event.duration_s
+        if event.phase is EventPhase.DETECTED:
+            opened[event.incident_id] = Alarm(service, at_s, event.t_start_ns / 1e9, None, event.confidence)
+        else:
+            known = opened[event.incident_id]
+            ended_s = at_s if event.phase is EventPhase.RESOLVED else None
+            opened[event.incident_id] = replace(known, ended_s=ended_s, confidence=event.confidence)
+    return list(opened.values())
+
+
+def _seen_share(incident: Incident, intervals: Iterable[Interval], seen: dict[int, list[tuple[float, float]]]) -> float:
+    """Mean share of the bodies of an incident's people that the camera saw."""
+    actors = {
+        actor
+        for one in intervals
+        if one.start_s < incident.end_s and one.end_s > incident.start_s
+        for actor in one.actor_ids
+    }
+    shares = [
+        share for actor in actors for t_s, share in seen.get(actor, []) if incident.start_s <= t_s <= incident.end_s
+    ]
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def _judge_windows(
+    run: SceneRun, service: str, incidents: Sequence[Incident], scores: Iterable[ActionScores]
+) -> list[ClipResult]:
+    """Each verdict on a window that clearly holds the action or clearly does not."""
+    results = []
+    for one in scores:
+        if one.service != service or not 0 <= one.probability <= 1:
+            continue
+        start_s, end_s = one.t_start_ns / 1e9, one.t_end_ns / 1e9
+        filled_s = sum(max(0.0, min(end_s, i.end_s) - max(start_s, i.start_s)) for i in incidents)
+        near = any(start_s < i.end_s + AFTER_S and end_s > i.start_s - BEFORE_S for i in incidents)
+        if filled_s >= WINDOW_SHARE * (end_s - start_s):
+            label = service
+        elif not near:
+            label = "other"
+        else:
+            continue
+        file = f"{run.scenario} seed {run.seed} at {end_s:.1f} s"
+        results.append(ClipResult(file, label, one.probability, run.scenario))
+    return results
+
+
+def _service_report(name: str, judged: Sequence[_Judged], hours: float) -> dict[str, Any]:
+    figures = event_figures([one.matchings[name] for one in judged], hours)
+    figures["unseen"] = sum(len(one.unseen[name]) for one in judged)
+    windows = [result for one in judged for result in one.windows[name]]
+    if windows:
+        verdicts = action_report(windows, name)
+        figures["windows"] = {key: value for key, value in verdicts.items() if key not in ("service", "clips", "roc")}
+        figures["windows"]["count"] = len(windows)
+    return figures
+
+
+def _save_strips(judged: Sequence[_Judged], folder: Path, count: int) -> dict[str, Path]:
+    """Missed incidents and false alarms, drawn again from the scene; false alarms of the surest kind first."""
+    mistakes: list[tuple[float, str, SimulatedScene, float]] = []
+    for one in judged:
+        for name, matching in one.matchings.items():
+            where = f"{one.run.scenario}, seed {one.run.seed}"
+            for alarm in matching.false_alarms:
+                start_s = max(0.0, alarm.detected_s - _STRIP_S)
+                text = f"False alarm: {name} at {alarm.detected_s:.1f} s ({where}), confidence {alarm.confidence:.2f}"
+                mistakes.append((-alarm.confidence, text, one.scene, start_s))
+            for incident in matching.missed:
+                text = f"Missed: {name} from {incident.start_s:.1f} s ({where})"
+                mistakes.append((-0.5, text, one.scene, max(0.0, incident.start_s - 0.5)))
+    files: dict[str, Path] = {}
+    for number, (_, text, scene, start_s) in enumerate(sorted(mistakes, key=lambda one: one[:2])[:count], start=1):
+        times = np.linspace(start_s, start_s + _STRIP_S, FRAMES)
+        path = folder / f"mistake-{number}.jpg"
+        save_strip(path, side_by_side([shrink(scene.shot(float(t_s)).image, WIDTH_PX) for t_s in times]))
+        files[text] = path
+    return files

@@ -1,0 +1,103 @@
+"""Which simulated scenes are run: from a YAML file, or every scenario for as long as asked.
+
+fps: 30                    # as rendered
+size: [640, 480]
+runs:
+  - {scenario: fight, seeds: [1, 2], people: 4, seconds: 120}
+  - {scenario: hug, seeds: [1], seconds: 60}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, ValidationError
+
+from agent.config.schema import Section
+from agent.errors import ConfigError, ConfigProblem
+from agent.simulation.scripts import MAX_PEOPLE, SCENARIOS
+
+People = Annotated[int, Field(ge=1, le=MAX_PEOPLE)]
+Pixels = Annotated[int, Field(ge=64, le=4096)]
+
+
+class ScenarioRuns(Section):
+    """One scenario, as often as there are seeds."""
+
+    scenario: str
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1,), min_length=1)
+    people: People = 4
+    seconds: float = Field(default=60.0, gt=0)
+
+
+class SceneRun(Section):
+    """One scene."""
+
+    scenario: str
+    seed: int
+    people: int
+    seconds: float
+
+
+class ScenePlan(Section):
+    """Everything that is run, at one frame rate and size."""
+
+    fps: float = Field(default=30.0, gt=0, le=240)
+    size: tuple[Pixels, Pixels] = (640, 480)
+    runs: tuple[ScenarioRuns, ...] = Field(min_length=1)
+
+    def scenes(self) -> Iterator[SceneRun]:
+        """Each scene in order."""
+        for run in self.runs:
+            for seed in run.seeds:
+                yield SceneRun(scenario=run.scenario, seed=seed, people=run.people, seconds=run.seconds)
+
+    @property
+    def hours(self) -> float:
+        """Length of all scenes together."""
+        return sum(scene.seconds for scene in self.scenes()) / 3600
+
+
+def read_plan(path: Path) -> ScenePlan:
+    """The plan in a YAML file. Raises ConfigError with file and key."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([ConfigProblem(f"cannot be read: {error.strerror}", str(path))]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ConfigError([ConfigProblem(f"not YAML: {error}", str(path), mark.line + 1 if mark else 0)]) from error
+    try:
+        plan = ScenePlan.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError([
+            ConfigProblem(problem["msg"], str(path), path=".".join(map(str, problem["loc"])))
+            for problem in error.errors()
+        ]) from error  # fmt: skip
+    unknown = [
+        ConfigProblem(f"unknown scenario {run.scenario!r}", str(path), path=f"runs.{number}", hint=_known())
+        for number, run in enumerate(plan.runs)
+        if run.scenario not in SCENARIOS
+    ]
+    if unknown:
+        raise ConfigError(unknown)
+    return plan
+
+
+def plan_of(minutes: float, seeds: Sequence[int], people: int, only: Sequence[str] = ()) -> ScenePlan:
+    """Every scenario (or `only` these) with every seed, `minutes` in all. Raises ConfigError for an unknown scenario."""
+    wrong = [name for name in only if name not in SCENARIOS]
+    if wrong:
+        raise ConfigError([ConfigProblem(f"unknown scenario {name!r}", path="--only", hint=_known()) for name in wrong])
+    chosen = only or SCENARIOS
+    seconds = minutes * 60 / (len(chosen) * len(seeds))
+    return ScenePlan(
+        runs=tuple(ScenarioRuns(scenario=name, seeds=tuple(seeds), people=people, seconds=seconds) for name in chosen)
+    )
+
+
+def _known() -> str:
+    return f"known: {', '.join(SCENARIOS)}"
