@@ -17,6 +17,7 @@ from agent.errors import ConfigError, ConfigProblem, DataError, ModelError
 from agent.runtime.backend import Precision, SessionSettings, TensorSpec
 from agent.runtime.batching import BatchLimiter
 from agent.runtime.bundle import Bundle, check_golden, load_bundle
+from agent.runtime.devices import Accelerators
 from agent.runtime.engines import EngineProgress
 from agent.runtime.manifest import OutputInfo
 from agent.runtime.session import InferenceSession, create_session
@@ -37,8 +38,8 @@ class StgcnOptions(Section):
     """Folder for TensorRT engines; absent = `auto` stays with CUDA, which is quick enough for a graph of 2 GFLOP."""
 
 
-def create(name: str, config: ServiceConfig) -> StgcnClassifier:
-    """The entry point `stgcn` for the service `name`.
+def create(name: str, config: ServiceConfig, *, machine: Accelerators | None = None) -> StgcnClassifier:
+    """The entry point `stgcn` for the service `name`. machine: what to believe about this machine instead of looking.
 
     Raises ConfigError (options, device, labels, or a window that is not the model's), ModelError, TrustError.
     """
@@ -53,6 +54,7 @@ def create(name: str, config: ServiceConfig) -> StgcnClassifier:
         settings=SessionSettings(threads=config.threads, precision=options.precision),
         engine_cache=options.engine_cache,
         config_path=f"services.{name}.device",
+        machine=machine,
     )
     try:
         classifier = StgcnClassifier(name, session, bundle, config, options)

@@ -52,14 +52,16 @@ def pull(entry: Entry, store: ModelStore, progress: Progress, options: PullOptio
     Raises ModelError that says what each source answered and what to do, TrustError when bytes were wrong, OSError.
     """
     job = _Pull(entry, store, progress, options or PullOptions())
+    sources = _sources(entry, job.options.source)
     failures: list[tuple[str, Failure]] = []
     with store.lock(entry.name):
-        for source in _sources(entry, job.options.source):
+        for source in sources:
             try:
                 return job.from_source(source)
             except (ModelError, DownloadError, TrustError) as error:
                 failures.append((source.name, error))
-                progress.note(f"{source.name}: {error}")
+                if source is not sources[-1]:  # else the error below says it
+                    progress.note(f"{source.name}: {error}")
     raise _failure(entry, failures)
 
 

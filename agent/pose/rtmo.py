@@ -19,6 +19,7 @@ from agent.pose.preprocess import Anchor, Channels, Geometry, Letterbox, check_i
 from agent.runtime.backend import Precision, SessionSettings, TensorSpec
 from agent.runtime.batching import BatchLimiter
 from agent.runtime.bundle import Bundle, check_golden, load_bundle
+from agent.runtime.devices import Accelerators
 from agent.runtime.engines import EngineProgress
 from agent.runtime.manifest import InputInfo, LetterboxInput
 from agent.runtime.session import InferenceSession, create_session
@@ -43,8 +44,8 @@ class RtmoOptions(Section):
         return (value, value) if isinstance(value, int) else value
 
 
-def create(config: PoseConfig) -> RtmoEstimator:
-    """The entry point `rtmo`.
+def create(config: PoseConfig, *, machine: Accelerators | None = None) -> RtmoEstimator:
+    """The entry point `rtmo`. machine: what to believe about this machine instead of looking.
 
     Raises ConfigError (no model named, wrong options, device absent), ModelError, TrustError.
     """
@@ -62,6 +63,7 @@ def create(config: PoseConfig) -> RtmoEstimator:
         settings=SessionSettings(config.threads, options.spinning, options.precision, options.gpu_memory_limit_bytes),
         engine_cache=config.engine_cache,
         config_path="pose.device",
+        machine=machine,
     )
     try:
         estimator = RtmoEstimator(session, bundle, config, options)
