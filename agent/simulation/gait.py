@@ -118,6 +118,13 @@ def smooth(values: Array, seconds: float) -> Array:
     return out.reshape(values.shape)
 
 
+def envelope(values: Array, seconds: float) -> Array:
+    """A smooth curve (T,) that is nowhere below `values` (T,) by more than a hair."""
+    reach = max(1, int(2.5 * seconds * RATE_HZ))
+    padded = np.pad(values, reach, mode="edge")
+    return smooth(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).max(axis=1), seconds)
+
+
 def local_to_world(xy: Array, heading: Array, offset: Array) -> Array:
     """Places (..., 2) of local offsets (..., 2) at `xy` (..., 2), facing `heading` (...)."""
     c, s = np.cos(heading), np.sin(heading)
@@ -350,11 +357,8 @@ def _within_reach(body: Body, root: Array, bones: Array, ankles: Array) -> Array
         rise = np.sqrt(np.maximum((body.leg * 0.998) ** 2 - flat, (0.25 * body.leg) ** 2))
         limit = np.minimum(limit, ankles[:, side, 2] + rise - half[:, 2] * sign)
     excess = np.maximum(root[:, 2] - limit, 0)
-    if len(root) > 4 and excess.any():
-        reach = 3
-        padded = np.pad(excess, reach, mode="edge")
-        wide = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).max(axis=1)
-        excess = np.maximum(excess, smooth(wide, 0.03))
+    if excess.any():
+        excess = np.maximum(excess, envelope(excess, 0.03))
     lowered = root.copy()
     lowered[:, 2] -= excess
     return lowered

@@ -11,7 +11,7 @@ from agent.simulation.gait import Mover, Plan, Pose, Take, perform, plan_along, 
 from agent.simulation.motion import RATE_HZ, MotionModel
 from agent.simulation.skeleton import UPPER, Array, Body, blend, joints_of, mirrored, random_body, turned
 from agent.simulation.area import travel, turn_between
-from agent.simulation.values import ACTIONS, Interval
+from agent.simulation.values import ACTIONS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,12 +41,12 @@ class Performer:
         self.mover = Mover(random_body(rng, child=child), style, model)
         self.rng = rng
         self.first = first
-        self.intervals: list[Interval] = []
         self._takes: list[Take] = []
-        self._actions: list[tuple[int, int]] = []
+        self._actions: list[NDArray[np.uint8]] = []
         self._length = 0
         here = plan_along(self.mover, np.repeat(np.asarray(xy, dtype=np.float64)[None], 2, axis=0), np.full(2, float(heading)))
         self.pose = perform(self.mover, here).pose(0)
+        self.previous_pose = self.pose
         self._speed = 0.0
 
     @property
@@ -66,13 +66,17 @@ class Performer:
     def body(self) -> Body:
         return self.mover.body
 
-    def add(self, take: Take, action: str) -> None:
-        """Append a take; the next one begins in its last pose."""
+    def add(self, take: Take, action: str | NDArray[np.uint8]) -> None:
+        """Append a take with its action, or one index of `ACTIONS` a frame; the next one begins in its last pose."""
         if len(take) == 0:
             return
         self._takes.append(take)
-        self._actions.append((len(take), ACTIONS.index(action)))
+        if isinstance(action, str):
+            action = np.full(len(take), ACTIONS.index(action), dtype=np.uint8)
+        self._actions.append(action)
+        self._speed = 0.0
         self._length += len(take)
+        self.previous_pose = take.pose(len(take) - 2) if len(take) > 1 else self.pose
         self.pose = take.pose(len(take) - 1)
 
     def do(self, plan: Plan, action: str) -> None:
@@ -99,7 +103,6 @@ class Performer:
         xy = np.repeat(self.xy[None], n, axis=0) + self._sway(n)
         upper, weight = self._gesturing(n, gestures)
         self.do(plan_along(self.mover, xy, heading, upper=upper, upper_weight=weight, lean=self._idle_lean(n)), action)
-        self._speed = 0.0
 
     def _sway(self, n: int) -> Array:
         """Centre of mass of quiet standing: slow, a centimetre or two, and now and then the weight goes to the other leg."""
@@ -138,7 +141,7 @@ class Performer:
 
     def track(self) -> Track:
         """Everything performed so far."""
-        actions = np.concatenate([np.full(count, action, dtype=np.uint8) for count, action in self._actions])
+        actions = np.concatenate(self._actions)
         root = np.concatenate([take.root for take in self._takes]).astype(np.float32)
         bones = np.concatenate([take.bones for take in self._takes]).astype(np.float32)
         return Track(self.body, self.first, root, bones, actions)
