@@ -9,12 +9,14 @@ import numpy as np
 from agent.simulation.camera import Camera
 from agent.simulation.materials import Material
 from agent.simulation.render import Light
-from agent.simulation.stage import Ambience, Backdrop, Block, Lamp, Shell, build_backdrop
+from agent.simulation.stage import Ambience, Backdrop, Block, Lamp, Shell, arriving, build_backdrop
 from agent.types import FloatArray
 
 PLACES = ("corridor", "room", "shop", "street", "parking")
 _CLEARANCE_M = 0.45
 """Blocks keep this away from where people's joints are."""
+_MOST_HIDDEN = 0.08
+"""Share of all joints that one thing in the foreground may hide."""
 
 Colour = tuple[float, float, float]
 
@@ -56,7 +58,7 @@ class _Builder:
         base = np.clip(np.array(colours[self.rng.integers(len(colours))]) * self.rng.uniform(0.85, 1.1), 0.05, 0.95)
         second = base * self.rng.choice([0.62, 0.78, 1.2])
         size = more.get("size_m", 0.5)
-        contrast = more.get("contrast", self.rng.uniform(0.03, 0.12))
+        contrast = more.get("contrast", self.rng.uniform(0.015, 0.06))
         triple = [tuple(float(x) for x in np.clip(c, 0.02, 0.97)) for c in (base, second)]
         return Material(kind, triple[0], triple[1], size, float(contrast), int(self.rng.integers(1 << 20)))  # type: ignore[arg-type]  # triples by construction
 
@@ -99,12 +101,15 @@ def choose_place(
     (_furnish if indoors else _park)(builder, place, shell)
     if occluders:
         _occlude(builder, points, place, ceiling)
-    ambience, light = _lighting(rng, shell, camera, indoors=indoors, night=dark)
-    backdrop = build_backdrop(shell, tuple(builder.blocks), ambience, camera)
+    ambience = _ambience(rng, shell, camera, indoors=indoors, night=dark)
+    brightness = float(rng.uniform(45, 80) if dark else rng.uniform(88, 132))
+    backdrop, gain = build_backdrop(shell, tuple(builder.blocks), ambience, camera, brightness=brightness)
     if dark:
         grey = backdrop.image.mean(axis=2, keepdims=True).astype(np.uint8)
         backdrop = Backdrop(np.repeat(grey, 3, axis=2), backdrop.depth, backdrop.floor)
-    return Setting(place, backdrop, light, dark)
+    middle = tuple(np.array([value], np.float32) for value in (*np.median(points[:, :2], axis=0), 1.0))
+    level = float(arriving(ambience, middle)[0]) * gain  # type: ignore[arg-type]  # three coordinates
+    return Setting(place, backdrop, _light(rng, camera, ambience, level, indoors=indoors, night=dark), dark)
 
 
 def _indoor_shell(builder: _Builder, place: str, low: FloatArray, high: FloatArray, ceiling: float) -> Shell:
@@ -127,7 +132,7 @@ def _outdoor_shell(builder: _Builder, place: str, low: FloatArray, high: FloatAr
     rng = builder.rng
     asphalt = ((0.34, 0.34, 0.34), (0.26, 0.26, 0.26), (0.46, 0.47, 0.48))
     kind = "rough" if place == "parking" or rng.random() < 0.5 else str(rng.choice(["tiles", "bricks"]))
-    floor = builder.material(kind, asphalt if kind == "rough" else _FLOORS, size_m=0.4 if kind == "tiles" else 0.12, contrast=0.16)
+    floor = builder.material(kind, asphalt if kind == "rough" else _FLOORS, size_m=0.4 if kind == "tiles" else 0.12, contrast=0.08)
     facades: list[Material | None] = [
         builder.material(str(rng.choice(["windows", "bricks", "rough"])), _WALLS, size_m=float(rng.uniform(1.6, 2.8)))
         if rng.random() < 0.7 else None
@@ -178,7 +183,7 @@ def _park(builder: _Builder, place: str, shell: Shell) -> None:
             _put_car(builder, x, y)
         elif rng.random() < 0.5:
             size = (float(rng.uniform(0.5, 1.6)), float(rng.uniform(0.5, 1.6)), float(rng.uniform(0.4, 0.9)))
-            hedge = builder.material("rough", ((0.16, 0.34, 0.20), (0.22, 0.40, 0.30)), size_m=0.1, contrast=0.4)
+            hedge = builder.material("rough", ((0.16, 0.34, 0.20), (0.22, 0.40, 0.30)), size_m=0.1, contrast=0.25)
             builder.put(x, y, size, hedge)
         else:
             builder.put(x, y, (0.16, 0.16, 4.5), builder.material("plain", _FURNITURE))
@@ -206,56 +211,59 @@ def _put_car(builder: _Builder, x: float, y: float) -> None:
 
 
 def _occlude(builder: _Builder, points: FloatArray, place: str, ceiling: float) -> None:
-    """Something between the camera and the people that hides some of them some of the time."""
+    """Something between the camera and the people that hides some of them some of the time, never most of them."""
     rng, eye = builder.rng, builder.camera.position
     for _ in range(int(rng.integers(0, 3))):
-        for _ in range(12):
+        for _ in range(15):
             target = points[rng.integers(len(points))]
-            share = rng.uniform(0.3, 0.8)
-            x, y = (eye + (target - eye) * share)[:2] + rng.normal(0, 0.3, 2)
-            if np.linalg.norm(eye[:2] - (x, y)) < 1.6:
-                continue
-            if rng.random() < 0.5 or place in ("street", "parking"):
-                side = float(rng.uniform(0.14, 0.45))
-                done = builder.put(float(x), float(y), (side, side, max(ceiling, 4.0)), builder.material("rough", _WALLS, size_m=0.5))
+            x, y = (eye + (target - eye) * rng.uniform(0.35, 0.85))[:2] + rng.normal(0, 0.3, 2)
+            if rng.random() < 0.4 or place in ("street", "parking"):
+                side = float(rng.uniform(0.1, 0.3))
+                size, kind = (side, side, max(ceiling, 4.0)), "rough"
             else:
-                size = (float(rng.uniform(0.7, 1.5)), float(rng.uniform(0.6, 0.9)), float(rng.uniform(0.7, 1.15)))
-                done = builder.put(float(x), float(y), size, builder.material("panel", _FURNITURE, size_m=0.6), builder.material("plain", _FURNITURE))
-            if done:
+                size, kind = (float(rng.uniform(0.7, 1.5)), float(rng.uniform(0.6, 0.9)), float(rng.uniform(0.7, 1.15))), "panel"
+            share = _hidden_share(np.array([x, y]), np.array(size), eye, points)
+            if 0.005 < share < _MOST_HIDDEN and builder.put(float(x), float(y), size, builder.material(kind, _FURNITURE, size_m=0.6)):
                 break
 
 
-def _lighting(
-    rng: np.random.Generator, shell: Shell, camera: Camera, *, indoors: bool, night: bool
-) -> tuple[Ambience, Light]:
+def _hidden_share(centre: FloatArray, size: FloatArray, eye: FloatArray, points: FloatArray) -> float:
+    """Share of `points` that a block of `size` at `centre` hides from `eye`."""
+    low = np.array([*(centre - size[:2] / 2), 0.0])
+    direction = points - eye
+    direction = np.where(np.abs(direction) < 1e-6, 1e-6, direction)
+    one, other = (low - eye) / direction, (low + size - eye) / direction
+    enter, leave = np.minimum(one, other).max(axis=1), np.maximum(one, other).min(axis=1)
+    return float(np.mean((enter < leave) & (enter > 0) & (enter < 1)))
+
+
+def _ambience(rng: np.random.Generator, shell: Shell, camera: Camera, *, indoors: bool, night: bool) -> Ambience:
     if night:  # infrared lamps around the lens
-        eye = tuple(float(value) for value in camera.position)
-        reach = float(rng.uniform(4, 8))
-        level = float(rng.uniform(0.06, 0.14))
-        ambience = Ambience((level,) * 3, (Lamp(eye, float(rng.uniform(0.8, 1.3)), reach),), (0.02,) * 3)  # type: ignore[arg-type]  # three
-        toward = -camera.rotation[2]
-        return ambience, _light(toward, 0.75, level + 0.1, 0.06, np.ones(3), lamp_m=reach)
-    warmth = rng.normal(0, 0.05)
-    tint = np.array([1 - warmth, 1.0, 1 + warmth])
+        eye = (float(camera.position[0]), float(camera.position[1]), float(camera.position[2]))
+        return Ambience(float(rng.uniform(0.06, 0.16)), (Lamp(eye, 1.0, float(rng.uniform(4, 8))),), (0.02,) * 3)
+    warmth = float(rng.normal(0, 0.05))
+    tint = (1 - warmth, 1.0, 1 + warmth)
+    if not indoors:
+        return Ambience(1.0, (), (0.92, 0.86, 0.80), tint)
+    spots = rng.uniform(shell.low[:2], shell.high[:2], (int(rng.integers(2, 5)), 2))
+    lamps = tuple(
+        Lamp((float(x), float(y), shell.high[2] + 0.1), float(rng.uniform(0.3, 0.8)), float(rng.uniform(2, 3.5)))
+        for x, y in spots
+    )
+    return Ambience(float(rng.uniform(0.4, 0.7)), lamps, tint=tint)
+
+
+def _light(
+    rng: np.random.Generator, camera: Camera, ambience: Ambience, level: float, *, indoors: bool, night: bool
+) -> Light:
+    """What falls on people where the stage gets `level`."""
+    tint = np.array(ambience.tint, np.float32)
+    if night:
+        parts = 0.85 * level, 0.25 * level, 0.12 * level
+        distance = float(np.linalg.norm(camera.position)) + 1.0
+        return Light(-camera.rotation[2], *(np.float32(part) * tint for part in parts), lamp_m=max(distance, 3.0))
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(45, 80) if indoors else rng.uniform(28, 70))
     toward = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
-    brightness = rng.uniform(0.75, 1.1)
-    if indoors:
-        level = float(rng.uniform(0.35, 0.6) * brightness)
-        spots = rng.uniform(shell.low[:2], shell.high[:2], (int(rng.integers(2, 5)), 2))
-        lamps = tuple(
-            Lamp((float(x), float(y), shell.high[2] + 0.1), float(rng.uniform(0.3, 0.6) * brightness), float(rng.uniform(2, 3.5)))
-            for x, y in spots
-        )
-        direct = rng.uniform(0.3, 0.5) * brightness
-    else:
-        level = float(rng.uniform(0.75, 1.0) * brightness)
-        lamps, direct = (), rng.uniform(0.35, 0.75) * brightness
-    ambience = Ambience((level,) * 3, lamps, (0.92, 0.86, 0.80), tuple(float(value) for value in tint))  # type: ignore[arg-type]  # three
-    return ambience, _light(toward, direct, 0.62 * brightness, 0.32 * brightness, tint)
-
-
-def _light(toward: FloatArray, direct: float, sky: float, ground: float, tint: FloatArray, lamp_m: float = 0.0) -> Light:
-    colour = np.asarray(tint, np.float32)
-    levels = (np.float32(direct) * colour, np.float32(sky) * colour, np.float32(ground) * colour)
-    return Light(np.asarray(toward, np.float32), *levels, lamp_m=lamp_m)
+    sun = rng.uniform(0.3, 0.55) if indoors else rng.uniform(0.3, 0.8)
+    parts = float(sun) * level, 0.72 * level, 0.36 * level
+    return Light(toward.astype(np.float32), *(np.float32(part) * tint for part in parts))

@@ -10,10 +10,7 @@ from agent.types import FloatArray
 
 NEAR_M = 0.15
 """What is nearer than this to the lens is not seen."""
-_MAX_FOV_DEG = 100.0
-_MIN_FOV_DEG = 34.0
-_TARGET_HEIGHT_M = 0.9
-"""Height of the point looked at: about the hips."""
+_PERSON_M = 1.75
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,14 +67,18 @@ class Camera:
     def rays(self) -> FloatArray:
         """(H, W, 3) float32: the direction in the world that each pixel's centre looks at; depth 1 m along the axis, so
         that `position + depth * ray` is the point at that depth."""
-        rows, columns = np.mgrid[0 : self.height, 0 : self.width].astype(np.float32)
-        seen = (np.stack([columns, rows], axis=-1) - self._centre()) / np.float32(self.focal_px)
-        flat = seen.copy()
-        for _ in range(6):  # fixed point of the distortion; mild lenses converge in a few rounds
-            radius2 = np.minimum(np.sum(flat * flat, axis=-1, keepdims=True), self._fold_radius2())
-            flat = seen / (1 + self.k1 * radius2)
-        local = np.concatenate([flat, np.ones_like(flat[..., :1])], axis=-1).astype(np.float32)
-        return (local @ self.rotation).astype(np.float32)
+        centre = self._centre()
+        seen_x = (np.arange(self.width, dtype=np.float32) - centre[0])[None] / np.float32(self.focal_px)
+        seen_y = (np.arange(self.height, dtype=np.float32) - centre[1])[:, None] / np.float32(self.focal_px)
+        x, y = seen_x + 0 * seen_y, seen_y + 0 * seen_x
+        for _ in range(6 if self.k1 else 0):  # fixed point of the distortion; mild lenses converge in a few rounds
+            factor = 1 / (1 + np.float32(self.k1) * np.minimum(x * x + y * y, np.float32(self._fold_radius2())))
+            x, y = seen_x * factor, seen_y * factor
+        right, down, forward = self.rotation
+        rays = np.empty((self.height, self.width, 3), np.float32)
+        for axis in range(3):
+            rays[..., axis] = x * right[axis] + y * down[axis] + forward[axis]
+        return rays
 
     def _centre(self) -> FloatArray:
         return np.array([(self.width - 1) / 2, (self.height - 1) / 2], np.float32)
@@ -103,51 +104,28 @@ def look_at(
 
 
 def hang_camera(points: FloatArray, rng: np.random.Generator, *, width: int, height: int) -> Camera:
-    """A camera 2.2-5 m up from which `points` ((N, 3) m, where people are) fill the picture.
+    """A camera 2.2-5 m up that looks at `points` ((N, 3) m, where people are) from the side of negative y.
 
-    Direction, pitch, roll, lens and distance come from `rng`. A wide area is seen from further away.
+    Direction, pitch, roll, lens and the size of people (nearer where they stay close together) come from `rng`.
     """
-    low, high = np.percentile(points[:, :2], [2, 98], axis=0)
-    centre = np.array([*(low + high) / 2, _TARGET_HEIGHT_M])
-    azimuth = rng.uniform(0, 2 * np.pi)
-    elevation = np.radians(rng.uniform(13, 36))
-    distance = max(3.2, float(np.linalg.norm(high - low)) * rng.uniform(0.75, 1.25))
-    roll, k1 = np.radians(rng.normal(0, 1.2)), float(rng.choice([0.0, rng.uniform(-0.16, -0.02)]))
-    fill = rng.uniform(0.86, 1.06)
-    toward = np.array([np.cos(azimuth), np.sin(azimuth)])
-    camera_height = 0.0
-    for _ in range(12):
-        camera_height = float(np.clip(_TARGET_HEIGHT_M + distance * np.sin(elevation), 2.2, 5.0))
-        ground = np.sqrt(max(distance**2 - (camera_height - _TARGET_HEIGHT_M) ** 2, 1.0))
-        position = np.array([*(centre[:2] + toward * ground), camera_height])
-        camera = _aimed(points, position, centre, fill, width=width, height=height, roll=roll, k1=k1)
-        nearest = camera.to_camera(points)[:, 2].min()
-        if _fov(camera) < _MAX_FOV_DEG and nearest > 1.2:
-            break
-        distance *= 1.15
-    return camera
-
-
-def _aimed(
-    points: FloatArray, position: FloatArray, target: FloatArray, fill: float, *, width: int, height: int, roll: float, k1: float
-) -> Camera:
-    """Turned so that the points lie around the centre, focal length so that they take `fill` of the picture."""
-    focal = float(width)
-    aim = np.asarray(target, np.float64)
-    camera = look_at(position, aim, focal_px=focal, width=width, height=height, roll=roll, k1=k1)
-    for _ in range(3):
-        local = camera.to_camera(points)
-        flat = local[:, :2] / np.maximum(local[:, 2:], NEAR_M)
-        low, high = np.percentile(flat, [1.5, 98.5], axis=0)
-        size = np.maximum(high - low, 1e-3)
-        focal = float(fill * min(width / size[0], height / size[1]))
-        focal = float(np.clip(focal, *(width / 2 / np.tan(np.radians(fov / 2)) for fov in (_MAX_FOV_DEG, _MIN_FOV_DEG))))
-        middle = (low + high) / 2
-        direction = camera.rotation.T @ np.array([*middle, 1.0])
-        aim = position + direction / np.linalg.norm(direction) * np.linalg.norm(target - position)
-        camera = look_at(position, aim, focal_px=focal, width=width, height=height, roll=roll, k1=k1)
-    return camera
-
-
-def _fov(camera: Camera) -> float:
-    return float(np.degrees(2 * np.arctan(camera.width / 2 / camera.focal_px)))
+    centre = np.array([*np.median(points[:, :2], axis=0), 0.0])
+    radius = max(1.6 * float(np.sqrt(points[:, :2].var(axis=0).sum())), 0.3)
+    azimuth = np.radians(rng.normal(-90, 28))
+    fov = np.radians(rng.uniform(48, 88))
+    focal = width / 2 / np.tan(fov / 2)
+    size_px = np.clip(_PERSON_M * width * rng.uniform(0.85, 1.5) / (2 * radius), 0.22 * height, 0.68 * height)
+    distance = max(focal * _PERSON_M / float(size_px), radius + 0.9, 3.0)
+    focal = float(size_px) * distance / _PERSON_M
+    elevation = np.radians(rng.uniform(12, 36))
+    camera_height = float(np.clip(distance * np.sin(elevation), 2.2, 5.0))
+    ground = np.sqrt(max(distance**2 - camera_height**2, 4.0))
+    position = np.array([centre[0] + np.cos(azimuth) * ground, centre[1] + np.sin(azimuth) * ground, camera_height])
+    centre[2] = 0.9
+    k1 = float(rng.choice([0.0, rng.uniform(-0.16, -0.02)]))
+    roll = float(np.radians(rng.normal(0, 1.2)))
+    first = look_at(position, centre, focal_px=focal, width=width, height=height)
+    local = first.to_camera(points)
+    seen = local[local[:, 2] > 1][:, :2] / local[local[:, 2] > 1][:, 2:]
+    aim = np.median(seen, axis=0) + rng.normal(0, 0.06, 2)  # perspective shifts the middle of the ground upwards
+    target = position + first.rotation.T @ np.array([*aim, 1.0])
+    return look_at(position, target, focal_px=focal, width=width, height=height, roll=roll, k1=k1)

@@ -47,9 +47,9 @@ class Lamp:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ambience:
-    """Light on the stage: BGR level everywhere, lamps on top of it, colour of the sky."""
+    """Light on the stage: level everywhere, lamps on top of it; BGR of the sky and of the light."""
 
-    level: tuple[float, float, float]
+    level: float
     lamps: tuple[Lamp, ...]
     sky: tuple[float, float, float] = (0.9, 0.85, 0.8)
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -65,33 +65,44 @@ class Backdrop:
     floor: FloatArray
 
 
-def build_backdrop(shell: Shell, blocks: tuple[Block, ...], ambience: Ambience, camera: Camera) -> Backdrop:
-    """Cast a ray through every pixel."""
+def build_backdrop(
+    shell: Shell, blocks: tuple[Block, ...], ambience: Ambience, camera: Camera, *, brightness: float
+) -> tuple[Backdrop, float]:
+    """Cast a ray through every pixel.
+
+    brightness: mean grey level (0-255) that automatic exposure aims at; the gain it chose comes with the picture.
+    """
     rays = camera.rays()
     height, width = rays.shape[:2]
     albedo = np.empty((height, width, 3), np.float32)
     distance, face = _hit_shell(shell, camera.position, rays)
-    pixel_m = distance / np.float32(camera.focal_px)
     for number, material in enumerate(shell.faces):
-        where = np.nonzero(face == number)
+        where = np.flatnonzero(face == number)
         if material is None:
-            albedo[where] = np.array(ambience.sky, np.float32)
+            albedo.reshape(-1, 3)[where] = np.array(ambience.sky, np.float32)
             continue
-        points = camera.position + rays[where] * distance[where][:, None]
+        seen, reach = rays.reshape(-1, 3).take(where, axis=0), distance.reshape(-1).take(where)
+        points = camera.position + seen * reach[:, None]
         u, v = _texture_axes(points, number // 2)
-        slant = np.maximum(np.abs(rays[where][:, (2, 0, 1)[number // 2]]), 0.12)
-        albedo[where] = surface(material, u, v, pixel_m[where] / slant)
+        slant = np.maximum(np.abs(seen[:, (2, 0, 1)[number // 2]]), 0.12)
+        albedo.reshape(-1, 3)[where] = surface(material, u, v, reach / (slant * np.float32(camera.focal_px)))
     depth = np.full((height, width), np.inf, np.float32)
     floor = (face == 0).astype(np.float32)
     normal_axis = (face // 2).astype(np.int8)
+    open_sky = np.isin(face, [n for n, material in enumerate(shell.faces) if material is None])
     for block in sorted(blocks, key=lambda block: block.hides):
-        _draw_block(block, camera, rays, (distance, albedo, depth, floor, normal_axis))
-    sky = np.isin(face, [n for n, material in enumerate(shell.faces) if material is None]) & (normal_axis == face // 2)
-    points = camera.position + rays * distance[..., None]
-    light = _illumination(points, normal_axis, shell, blocks, ambience)
-    light[sky & ~np.isfinite(depth)] = 1.0
-    image = np.clip(albedo * light * np.array(ambience.tint, np.float32) * 255, 0, 255).astype(np.uint8)
-    return Backdrop(cv2.GaussianBlur(image, (3, 3), 0.6), depth, floor)
+        _draw_block(block, camera, rays, (distance, albedo, depth, floor, normal_axis, open_sky))
+    half = slice(None, None, 2), slice(None, None, 2)  # light is smooth
+    points = camera.position + rays[half] * distance[half][..., None]
+    light = _illumination(points, normal_axis[half], shell, blocks, ambience)
+    light = cv2.resize(light, (width, height), interpolation=cv2.INTER_LINEAR)
+    light[open_sky] = 1.0
+    picture = albedo * light[..., None]
+    ground = picture[~open_sky]
+    gain = float(np.clip(brightness / 255 / max(float(ground.mean()) if ground.size else 0.4, 1e-3), 0.5, 2.6))
+    factor = np.array(ambience.tint, np.float32) * np.float32(255 * gain)
+    image = np.minimum(picture * factor, 255).astype(np.uint8)
+    return Backdrop(cv2.GaussianBlur(image, (3, 3), 0.6), depth, floor), gain
 
 
 def _hit_shell(shell: Shell, origin: FloatArray, rays: FloatArray) -> tuple[FloatArray, NDArray[np.int8]]:
@@ -113,13 +124,13 @@ def _draw_block(
     block: Block,
     camera: Camera,
     rays: FloatArray,
-    layers: tuple[FloatArray, FloatArray, FloatArray, FloatArray, NDArray[np.int8]],
+    layers: tuple[FloatArray, FloatArray, FloatArray, FloatArray, NDArray[np.int8], NDArray[np.bool_]],
 ) -> None:
-    """Put a block into the layers (distance, albedo, depth, floor, normal axis) where it is nearest."""
+    """Put a block into the layers (distance, albedo, depth, floor, normal axis, sky) where it is nearest."""
     region = _region(block, camera)
     if region is None:
         return
-    distance, albedo, depth, floor, normal_axis = (layer[region] for layer in layers)
+    distance, albedo, depth, floor, normal_axis, open_sky = (layer[region] for layer in layers)
     part = rays[region]
     enter = np.full(part.shape[:2], 0, np.float32)
     leave = np.full(part.shape[:2], np.inf, np.float32)
@@ -143,6 +154,7 @@ def _draw_block(
         albedo[where] = surface(block.side if number else block.top, u, v, enter[where] / np.float32(camera.focal_px))
     distance[hit] = enter[hit]
     floor[hit] = 0
+    open_sky[hit] = False
     normal_axis[hit] = axis_in[hit]
     depth[hit] = enter[hit] if block.hides else depth[hit]
 
@@ -172,22 +184,29 @@ def _texture_axes(points: FloatArray, normal: int) -> tuple[FloatArray, FloatArr
 def _illumination(
     points: FloatArray, normal_axis: NDArray[np.int8], shell: Shell, blocks: tuple[Block, ...], ambience: Ambience
 ) -> FloatArray:
-    """(H, W, 3) light that arrives: lamps, and less of the sky in corners and beside blocks."""
-    side = np.array([0.0, -0.12, -0.05], np.float32)[normal_axis]
-    total = 1.0 + side
-    x, y, z = (points[..., axis] for axis in range(3))
+    """(H, W) light that arrives: lamps, and less of the sky in corners and beside blocks."""
+    total = np.array([1.0, 0.88, 0.95], np.float32)[normal_axis]
+    x, y, z = (np.ascontiguousarray(points[..., axis]) for axis in range(3))
     edge = np.minimum(np.minimum(x - shell.low[0], shell.high[0] - x), np.minimum(y - shell.low[1], shell.high[1] - y))
     upright = normal_axis > 0
     corner = np.where(upright, z, edge)
-    total *= 1 - 0.42 * np.exp(-np.maximum(corner, 0) / 0.22)
+    total *= 1 - np.float32(0.42) * np.exp(np.maximum(corner, 0) * np.float32(-1 / 0.22))
     for block in blocks:
-        if block.low[2] > 0.5:
+        near = ~upright & (z < min(block.high[2], 0.5) - 0.02)
+        near &= (x > block.low[0] - 0.6) & (x < block.high[0] + 0.6) & (y > block.low[1] - 0.6) & (y < block.high[1] + 0.6)
+        where = np.nonzero(near)
+        if block.low[2] > 0.5 or not len(where[0]):
             continue
-        dx = np.maximum(np.maximum(block.low[0] - x, x - block.high[0]), 0)
-        dy = np.maximum(np.maximum(block.low[1] - y, y - block.high[1]), 0)
-        total *= 1 - np.where(upright, 0, 0.55) * np.exp(-(dx + dy) / 0.16) * (z < block.high[2] - 0.02)
-    lamps = np.zeros_like(total)
+        dx = np.maximum(np.maximum(block.low[0] - x[where], x[where] - block.high[0]), 0)
+        dy = np.maximum(np.maximum(block.low[1] - y[where], y[where] - block.high[1]), 0)
+        total[where] *= 1 - np.float32(0.55) * np.exp((dx + dy) * np.float32(-1 / 0.16))
+    return total * arriving(ambience, (x, y, z))
+
+
+def arriving(ambience: Ambience, point: tuple[FloatArray, FloatArray, FloatArray]) -> FloatArray:
+    """Light at points (x, y, z of any one shape, m), without what stands in its way."""
+    light = np.full(point[0].shape, ambience.level, np.float32)
     for lamp in ambience.lamps:
-        offset = points - np.array(lamp.position, np.float32)
-        lamps += lamp.strength / (1 + np.sum(offset * offset, axis=-1) / np.float32(lamp.reach_m) ** 2)
-    return ((np.array(ambience.level, np.float32) + lamps[..., None]) * total[..., None]).astype(np.float32)
+        away = sum((values - np.float32(at)) ** 2 for values, at in zip(point, lamp.position, strict=True))
+        light += np.float32(lamp.strength) / (1 + away * np.float32(1 / lamp.reach_m**2))
+    return light
