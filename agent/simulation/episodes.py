@@ -1,8 +1,7 @@
-"""Episodes: one stretch of a scenario with its cast. Directors make them; `scripts` chains them for ever."""
+"""Episodes: one stretch of a scenario with its cast. `directors` fill them, `scripts` chains them for ever."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,7 +39,7 @@ class Set:
     opening: bool
     room: Room = field(default_factory=Room)
     cast: list[Performer] = field(default_factory=list)
-    joint_intervals: list[tuple[str, float, float, tuple[Performer, ...]]] = field(default_factory=list)
+    events: list[tuple[str, float, float, tuple[Performer, ...]]] = field(default_factory=list)
 
     def enter(self, *, first: int = 0, at: Array | None = None, child: bool = False) -> Performer:
         """Somebody new: beyond a border, or at `at` facing anywhere."""
@@ -83,26 +82,23 @@ class Set:
         self.settle(person)
 
     def settle(self, person: Performer) -> None:
-        self.room.add(person.first, person.path())
+        """Those who come later keep clear of this person's track: the hips, and the head, which matters when lying."""
+        hips, head = person.path()
+        self.room.add(person.first, hips)
+        self.room.add(person.first, head)
+
+    def event(self, action: str, start: int, end: int, *persons: Performer) -> None:
+        """Something happened between two frames."""
+        self.events.append((action, start / RATE_HZ, end / RATE_HZ, persons))
 
 
-Director = Callable[[Set], Iterator[None]]
-
-
-def make(name: str, rng: np.random.Generator, model: MotionModel, *, number: int, people: int) -> Iterator[Episode | None]:
-    """Steps of the work (None), then the episode."""
-    stage = Set(rng, model, people, opening=number == 0)
-    for _ in DIRECTORS[name](stage):
-        yield None
-    yield _finished(stage, number)
-
-
-def _finished(stage: Set, number: int) -> Episode:
+def finished(stage: Set, number: int) -> Episode:
+    """What the director made, as the episode of that number."""
     tracks = tuple(person.track() for person in stage.cast)
     ids = {id(person): number * IDS + k + 1 for k, person in enumerate(stage.cast)}
     intervals = [
         Interval(action, start, end, tuple(sorted(ids[id(person)] for person in persons)))
-        for action, start, end, persons in stage.joint_intervals
+        for action, start, end, persons in stage.events
     ]
     for person, track in zip(stage.cast, tracks, strict=True):
         intervals.extend(_own_intervals(track, ids[id(person)], skip={"fight", "fall"}))
@@ -120,41 +116,3 @@ def _own_intervals(track: Track, actor_id: int, skip: set[str]) -> list[Interval
         for action, a, b in runs
         if action not in skip
     ]
-
-
-def passer_by(stage: Set, first: int) -> Performer:
-    """Comes in, perhaps stays somewhere for a while, and leaves."""
-    rng = stage.rng
-    speed = float(np.clip(rng.normal(1.25, 0.2), 0.75, 1.8))
-    person = stage.enter(first=first)
-    if rng.random() < 0.55:
-        staying = rng.uniform(2, 7)
-        place = stage.spot(first + 3 * RATE_HZ, int((staying + 6) * RATE_HZ))
-        person.go(stage.way(person, place, speed), speed)
-        gestures = tuple(rng.choice(GESTURES, 2)) if rng.random() < 0.5 else ()
-        person.stand(staying, facing=rng.uniform(-np.pi, np.pi), gestures=gestures)
-    stage.leave(person, speed)
-    return person
-
-
-GESTURES = ("gesture_point", "gesture_come", "gesture_wide", "gesture_low", "gesture_high", "wipe")
-
-
-def crowd(stage: Set) -> Iterator[None]:
-    """People walk through, stop, look around, go on."""
-    rng = stage.rng
-    each = EPISODE_S / max(1, stage.people)
-    for k in range(stage.people * 3):
-        yield
-        first = int(rng.uniform(0, EPISODE_S) * RATE_HZ) if not stage.opening or k >= stage.people else 0
-        passer_by(stage, first)
-    del each
-
-
-def empty(stage: Set) -> Iterator[None]:
-    """Nobody."""
-    del stage
-    yield
-
-
-DIRECTORS: dict[str, Director] = {"crowd": crowd, "empty": empty}

@@ -37,9 +37,16 @@ class Fall:
     grip: float
 
 
-def random_fall(rng: np.random.Generator, kind: str | None = None) -> Fall:
-    """A fall of the kind, or of any."""
+def random_fall(
+    rng: np.random.Generator, kind: str | None = None, *, push_mps: tuple[float, float] | None = None
+) -> Fall:
+    """A fall of the kind, or of any; pushed as given (forward, left), or as it comes."""
     kind = str(rng.choice(KINDS)) if kind is None else kind
+    drawn = _draw(rng, kind)
+    return drawn if push_mps is None else replace(drawn, push_mps=push_mps)
+
+
+def _draw(rng: np.random.Generator, kind: str) -> Fall:
     sign = float(rng.choice((-1.0, 1.0)))
     save = float(rng.uniform(0.4, 1.0))
     if kind == "trip":

@@ -91,7 +91,7 @@ def places(rng: np.random.Generator, start: Array, foes: list[int], blows: list[
     """
     count = len(foes)
     wanted, stiff = _distances(rng, foes, blows, frames, reach)
-    turning = smooth(np.repeat(rng.normal(0, 0.8, (frames // 50 + 2, count)), 50, axis=0)[:frames], 0.3)
+    turning = smooth(np.repeat(rng.normal(0, 0.6, (frames // 50 + 2, count)), 50, axis=0)[:frames], 0.3)
     jostle = smooth(rng.normal(0, 1, (frames, count, 2)), 0.18) * 9.0
     pushes = [b for b in blows if b.lands and b.kind != "grapple"]
     by_frame: dict[int, list[Blow]] = {}
@@ -143,7 +143,7 @@ def _distances(
     wanted = GUARD_M * (reach / 0.56) + slow
     stiff = np.full((frames, count), 14.0)
     for blow in blows:
-        close = {"punch": 1.12, "shove": 1.02, "kick": 1.62, "grapple": 0.86}[blow.kind] * reach[blow.attacker]
+        close = {"punch": 1.30, "shove": 1.12, "kick": 1.68, "grapple": 0.98}[blow.kind] * reach[blow.attacker]
         begin = max(0, blow.at - int(0.38 * RATE_HZ))
         end = min(frames, max(blow.until, blow.at) + int(0.06 * RATE_HZ))
         wanted[begin:end, blow.attacker] = close

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from agent.simulation.gait import Mover, Plan, Pose, Take, perform, plan_along, plan_start_feet, smooth, smoothstep
 from agent.simulation.motion import RATE_HZ, MotionModel
-from agent.simulation.skeleton import UPPER, Array, Body, blend, joints_of, mirrored, random_body, turned
+from agent.simulation.skeleton import SPINE, UPPER, Array, Body, blend, mirrored, random_body
 from agent.simulation.area import travel, turn_between
 from agent.simulation.values import ACTIONS
 
@@ -104,6 +104,14 @@ class Performer:
         upper, weight = self._gesturing(n, gestures)
         self.do(plan_along(self.mover, xy, heading, upper=upper, upper_weight=weight, lean=self._idle_lean(n)), action)
 
+    def hold(self, frames: int) -> None:
+        """Stay in the last pose for a few frames, so that people start something together."""
+        pose = self.pose
+        self.add(Take(
+            np.repeat(pose.root[None], frames, axis=0), np.repeat(pose.bones[None], frames, axis=0),
+            np.repeat(pose.feet[None], frames, axis=0), np.full(frames, pose.heading),
+        ), "stand")  # fmt: skip
+
     def _sway(self, n: int) -> Array:
         """Centre of mass of quiet standing: slow, a centimetre or two, and now and then the weight goes to the other leg."""
         time = np.arange(n)[:, None] / RATE_HZ
@@ -146,6 +154,10 @@ class Performer:
         bones = np.concatenate([take.bones for take in self._takes]).astype(np.float32)
         return Track(self.body, self.first, root, bones, actions)
 
-    def path(self) -> Array:
-        """(T, 2) hips over the floor, from frame `first` on."""
-        return np.concatenate([take.root[:, :2] for take in self._takes]) if self._takes else self.xy[None]
+    def path(self) -> tuple[Array, Array]:
+        """Hips and shoulders over the floor, (T, 2) each, from frame `first` on."""
+        if not self._takes:
+            return self.xy[None], self.xy[None]
+        hips = np.concatenate([take.root[:, :2] for take in self._takes])
+        spine = np.concatenate([take.bones[:, SPINE, :2] for take in self._takes])
+        return hips, hips + spine * self.body.spine

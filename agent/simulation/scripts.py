@@ -12,14 +12,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from agent.simulation import episodes
+from agent.simulation import directors
 from agent.simulation.episodes import EPISODE_S, TAIL_S, Episode
 from agent.simulation.motion import RATE_HZ, MotionModel, load_motion_model
 from agent.simulation.skeleton import Array, joints_of, unit
 from agent.simulation.values import ACTIONS, ActorState, Interval
 from agent.types import FloatArray
 
-SCENARIOS = tuple(episodes.DIRECTORS)
+SCENARIOS = tuple(directors.DIRECTORS)
 """Names that `build_script` knows."""
 
 MAX_PEOPLE = 12
@@ -87,7 +87,7 @@ class EpisodicScript:
 
     def _make(self, number: int) -> Iterator[Episode | None]:
         rng = np.random.default_rng((self._seed & 0xFFFFFFFF, number, SCENARIOS.index(self._name)))
-        return episodes.make(self._name, rng, self._model, number=number, people=self._people)
+        return directors.make(self._name, rng, self._model, number=number, people=self._people)
 
     def _episode(self, number: int) -> Episode:
         if number in self._kept:
