@@ -28,17 +28,21 @@ _START_UTC = datetime(2026, 1, 1, tzinfo=UTC)
 class SceneStream:
     """A FrameStream of `scene` from 0 s on, every frame, at the consumer's speed.
 
-    on_truth: called with the truth of each frame just before it is handed out.
+    on_truth: called with the truth of each frame just before it is handed out. off_loop: draw on a thread; without
+    drawing that costs more than it saves.
     """
 
     live = False
     camera_id = CAMERA_ID
 
-    def __init__(self, scene: Scene, *, fps: float, seconds: float, on_truth: Callable[[Truth], None]) -> None:
+    def __init__(
+        self, scene: Scene, *, fps: float, seconds: float, on_truth: Callable[[Truth], None], off_loop: bool = True
+    ) -> None:
         self._scene = scene
         self._fps = fps
         self._count = max(1, round(seconds * fps))
         self._on_truth = on_truth
+        self._off_loop = off_loop
         self._done = 0
 
     async def frames(self) -> AsyncIterator[Frame]:
@@ -46,7 +50,7 @@ class SceneStream:
         scene = self._scene
         for n in range(self._count):
             t_s = n / self._fps
-            shot = await asyncio.to_thread(self._scene.shot, t_s)
+            shot = await asyncio.to_thread(scene.shot, t_s) if self._off_loop else scene.shot(t_s)
             stamp = FrameStamp(
                 CAMERA_ID, n, round(t_s * 1e9), _START_UTC + timedelta(seconds=t_s), scene.width, scene.height
             )

@@ -18,6 +18,7 @@ from agent.evaluate.action import ClipResult, action_report
 from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, Matching, event_figures, match, merge
 from agent.evaluate.runs.playback import SceneStream, SceneWatcher, TruthEstimator
 from agent.evaluate.scenarios import ScenePlan, SceneRun
+from agent.evaluate.sketch import SketchScene
 from agent.evaluate.strips import FRAMES, WIDTH_PX, save_strip, shrink, side_by_side
 from agent.evaluate.truth_poses import NoisyTruth
 from agent.recognition import Recognition, open_recognition
@@ -55,7 +56,7 @@ async def run_scenes(
 ) -> EventsRun:
     """Run every scene of `plan` through the services of `config` and match their events with what happened.
 
-    truth_poses: noisy truth in place of the configured pose estimator. examples: folder and number of strips of missed
+    truth_poses: noisy truth in place of pictures and the configured pose estimator. examples: folder and number of strips of missed
     incidents and false alarms. progress: called once a frame.
 
     The report: `services` (per service the figures of `event_figures`, `unseen` incidents, and `windows`: the single
@@ -149,7 +150,8 @@ async def _run_scene(
         if estimator is not None:
             estimator.tell(noise.people(truth))
 
-    stream = SceneStream(scene, fps=plan.fps, seconds=run.seconds, on_truth=on_truth)
+    stage = scene if estimator is None else SketchScene(scene.script, scene.camera)
+    stream = SceneStream(stage, fps=plan.fps, seconds=run.seconds, on_truth=on_truth, off_loop=estimator is None)
     camera = recognition.camera(stream, watcher, services=None, fps=lambda: plan.fps)
     try:
         await camera.pipeline.run()
