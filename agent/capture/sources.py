@@ -35,7 +35,7 @@ class BuiltSource:
 def build_source(config: CameraConfig) -> BuiltSource:
     """The source that `config.source` asks for; opens nothing.
 
-    Raises ConfigError for an unknown scheme, a broken plug-in, or GStreamer where OpenCV has none.
+    Raises ConfigError for an unknown scheme, a broken plug-in, bad `sim://` parameters, or GStreamer where OpenCV has none.
     """
     text = config.source.strip()
     if text.startswith("gst:"):
@@ -54,6 +54,11 @@ def build_source(config: CameraConfig) -> BuiltSource:
         from agent.capture.network import NetworkSource
 
         return BuiltSource(NetworkSource(text, config.read_timeout_s), endless=True)
+    if scheme == "sim":
+        from agent.capture.simulated import SimulatedSource, parse_simulated
+
+        simulated = SimulatedSource(parse_simulated(text, config.id))
+        return BuiltSource(simulated, endless=simulated.live)
     source = _plugin(scheme, config)
     return BuiltSource(source, endless=bool(getattr(source, "live", True)))
 
@@ -67,7 +72,7 @@ def _recorded(path: Path) -> VideoSource:
 def _plugin(scheme: str, config: CameraConfig) -> VideoSource:
     plugins = {entry.name.lower(): entry for entry in entry_points(group=PLUGIN_GROUP)}
     if scheme not in plugins:
-        known = ", ".join(f"{name}://" for name in sorted({*NETWORK_SCHEMES, "file", *plugins}))
+        known = ", ".join(f"{name}://" for name in sorted({*NETWORK_SCHEMES, "file", "sim", *plugins}))
         raise ConfigError(
             [_problem(config, f"unknown kind of source {scheme!r}", f"known: {known}, gst:, /dev/videoN")]
         )

@@ -85,7 +85,7 @@ def plugin_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: capture-plugin-for-test\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[recognizer_agent.sources]\nsim = capture_plugin_for_test:Source\nbroken = capture_plugin_for_test:Nothing\n"
+        "[recognizer_agent.sources]\nhall = capture_plugin_for_test:Source\nbroken = capture_plugin_for_test:Nothing\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "capture_plugin_for_test", raising=False)
@@ -94,7 +94,7 @@ def plugin_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("plugin_path")
 def test_a_plug_in_serves_its_scheme() -> None:
-    built = build_source(config("sim://hall?people=3"))
+    built = build_source(config("hall://north?people=3"))
     assert built.source.open().fps == 10.0
     assert built.endless is False
 
