@@ -1,0 +1,152 @@
+"""The simulated camera's pictures with their exact truth -> one shard.
+
+    python -m pose_nano.prepare_simulated --mocap data/mocap --backgrounds shards/real --scenes 1000 --first-seed 0 --out shards/simulated
+    python -m pose_nano.prepare_simulated --scripted-only --scenes 100 --first-seed 1000000 --out shards/holdout
+
+Scenes are the agent's scripted scenarios in the agent's own places, and, but for `--scripted-only`, captured poses in any company
+(`staged.py`), seen by cameras on walls and in hands, in simulated places and in front of pictures of the shard `--backgrounds`
+(its people stay labelled where nobody stands before them). Seeds of hold-out scenes must not be used for training.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from agent.simulation.scene import SimulatedScene, build_scene
+from agent.simulation.scripts import SCENARIOS, build_script
+from agent.simulation.values import Truth
+from agent.types import FloatArray, ImageArray
+from pose_nano.staged import CAST_S, StagedScript, load_motions, near_camera
+from pose_nano.store import Annotations, Sample, Shard, ShardWriter
+
+WIDTH, HEIGHT = 640, 480
+HIDDEN_WEIGHT = 0.6
+_LEAST_SHARE = 0.2
+_SCRIPTED, _NEAR, _PICTURE = 0.25, 0.5, 0.45
+
+
+def annotations_of(truth: Truth) -> Annotations:
+    """Exact labels; who hardly shows becomes an unknown region."""
+    sides = truth.boxes[:, 2:] - truth.boxes[:, :2]
+    valid = np.isfinite(truth.boxes).all(axis=1) & (sides > 1).all(axis=1)
+    labelled = (truth.visible_share >= _LEAST_SHARE) & ((truth.visibility == 2).sum(axis=1) >= 3)
+    people = Annotations(
+        boxes=truth.boxes,
+        keypoints=truth.keypoints,
+        weights=np.choose(truth.visibility, [0.0, HIDDEN_WEIGHT, 1.0]).astype(np.float32),
+        seen=np.choose(truth.visibility, [0.0, -1.0, 1.0]).astype(np.float32),
+        labelled=labelled,
+    )
+    return _rows(people, valid)
+
+
+def _rows(people: Annotations, rows: np.ndarray) -> Annotations:
+    return Annotations(
+        people.boxes[rows], people.keypoints[rows], people.weights[rows], people.seen[rows], people.labelled[rows]
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """What staged scenes are made of."""
+
+    motions: list[FloatArray]
+    backgrounds: Shard | None
+
+
+def scene_pictures(seed: int, shots: int, material: Material | None) -> Iterator[Sample]:
+    """`shots` pictures of the scene `seed`; None = scripted scenarios only."""
+    rng = np.random.default_rng([seed, 7])
+    if material is None or rng.random() < _SCRIPTED:
+        scenario = _scenario(rng)
+        people = int(rng.integers(1, 7))
+        scene = build_scene(build_script(scenario, seed=seed, people=people), seed=seed, width=WIDTH, height=HEIGHT)
+        for t_s in np.sort(rng.uniform(0, 40, shots)):
+            shot = scene.shot(float(t_s))
+            yield Sample(shot.image, annotations_of(shot.truth))
+        return
+    script = StagedScript(material.motions, seed=seed, people=int(rng.integers(1, 9)), casts=shots)
+    scene, behind = _staged_scene(script, seed, rng, material.backgrounds)
+    for cast in range(shots):
+        shot = scene.shot(cast * CAST_S + float(rng.uniform(0.1, CAST_S * 0.9)))
+        people = annotations_of(shot.truth)
+        yield Sample(shot.image, Annotations.joined([people, _still_seen(behind, people)]))
+
+
+def _scenario(rng: np.random.Generator) -> str:
+    """Any, but seldom one without people."""
+    scenario = str(rng.choice(SCENARIOS))
+    return "crowd" if scenario == "empty" and rng.random() < 0.8 else scenario
+
+
+def _staged_scene(
+    script: StagedScript, seed: int, rng: np.random.Generator, backgrounds: Shard | None
+) -> tuple[SimulatedScene, Annotations]:
+    """The scene, and who is in the picture behind it."""
+    camera = near_camera(script, rng, width=WIDTH, height=HEIGHT) if rng.random() < _NEAR else None
+    if backgrounds is None or rng.random() >= _PICTURE:
+        return build_scene(script, seed=seed, width=WIDTH, height=HEIGHT, camera=camera), Annotations.empty()
+    image, behind = _cover(backgrounds[int(rng.integers(len(backgrounds)))])
+    return build_scene(script, seed=seed, width=WIDTH, height=HEIGHT, camera=camera, background=image), behind
+
+
+def _cover(sample: Sample) -> tuple[ImageArray, Annotations]:
+    """A picture enlarged and cut so that it fills the scene."""
+    height, width = sample.image.shape[:2]
+    factor = max(HEIGHT / height, WIDTH / width)
+    size = (max(WIDTH, round(width * factor)), max(HEIGHT, round(height * factor)))
+    image = cv2.resize(sample.image, size, interpolation=cv2.INTER_LINEAR)[:HEIGHT, :WIDTH]
+    return np.ascontiguousarray(image), sample.people.scaled(factor)  # type: ignore[return-value]  # stubs
+
+
+def _still_seen(behind: Annotations, before: Annotations) -> Annotations:
+    """People of the background; key points inside somebody's box are doubtful, who has many of these is unknown."""
+    if not len(behind):
+        return behind
+    points, boxes = behind.keypoints[:, :, None], before.boxes[None, None]
+    covered = ((points > boxes[..., :2]) & (points < boxes[..., 2:])).all(axis=-1).any(axis=-1)
+    covered |= ((behind.keypoints < 0) | (behind.keypoints >= (WIDTH, HEIGHT))).any(axis=-1)
+    few = (behind.weights * ~covered > 0).sum(axis=1) >= 0.7 * (behind.weights > 0).sum(axis=1)
+    return replace(
+        behind,
+        boxes=np.clip(behind.boxes, 0, np.array([WIDTH, HEIGHT] * 2, np.float32)),
+        weights=behind.weights * ~covered,
+        seen=np.where(covered, -1, behind.seen).astype(np.float32),
+        labelled=behind.labelled & few,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mocap", type=Path)
+    parser.add_argument("--backgrounds", type=Path, help="shard of real pictures to put people on")
+    parser.add_argument("--scripted-only", action="store_true", help="only the agent's scenarios: for hold-out scenes")
+    parser.add_argument("--scenes", type=int, required=True)
+    parser.add_argument("--shots", type=int, default=6, help="pictures per scene")
+    parser.add_argument("--first-seed", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    material = None
+    if not arguments.scripted_only:
+        if arguments.mocap is None:
+            parser.error("--mocap is needed for staged scenes")
+        backgrounds = Shard(arguments.backgrounds) if arguments.backgrounds else None
+        material = Material(load_motions(arguments.mocap), backgrounds)
+    writer, people = ShardWriter(arguments.out, arguments.scenes * arguments.shots), 0
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.scenes):
+        for sample in scene_pictures(seed, arguments.shots, material):
+            writer.add(sample.image, sample.people)
+            people += len(sample.people)
+    print(f"{len(writer)} pictures, {people} people")
+    writer.close()
+
+
+if __name__ == "__main__":
+    main()

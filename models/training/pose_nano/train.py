@@ -1,0 +1,205 @@
+"""Trains `pose-nano`; goes on where a stopped run was.
+
+    python -m pose_nano.train --run runs/pose-nano --source shards/real:1 --source shards/sim:1 \
+        --canvas 192x256 --batch 24 --finish-at 60000 [--decay 10000]
+
+RUN/last.pt holds everything: weights, their average, optimiser, how many pictures were seen (data order follows from it).
+The rate is constant after a warm-up and falls to nothing over the last `--decay` pictures before `--finish-at`
+(warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395), so a run that is to go on later is kept without decay.
+RUN/log.csv gets a row per `--report` steps. A GPU is used when there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pose_nano.augment import Recipe
+from pose_nano.losses import WEIGHTS, Batch, losses, total
+from pose_nano.network import PoseNano
+from pose_nano.stream import Source, Views, batches
+
+WARM_UP = 6_000
+"""Pictures until the rate is full."""
+AVERAGE = 0.998
+"""Per step, of the weights' moving average, which is what ships."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rates. finish_at, decay: pictures."""
+
+    rate: float
+    finish_at: int
+    decay: int
+
+    def at(self, seen: int) -> float:
+        """The rate after `seen` pictures."""
+        left = (self.finish_at - seen) / self.decay if self.decay else 1.0
+        return self.rate * min(1.0, (seen + 1) / WARM_UP) * max(0.0, min(1.0, left))
+
+
+class Trainer:
+    """Network, average, optimiser and count; everything that a checkpoint holds."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        self.device, self.plan = device, plan
+        self.network = PoseNano().to(device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(requires_grad=False)
+        decayed = [p for p in self.network.parameters() if p.ndim > 1]
+        others = [p for p in self.network.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.99))
+        self.seen = self.steps = 0
+
+    def step(self, image: Tensor, batch: Batch) -> dict[str, float]:
+        """One step on one batch; the parts of the loss and `total`."""
+        self.network.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.plan.at(self.seen)
+        batch = Batch(**{f.name: getattr(batch, f.name).to(self.device) for f in fields(Batch)})
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
+            maps = self.network(image.to(self.device))
+        parts = losses(maps, batch)
+        loss = total(parts)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimiser.step()
+        self.seen += len(image)
+        self.steps += 1
+        self._update_average()
+        return {name: float(value.detach()) for name, value in parts.items()} | {"total": float(loss.detach())}
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        keep = min(AVERAGE, (1 + self.steps) / (10 + self.steps))
+        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
+            if mean.dtype.is_floating_point:
+                mean.lerp_(value, 1 - keep)
+            else:
+                mean.copy_(value)
+
+    def save(self, file: Path) -> None:
+        """Write everything, whole or not at all."""
+        content = {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "seen": self.seen,
+            "steps": self.steps,
+        }
+        partial = file.with_suffix(".partial")
+        torch.save(content, partial)
+        partial.replace(file)
+
+    def load(self, file: Path) -> None:
+        """Go on from a checkpoint of `save`."""
+        content: dict[str, Any] = torch.load(file, map_location=self.device, weights_only=True)
+        self.network.load_state_dict(content["network"])
+        self.average.load_state_dict(content["average"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.seen, self.steps = content["seen"], content["steps"]
+
+
+class Log:
+    """Means of the losses since the last row, as a table on disk."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._sums, self._count, self._since = file, dict.fromkeys((*WEIGHTS, "total"), 0.0), 0, time.time()
+
+    def add(self, parts: dict[str, float]) -> None:
+        """Count one step."""
+        self._sums = {name: value + parts[name] for name, value in self._sums.items()}
+        self._count += 1
+
+    def write(self, seen: int, size: int, rate: float) -> None:
+        """Add a row and start anew."""
+        means = {name: round(value / self._count, 4) for name, value in self._sums.items()}
+        speed = self._count * size / (time.time() - self._since)
+        row = {"seen": seen, **means, "rate": f"{rate:.2e}", "per_second": round(speed, 1)}
+        fresh = not self._file.exists()
+        with self._file.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+        print(row, flush=True)
+        self._sums, self._count, self._since = dict.fromkeys(self._sums, 0.0), 0, time.time()
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Until `finish_at` pictures were seen."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(arguments.seed)
+    trainer = Trainer(Plan(arguments.rate, arguments.finish_at, arguments.decay), device)
+    run: Path = arguments.run
+    run.mkdir(parents=True, exist_ok=True)
+    last = run / "last.pt"
+    if last.exists():
+        trainer.load(last)
+        print(f"going on after {trainer.seen} pictures", flush=True)
+    recipe = Recipe(canvas=arguments.canvas, zoom=arguments.zoom, mosaic=arguments.mosaic)
+    views = Views(arguments.source, recipe, arguments.seed)
+    log, saved = Log(run / "log.csv"), time.monotonic()
+    stream = batches(views, trainer.seen, arguments.batch, workers=arguments.workers, core=arguments.worker_core)
+    for image, batch in stream:
+        log.add(trainer.step(image, batch))
+        if trainer.steps % arguments.report == 0:
+            log.write(trainer.seen, arguments.batch, trainer.plan.at(trainer.seen))
+        done = trainer.seen >= arguments.finish_at
+        if done or time.monotonic() - saved > arguments.save_s:
+            trainer.save(last)
+            saved = time.monotonic()
+        if done:
+            return
+
+
+def _source(text: str) -> Source:
+    folder, _, share = text.rpartition(":")
+    return Source(Path(folder), float(share))
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width)
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition("-")
+    return float(low), float(high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--source", type=_source, action="append", required=True, metavar="SHARD:SHARE")
+    parser.add_argument("--canvas", type=_size, default=(288, 384), metavar="HxW")
+    parser.add_argument("--zoom", type=_range, default=(0.55, 1.8), metavar="LOW-HIGH")
+    parser.add_argument("--mosaic", type=float, default=0.25)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--finish-at", type=int, required=True)
+    parser.add_argument("--decay", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--worker-core", type=int)
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: its own choice")
+    parser.add_argument("--report", type=int, default=50, help="steps")
+    parser.add_argument("--save-s", type=float, default=120.0)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    train(arguments)
+
+
+if __name__ == "__main__":
+    main()
