@@ -21,7 +21,7 @@ from agent.evaluate.action import ClipColumns, action_report, read_clips, read_p
 from agent.evaluate.gate import check, read_bars
 from agent.evaluate.output import clear_pictures, pictures_of, prepare, write_page, write_report
 from agent.evaluate.pose import read_coco
-from agent.evaluate.runs.clips import Examples, run_clips
+from agent.evaluate.runs.clips import Examples, only_service, run_clips
 from agent.evaluate.runs.images import evaluate_pose
 from agent.evaluate.runs.scenes import run_scenes
 from agent.evaluate.scenarios import plan_of, read_plan
@@ -32,19 +32,18 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Measured:
-    """A report and what belongs beside it. problems: what could not be measured (exit 1), warnings: what to know."""
+    """A report and what belongs beside it. failed: how much could not be measured, which the user has been told."""
 
     report: dict[str, Any]
     models: dict[str, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    failed: int = 0
     pictures: dict[str, Path] = field(default_factory=dict)
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Measure, write report and page, print the main figures, hold them against the gate."""
     if wrong := _unpaired(args):
-        print(f"error: {wrong}", file=sys.stderr)
+        _tell(f"error: {wrong}")
         return EXIT_USAGE
     config = load_config(args.config, env=env)
     bars = read_bars(args.gate, args.bars or _bars_name(args)) if args.gate else None
@@ -60,14 +59,16 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     write_report(args.report, report)
     missing = write_page(args.report, args.what, report, extra=measured.pictures, gate=outcomes)
     _print_figures(report)
-    for warning in [*measured.warnings, *([missing] if missing else [])]:
-        print(f"warning: {warning}", file=sys.stderr)
-    for problem in measured.problems:
-        print(f"error: {problem}", file=sys.stderr)
+    if missing:
+        _tell(f"warning: {missing}")
     missed = [one for one in outcomes or () if not one.passed]
     for one in missed:
-        print(f"missed: {one}", file=sys.stderr)
-    return EXIT_FAILED if measured.problems or missed else EXIT_GOOD
+        _tell(f"missed: {one}")
+    return EXIT_FAILED if measured.failed or missed else EXIT_GOOD
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _about(measured: Measured, note: str) -> dict[str, Any]:
@@ -114,8 +115,9 @@ def _pose(config: AgentConfig, args: argparse.Namespace) -> Measured:
     report, _ = evaluate_pose(
         config, truth, score_threshold=args.score_threshold, progress=lambda ids: _shown("images", ids)
     )
-    problems = [f"{name} is no image that can be read; left out" for name in report["unreadable"]]
-    return Measured(report, models={"pose": report["model"]}, problems=problems)
+    for name in report["unreadable"]:
+        _tell(f"error: {name} is no image that can be read; left out")
+    return Measured(report, {"pose": report["model"]}, failed=len(report["unreadable"]))
 
 
 def _tracking(config: AgentConfig, args: argparse.Namespace) -> Measured:
@@ -128,19 +130,20 @@ def _action(config: AgentConfig, args: argparse.Namespace) -> Measured:
     if args.predictions is not None:
         results = read_predictions(args.predictions, columns)
         return Measured(action_report(results, args.service, threshold=args.threshold))
+    only = only_service(config, args.service)
     clips = read_clips(args.data, columns, args.sources)
     clear_pictures(args.report)
     run = asyncio.run(
         run_clips(
-            config,
-            args.service,
+            only,
             clips,
+            _tell,
             examples=Examples(pictures_of(args.report), args.examples),
             progress=lambda items: _shown("clips", items),
         )
     )
     report = action_report(run.results, args.service, threshold=args.threshold)
-    return Measured(report, run.models, run.problems, run.warnings, run.strips)
+    return Measured(report, run.models, run.failed, run.strips)
 
 
 def _events(config: AgentConfig, args: argparse.Namespace) -> Measured:
@@ -158,7 +161,9 @@ def _events(config: AgentConfig, args: argparse.Namespace) -> Measured:
                 progress=lambda: bar.advance(task),
             )
         )
-    return Measured(run.report, run.models, run.problems, pictures=run.strips)
+    for problem in run.problems:
+        _tell(f"error: {problem}")
+    return Measured(run.report, run.models, len(run.problems), run.strips)
 
 
 _MEASURE = {"pose": _pose, "tracking": _tracking, "action": _action, "events": _events}

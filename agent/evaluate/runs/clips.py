@@ -25,11 +25,10 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class ClipRun:
-    """results: of all clips that could be read; problems, warnings: what to tell the user; strips: title -> file."""
+    """results: of all clips that could be read; failed: clips with a problem; strips: title -> file."""
 
     results: list[ClipResult]
-    problems: list[str]
-    warnings: list[str]
+    failed: int
     strips: dict[str, Path]
     models: dict[str, str]
 
@@ -46,51 +45,60 @@ class _Watcher(ScoreCollector):
             self.strips.add(frame, people, tracks)
 
 
+def only_service(config: AgentConfig, service: str) -> AgentConfig:
+    """`config` with this service alone. Raises ConfigError when there is none of that name."""
+    if service not in config.services:
+        known = ", ".join(config.services) or "none"
+        raise ConfigError([ConfigProblem(f"there is no service {service!r}", path="services", hint=f"known: {known}")])
+    return config.model_copy(update={"services": {service: config.services[service]}})
+
+
 async def run_clips(
     config: AgentConfig,
-    service: str,
     clips: Sequence[Clip],
+    tell: Callable[[str], None],
     *,
     examples: Examples | None = None,
     progress: Callable[[Sequence[Clip]], Iterable[Clip]] = iter,
 ) -> ClipRun:
-    """Classify `clips` with `service`. A clip that cannot be read is left out and a problem.
+    """Classify `clips` with the one service of `config` (see `only_service`).
 
-    A clip with failed inferences is a problem too, though its probability counts: it is not what the model would have said.
-    Raises ConfigError (no such service), ModelError, DataError (not one clip could be read).
+    tell: takes a line for the user about a clip that cannot be read (it is left out), that is damaged, or on which
+    inferences failed (its probability counts, but it is not what the model would have said).
+    Raises ModelError, DataError (not one clip could be read).
     """
-    if service not in config.services:
-        known = ", ".join(config.services) or "none"
-        raise ConfigError([ConfigProblem(f"there is no service {service!r}", path="services", hint=f"known: {known}")])
-    only = config.model_copy(update={"services": {service: config.services[service]}})
+    (service,) = config.services
     worst = _Worst(examples)
-    run = ClipRun([], [], [], {}, {})
-    async with open_recognition(only) as recognition:
-        run.models.update(recognition.models)
+    results: list[ClipResult] = []
+    failed = 0
+    async with open_recognition(config) as recognition:
+        models = recognition.models
         for clip in progress(clips):
-            await _run_clip(recognition, service, clip, run, worst)
-    if not run.results:
-        raise DataError(f"none of the {len(clips)} clips could be read, the first: {run.problems[0]}")
-    run.strips.update(worst.save())
-    return run
+            watcher = _Watcher(service, StripMaker() if worst.wanted else None)
+            if not await _run_clip(recognition, clip, watcher, tell):
+                failed += 1
+                continue
+            failed += bool(watcher.failures)
+            results.append(ClipResult(clip.file, clip.label, watcher.probability, clip.source))
+            if watcher.strips is not None:
+                worst.offer(results[-1], service, watcher.strips.strip())
+    if not results:
+        raise DataError(f"none of its {len(clips)} clips could be read")
+    return ClipRun(results, failed, worst.save(), models)
 
 
-async def _run_clip(recognition: Recognition, service: str, clip: Clip, run: ClipRun, worst: _Worst) -> None:
-    watcher = _Watcher(service, StripMaker() if worst.wanted else None)
+async def _run_clip(recognition: Recognition, clip: Clip, watcher: _Watcher, tell: Callable[[str], None]) -> bool:
+    """Whether the clip could be read."""
     try:
         lost = await run_video(recognition, clip.path, watcher)
     except SourceError as error:
-        run.problems.append(str(error))
-        return
+        tell(f"error: {error}")
+        return False
     if watcher.failures:
-        count, first = len(watcher.failures), watcher.failures[0]
-        run.problems.append(f"{clip.path}: {count} failed inferences, the first: {first}")
+        tell(f"error: {clip.path}: {len(watcher.failures)} failed inferences, the first: {watcher.failures[0]}")
     if lost:
-        run.warnings.append(lost)
-    result = ClipResult(clip.file, clip.label, watcher.probability, clip.source)
-    run.results.append(result)
-    if watcher.strips is not None:
-        worst.offer(result, service, watcher.strips.strip())
+        tell(f"warning: {lost}")
+    return True
 
 
 class _Worst:

@@ -38,7 +38,7 @@ _IDLE = frozenset({"stand", "walk", "talk"})
 
 @dataclass(frozen=True, slots=True)
 class EventsRun:
-    """report: see `run_scenes`; strips: title -> file of the worst mistakes."""
+    """report: see `run_scenes`; problems: inferences that failed; strips: title -> file of the worst mistakes."""
 
     report: dict[str, Any]
     models: dict[str, str]
