@@ -175,7 +175,7 @@ def _choice(name: str, text: str) -> str:
     return text
 
 
-def _yes_or_no(name: str, text: str) -> bool:
+def _yes_or_no(name: str, text: str) -> bool:  # noqa: ARG001  readers are called alike
     if text not in ("yes", "no"):
         raise ValueError("yes or no")
     return text == "yes"

@@ -102,7 +102,7 @@ def choose_place(
     if occluders:
         _occlude(builder, points, place, ceiling)
     ambience = _ambience(rng, shell, camera, indoors=indoors, night=dark)
-    brightness = float(rng.uniform(45, 80) if dark else rng.uniform(88, 132))
+    brightness = float(rng.uniform(58, 95) if dark else rng.uniform(88, 132))
     backdrop, gain = build_backdrop(shell, tuple(builder.blocks), ambience, camera, brightness=brightness)
     if dark:
         grey = backdrop.image.mean(axis=2, keepdims=True).astype(np.uint8)

@@ -113,7 +113,7 @@ def hang_camera(points: FloatArray, rng: np.random.Generator, *, width: int, hei
     azimuth = np.radians(rng.normal(-90, 28))
     fov = np.radians(rng.uniform(48, 88))
     focal = width / 2 / np.tan(fov / 2)
-    size_px = np.clip(_PERSON_M * width * rng.uniform(0.85, 1.5) / (2 * radius), 0.22 * height, 0.68 * height)
+    size_px = np.clip(_PERSON_M * width * rng.uniform(1.0, 1.9) / (2 * radius), 0.24 * height, 0.68 * height)
     distance = max(focal * _PERSON_M / float(size_px), radius + 0.9, 3.0)
     focal = float(size_px) * distance / _PERSON_M
     elevation = np.radians(rng.uniform(12, 36))

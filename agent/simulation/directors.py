@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from agent.simulation.activities import EXERCISES, REACH, STOOP, exercise, kneel, lie_down, mimic, sit, tie_shoe
 from agent.simulation.area import inside, towards
 from agent.simulation.episodes import EPISODE_S, Episode, Set, finished
 from agent.simulation.falling import fall_down, get_up, lie, random_fall
 from agent.simulation.fighting import Blow, fight, random_temper
+from agent.simulation.meetings import MEETINGS, meet, talk
 from agent.simulation.motion import RATE_HZ, MotionModel
 from agent.simulation.performer import Performer
 from agent.simulation.skeleton import Array
@@ -22,7 +24,9 @@ GESTURES = ("gesture_point", "gesture_come", "gesture_wide", "gesture_low", "ges
 STAY_S = 12.0  # a passer-by is on stage about this long
 
 
-def make(name: str, rng: np.random.Generator, model: MotionModel, *, number: int, people: int) -> Iterator[Episode | None]:
+def make(
+    name: str, rng: np.random.Generator, model: MotionModel, *, number: int, people: int
+) -> Iterator[Episode | None]:
     """Steps of the work (None), then the episode."""
     stage = Set(rng, model, people, opening=number == 0)
     for _ in DIRECTORS[name](stage):
@@ -81,11 +85,13 @@ def _centre(rng: np.random.Generator) -> Array:
     return np.array([rng.uniform(-1.6, 1.6), rng.uniform(-1.0, 1.2)])
 
 
-def one_falls(stage: Set, first: int, *, lying_s: float, at: Array | None = None, wait_s: float = 0.0) -> Iterator[None]:
+def one_falls(
+    stage: Set, first: int, *, lying_s: float, at: Array | None = None, kind: str | None = None
+) -> Iterator[None]:
     """Somebody comes, falls, lies, gets up and leaves."""
     rng = stage.rng
     person = stage.enter(first=first, at=at)
-    fall = random_fall(rng)
+    fall = random_fall(rng, kind)
     speed = _speed(rng)
     goal = _centre(rng)
     if fall.kind in {"trip", "slip"}:
@@ -93,7 +99,7 @@ def one_falls(stage: Set, first: int, *, lying_s: float, at: Array | None = None
     else:
         if at is None or rng.random() < 0.5:
             person.go(stage.way(person, goal, speed), speed)
-        person.stand(rng.uniform(0.6, 2.5) + wait_s, gestures=_gestures(rng, 1) if rng.random() < 0.3 else ())
+        person.stand(rng.uniform(0.6, 2.5), gestures=_gestures(rng, 1) if rng.random() < 0.3 else ())
     onset = person.now
     for _ in fall_down(person, fall):
         yield
@@ -216,10 +222,226 @@ def fights(stage: Set) -> Iterator[None]:
     yield from passers_by(stage, max(0, stage.people - count - watching))
 
 
+def _drop_in(stage: Set, first: int, at: Array | None = None) -> Performer:
+    """Somebody who has come to a place of their own and stands there."""
+    rng = stage.rng
+    person = stage.enter(first=first, at=at)
+    if at is None or rng.random() < 0.5:
+        speed = _speed(rng)
+        person.go(stage.way(person, stage.spot(first + 4 * RATE_HZ, 12 * RATE_HZ), speed), speed)
+    person.stand(rng.uniform(0.3, 1.5), facing=rng.uniform(-np.pi, np.pi))
+    return person
+
+
+def _sits(stage: Set, person: Performer) -> None:
+    rng = stage.rng
+    quick = rng.random() < 0.5
+    sit(
+        person,
+        rng.uniform(2, 9),
+        down_s=rng.uniform(0.45, 0.7) if quick else rng.uniform(1.2, 2.2),
+        up_s=rng.uniform(0.8, 2.2),
+    )
+
+
+def _bends(stage: Set, person: Performer) -> None:
+    rng = stage.rng
+    for _ in range(int(rng.integers(1, 4))):
+        if rng.random() < 0.3:
+            tie_shoe(person, rng.uniform(1.5, 5))
+        else:
+            mimic(
+                person,
+                str(rng.choice(STOOP)),
+                "bend",
+                speed=rng.uniform(0.8, 1.4),
+                pause_s=rng.uniform(0, 1.5),
+                flip=bool(rng.random() < 0.5),
+            )
+        if rng.random() < 0.4:
+            mimic(person, str(rng.choice(REACH)), "stand", speed=rng.uniform(0.8, 1.2), flip=bool(rng.random() < 0.5))
+
+
+def _exercises(stage: Set, person: Performer) -> None:
+    rng = stage.rng
+    for _ in range(int(rng.integers(1, 3))):
+        exercise(person, str(rng.choice(EXERCISES)), rng.uniform(4, 8))
+
+
+def _goes_down(stage: Set, person: Performer) -> None:
+    """Kneels, or lies down to rest or stretch, on purpose and with care."""
+    rng = stage.rng
+    if rng.random() < 0.5:
+        kneel(person, rng.uniform(2, 5))
+    else:
+        lie_down(person, rng.uniform(3, 8), speed=rng.uniform(0.45, 0.75))
+        get_up(person, speed=rng.uniform(0.6, 0.9))
+
+
+_ALONE: dict[str, Callable[[Set, Performer], None]] = {
+    "sit": _sits,
+    "bend": _bends,
+    "exercise": _exercises,
+    "down": _goes_down,
+}
+
+
+def alone(stage: Set, first: int, what: str, *, here: bool = False) -> Iterator[None]:
+    """Somebody comes, does something of `_ALONE`, and leaves."""
+    person = _drop_in(stage, first, stage.spot(first, 10 * RATE_HZ) if here else None)
+    yield
+    _ALONE[what](stage, person)
+    person.stand(stage.rng.uniform(0.3, 1.5))
+    stage.leave(person, _speed(stage.rng))
+    yield
+
+
+def together(stage: Set, first: int, kinds: tuple[str, ...], *, near: bool = False) -> Iterator[None]:
+    """Two meet, greet each other in one of `kinds` ways, talk, perhaps again, and part."""
+    rng = stage.rng
+    centre = stage.spot(first + 3 * RATE_HZ, 14 * RATE_HZ, margin=1.4)
+    pair = _meet(stage, 2, centre, first, rng.uniform(1.0, 1.3), near=near)
+    yield
+    for _ in range(int(rng.integers(1, 3))):
+        meet((pair[0], pair[1]), str(rng.choice(kinds)), rng)
+        yield
+        talk(pair, rng.uniform(1.5, 6), rng, GESTURES)
+        yield
+    for person in pair:
+        stage.leave(person, _speed(rng))
+        yield
+
+
+def group_talks(stage: Set, first: int, count: int) -> Iterator[None]:
+    """Two to four people talk with their hands."""
+    rng = stage.rng
+    centre = stage.spot(first + 3 * RATE_HZ, 16 * RATE_HZ, margin=1.4)
+    group = _meet(stage, count, centre, first, rng.uniform(1.0, 1.5), near=False)
+    yield
+    talk(group, rng.uniform(6, 14), rng, GESTURES)
+    for person in group:
+        stage.leave(person, _speed(rng))
+        yield
+
+
+def runs_past(stage: Set, first: int) -> Iterator[None]:
+    """Somebody is in a hurry."""
+    rng = stage.rng
+    person = stage.enter(first=first)
+    stage.leave(person, rng.uniform(2.5, 3.8))
+    yield
+
+
+def children_chase(stage: Set, first: int) -> Iterator[None]:
+    """Two children run after each other; the second touches the first now and then."""
+    rng = stage.rng
+    speed = rng.uniform(2.2, 2.9)
+    route = [inside(rng, 1.0) for _ in range(int(rng.integers(4, 7)))]
+    for k in range(2):
+        child = stage.enter(first=first + int(k * rng.uniform(0.6, 1.1) * RATE_HZ), child=True)
+        child.go([point + rng.normal(0, 0.15, 2) for point in route], speed, end_speed=1.5)
+        stage.leave(child, 2.2)
+        yield
+
+
+def _of(what: str) -> Director:
+    """Director of a scenario in which people do one thing alone."""
+
+    def direct(stage: Set) -> Iterator[None]:
+        count = max(1, min(stage.people, 3))
+        for k in range(count + 1):
+            here = stage.opening and k == 0
+            first = 0 if here else int((k + stage.rng.uniform(0, 0.8)) * EPISODE_S / (count + 1) * RATE_HZ)
+            yield from alone(stage, first, what, here=here)
+        yield from passers_by(stage, max(0, stage.people - 2))
+
+    return direct
+
+
+def hugs(stage: Set) -> Iterator[None]:
+    """People meet: hugs, handshakes, clapping hands, dances."""
+    for k in range(2):
+        first = 0 if stage.opening and k == 0 else int((k * 18 + stage.rng.uniform(0, 4)) * RATE_HZ)
+        yield from together(
+            stage, first, ("hug", "hug", "handshake", "high_five", "pat", "dance"), near=stage.opening and k == 0
+        )
+    yield from passers_by(stage, max(0, stage.people - 2))
+
+
+def _harmless(stage: Set, first: int) -> Iterator[None]:
+    """Any of the things that look a little like a fall or a fight."""
+    rng = stage.rng
+    choice = str(
+        rng.choice(
+            ("sit", "bend", "exercise", "down", "meet", "talk", "run", "children"),
+            p=(0.17, 0.17, 0.12, 0.12, 0.2, 0.08, 0.07, 0.07),
+        )
+    )
+    if choice in _ALONE:
+        yield from alone(stage, first, choice)
+    elif choice == "meet":
+        yield from together(stage, first, MEETINGS)
+    elif choice == "talk":
+        yield from group_talks(stage, first, int(rng.integers(2, 4)))
+    elif choice == "run":
+        yield from runs_past(stage, first)
+    else:
+        yield from children_chase(stage, first)
+
+
+def near_misses(stage: Set) -> Iterator[None]:
+    """All harmless things, mixed."""
+    count = 3 + stage.people // 2
+    if stage.opening:
+        yield from alone(stage, 0, str(stage.rng.choice(tuple(_ALONE))), here=True)
+    for k in range(count):
+        yield from _harmless(stage, int((k + stage.rng.uniform(0, 0.8)) * EPISODE_S / count * RATE_HZ))
+    yield from passers_by(stage, max(0, stage.people - 3))
+
+
+def mixed(stage: Set) -> Iterator[None]:
+    """The demo: first a fight within 15 s and a fall by 40 s with the person lying for 6 s and more; later any order."""
+    rng = stage.rng
+    if stage.opening:
+        yield from people_fight(stage, 0, 2, rng.uniform(9.8, 11), near=True, knock_down=False)
+        yield from one_falls(
+            stage, int(17 * RATE_HZ), lying_s=rng.uniform(9, 13), kind=str(rng.choice(("trip", "side", "faint")))
+        )
+    else:
+        plays = [people_fight, one_falls, together, together]
+        for k, play in enumerate(rng.permutation(len(plays))[: 2 + (stage.people > 2)]):
+            first = int((k * 14 + rng.uniform(0, 5)) * RATE_HZ)
+            yield from _play(stage, int(play), first)
+    yield from alone(stage, int(rng.uniform(14, 30) * RATE_HZ), str(rng.choice(("sit", "bend", "exercise"))))
+    yield from passers_by(stage, max(0, stage.people - 3))
+
+
+def _play(stage: Set, number: int, first: int) -> Iterator[None]:
+    rng = stage.rng
+    if number == 0:
+        count = min(max(2, stage.people), int(rng.choice((2, 3), p=(0.75, 0.25))))
+        yield from people_fight(
+            stage, first, count, rng.uniform(8, 14), near=False, knock_down=bool(rng.random() < 0.4)
+        )
+    elif number == 1:
+        yield from one_falls(stage, first, lying_s=rng.uniform(2, 14))
+    elif number == 2:
+        yield from together(stage, first, MEETINGS)
+    else:
+        yield from _harmless(stage, first)
+
+
 DIRECTORS: dict[str, Director] = {
     "crowd": crowd,
     "fight": fights,
     "fall": fall,
     "fall-rise": fall_rise,
+    "hug": hugs,
+    "sit": _of("sit"),
+    "bend": _of("bend"),
+    "exercise": _of("exercise"),
+    "near-misses": near_misses,
+    "mixed": mixed,
     "empty": empty,
 }
+"""Scenario name -> director."""

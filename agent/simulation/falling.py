@@ -50,14 +50,54 @@ def _draw(rng: np.random.Generator, kind: str) -> Fall:
     sign = float(rng.choice((-1.0, 1.0)))
     save = float(rng.uniform(0.4, 1.0))
     if kind == "trip":
-        return Fall(kind, (rng.uniform(0.6, 1.0), rng.normal(0, 0.12)), rng.uniform(-0.6, 0.0), rng.uniform(0.25, 0.5), rng.uniform(0.15, 0.4), save, 1.2)
+        return Fall(
+            kind,
+            (rng.uniform(0.6, 1.0), rng.normal(0, 0.12)),
+            rng.uniform(-0.6, 0.0),
+            rng.uniform(0.25, 0.5),
+            rng.uniform(0.15, 0.4),
+            save,
+            1.2,
+        )
     if kind == "slip":
-        return Fall(kind, (rng.uniform(-1.3, -0.7), rng.normal(0, 0.15)), rng.uniform(1.4, 2.4), rng.uniform(0.45, 0.8), rng.uniform(0.15, 0.3), save, 0.05)
+        return Fall(
+            kind,
+            (rng.uniform(-1.3, -0.7), rng.normal(0, 0.15)),
+            rng.uniform(1.4, 2.4),
+            rng.uniform(0.45, 0.8),
+            rng.uniform(0.15, 0.3),
+            save,
+            0.05,
+        )
     if kind == "side":
-        return Fall(kind, (rng.normal(0, 0.15), sign * rng.uniform(0.75, 1.1)), 0.0, rng.uniform(0.3, 0.6), rng.uniform(0.2, 0.5), save, 1.0)
+        return Fall(
+            kind,
+            (rng.normal(0, 0.15), sign * rng.uniform(0.75, 1.1)),
+            0.0,
+            rng.uniform(0.3, 0.6),
+            rng.uniform(0.2, 0.5),
+            save,
+            1.0,
+        )
     if kind == "back":
-        return Fall(kind, (rng.uniform(-1.2, -0.75), rng.normal(0, 0.15)), 0.0, rng.uniform(0.25, 0.5), rng.uniform(0.15, 0.4), save, 0.9)
-    return Fall("faint", (rng.normal(0.15, 0.25), rng.normal(0, 0.25)), 0.0, rng.uniform(0.0, 0.1), rng.uniform(0.2, 0.45), 0.0, 0.9)
+        return Fall(
+            kind,
+            (rng.uniform(-1.2, -0.75), rng.normal(0, 0.15)),
+            0.0,
+            rng.uniform(0.25, 0.5),
+            rng.uniform(0.15, 0.4),
+            save,
+            0.9,
+        )
+    return Fall(
+        "faint",
+        (rng.normal(0.15, 0.25), rng.normal(0, 0.25)),
+        0.0,
+        rng.uniform(0.0, 0.1),
+        rng.uniform(0.2, 0.45),
+        0.0,
+        0.9,
+    )
 
 
 def _arms(body_height: float, forward: float, side: float, up: float, bend: float) -> Array:
@@ -86,7 +126,9 @@ def schedule_of(fall: Fall, doll: Ragdoll, rng: np.random.Generator) -> ragdoll.
     for knee, ankle, share, sign in ((5, 7, bent[0], 1.0), (6, 8, bent[1], -1.0)):
         angle = share * 1.2
         saving[knee] = np.array([np.sin(angle) * 0.245 * h, sign * 0.06 * h, -0.144 * h - np.cos(angle) * 0.245 * h])
-        saving[ankle] = saving[knee] + np.array([-np.sin(angle * 0.7) * 0.24 * h, sign * 0.01 * h, -np.cos(angle * 0.7) * 0.24 * h])
+        saving[ankle] = saving[knee] + np.array(
+            [-np.sin(angle * 0.7) * 0.24 * h, sign * 0.01 * h, -np.cos(angle * 0.7) * 0.24 * h]
+        )
     delay = rng.uniform(0.12, 0.25)
 
     def tone(t: float) -> Tone:
@@ -111,7 +153,14 @@ def lose_balance(doll: Ragdoll, fall: Fall, heading: float) -> None:
     if fall.kind == "trip":  # the feet are held, the rest goes on
         doll.velocity[[P_ANKLE_L, P_ANKLE_R]] *= 0.2
         doll.velocity[[P_KNEE_L, P_KNEE_R]] *= 0.55
-    for particle, share in ((P_SHOULDER_L, 1.0), (P_SHOULDER_R, 1.0), (P_HEAD, 1.1), (P_BELLY, 0.8), (P_HIP_L, 0.6), (P_HIP_R, 0.6)):
+    for particle, share in (
+        (P_SHOULDER_L, 1.0),
+        (P_SHOULDER_R, 1.0),
+        (P_HEAD, 1.1),
+        (P_BELLY, 0.8),
+        (P_HIP_L, 0.6),
+        (P_HIP_R, 0.6),
+    ):
         doll.velocity[particle] += push * share
     for particle in (P_ANKLE_L, P_ANKLE_R):
         doll.velocity[particle] += ahead * fall.feet_mps
@@ -127,15 +176,17 @@ def fall_down(person: Performer, fall: Fall) -> Iterator[None]:
         if take is None:
             yield
         else:
-            person.add(_above_floor(person, take), "fall")
+            person.add(above_floor(person, take), "fall")
 
 
-_FLESH_M = np.array([0.02, 0.03, 0.03, 0.04, 0.04, 0.06, 0.06, 0.02, 0.02, 0.02, 0.02, 0.07, 0.07, 0.04, 0.04, 0.03, 0.03])
+_FLESH_M = np.array(
+    [0.02, 0.03, 0.03, 0.04, 0.04, 0.06, 0.06, 0.02, 0.02, 0.02, 0.02, 0.07, 0.07, 0.04, 0.04, 0.03, 0.03]
+)
 """Least height of each key point over the floor: what lies between bone and floor."""
 
 
-def _above_floor(person: Performer, take: Take) -> Take:
-    """Raised where exact bones would dip below the floor."""
+def above_floor(person: Performer, take: Take) -> Take:
+    """The take, raised where exact bones would dip below the floor."""
     joints = joints_of(Lengths([person.body]).table[0][None], take.root, take.bones)
     lift = np.maximum((_FLESH_M - joints[..., 2]).max(axis=1), 0)
     if not lift.any():
@@ -160,36 +211,44 @@ def lie(person: Performer, seconds: float) -> None:
     root = np.repeat(pose.root[None], n, axis=0)
     root[:, 2] += 0.004 * np.sin(2 * np.pi * 0.27 * np.arange(n) / RATE_HZ) * onset[:, 0, 0]
     take = Take(root, bones, np.repeat(pose.feet[None], n, axis=0), np.full(n, pose.heading))
-    person.add(_above_floor(person, take), "lie")
+    person.add(above_floor(person, take), "lie")
 
 
 def get_up(person: Performer, *, speed: float = 1.0) -> None:
     """From lying to standing: gathers the limbs, then as captured, over hands and knees or over the seat."""
     name = "rise_prone" if _faces_down(person.pose) else "rise_supine"
-    primitive = person.mover.model.primitives[name]
+    duration = person.mover.model.primitives[name].duration_s
     gather = int(RATE_HZ * 1.1 / speed)
-    n = gather + int(primitive.duration_s / speed * RATE_HZ)
-    time = np.clip((np.arange(n) - gather * 0.75) / RATE_HZ * speed, 0, primitive.duration_s)
+    n = gather + int(duration / speed * RATE_HZ)
+    time = np.clip((np.arange(n) - gather * 0.75) / RATE_HZ * speed, 0, duration)
+    person.add(get_up_take(person, name, time, smoothstep(np.arange(n) / gather)), "rise")
+
+
+def get_up_take(person: Performer, name: str, time: Array, ease: Array, *, backwards: bool = False) -> Take:
+    """The captured rise at the moments `time` (T,), coming from the pose of now by `ease` (T,) 0-1.
+
+    Lying, the direction of the trunk is kept; standing (`backwards`), the heading.
+    """
+    primitive, pose, leg = person.mover.model.primitives[name], person.pose, person.body.leg
     bones, pelvis, turn = primitive.at(time)
-    start = primitive.at(np.zeros(1))
-    spine, captured = person.pose.bones[SPINE], start[0][0, SPINE]
-    heading = float(np.arctan2(spine[1], spine[0]) - np.arctan2(captured[1], captured[0]))
-    ease = smoothstep(np.arange(n) / gather)
+    first, first_pelvis, first_turn = primitive.at(time[:1])
+    if backwards:
+        heading = pose.heading - float(first_turn[0])
+    else:
+        spine, captured = pose.bones[SPINE], first[0, SPINE]
+        heading = float(np.arctan2(spine[1], spine[0]) - np.arctan2(captured[1], captured[0]))
     stand = smoothstep((time - (primitive.duration_s - 0.5)) / 0.5)
     local = blend(bones, np.broadcast_to(person.mover.model.stand, bones.shape), stand)
     world = turned(local, heading + turn)
-    bones = blend(np.broadcast_to(person.pose.bones, world.shape), world, ease)
-    leg = person.body.leg
-    path = turned(pelvis[:, None] * (1, 1, 0), np.full(n, heading))[:, 0] * leg
-    root = np.empty((n, 3))
-    root[:, :2] = person.pose.root[:2] + path[:, :2] * ease[:, None]
+    bones = blend(np.broadcast_to(pose.bones, world.shape), world, ease)
+    path = turned((pelvis - first_pelvis)[:, None] * (1, 1, 0), np.full(len(time), heading))[:, 0] * leg
+    root = np.empty((len(time), 3))
+    root[:, :2] = pose.root[:2] + path[:, :2] * ease[:, None]
     height = pelvis[:, 2] * leg + person.body.ankle
-    standing = leg * 0.99 + person.body.ankle
-    height += (standing - height) * stand
-    root[:, 2] = person.pose.root[2] + (height - person.pose.root[2]) * ease
+    height += (leg * 0.99 + person.body.ankle - height) * stand
+    root[:, 2] = pose.root[2] + (height - pose.root[2]) * ease
     joints = joints_of(Lengths([person.body]).table[0][None], root, bones)
-    take = Take(root, bones, joints[:, [15, 16]], heading + turn)
-    person.add(_on_floor(person, take, ease), "rise")
+    return _on_floor(person, Take(root, bones, joints[:, [15, 16]], heading + turn), ease)
 
 
 def _on_floor(person: Performer, take: Take, ease: Array) -> Take:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.simulation.area import AREA_M, turn_between
 from agent.simulation.gait import Plan, Take, perform, plan_along, smooth, smoothstep
@@ -19,7 +20,6 @@ from agent.simulation.skeleton import (
     ARM_L, ARM_R, EAR_L, EAR_R, FACE, FOREARM_L, FOREARM_R, HEAD_UP, HIP_L, HIP_R, KNEE_L, KNEE_R, SHOULDER_L, SHOULDER_R, UPPER, Array,
     Lengths, blend, joints_of, mirrored, unit,
 )  # fmt: skip
-from agent.simulation.values import ACTIONS
 
 PUNCHES = ("punch_lunge", "punch_high", "punch_up", "punch_straight", "punch_body")
 GUARD_M = 1.25  # between the hips of two who wait for an opening
@@ -84,7 +84,9 @@ def draw_blows(rng: np.random.Generator, temper: Temper, foes: list[int], frames
     return blows
 
 
-def places(rng: np.random.Generator, start: Array, foes: list[int], blows: list[Blow], frames: int, reach: Array) -> Array:
+def places(
+    rng: np.random.Generator, start: Array, foes: list[int], blows: list[Blow], frames: int, reach: Array
+) -> Array:
     """Hips over the floor (F, T, 2) of F fighters: springs towards the distance that the moment asks for, pushes of blows.
 
     start: (F, 2); reach: (F,) length of the arm.
@@ -155,7 +157,9 @@ def _distances(
     return wanted, stiff
 
 
-def fight(stage_rng: np.random.Generator, fighters: list[Performer], foes: list[int], temper: Temper, seconds: float) -> Iterator[list[Blow] | None]:
+def fight(
+    stage_rng: np.random.Generator, fighters: list[Performer], foes: list[int], temper: Temper, seconds: float
+) -> Iterator[list[Blow] | None]:
     """Everybody in `fighters` fights for `seconds` from the frame of the latest; yields None in between, then the blows.
 
     Their takes are appended. Frames of the blows are counted from the start of the fight.
@@ -177,7 +181,9 @@ def perform_fight(
     yield
     plans = []
     for k, person in enumerate(fighters):
-        plans.append(_plan(rng, person, tracks[k], tracks[foes[k]], [b for b in blows if k in (b.attacker, b.victim)], k))
+        plans.append(
+            _plan(rng, person, tracks[k], tracks[foes[k]], [b for b in blows if k in (b.attacker, b.victim)], k)
+        )
         yield
     joints = []
     for person, plan in zip(fighters, plans, strict=True):
@@ -192,13 +198,13 @@ def perform_fight(
         yield
 
 
-def fight_actions(blows: list[Blow], frames: int, count: int) -> Array:
-    """(F, T) uint8: `fight` from a fighter's first blow, given or taken, to the last; `stand` around it."""
-    out = np.full((count, frames), ACTIONS.index("stand"), dtype=np.uint8)
+def fight_actions(blows: list[Blow], frames: int, count: int) -> NDArray[np.str_]:
+    """(F, T) names: `fight` from a fighter's first blow, given or taken, to the last; `stand` around it."""
+    out = np.full((count, frames), "stand")
     for k in range(count):
         own = [b for b in blows if k in (b.attacker, b.victim)]
         if own:
-            out[k, min(b.at for b in own) : max(b.until for b in own) + 1] = ACTIONS.index("fight")
+            out[k, min(b.at for b in own) : max(b.until for b in own) + 1] = "fight"
     return out
 
 
@@ -342,7 +348,10 @@ def _aim(person: Performer, plan: Plan, joints: list[Array], blows: list[Blow], 
             first, last = _window(blow, n, 0.15, 0.20)
             _meet(hands, hands_weight, blow.hand, goal, first, blow.at, last, 0.96)
         elif blow.kind == "kick":
-            target = other[:, [KNEE_L, KNEE_R]].mean(axis=1) * (1 - blow.force) + other[:, [HIP_L, HIP_R]].mean(axis=1) * blow.force
+            target = (
+                other[:, [KNEE_L, KNEE_R]].mean(axis=1) * (1 - blow.force)
+                + other[:, [HIP_L, HIP_R]].mean(axis=1) * blow.force
+            )
             first, last = _window(blow, n, 0.30, 0.36)
             _meet(legs, legs_weight, blow.hand, target + back * 1.3, first, blow.at, last, 1.0)
         elif blow.kind == "shove":

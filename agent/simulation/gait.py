@@ -147,7 +147,9 @@ class _Foot:
         self.gait: Gait | None = None
         self.height = 0.0
 
-    def lift(self, now: int, frames: int, target: tuple[float, float], yaw: float, gait: Gait | None, height: float) -> None:
+    def lift(
+        self, now: int, frames: int, target: tuple[float, float], yaw: float, gait: Gait | None, height: float
+    ) -> None:
         self.swinging, self.start, self.end = True, now, now + max(frames, 8)
         self.target, self.target_yaw, self.gait, self.height = target, yaw, gait, height
 
@@ -209,7 +211,14 @@ def _behind(pair: list[_Foot], wanted: list[list[float]], yaw: float) -> int:
 
 
 def _walk_step(
-    pair: list[_Foot], gait: Gait, phase: float, rate: float, now: int, wanted: list[list[list[float]]], yaw: list[float], body: Body
+    pair: list[_Foot],
+    gait: Gait,
+    phase: float,
+    rate: float,
+    now: int,
+    wanted: list[list[list[float]]],
+    yaw: list[float],
+    body: Body,
 ) -> None:
     """Lift the foot whose rest is over towards the place under the body in the middle of its next rest."""
     last = len(wanted) - 1

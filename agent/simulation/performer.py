@@ -14,6 +14,10 @@ from agent.simulation.area import travel, turn_between
 from agent.simulation.values import ACTIONS
 
 
+_ORDER = np.argsort(ACTIONS)
+_SORTED = np.array(ACTIONS)[_ORDER]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:
     """A finished performance. first: its first frame on the episode's time line at `RATE_HZ`.
@@ -36,7 +40,16 @@ class Track:
 class Performer:
     """Puts takes together. Times are frames of the episode at `RATE_HZ`."""
 
-    def __init__(self, model: MotionModel, rng: np.random.Generator, *, first: int, xy: Array, heading: float, child: bool = False) -> None:
+    def __init__(
+        self,
+        model: MotionModel,
+        rng: np.random.Generator,
+        *,
+        first: int,
+        xy: Array,
+        heading: float,
+        child: bool = False,
+    ) -> None:
         style = np.clip(rng.normal(0, 0.8, len(model.walk.styles)), -1.6, 1.6)
         self.mover = Mover(random_body(rng, child=child), style, model)
         self.rng = rng
@@ -44,9 +57,12 @@ class Performer:
         self._takes: list[Take] = []
         self._actions: list[NDArray[np.uint8]] = []
         self._length = 0
-        here = plan_along(self.mover, np.repeat(np.asarray(xy, dtype=np.float64)[None], 2, axis=0), np.full(2, float(heading)))
+        here = plan_along(
+            self.mover, np.repeat(np.asarray(xy, dtype=np.float64)[None], 2, axis=0), np.full(2, float(heading))
+        )
         self.pose = perform(self.mover, here).pose(0)
         self.previous_pose = self.pose
+        self.floor_xy = self.pose.root[:2].copy()
         self._speed = 0.0
 
     @property
@@ -66,26 +82,27 @@ class Performer:
     def body(self) -> Body:
         return self.mover.body
 
-    def add(self, take: Take, action: str | NDArray[np.uint8]) -> None:
-        """Append a take with its action, or one index of `ACTIONS` a frame; the next one begins in its last pose."""
+    def add(self, take: Take, action: str | NDArray[np.str_]) -> None:
+        """Append a take with its action, or one action a frame; the next take begins in its last pose."""
         if len(take) == 0:
             return
         self._takes.append(take)
-        if isinstance(action, str):
-            action = np.full(len(take), ACTIONS.index(action), dtype=np.uint8)
-        self._actions.append(action)
+        names = np.broadcast_to(np.asarray(action), (len(take),))
+        self._actions.append(_ORDER[np.searchsorted(_SORTED, names)].astype(np.uint8))
+        self.floor_xy = take.root[-1, :2].copy()
         self._speed = 0.0
         self._length += len(take)
         self.previous_pose = take.pose(len(take) - 2) if len(take) > 1 else self.pose
         self.pose = take.pose(len(take) - 1)
 
-    def do(self, plan: Plan, action: str) -> None:
+    def do(self, plan: Plan, action: str | NDArray[np.str_]) -> None:
         """Perform an upright plan."""
         self.add(perform(self.mover, plan, self.pose), action)
+        self.floor_xy = plan.xy[-1].copy()
 
     def go(self, points: list[Array], speed: float, *, end_speed: float = 0.0, action: str | None = None) -> None:
         """Walk or run from here along `points`; comes to rest unless `end_speed` is given."""
-        path = np.array([self.xy, *points])
+        path = np.array([self.floor_xy, *points])
         xy, heading = travel(path, self.pose.heading, speed, end_speed=end_speed, start_speed=self._speed)
         if end_speed == 0:
             still = int(0.45 * RATE_HZ)
@@ -94,13 +111,15 @@ class Performer:
         self.do(plan_along(self.mover, xy, heading), action or ("run" if speed > 2.1 else "walk"))
         self._speed = end_speed
 
-    def stand(self, seconds: float, *, facing: float | None = None, action: str = "stand", gestures: tuple[str, ...] = ()) -> None:
+    def stand(
+        self, seconds: float, *, facing: float | None = None, action: str = "stand", gestures: tuple[str, ...] = ()
+    ) -> None:
         """Stay here, with sway, turning to `facing` first; `gestures` follow one another."""
         n = max(2, int(seconds * RATE_HZ))
         turn = 0.0 if facing is None else turn_between(self.pose.heading, facing)
         pace = smoothstep(np.arange(n) / max(1, int((0.3 + abs(turn) / 2.4) * RATE_HZ)))
         heading = self.pose.heading + turn * pace
-        xy = np.repeat(self.xy[None], n, axis=0) + self._sway(n)
+        xy = np.repeat(self.floor_xy[None], n, axis=0) + self._sway(n)
         upper, weight = self._gesturing(n, gestures)
         self.do(plan_along(self.mover, xy, heading, upper=upper, upper_weight=weight, lean=self._idle_lean(n)), action)
 
@@ -140,7 +159,9 @@ class Performer:
             bones = primitive.at(np.arange(frames) * speed / RATE_HZ)[0]
             if self.rng.random() < 0.5:
                 bones = mirrored(bones)
-            upper[at : at + frames] = blend(bones[:, UPPER], np.broadcast_to(stand, (frames, 9, 3)), self.rng.uniform(0, 0.35))
+            upper[at : at + frames] = blend(
+                bones[:, UPPER], np.broadcast_to(stand, (frames, 9, 3)), self.rng.uniform(0, 0.35)
+            )
             edge = int(0.4 * RATE_HZ)
             ramp = np.minimum(np.arange(frames), np.arange(frames)[::-1]) / edge
             weight[at : at + frames] = smoothstep(ramp)

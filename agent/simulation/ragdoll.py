@@ -211,7 +211,9 @@ class Ragdoll:
         return hips, unit(np.stack(rows))
 
 
-def _constraints(body: Body, at: Array) -> tuple[list[tuple[tuple[int, int], float]], list[tuple[tuple[int, int], float]]]:
+def _constraints(
+    body: Body, at: Array
+) -> tuple[list[tuple[tuple[int, int], float]], list[tuple[tuple[int, int], float]]]:
     """Bones with their lengths, and pairs that come no nearer than a least distance."""
     links = [
         (P_HIP_L, P_HIP_R), (P_SHOULDER_L, P_SHOULDER_R), (P_HIP_L, P_SHOULDER_L), (P_HIP_R, P_SHOULDER_R), (P_HIP_L, P_SHOULDER_R),

@@ -39,7 +39,7 @@ def choose_sensor(rng: np.random.Generator, *, night: bool) -> Sensor:
     """A camera by chance; at night exposure and noise are higher and there is no colour."""
     return Sensor(
         softness=float(rng.uniform(0.45, 0.95)),
-        noise=float(rng.uniform(5, 11) if night else rng.uniform(1.0, 5.5)),
+        noise=float(rng.uniform(3, 8) if night else rng.uniform(1.0, 5.5)),
         flicker=float(rng.choice([0.0, rng.uniform(0.003, 0.02)])),
         drift=float(rng.uniform(0.0, 0.03)),
         jpeg_quality=int(rng.choice([0, rng.integers(30, 90)], p=[0.3, 0.7])),

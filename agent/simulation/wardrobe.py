@@ -159,40 +159,51 @@ def _trunk(tailor: _Tailor, outfit: _Outfit) -> None:
     girth = tailor.girth
     cloth = {"pattern": outfit.pattern, "pattern_colour": outfit.second, "folds": 0.8}
     front = {"trim": (0, 1.0, 0, 0, 0.93), "trim_colour": outfit.second} if outfit.open_front else {}
-    long_top = outfit.coat
     tailor.add(
-        SHOULDERS, (0.0, 0.112 * girth, 0.07), outfit.top, offset=(0, 0, -0.06), to=WAIST, span=(0.93, 0),
-        taper=0.80 * girth**0.5, **cloth, **front,
+        SHOULDERS, (-0.012, 0.108 * girth, 0.095), outfit.top, offset=(0, 0, -0.095), to=WAIST, span=(0.9, 0),
+        taper=0.86 * girth**0.5, **cloth, **front,
     )  # fmt: skip
     tailor.add(
-        WAIST, (0.055 * girth, 0.112 * girth, 0.06), outfit.top if long_top else outfit.top, frame=PELVIS,
-        offset=(0, 0, 0.05), to=HIPS, to_offset=(0, 0, 0.02), span=(0, 0.9), taper=1.06, **cloth, **front,
+        WAIST, (0.056 * girth, 0.114 * girth, 0.06), outfit.top, frame=PELVIS, offset=(0, 0, 0.06), to=HIPS,
+        to_offset=(0, -0.006, 0.0), span=(0, 0.9), taper=1.1, **cloth, **front,
     )  # fmt: skip
     tailor.add(
-        HIPS, (0.07 * girth, 0.118 * girth, 0.085), outfit.bottom, frame=PELVIS, offset=(0, -0.012, -0.01), to=HIPS,
-        to_offset=(0, -0.012, -0.05), span=(0, 0.98), taper=0.96, folds=0.6,
+        HIPS, (0.056 * girth, 0.108 * girth, 0.08), outfit.top if outfit.coat else outfit.bottom, frame=PELVIS, offset=(0, -0.012, -0.02), to=HIPS,
+        to_offset=(0, -0.012, -0.06), span=(0, 0.96), taper=0.98, folds=0.6,
     )  # fmt: skip
     for side, sign in ((5, 1), (6, -1)):
         tailor.add(
-            NECK, (0.058, 0.06, 0.055), outfit.top, offset=(0.02 * sign, -0.012, -0.005), to=side,
-            to_offset=(-0.01 * sign, -0.01, 0.005), taper=0.95, folds=0.5,
+            NECK, (0.056, 0.06, 0.055), outfit.top, offset=(0.02 * sign, -0.012, -0.012), to=side,
+            to_offset=(-0.015 * sign, -0.008, -0.006), taper=1.0, folds=0.5,
         )  # fmt: skip
     tailor.add(
         NECK, (0.056 * girth**0.5, 0.058, 0.03), outfit.skin, frame=SKULL, to=HEAD, to_offset=(0, -0.025, -0.06),
         trim=(0, 0, 0, -1, -0.12) if outfit.sleeve > 1 else (0, 0, 0, 0, 9), trim_colour=outfit.top,
     )  # fmt: skip
-    if outfit.skirt:
-        tailor.add(
-            HIPS, (0.075, 0.13 * girth, 0.03), outfit.bottom, frame=PELVIS, to=KNEES, to_offset=(0, 0, 0.04), span=(0, 1.0),
-            taper=1.3, folds=1.0, pattern=outfit.pattern, pattern_colour=outfit.second,
-        )  # fmt: skip
-    if outfit.coat:
-        tailor.add(
-            WAIST, (0.075 * girth, 0.13 * girth, 0.04), outfit.top, frame=PELVIS, to=KNEES, to_offset=(0, 0, 0.16),
-            span=(0, 0.95), taper=1.16, folds=1.0, **front,
-        )  # fmt: skip
+    _hang_cloth(tailor, outfit)
     if outfit.backpack:
         tailor.add(SHOULDERS, (0.15, 0.085, 0.21), outfit.second, offset=(0, -0.17, -0.2), folds=0.5)
+
+
+def _hang_cloth(tailor: _Tailor, outfit: _Outfit) -> None:
+    """A skirt or the tails of a coat: a tube around each thigh and one between, so that legs never poke through."""
+    if not (outfit.skirt or outfit.coat):
+        return
+    girth = tailor.girth
+    if outfit.skirt:
+        colour, down, wide, taper = outfit.bottom, 0.04, 0.115 * girth, 1.3
+        more = {"pattern": outfit.pattern, "pattern_colour": outfit.second}
+    else:
+        colour, down, wide, taper = outfit.top, 0.16, 0.11 * girth, 1.1
+        more = {"trim": (0, 1.0, 0, 0, 0.93), "trim_colour": outfit.second} if outfit.open_front else {}
+    for side, frame in ((0, LEFT_FOOT), (1, RIGHT_FOOT)):
+        tailor.add(
+            11 + side, (wide, wide, 0.02), colour, frame=frame, to=13 + side, to_offset=(0, 0, down), taper=taper, folds=1.0,
+        )  # fmt: skip
+    tailor.add(
+        WAIST, (0.05 * girth, 0.118 * girth, 0.03), colour, frame=PELVIS, to=KNEES, to_offset=(0, 0, down), span=(0, 1.0),
+        taper=taper, folds=1.0, **more,
+    )  # fmt: skip
 
 
 def _head(tailor: _Tailor, outfit: _Outfit) -> None:
