@@ -16,6 +16,7 @@ from agent import __version__
 from agent.config.reload import compare
 from agent.config.schema import AgentConfig
 from agent.daemon.cameras import Cameras, check_sources
+from agent.daemon.drift import ModelWatch
 from agent.daemon.evidence import Evidence
 from agent.daemon.listener import AgentListener
 from agent.daemon.live import LiveHub
@@ -40,7 +41,7 @@ from agent.outbox.store import OutboxStore
 from agent.recognition import Recognition, open_recognition
 from agent.sdnotify import Notifier
 from agent.supervise import EDGE, ProgressWatch, Stage, StagedShutdown, feed_watchdog, supervise
-from agent.types import CameraPhase, CameraStatus, Lane
+from agent.types import CameraPhase, CameraStatus, Event, Lane
 
 _log = structlog.get_logger(__name__)
 
@@ -76,6 +77,7 @@ class Agent:
         self.store: OutboxStore
         self.evidence: Evidence
         self.monitor: Monitor
+        self.drift: ModelWatch
         self.cameras: Cameras | None = None
         self.mqtt: MqttClient | None = None
         self.http: HttpServer | None = None
@@ -103,7 +105,7 @@ class Agent:
             async with asyncio.TaskGroup() as self._group:
                 self._handle_signals()
                 self._start_parts()
-                await close_orphans(self.store, self._listener, self.new_id)
+                await close_orphans(self.store, self._listener, self.new_id, alive=self.drift.incidents)
                 await self._open_cameras()
                 self._announce_ready()
                 await self._stop.wait()
@@ -129,12 +131,21 @@ class Agent:
         self._evidence_writer = EvidenceWriter(config.state_dir / "evidence", config.evidence)
         self.evidence = Evidence(config.evidence, self._evidence_writer, lookback_s=lookback_s(config))
         self._stack.callback(self.evidence.close)
+        self.drift = ModelWatch(
+            config.drift, config.state_dir / "drift.json", new_id=self.new_id, metrics=self.metrics, health=self.health,
+            tell=self._tell,
+        )  # fmt: skip
+        await self.drift.open()
+        self.drift.keep_cameras([camera.id for camera in config.cameras])
         self._listener = AgentListener(
             device_id=config.device_id, store=self.store, topic_of=self.topics.event, lanes=self._lanes(),
             models=lambda: self.models, evidence=self.evidence, live=self.live, metrics=self.metrics,
-            health=self.health, beat=self._beat,
+            health=self.health, beat=self._beat, drift=self.drift,
         )  # fmt: skip
         self.monitor = Monitor(config.health, probes, self.health, self.metrics, self._monitor_ports())
+
+    async def _tell(self, event: Event) -> None:
+        await self._listener.on_event(event)
 
     def _report_database(self, report: OpenReport) -> None:
         if report.set_aside is not None:
@@ -184,8 +195,8 @@ class Agent:
             self.recognition = await self._stack.enter_async_context(
                 open_recognition(
                     self.config,
-                    on_pose_batch=lambda _, seconds: self.metrics.observe_pose(seconds),
-                    on_action_batch=lambda name, _, seconds: self.metrics.observe_classification(name, seconds),
+                    on_pose_batch=self._on_pose_batch,
+                    on_action_batch=self._on_action_batch,
                 )
             )
             self.cameras = Cameras(
@@ -193,6 +204,14 @@ class Agent:
                 on_restart=self.metrics.count_restart, on_ended=self._on_camera_ended,
             )  # fmt: skip
         await self.cameras.apply(self.config.cameras)
+
+    def _on_pose_batch(self, items: int, seconds: float) -> None:
+        self.metrics.observe_pose(seconds)
+        self.drift.observe_latency("pose", items, seconds)
+
+    def _on_action_batch(self, service: str, items: int, seconds: float) -> None:
+        self.metrics.observe_classification(service, seconds)
+        self.drift.observe_latency(f"action/{service}", items, seconds)
 
     def _announce_ready(self) -> None:
         self.ready = True
@@ -246,6 +265,7 @@ class Agent:
         for gone in {camera.id for camera in before.cameras} - {camera.id for camera in config.cameras}:
             self.live.forget(gone)
             self.evidence.forget(gone)
+        self.drift.keep_cameras([camera.id for camera in config.cameras])
         if self.cameras is not None:
             self.cameras.apply_rules({name: service.rules for name, service in config.services.items()})
 
@@ -270,6 +290,7 @@ class Agent:
                 upkeep.look_at_delivery(self._relay.stats, connected=self.mqtt.connected, oldest_age_s=oldest_age_s)
             if self.recognition is not None:
                 upkeep.look_at_engines(self.recognition.upgrades)
+                await self.drift.round(self.recognition.slots)
             upkeep.look_at_evidence(self._evidence_writer.stats)
             upkeep.let_go()
             await self.monitor.round()
@@ -333,6 +354,7 @@ class Agent:
             stages.add(Stage.DRAIN, "pipelines", self.cameras.drain)
         if self.config.evidence.enabled:
             stages.add(Stage.COMMIT, "evidence", self.evidence.drain)
+        stages.add(Stage.COMMIT, "drift", self.drift.save)
         if self.mqtt is not None:
             stages.add(Stage.ANNOUNCE, "mqtt", self._say_goodbye)
         await stages.run()

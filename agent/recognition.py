@@ -66,11 +66,15 @@ class Recognition:
         return {"pose": self.estimator.name} | actions
 
     @property
+    def slots(self) -> dict[str, PoseEstimator | ActionClassifier]:
+        """The model in each slot."""
+        actions = {f"action/{name}": classifier for name, (classifier, _) in self._classifiers.items()}
+        return {"pose": self.estimator, **actions}
+
+    @property
     def upgrades(self) -> dict[str, EngineProgress | None]:
         """Where the engine of each slot stands; None where none was asked for, or for plug-ins without engines."""
-        slots: dict[str, object] = {"pose": self.estimator}
-        slots |= {f"action/{name}": classifier for name, (classifier, _) in self._classifiers.items()}
-        return {slot: getattr(model, "upgrade", None) for slot, model in slots.items()}
+        return {slot: getattr(model, "upgrade", None) for slot, model in self.slots.items()}
 
     def camera(
         self,

@@ -20,6 +20,7 @@ from agent.runtime.bundle import Bundle, check_golden, load_bundle
 from agent.runtime.devices import Accelerators
 from agent.runtime.engines import EngineProgress
 from agent.runtime.manifest import OutputInfo
+from agent.runtime.selfcheck import card_baseline, golden_agreement
 from agent.runtime.session import InferenceSession, create_session
 from agent.types import NUM_KEYPOINTS, FloatArray
 
@@ -76,6 +77,7 @@ class StgcnClassifier:
         """Checks the graph against the service. Raises ModelError (wrong graph), ConfigError (wrong window or labels)."""
         self._session = session
         self._bundle = bundle
+        self._card = card_baseline(bundle)
         self._options = options
         self._input = _window_input(session, bundle)
         self._output = _output_info(session, bundle)
@@ -105,6 +107,15 @@ class StgcnClassifier:
     def upgrade(self) -> EngineProgress | None:
         """How far the TensorRT engine is; None when none is wanted."""
         return self._session.upgrade
+
+    @property
+    def card(self) -> dict[str, float]:
+        """Mean values that the bundle's card promises, by signal of the drift watch."""
+        return self._card
+
+    def self_check(self) -> float | None:
+        """Share of the bundle's golden answers given alike; None without any. May run beside `classify`, on any thread."""
+        return golden_agreement(self._bundle, self._session)
 
     def warm_up(self) -> None:
         """One empty window: the first run is slow, and a wrong graph shows now."""

@@ -332,6 +332,43 @@ class HealthConfig(Section):
     governor: GovernorConfig = GovernorConfig()
 
 
+class DriftConfig(Section):
+    """Watch over the models (docs/drift.md): alarms, and never changes a threshold by itself."""
+
+    enabled: bool = True
+    baseline: Literal["card", "local"] = "card"
+    """card: the figures of the model's card where it has them; local: always what was learned on this device."""
+    confidence_drop: Annotated[float, Field(gt=0, lt=1)] = 0.10
+    """Relative fall of mean confidence or key-point visibility that counts as drift."""
+    latency_rise: Positive = 0.20
+    """Relative rise of the models' latency that does."""
+    accuracy_drop: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the golden answers that may be lost."""
+    class_rate_factor: Annotated[float, Field(gt=1)] = 3.0
+    """The rate of positive verdicts times or divided by this is drift."""
+    people_index: Positive = 0.25
+    """Population stability index of the number of people per frame that is drift."""
+    block_s: Positive = 300.0
+    """Observations are judged in blocks: of at least this length, and with at least `min_samples` or `min_windows`."""
+    min_samples: int = Field(default=100, ge=1)
+    """Frames with people, or calls of a model."""
+    min_windows: int = Field(default=20, ge=1)
+    """Classified windows."""
+    warmup_h: Positive = 24.0
+    """Running time over which the local baseline is learned; less than a day does not know the night."""
+    scene_h: Positive = 168.0
+    """The same, and the window of comparison, for what depends on the habits of a place (people, class rates)."""
+    min_blocks: int = Field(default=24, ge=3)
+    """Blocks (hours of a window of `scene_h`) to learn from at least."""
+    alarm_after_h: NonNegative = 2.0
+    """A change must have lasted this long."""
+    clear_after_h: NonNegative = 2.0
+    false_alarm_every_days: Positive = 365.0
+    """Per signal, as long as nothing changes: sets how much evidence an alarm needs."""
+    golden_every_h: NonNegative = 6.0
+    """Golden answers of the bundles are asked again this often, 0 = never."""
+
+
 class LogConfig(Section):
     """Logging."""
 
@@ -356,10 +393,13 @@ class AgentConfig(Section):
     mqtt: MqttConfig = MqttConfig()
     http: HttpConfig = HttpConfig()
     health: HealthConfig = HealthConfig()
+    drift: DriftConfig = DriftConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if "drift" in self.services:
+            raise ValueError("a service cannot be called 'drift': events of the agent itself have that kind")
         seen: set[str] = set()
         for camera in self.cameras:
             if camera.id in seen:

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 
 import structlog
 
+from agent.daemon.drift import ModelWatch
 from agent.daemon.evidence import Evidence
 from agent.daemon.live import LiveHub
 from agent.errors import RecognizerError, StorageError, StorageFullError
-from agent.events.cloudevents import CONTENT_TYPE, render
+from agent.events.cloudevents import CONTENT_TYPE, DRIFT, render
 from agent.health.reasons import Reason, reason_key
 from agent.observe.metrics import CameraMetrics, Metrics
 from agent.ports import EventStore, HealthSink, Message
@@ -46,6 +47,7 @@ class AgentListener:
         metrics: Metrics,
         health: HealthSink,
         beat: Callable[[str], None],
+        drift: ModelWatch | None = None,
     ) -> None:
         self._device_id = device_id
         self._store = store
@@ -57,6 +59,7 @@ class AgentListener:
         self._metrics = metrics
         self._health = health
         self._beat = beat
+        self._drift = drift
         self._cameras: dict[str, CameraMetrics] = {}
         self._failures: Counter[tuple[str, str]] = Counter()
         self._unseen: set[str] = set()  # cameras whose frame on the way to `on_tracks` has no poses
@@ -76,11 +79,15 @@ class AgentListener:
             self._unseen.discard(camera_id)
             return
         self._succeeded(camera_id, "pose")  # with nobody in it, too: an empty corridor must not add up its failures
+        if self._drift is not None:
+            self._drift.observe_people(camera_id, people)
         self._evidence.offer(frame, people, tracks)
         self._live.offer(frame, people, tracks)
 
     def on_scores(self, scores: ActionScores) -> None:
         self._succeeded(scores.camera_id, "action")
+        if self._drift is not None:
+            self._drift.observe_scores(scores)
         self._live.on_scores(scores)
 
     def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
@@ -96,9 +103,12 @@ class AgentListener:
             self._health.raise_reason(reason_key(reason, camera_id), str(error))
 
     async def on_event(self, event: Event) -> None:
-        event = replace(event, attributes=event.attributes | self._evidence.attributes(event))
+        pictured = event.kind != DRIFT
+        if pictured:
+            event = replace(event, attributes=event.attributes | self._evidence.attributes(event))
         sequence = await self._commit(event)
-        self._evidence.observe(event)
+        if pictured:
+            self._evidence.observe(event)
         self._live.on_event(event, sequence)
         if sequence is None:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -20,11 +20,16 @@ LOOK_BACK = timedelta(days=1)
 LOOK_BACK_ROWS = 5000
 
 
-async def close_orphans(store: OutboxStore, listener: PipelineListener, new_id: Callable[[], str]) -> int:
-    """Emit `resolved` with reason `restart` for each incident of the last day without one; how many there were."""
+async def close_orphans(
+    store: OutboxStore, listener: PipelineListener, new_id: Callable[[], str], *, alive: Container[str] = ()
+) -> int:
+    """Emit `resolved` with reason `restart` for each incident of the last day without one; how many there were.
+
+    alive: incidents that outlive a restart.
+    """
     since = datetime.now(UTC) - LOOK_BACK
     rows = await store.events(EventQuery(since=since, limit=LOOK_BACK_ROWS, newest_first=True))
-    orphans = _open_incidents(rows)
+    orphans = [known for known in _open_incidents(rows) if known.incident_id not in alive]
     for known in orphans:
         await listener.on_event(_end(known, new_id()))
     return len(orphans)

@@ -49,6 +49,7 @@ class View:
             "active": agent.live.active_incidents,
             "events": agent.live.recent_events,
             "models": agent.models,
+            "drift": agent.drift.report(),
         }
 
     def metrics(self) -> tuple[bytes, str]:

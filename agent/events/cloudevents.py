@@ -1,6 +1,8 @@
 """The wire format of events: CloudEvents 1.0, structured JSON. `docs/events.md` explains each field.
 
-The JSON Schema `schemas/event.v1.json` is part of the package; tests validate every produced message against it.
+The JSON Schemas `schemas/*.json` are part of the package; tests validate every produced message against theirs. Incidents
+that a camera saw have the types `recognizer.event.*`; what the agent has to say about its own models, kind `drift`, has the
+types `recognizer.drift.*` and a schema of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from agent.types import Event, EventPhase
 
 CONTENT_TYPE = "application/cloudevents+json"
 SCHEMA_ID = "urn:recognizer:schema:event:v1"
+DRIFT_SCHEMA_ID = "urn:recognizer:schema:drift:v1"
+DRIFT = "drift"
+"""The kind of events about models (`agent.drift`)."""
 
 _TYPES = {
     EventPhase.DETECTED: "recognizer.event.started.v1",
@@ -24,7 +29,18 @@ _TYPES = {
     EventPhase.SUSTAINED: "recognizer.event.updated.v1",
     EventPhase.RESOLVED: "recognizer.event.ended.v1",
 }
+_DRIFT_TYPES = {
+    EventPhase.DETECTED: "recognizer.drift.started.v1",
+    EventPhase.RESOLVED: "recognizer.drift.ended.v1",
+}
+_KNOWN_TYPES = frozenset({*_TYPES.values(), *_DRIFT_TYPES.values()})
 _SEQUENCE_DIGITS = 16  # every integer that JSON numbers carry exactly (below 2**53) fits
+_DRIFT_COMMON = frozenset(
+    {
+        "kind", "phase", "device", "camera", "incident_id", "sequence", "captured_at", "started_at", "duration_s",
+        "models",
+    }
+)  # fmt: skip
 _LIFTED = ("evidence", "reason", "reminder")  # attributes with a place of their own in `data`
 
 
@@ -69,11 +85,11 @@ def render(
         "specversion": "1.0",
         "id": event.event_id,
         "source": _source(device_id, event.camera_id),
-        "type": _TYPES[event.phase],
+        "type": (_DRIFT_TYPES if event.kind == DRIFT else _TYPES)[event.phase],
         "subject": f"{event.kind}/{event.incident_id}",
         "time": _rfc3339(emitted_utc),
         "datacontenttype": "application/json",
-        "dataschema": f"{SCHEMA_ID}#/$defs/data",
+        "dataschema": f"{DRIFT_SCHEMA_ID if event.kind == DRIFT else SCHEMA_ID}#/$defs/data",
         "sequence": f"{sequence:0{_SEQUENCE_DIGITS}d}",
         "partitionkey": event.camera_id or device_id,
         "data": _data(event, device_id, sequence, models or {}),
@@ -86,7 +102,7 @@ def parse(payload: bytes) -> ReceivedEvent:
     try:
         message = json.loads(payload)
         data = message["data"]
-        if message["specversion"] != "1.0" or message["type"] not in _TYPES.values():
+        if message["specversion"] != "1.0" or message["type"] not in _KNOWN_TYPES:
             raise DataError(f"not a Recognizer event: {message['specversion']!r}, {message['type']!r}")
         return ReceivedEvent(
             event_id=message["id"],
@@ -101,18 +117,18 @@ def parse(payload: bytes) -> ReceivedEvent:
             captured_utc=datetime.fromisoformat(data["captured_at"]),
             onset_utc=datetime.fromisoformat(data["started_at"]),
             duration_s=float(data["duration_s"]),
-            confidence=float(data["confidence"]),
-            track_ids=tuple(int(track_id) for track_id in data["track_ids"]),
+            confidence=float(data["confidence"]) if data["kind"] != DRIFT else 1.0,
+            track_ids=tuple(int(track_id) for track_id in data["track_ids"]) if data["kind"] != DRIFT else (),
             models=dict(data.get("models", {})),
-            attributes={**data.get("attributes", {}), **{key: data[key] for key in _LIFTED if key in data}},
+            attributes=_attributes(data),
         )
     except (KeyError, TypeError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise DataError(f"not a Recognizer event: {error!r}") from error
 
 
-def load_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of the messages."""
-    text = files("agent.events").joinpath("schemas/event.v1.json").read_text(encoding="utf-8")
+def load_schema(name: str = "event") -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of the messages: `event`, or `drift` for those of that kind."""
+    text = files("agent.events").joinpath(f"schemas/{name}.v1.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 
@@ -128,9 +144,10 @@ def _data(event: Event, device_id: str, sequence: int, models: Mapping[str, str]
         "captured_at": _rfc3339(event.t_utc),
         "started_at": _rfc3339(event.t_onset_utc),
         "duration_s": round(event.duration_s, 3),
-        "confidence": round(event.confidence, 4),
-        "track_ids": list(event.track_ids),
     }
+    if event.kind == DRIFT:
+        return data | event.attributes | {"models": dict(models)}
+    data |= {"confidence": round(event.confidence, 4), "track_ids": list(event.track_ids)}
     data |= {key: event.attributes[key] for key in _LIFTED if key in event.attributes}
     if models:
         data["models"] = dict(models)
@@ -138,6 +155,13 @@ def _data(event: Event, device_id: str, sequence: int, models: Mapping[str, str]
     if rest:
         data["attributes"] = rest
     return data
+
+
+def _attributes(data: Mapping[str, Any]) -> dict[str, object]:
+    """What `_data` made of the event's attributes."""
+    if data["kind"] == DRIFT:
+        return {key: value for key, value in data.items() if key not in _DRIFT_COMMON}
+    return {**data.get("attributes", {}), **{key: data[key] for key in _LIFTED if key in data}}
 
 
 def _source(device_id: str, camera_id: str) -> str:

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     POSE_MODEL = "pose_model"
     ACTION_MODEL = "action_model"
     MODEL_FALLBACK = "model_fallback"
+    MODEL_DRIFT = "model_drift"
     STORAGE = "storage"
     STORAGE_FULL = "storage_full"
     EVENTS_LOST = "events_lost"

@@ -70,8 +70,9 @@ class Topics:
         return f"{self.root}/cameras/{_level(camera_id, 'camera')}/state"
 
     def event(self, camera_id: str, kind: str) -> str:
-        """Events of one kind from one camera."""
-        return f"{self.root}/events/{_level(camera_id, 'camera')}/{_level(kind, 'kind')}"
+        """Events of one kind from one camera; camera_id empty: from the device itself."""
+        place = f"{_level(camera_id, 'camera')}/" if camera_id else ""
+        return f"{self.root}/events/{place}{_level(kind, 'kind')}"
 
     def command(self, name: str) -> str:
         """One command."""

@@ -7,6 +7,8 @@ looked up once, so that an observation costs about a microsecond.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -64,6 +66,12 @@ class Metrics:
         self._camera_up = self._gauge("camera_streaming", "1 while the camera delivers frames.", ("camera",))
         self._inference_errors = self._counter("inference_errors_total", "Failed model calls.", ("model",))
         self._events = self._counter("events_total", "Event steps by kind and phase.", ("kind", "phase"))
+        self._accuracy = self._gauge(
+            "model_accuracy", "Share of the bundle's golden answers still given; there are no labels here.", ("model_name",)
+        )
+        self._drift = self._gauge(
+            "model_drift", "Change from the baseline, 1 = what counts as drift; worst camera.", ("model_name", "signal")
+        )
 
     def _delivery(self) -> None:
         self._outbox_depth = self._gauge("outbox_depth", "Messages that wait for the broker.", ("lane",))
@@ -103,6 +111,13 @@ class Metrics:
         """One call of the pose estimator."""
         self._pose.observe(seconds)
 
+    def mean_pose_s(self) -> float:
+        """Mean time of one call of the pose estimator so far, 0 before the first."""
+        totals = {
+            sample.name.rpartition("_")[2]: sample.value for metric in self._pose.collect() for sample in metric.samples
+        }
+        return totals["sum"] / totals["count"] if totals["count"] else 0.0
+
     def observe_tracking(self, seconds: float) -> None:
         """One update of one tracker."""
         self._tracking.observe(seconds)
@@ -127,6 +142,16 @@ class Metrics:
     def count_event(self, kind: str, phase: str) -> None:
         """A committed event step."""
         self._events.labels(kind, phase).inc()
+
+    def set_model_accuracy(self, model: str, agreement: float) -> None:
+        """What a check of the golden answers gave, 0-1."""
+        self._accuracy.labels(model).set(agreement)
+
+    def set_model_drift(self, strengths: Mapping[tuple[str, str], float]) -> None:
+        """By model name and signal; those that are absent lose their series."""
+        self._drift.clear()
+        for (model, signal), strength in strengths.items():
+            self._drift.labels(model, signal).set(strength)
 
     # --- delivery -----------------------------------------------------------------------------------------------------
 

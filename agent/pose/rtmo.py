@@ -22,6 +22,7 @@ from agent.runtime.bundle import Bundle, check_golden, load_bundle
 from agent.runtime.devices import Accelerators
 from agent.runtime.engines import EngineProgress
 from agent.runtime.manifest import InputInfo, LetterboxInput
+from agent.runtime.selfcheck import card_baseline, golden_agreement
 from agent.runtime.session import InferenceSession, create_session
 from agent.types import NUM_KEYPOINTS, FloatArray, ImageArray, People
 
@@ -83,6 +84,7 @@ class RtmoEstimator:
         """Checks the graph's contract. Raises ModelError that says what was expected and what was found."""
         self._session = session
         self._bundle = bundle
+        self._card = card_baseline(bundle)
         self._config = config
         self._input = _image_input(session, bundle)
         self._dets, self._keypoints = _locate_outputs(session.outputs, bundle)
@@ -125,6 +127,15 @@ class RtmoEstimator:
     def upgrade(self) -> EngineProgress | None:
         """How far the TensorRT engine is; None when none is wanted."""
         return self._session.upgrade
+
+    @property
+    def card(self) -> dict[str, float]:
+        """Mean values that the bundle's card promises, by signal of the drift watch."""
+        return self._card
+
+    def self_check(self) -> float | None:
+        """Share of the bundle's golden answers given alike; None without any. May run beside `estimate`, on any thread."""
+        return golden_agreement(self._bundle, self._session)
 
     def warm_up(self) -> None:
         """One empty picture through everything: the first run is slow, and a wrong graph shows now."""

@@ -115,15 +115,15 @@ def check_golden(bundle: Bundle, session: Runnable, *, reduced_precision: bool =
     manifest = bundle.manifest
     if manifest is None or manifest.golden is None:
         return
-    inputs, expected = _read_golden(bundle, manifest)
-    agreement = _agreement(manifest.golden, session.device, reduced_precision=reduced_precision)
+    inputs, expected = read_golden(bundle, manifest)
+    agreement = agreement_of(manifest.golden, session.device, reduced_precision=reduced_precision)
     found = dict(zip(session.output_names, session.run(inputs), strict=True))
     for name, want in expected.items():
         if name not in found:
             raise ModelError(
                 f"{bundle.title}: golden output {name!r} should have shape {want.shape}, found no such output"
             )
-    people = _people_outputs(manifest, expected)
+    people = people_outputs(manifest, expected)
     if people:
         dets, keypoints = people
         tolerance = Tolerance(agreement.min_score, agreement.score, agreement.position_px)
@@ -134,7 +134,8 @@ def check_golden(bundle: Bundle, session: Runnable, *, reduced_precision: bool =
         _compare(f"{bundle.title}: ", name, expected[name], found[name], agreement)
 
 
-def _agreement(golden: Golden, device: str, *, reduced_precision: bool) -> Agreement:
+def agreement_of(golden: Golden, device: str, *, reduced_precision: bool) -> Agreement:
+    """How far answers of `device` may be off. reduced_precision: see `check_golden`."""
     kind = device.partition(":")[0]
     for provider, agreement in golden.providers.items():
         if provider == kind:
@@ -150,7 +151,7 @@ def _agreement(golden: Golden, device: str, *, reduced_precision: bool) -> Agree
     )
 
 
-def _people_outputs(manifest: Manifest, expected: Mapping[str, Array]) -> tuple[str, ...]:
+def people_outputs(manifest: Manifest, expected: Mapping[str, Array]) -> tuple[str, ...]:
     """Names of boxes and key points where golden.npz has both, else nothing."""
     named = {output.meaning: output.name for output in manifest.outputs if output.name in expected}
     pair = (named.get("detections"), named.get("keypoints"))
@@ -240,7 +241,8 @@ def _sealed_names(folder: Path) -> list[str]:
     return names
 
 
-def _read_golden(bundle: Bundle, manifest: Manifest) -> tuple[dict[str, Array], dict[str, Array]]:
+def read_golden(bundle: Bundle, manifest: Manifest) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Golden inputs and outputs by name, batch first. Raises ModelError when the file cannot be used."""
     file = bundle.path / (manifest.golden.file if manifest.golden else GOLDEN)
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:

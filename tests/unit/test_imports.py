@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     ("pure", {"pure": (
         "agent.tracking.*", "agent.action.history", "agent.action.selection", "agent.action.windows",
         "agent.events.rules", "agent.events.ids", "agent.events.cloudevents", "agent.health.governor",
+        "agent.drift.*",
     ), "simulation values": ("agent.simulation", "agent.simulation.values")}),
     ("pipeline", {"pipeline": ("agent.pipeline.*",)}),
     ("services", {
