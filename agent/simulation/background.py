@@ -68,7 +68,15 @@ class _Builder:
         eye = self.camera.position[:2]
         return not near.any() and not bool(np.all((eye > low - 0.5) & (eye < high + 0.5)))
 
-    def put(self, x: float, y: float, size: tuple[float, float, float], side: Material, top: Material | None = None, z: float = 0) -> bool:
+    def put(
+        self,
+        x: float,
+        y: float,
+        size: tuple[float, float, float],
+        side: Material,
+        top: Material | None = None,
+        z: float = 0,
+    ) -> bool:
         """A block centred at (x, y) if there is room."""
         half = np.array(size[:2]) / 2
         centre = np.array([x, y])
@@ -82,7 +90,13 @@ class _Builder:
 
 
 def choose_place(
-    camera: Camera, points: FloatArray, rng: np.random.Generator, *, name: str = "", night: bool | None = None, occluders: bool = True
+    camera: Camera,
+    points: FloatArray,
+    rng: np.random.Generator,
+    *,
+    name: str = "",
+    night: bool | None = None,
+    occluders: bool = True,
 ) -> Setting:
     """A place around `points` ((N, 3) m, where joints are over time), seen by `camera`.
 
@@ -119,7 +133,10 @@ def _indoor_shell(builder: _Builder, place: str, low: FloatArray, high: FloatArr
     floor = builder.material(kind, _FLOORS, size_m=size)
     wall_kind = str(rng.choice(["plain", "plain", "bricks", "panel"] if place != "shop" else ["plain", "shelf"]))
     sizes = {"plain": 1.0, "bricks": 0.1, "panel": 1.3, "shelf": 0.42}
-    walls = [builder.material(wall_kind if rng.random() < 0.5 else "plain", _WALLS, size_m=sizes[wall_kind]) for _ in range(2)]
+    walls = [
+        builder.material(wall_kind if rng.random() < 0.5 else "plain", _WALLS, size_m=sizes[wall_kind])
+        for _ in range(2)
+    ]
     top = builder.material("tiles", ((0.85, 0.86, 0.87),), size_m=0.6)
     return Shell(
         (float(low[0]), float(low[1]), 0.0),
@@ -132,7 +149,9 @@ def _outdoor_shell(builder: _Builder, place: str, low: FloatArray, high: FloatAr
     rng = builder.rng
     asphalt = ((0.34, 0.34, 0.34), (0.26, 0.26, 0.26), (0.46, 0.47, 0.48))
     kind = "rough" if place == "parking" or rng.random() < 0.5 else str(rng.choice(["tiles", "bricks"]))
-    floor = builder.material(kind, asphalt if kind == "rough" else _FLOORS, size_m=0.4 if kind == "tiles" else 0.12, contrast=0.08)
+    floor = builder.material(
+        kind, asphalt if kind == "rough" else _FLOORS, size_m=0.4 if kind == "tiles" else 0.12, contrast=0.08
+    )
     facades: list[Material | None] = [
         builder.material(str(rng.choice(["windows", "bricks", "rough"])), _WALLS, size_m=float(rng.uniform(1.6, 2.8)))
         if rng.random() < 0.7 else None
@@ -151,7 +170,9 @@ def _furnish(builder: _Builder, place: str, shell: Shell) -> None:
     rng = builder.rng
     for _ in range(int(rng.integers(5, 12))):
         axis, at_high = int(rng.integers(2)), bool(rng.integers(2))
-        along = float(rng.uniform(shell.low[1 - axis] + 0.6, max(shell.high[1 - axis] - 0.6, shell.low[1 - axis] + 0.7)))
+        along = float(
+            rng.uniform(shell.low[1 - axis] + 0.6, max(shell.high[1 - axis] - 0.6, shell.low[1 - axis] + 0.7))
+        )
         choice = float(rng.random())
         if choice < 0.3:
             size, z = (0.04, 0.95, 2.05), 0.0
@@ -161,7 +182,11 @@ def _furnish(builder: _Builder, place: str, shell: Shell) -> None:
             side = builder.material("rough", (*_FURNITURE, *_CARS), size_m=0.2, contrast=0.35)
         else:
             tall = rng.random() < 0.45 or place == "shop"
-            size = (float(rng.uniform(0.35, 0.7)), float(rng.uniform(0.7, 1.8)), float(rng.uniform(1.5, 2.1) if tall else rng.uniform(0.45, 1.0)))
+            size = (
+                float(rng.uniform(0.35, 0.7)),
+                float(rng.uniform(0.7, 1.8)),
+                float(rng.uniform(1.5, 2.1) if tall else rng.uniform(0.45, 1.0)),
+            )
             z = 0.0
             side = builder.material("shelf" if tall else "panel", _FURNITURE, size_m=0.4 if tall else 0.5)
         offset = size[0] / 2 + 0.005
@@ -206,7 +231,12 @@ def _put_car(builder: _Builder, x: float, y: float) -> None:
             half = np.array(size(length, width, 0)[:2]) / 2
             corner = middle[:2] - half, middle[:2] + half
             builder.blocks.append(
-                Block((float(corner[0][0]), float(corner[0][1]), bottom), (float(corner[1][0]), float(corner[1][1]), top), side, paint)
+                Block(
+                    (float(corner[0][0]), float(corner[0][1]), bottom),
+                    (float(corner[1][0]), float(corner[1][1]), top),
+                    side,
+                    paint,
+                )
             )
 
 
@@ -221,9 +251,14 @@ def _occlude(builder: _Builder, points: FloatArray, place: str, ceiling: float) 
                 side = float(rng.uniform(0.1, 0.3))
                 size, kind = (side, side, max(ceiling, 4.0)), "rough"
             else:
-                size, kind = (float(rng.uniform(0.7, 1.5)), float(rng.uniform(0.6, 0.9)), float(rng.uniform(0.7, 1.15))), "panel"
+                size, kind = (
+                    (float(rng.uniform(0.7, 1.5)), float(rng.uniform(0.6, 0.9)), float(rng.uniform(0.7, 1.15))),
+                    "panel",
+                )
             share = _hidden_share(np.array([x, y]), np.array(size), eye, points)
-            if 0.005 < share < _MOST_HIDDEN and builder.put(float(x), float(y), size, builder.material(kind, _FURNITURE, size_m=0.6)):
+            if 0.005 < share < _MOST_HIDDEN and builder.put(
+                float(x), float(y), size, builder.material(kind, _FURNITURE, size_m=0.6)
+            ):
                 break
 
 

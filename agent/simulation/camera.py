@@ -11,6 +11,9 @@ from agent.types import FloatArray
 NEAR_M = 0.15
 """What is nearer than this to the lens is not seen."""
 _PERSON_M = 1.75
+_MIN_SEEN = 0.76
+"""Share of the joints that a hung camera has in its picture, as far as its widest lens can."""
+_MAX_FOV_DEG = 96.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +34,9 @@ class Camera:
 
     def __post_init__(self) -> None:
         if self.position.shape != (3,) or self.rotation.shape != (3, 3):
-            raise ValueError(f"Camera: expected shapes (3,) and (3, 3), got {self.position.shape}, {self.rotation.shape}")
+            raise ValueError(
+                f"Camera: expected shapes (3,) and (3, 3), got {self.position.shape}, {self.rotation.shape}"
+            )
 
     def to_camera(self, points: FloatArray) -> FloatArray:
         """(..., 3) world, m -> (..., 3) camera frame, m: x right, y down, z forward (depth)."""
@@ -89,7 +94,14 @@ class Camera:
 
 
 def look_at(
-    position: FloatArray, target: FloatArray, *, focal_px: float, width: int, height: int, roll: float = 0.0, k1: float = 0.0
+    position: FloatArray,
+    target: FloatArray,
+    *,
+    focal_px: float,
+    width: int,
+    height: int,
+    roll: float = 0.0,
+    k1: float = 0.0,
 ) -> Camera:
     """A camera at `position` that looks at `target` (both (3,) m, not one above the other); roll in rad, clockwise."""
     forward = np.asarray(target, np.float64) - position
@@ -128,4 +140,11 @@ def hang_camera(points: FloatArray, rng: np.random.Generator, *, width: int, hei
     seen = local[local[:, 2] > 1][:, :2] / local[local[:, 2] > 1][:, 2:]
     aim = np.median(seen, axis=0) + rng.normal(0, 0.06, 2)  # perspective shifts the middle of the ground upwards
     target = position + first.rotation.T @ np.array([*aim, 1.0])
-    return look_at(position, target, focal_px=focal, width=width, height=height, roll=roll, k1=k1)
+    widest = width / 2 / np.tan(np.radians(_MAX_FOV_DEG / 2))
+    while True:
+        camera = look_at(position, target, focal_px=focal, width=width, height=height, roll=roll, k1=k1)
+        pixels, depth = camera.project(points)
+        inside = (depth > NEAR_M) & np.all((pixels >= 0) & (pixels < (width, height)), axis=-1)
+        if inside.mean() >= _MIN_SEEN or focal * 0.94 < widest:
+            return camera
+        focal *= 0.94

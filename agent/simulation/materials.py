@@ -38,7 +38,9 @@ def _noise(seed: int) -> FloatArray:
         grid = rng.standard_normal((cells, cells)).astype(np.float32)
         wrapped = np.pad(grid, 2, mode="wrap")
         scale = _TILE // cells
-        big = cv2.resize(wrapped, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_NEAREST)
+        big = cv2.resize(
+            wrapped, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_NEAREST
+        )
         total += big[2 * scale : 2 * scale + _TILE, 2 * scale : 2 * scale + _TILE] / np.float32(cells**0.45)
     return (total / total.std()).astype(np.float32)
 
@@ -51,7 +53,9 @@ def noise(u: FloatArray, v: FloatArray, cell_m: float, seed: int) -> FloatArray:
     out = np.empty((1, flat[0].shape[1]), np.float32)
     for start in range(0, out.shape[1], 32_000):  # cv2.remap takes maps up to 32767 wide
         part = slice(start, start + 32_000)
-        out[:, part] = cv2.remap(_noise(seed % 4), flat[0][:, part], flat[1][:, part], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        out[:, part] = cv2.remap(
+            _noise(seed % 4), flat[0][:, part], flat[1][:, part], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+        )
     return out.reshape(shape)
 
 

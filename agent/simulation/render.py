@@ -74,7 +74,13 @@ def fold_texture(rng: np.random.Generator) -> FloatArray:
 
 
 def draw_people(
-    image: ImageArray, depth: FloatArray, solids: Solids, wardrobe: Wardrobe, camera: Camera, light: Light, folds: FloatArray
+    image: ImageArray,
+    depth: FloatArray,
+    solids: Solids,
+    wardrobe: Wardrobe,
+    camera: Camera,
+    light: Light,
+    folds: FloatArray,
 ) -> Silhouettes:
     """Draw `solids` into `image` ((H, W, 3) uint8 BGR, changed in place), behind what is nearer in `depth` ((H, W) m)."""
     height, width = image.shape[:2]
@@ -106,7 +112,7 @@ def _shade(
     """(N, 3) uint8 colours of fragments: Lambert's law for the light, a hemisphere for the rest, folds in the cloth."""
     solid = seen.solid
     # Normals of a stretched sphere: its unit coordinates over the radii. (s e c, world x y z, K), rows contiguous.
-    normals = ((outlines.basis / solids.radii[:, None, :]) @ solids.axes * solids.radii.min(axis=1)[:, None, None])
+    normals = (outlines.basis / solids.radii[:, None, :]) @ solids.axes * solids.radii.min(axis=1)[:, None, None]
     terms = np.ascontiguousarray(normals.transpose(1, 2, 0))
     x, y, z = (
         terms[0, axis].take(solid) * seen.s + terms[1, axis].take(solid) * seen.e + terms[2, axis].take(solid) * seen.c
@@ -128,7 +134,9 @@ def _shade(
     upward *= edge
     channels = []
     for channel in range(3):
-        lit = edge * light.ground[channel] + upward * (light.sky - light.ground)[channel] + direct * light.direct[channel]
+        lit = (
+            edge * light.ground[channel] + upward * (light.sky - light.ground)[channel] + direct * light.direct[channel]
+        )
         albedo = np.ascontiguousarray(wardrobe.colours[..., channel]).reshape(-1).take(index)
         channels.append(np.minimum(albedo * lit, 255).astype(np.uint8))
     colour: ImageArray = np.stack(channels, axis=1)

@@ -194,5 +194,3 @@ def _nobody(t_s: float) -> Truth:
         np.zeros(0, np.float32),
         (),
     )
-
-

@@ -82,7 +82,11 @@ class SensorModel:
     def _curve(self, t_s: float) -> ImageArray:
         """(1, 256, 3) grey levels out for grey levels in."""
         sensor, phases = self.sensor, self._phases
-        gain = 1 + sensor.flicker * np.sin(2 * np.pi * 7.3 * t_s + phases[0]) + sensor.drift * np.sin(t_s / 9.1 + phases[1])
+        gain = (
+            1
+            + sensor.flicker * np.sin(2 * np.pi * 7.3 * t_s + phases[0])
+            + sensor.drift * np.sin(t_s / 9.1 + phases[1])
+        )
         balance = 0.0 if sensor.grey else sensor.drift * np.sin(t_s / 14.7 + phases[2])
         gains = gain * np.array([1 + balance, 1.0, 1 - balance])
         return np.clip(np.arange(256)[None, :, None] * gains, 0, 255).astype(np.uint8)

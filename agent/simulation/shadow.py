@@ -68,4 +68,6 @@ def _draw_limbs(
             if nearest < 0.5 or (chosen is not None and not (chosen[person, start] and chosen[person, end])):
                 continue
             thickness = max(1, round(2 * half_m * widen * camera.focal_px / nearest / _SHRINK))
-            cv2.line(mask, pixels[person, start].tolist(), pixels[person, end].tolist(), value, thickness, cv2.LINE_AA, 4)
+            cv2.line(
+                mask, pixels[person, start].tolist(), pixels[person, end].tolist(), value, thickness, cv2.LINE_AA, 4
+            )

@@ -193,7 +193,9 @@ def _illumination(
     total *= 1 - np.float32(0.42) * np.exp(np.maximum(corner, 0) * np.float32(-1 / 0.22))
     for block in blocks:
         near = ~upright & (z < min(block.high[2], 0.5) - 0.02)
-        near &= (x > block.low[0] - 0.6) & (x < block.high[0] + 0.6) & (y > block.low[1] - 0.6) & (y < block.high[1] + 0.6)
+        near &= (
+            (x > block.low[0] - 0.6) & (x < block.high[0] + 0.6) & (y > block.low[1] - 0.6) & (y < block.high[1] + 0.6)
+        )
         where = np.nonzero(near)
         if block.low[2] > 0.5 or not len(where[0]):
             continue

@@ -31,7 +31,13 @@ _BOTTOMS: tuple[Colour, ...] = (
     (0.08, 0.08, 0.09), (0.18, 0.17, 0.17), (0.36, 0.24, 0.16), (0.46, 0.34, 0.24), (0.24, 0.15, 0.11), (0.34, 0.34, 0.34),
     (0.40, 0.52, 0.62), (0.26, 0.36, 0.44), (0.74, 0.76, 0.77), (0.20, 0.26, 0.24), (0.62, 0.54, 0.46),
 )  # fmt: skip
-_SHOES: tuple[Colour, ...] = ((0.06, 0.06, 0.07), (0.10, 0.14, 0.22), (0.80, 0.80, 0.80), (0.42, 0.41, 0.40), (0.18, 0.16, 0.58))
+_SHOES: tuple[Colour, ...] = (
+    (0.06, 0.06, 0.07),
+    (0.10, 0.14, 0.22),
+    (0.80, 0.80, 0.80),
+    (0.42, 0.41, 0.40),
+    (0.18, 0.16, 0.58),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,7 +220,9 @@ def _head(tailor: _Tailor, outfit: _Outfit) -> None:
         HEAD, (0.056, 0.06, 0.058), skin, frame=SKULL, offset=(0, 0.028, -0.062),
         trim=(0, -0.1, -1, 0, 0.1) if outfit.beard else (0, 0, 0, 0, 9), trim_colour=hair,
     )  # fmt: skip
-    tailor.add(HEAD, (0.026, 0.008, 0.008), (dark[0] * 0.8, dark[1] * 0.75, dark[2]), frame=SKULL, offset=(0, 0.083, -0.068))
+    tailor.add(
+        HEAD, (0.026, 0.008, 0.008), (dark[0] * 0.8, dark[1] * 0.75, dark[2]), frame=SKULL, offset=(0, 0.083, -0.068)
+    )
     tailor.add(HEAD, (0.015, 0.022, 0.026), dark, frame=SKULL, offset=(0, 0.092, -0.022))
     for sign in (1, -1):
         tailor.add(HEAD, (0.015, 0.010, 0.010), (0.14, 0.15, 0.18), frame=SKULL, offset=(0.031 * sign, 0.082, 0.012))
