@@ -43,7 +43,7 @@ def _gestures(rng: np.random.Generator, count: int = 2) -> tuple[str, ...]:
     return tuple(str(name) for name in rng.choice(GESTURES, count))
 
 
-def passer_by(stage: Set, first: int, *, here: bool = False, stays: float = 0.5) -> None:
+def passer_by(stage: Set, first: int, *, here: bool = False, stays: float = 0.5) -> Iterator[None]:
     """Comes in (or is there already), perhaps stays somewhere for a while, and leaves."""
     rng = stage.rng
     speed = _speed(rng)
@@ -53,10 +53,14 @@ def passer_by(stage: Set, first: int, *, here: bool = False, stays: float = 0.5)
     elif rng.random() < stays:
         staying = rng.uniform(2, 7)
         place = stage.spot(first + 3 * RATE_HZ, int((staying + 6) * RATE_HZ))
+        yield
         person.go(stage.way(person, place, speed), speed)
+        yield
         gestures = _gestures(rng) if rng.random() < 0.5 else ()
         person.stand(staying, facing=rng.uniform(-np.pi, np.pi), gestures=gestures)
+        yield
     stage.leave(person, speed)
+    yield
 
 
 def passers_by(stage: Set, people: int) -> Iterator[None]:
@@ -65,8 +69,7 @@ def passers_by(stage: Set, people: int) -> Iterator[None]:
     for k in range(count):
         here = stage.opening and k < people
         first = 0 if here else int((k + stage.rng.uniform(0, 0.9)) * EPISODE_S / max(count, 1) * RATE_HZ)
-        passer_by(stage, first, here=here)
-        yield
+        yield from passer_by(stage, first, here=here)
 
 
 def crowd(stage: Set) -> Iterator[None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from agent.simulation import ragdoll
-from agent.simulation.gait import Pose, Take, envelope, smooth, smoothstep
+from agent.simulation.gait import Pose, Take, smooth, smoothstep
 from agent.simulation.motion import RATE_HZ
 from agent.simulation.performer import Performer
 from agent.simulation.ragdoll import (
@@ -176,24 +176,7 @@ def fall_down(person: Performer, fall: Fall) -> Iterator[None]:
         if take is None:
             yield
         else:
-            person.add(above_floor(person, take), "fall")
-
-
-_FLESH_M = np.array(
-    [0.02, 0.03, 0.03, 0.04, 0.04, 0.06, 0.06, 0.02, 0.02, 0.02, 0.02, 0.07, 0.07, 0.04, 0.04, 0.03, 0.03]
-)
-"""Least height of each key point over the floor: what lies between bone and floor."""
-
-
-def above_floor(person: Performer, take: Take) -> Take:
-    """The take, raised where exact bones would dip below the floor."""
-    joints = joints_of(Lengths([person.body]).table[0][None], take.root, take.bones)
-    lift = np.maximum((_FLESH_M - joints[..., 2]).max(axis=1), 0)
-    if not lift.any():
-        return take
-    root = take.root.copy()
-    root[:, 2] += np.maximum(lift, envelope(lift, 0.04))
-    return replace(take, root=root)
+            person.add(take, "fall")
 
 
 def lie(person: Performer, seconds: float) -> None:
@@ -211,7 +194,7 @@ def lie(person: Performer, seconds: float) -> None:
     root = np.repeat(pose.root[None], n, axis=0)
     root[:, 2] += 0.004 * np.sin(2 * np.pi * 0.27 * np.arange(n) / RATE_HZ) * onset[:, 0, 0]
     take = Take(root, bones, np.repeat(pose.feet[None], n, axis=0), np.full(n, pose.heading))
-    person.add(above_floor(person, take), "lie")
+    person.add(take, "lie")
 
 
 def get_up(person: Performer, *, speed: float = 1.0) -> None:
@@ -260,9 +243,6 @@ def _on_floor(person: Performer, take: Take, ease: Array) -> Take:
     gap = (joints[..., 2] - floor).min(axis=1)
     root = take.root.copy()
     root[:, 2] -= smooth(gap, 0.05) * ease
-    lowest = joints[..., 2].min(axis=1) - (take.root[:, 2] - root[:, 2])
-    lift = np.maximum(0.02 - lowest, 0)
-    root[:, 2] += np.maximum(lift, envelope(lift, 0.03))
     joints = joints_of(Lengths([person.body]).table[0][None], root, take.bones)
     return replace(take, root=root, feet=joints[:, [15, 16]])
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.simulation.floor import above_floor
 from agent.simulation.gait import Mover, Plan, Pose, Take, perform, plan_along, plan_start_feet, smooth, smoothstep
 from agent.simulation.motion import RATE_HZ, MotionModel
-from agent.simulation.skeleton import SPINE, UPPER, Array, Body, blend, mirrored, random_body
+from agent.simulation.skeleton import SPINE, UPPER, Array, Body, blend, mirrored, random_body, unhurried
 from agent.simulation.area import travel, turn_between
 from agent.simulation.values import ACTIONS
 
 
+TURN_LIMIT_RAD = 0.30
+"""A frame: 18 rad/s. Elbows of boxers extend about that fast (Whiting et al. 1988)."""
 _ORDER = np.argsort(ACTIONS)
 _SORTED = np.array(ACTIONS)[_ORDER]
 
@@ -171,9 +174,9 @@ class Performer:
     def track(self) -> Track:
         """Everything performed so far."""
         actions = np.concatenate(self._actions)
-        root = np.concatenate([take.root for take in self._takes]).astype(np.float32)
-        bones = np.concatenate([take.bones for take in self._takes]).astype(np.float32)
-        return Track(self.body, self.first, root, bones, actions)
+        bones = unhurried(np.concatenate([take.bones for take in self._takes]), TURN_LIMIT_RAD)
+        root = above_floor(self.body, np.concatenate([take.root for take in self._takes]), bones)
+        return Track(self.body, self.first, root.astype(np.float32), bones.astype(np.float32), actions)
 
     def path(self) -> tuple[Array, Array]:
         """Hips and shoulders over the floor, (T, 2) each, from frame `first` on."""

@@ -231,6 +231,40 @@ def two_bone(start: Array, target: Array, pole: Array, upper: float, lower: floa
     return first, unit(axis * distance - first * upper)
 
 
+def unhurried(bones: Array, limit_rad: float) -> Array:
+    """(T, N, 3) bones of which none turns by more than `limit_rad` from one frame to the next: quicker ones lag behind.
+
+    Blends between nearly opposite directions would flip within a frame; joints have no such speed.
+    """
+    cosine = np.cos(limit_rad)
+    quick = (bones[1:] * bones[:-1]).sum(axis=-1) < cosine
+    if not quick.any():
+        return bones
+    out = bones.copy()
+    for bone in np.flatnonzero(quick.any(axis=0)):
+        track = out[:, bone]
+        starts = np.flatnonzero(quick[:, bone]) + 1
+        done = 0
+        for start in starts:
+            now = max(int(start), done)
+            while now < len(track) and float(track[now - 1] @ track[now]) < cosine:
+                track[now] = _turned_by(track[now - 1], track[now], limit_rad)
+                now += 1
+            done = now
+    return out
+
+
+def _turned_by(first: Array, goal: Array, angle: float) -> Array:
+    """`first` turned towards `goal` by `angle`; both (3,) unit vectors."""
+    side = goal - first * float(first @ goal)
+    size = float(np.sqrt(side @ side))
+    if size < 1e-4:  # opposite: any way round is right
+        side = np.array([-first[1], first[0], 0.0]) if abs(first[2]) < 0.9 else np.array([1.0, 0.0, 0.0])
+        side = side - first * float(first @ side)
+        size = float(np.sqrt(side @ side))
+    return np.asarray(first * np.cos(angle) + side / size * np.sin(angle))
+
+
 def bones_of(joints: Array) -> tuple[Array, Array]:
     """The inverse of `joints_of`, for any body: (root (..., 3), bones (..., 13, 3)) of COCO key points (..., 17, 3)."""
     root = (joints[..., HIP_L, :] + joints[..., HIP_R, :]) / 2
