@@ -1,0 +1,49 @@
+"""The command line called in this process: quick enough for many cases. Signals and TLS settings need a process of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import structlog
+
+from agent.cli import main
+
+
+@contextlib.contextmanager
+def _plain_logging() -> Iterator[None]:
+    """Gives the test run its own logging back: a command sends all of it to its stderr."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.captureWarnings(False)
+        structlog.reset_defaults()
+
+
+def call(folder: Path, arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """`recognizer-agent ARGUMENTS` in `folder`; environment: all variables there are."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch, _plain_logging(),
+        contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr),
+    ):  # fmt: skip
+        for name in set(os.environ) - set(environment):
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        try:
+            code = main(arguments)
+        except SystemExit as end:  # how argparse ends
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())

@@ -1,0 +1,324 @@
+"""`recognizer-agent models` as a user meets it: processes, exit codes, streams, a real TLS server behind a real proxy."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.bundles import make_bundle
+from fakes.commandline import call
+from fakes.downloads import FileServer, catalogue_entry, proxying, redirect, serving, stall_after
+from fakes.graphs import rtmo_graph
+
+from agent.commands.models_build import build, missing_tensorrt
+from agent.config.load import load_config
+from agent.errors import ModelError
+from agent.runtime.devices import Accelerators
+
+GOOD, FAILED, USAGE, CONFIG, INTERRUPTED = 0, 1, 2, 78, 130
+PROXY_VARIABLES = {"http_proxy", "https_proxy", "no_proxy", "all_proxy"}
+TENSORRT = "TensorrtExecutionProvider"
+
+
+@dataclass(slots=True)
+class Box:
+    """A machine of its own: home, state, catalogue."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kept = {name: value for name, value in os.environ.items() if name.lower() not in PROXY_VARIABLES}
+        kept.pop("RECOGNIZER_MODELS", None)
+        self.environment = kept | {"HOME": str(self.folder), "NO_COLOR": "1", "STATE_DIRECTORY": str(self.state)}
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def pulled(self) -> Path:
+        return self.state / "models" / "pulled" / "rtmo-x"
+
+    def catalogue(self, *entries: dict[str, Any]) -> Path:
+        file = self.folder / "catalogue.json"
+        file.write_text(json.dumps({"catalogue": 1, "models": entries}))
+        return file
+
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "agent", *map(str, arguments)]
+        return subprocess.Popen(
+            command, env=self.environment | environment, cwd=self.folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        """In this process."""
+        return call(self.folder, [str(argument) for argument in arguments], self.environment | environment)
+
+    def run_process(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        """In a process of its own: what OpenSSL trusts is settled when Python starts."""
+        process = self.start(*arguments, **environment)
+        stdout, stderr = process.communicate(timeout=100)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return rtmo_graph(tmp_path_factory.mktemp("model") / "model.onnx", size=(64, 96), conv_layers=3)
+
+
+@pytest.fixture
+def server(model: Path) -> Iterator[FileServer]:
+    with serving({"/model.onnx": model.read_bytes()}) as running:
+        yield running
+
+
+def entry(model: Path, url: str, **changes: Any) -> dict[str, Any]:
+    return catalogue_entry(model, [{"name": "somewhere", "url": url}], **changes)
+
+
+# --- list, verify -----------------------------------------------------------------------------------------------------
+
+
+def test_list_shows_what_ships_and_what_could_be_pulled(box: Box) -> None:
+    done = box.run("models", "list")
+    assert done.returncode == GOOD
+    for words in ("shipped:fight-stgcn", "catalogue:rtmo-s", "39.6", "?x3x640x640", "Apache-2.0", "not pulled"):
+        assert words in done.stdout
+    items = json.loads(box.run("models", "list", "--json").stdout)
+    (rtmo,) = [item for item in items if item["name"] == "rtmo-l"]
+    assert (rtmo["state"], rtmo["size_bytes"], rtmo["figures"]["coco_ap"]) == ("not pulled", 175_926_543, 0.748)
+
+
+def test_verify_names_every_problem_and_fails(box: Box) -> None:
+    good, bad = make_bundle(box.folder / "good"), make_bundle(box.folder / "bad")
+    (bad / "model.onnx").write_bytes(b"rot")
+    (bad / "golden.npz").unlink()
+    done = box.run("models", "verify", good, bad)
+    assert done.returncode == FAILED
+    assert "tiny 1.0.0: good (2 checksums, opset 17" in done.stdout
+    assert done.stdout.count("problem: ") == 2
+    report = json.loads(box.run("models", "verify", bad, "--json").stdout)
+    assert (report[0]["good"], len(report[0]["problems"])) == (False, 2)
+
+
+def test_verify_without_names_looks_at_all_that_is_here(box: Box) -> None:
+    done = box.run("models", "verify")
+    assert done.returncode == GOOD
+    assert "fight-stgcn" in done.stdout
+    assert "fall-stgcn" in done.stdout
+
+
+# --- pull -------------------------------------------------------------------------------------------------------------
+
+
+def test_from_nothing_to_a_configuration_that_loads(box: Box, model: Path, server: FileServer) -> None:
+    catalogue = box.catalogue(entry(model, server.url()))
+    config = box.folder / "agent.yaml"
+    config.write_text("pose: {model: 'catalogue:rtmo-x'}\n")
+    before = box.run("check-config", config)
+    assert before.returncode == CONFIG
+    assert "recognizer-agent models pull rtmo-x" in before.stderr
+    pulled = box.run("models", "pull", "rtmo-x", "--catalogue", catalogue, "--config", config)
+    assert (pulled.returncode, box.pulled.is_dir()) == (GOOD, True)
+    assert "rtmo-x is ready" in pulled.stdout
+    assert f"0.5 of {model.stat().st_size / 1e6:.1f} MB" in pulled.stderr
+    assert box.run("check-config", config).returncode == GOOD
+    listed = box.run("models", "list", "--catalogue", catalogue).stdout
+    assert "ready" in next(line for line in listed.splitlines() if "rtmo-x" in line)
+    assert "answers as recorded here" in box.run("models", "verify", "rtmo-x").stdout
+    again = box.run("models", "pull", "catalogue:rtmo-x", "--catalogue", catalogue)
+    assert (again.returncode, len(server.requests)) == (GOOD, 1)
+    assert "is here already" in again.stdout
+    assert box.run("models", "pull", "rtmo-x", "--catalogue", catalogue, "--force").returncode == GOOD
+    assert len(server.requests) == 2
+
+
+def test_models_may_be_shared_between_state_folders(box: Box, model: Path, server: FileServer) -> None:
+    catalogue = box.catalogue(entry(model, server.url()))
+    shared = box.folder / "shared"
+    done = box.run("models", "pull", "rtmo-x", "--catalogue", catalogue, RECOGNIZER_MODELS=str(shared))
+    assert done.returncode == GOOD
+    assert (shared / "pulled" / "rtmo-x").is_dir()
+    assert not box.state.exists()
+
+
+def test_a_damaged_model_is_pulled_again_without_being_asked(box: Box, model: Path, server: FileServer) -> None:
+    catalogue = box.catalogue(entry(model, server.url()))
+    box.run("models", "pull", "rtmo-x", "--catalogue", catalogue)
+    (box.pulled / "model.onnx").write_bytes(b"rot")
+    assert box.run("models", "pull", "rtmo-x", "--catalogue", catalogue).returncode == GOOD
+    assert box.run("models", "verify", "rtmo-x").returncode == GOOD
+
+
+def test_a_machine_without_network_is_told_how_to_go_on(box: Box, model: Path) -> None:
+    catalogue = box.catalogue(entry(model, "https://host.invalid/model.onnx"))
+    done = box.run("models", "pull", "rtmo-x", "--catalogue", catalogue)
+    assert done.returncode == FAILED
+    assert "There is no network here" in done.stderr
+    assert "Traceback" not in done.stderr
+    by_hand = box.run("models", "pull", "rtmo-x", "--catalogue", catalogue, "--file", model)
+    assert (by_hand.returncode, box.pulled.is_dir()) == (GOOD, True)
+
+
+def test_ctrl_c_keeps_what_came_and_the_next_pull_goes_on(box: Box, model: Path, server: FileServer) -> None:
+    server.plan = [stall_after(200_000)]
+    catalogue = box.catalogue(entry(model, server.url()))
+    process = box.start("models", "pull", "rtmo-x", "--catalogue", catalogue)
+    deadline_s = time.monotonic() + 60
+    while not any(part.stat().st_size >= 65_536 for part in box.state.glob("models/partial/*.part")):
+        assert time.monotonic() < deadline_s
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == INTERRUPTED
+    assert "Traceback" not in stderr
+    assert not box.pulled.exists()
+    assert box.run("models", "pull", "rtmo-x", "--catalogue", catalogue).returncode == GOOD
+    assert server.requests[-1][1]["range"].startswith("bytes=")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of its own for localhost; `cert.pem` and `key.pem`."""
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def secure(model: Path, authority: Path) -> Iterator[FileServer]:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(authority / "cert.pem", authority / "key.pem")
+    with serving({"/model.onnx": model.read_bytes()}, tls) as running:
+        yield running
+
+
+def test_https_goes_through_a_tunnel_of_the_proxy(box: Box, model: Path, secure: FileServer, authority: Path) -> None:
+    catalogue = box.catalogue(entry(model, secure.url(host="localhost")))
+    with proxying() as proxy:
+        trusted = {"SSL_CERT_FILE": str(authority / "cert.pem"), "HTTPS_PROXY": proxy.url}
+        done = box.run_process("models", "pull", "rtmo-x", "--catalogue", catalogue, **trusted)
+        assert (done.returncode, done.stderr.count("error")) == (GOOD, 0), done.stderr
+        assert proxy.seen == [f"CONNECT localhost:{secure.port}"]
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(box: Box, model: Path, secure: FileServer) -> None:
+    catalogue = box.catalogue(entry(model, secure.url(host="localhost")))
+    done = box.run("models", "pull", "rtmo-x", "--catalogue", catalogue)
+    assert done.returncode == FAILED
+    assert "no trustworthy TLS connection" in done.stderr
+    assert secure.requests == []
+
+
+def test_https_never_steps_down_to_http(box: Box, model: Path, secure: FileServer, authority: Path) -> None:
+    secure.plan = [redirect("http://192.0.2.1/model.onnx")]
+    catalogue = box.catalogue(entry(model, secure.url(host="localhost")))
+    trusted = {"SSL_CERT_FILE": str(authority / "cert.pem")}
+    done = box.run_process("models", "pull", "rtmo-x", "--catalogue", catalogue, **trusted)
+    assert done.returncode == FAILED
+    assert "redirects from https to http (192.0.2.1): refused" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("pull", "rtmo-xxl"), FAILED, "the catalogue has no 'rtmo-xxl' (hint: it has rtmo-t, rtmo-s, rtmo-m, rtmo-l)"),
+        (("verify", "moon"), FAILED, "moon: no such model"),
+        (("bench", "rtmo-s"), FAILED, "recognizer-agent models pull rtmo-s"),
+        (("bench", "fight-stgcn", "--provider", "cuda:7"), CONFIG, "--provider: device 'cuda:7' needs"),
+        (("bench", "fight-stgcn", "--provider", "npu"), USAGE, "expected cpu, cuda[:N] or tensorrt[:N], got 'npu'"),
+        (("bench", "fight-stgcn", "--batch", "0"), USAGE, "expected 1 or more"),
+        (("pull", "rtmo-s", "--file", "x", "--from", "y"), USAGE, "not allowed with argument"),
+        (("pull", "rtmo-s", "--file", "/none/model.onnx"), FAILED, "/none/model.onnx"),
+        (("list", "--catalogue", "/none/catalogue.json"), FAILED, "the catalogue cannot be read"),
+    ],
+)
+def test_wrong_arguments_are_answered_with_a_hint(box: Box, arguments: tuple[str, ...], code: int, words: str) -> None:
+    done = box.run("models", *arguments)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- bench, build -----------------------------------------------------------------------------------------------------
+
+
+def test_bench_measures_both_sessions_side_by_side(box: Box) -> None:
+    bundle = make_bundle(box.folder / "tiny")
+    done = box.run("models", "bench", bundle, "--batch", "1,3", "--seconds", "0.1", "--threads", "1", "--json")
+    assert done.returncode == GOOD, done.stderr
+    report = json.loads(done.stdout)
+    assert report["model"] == "tiny 1.0.0"
+    assert [(one["device"], one["batch"]) for one in report["measured"]] == [("cpu", 1), ("cpu", 3)]
+    for one in report["measured"]:
+        assert one["pairs"] >= 10
+        assert 0 < one["agent_ms"] <= one["agent_p95_ms"]
+        assert one["per_second"] == pytest.approx(1e3 * one["batch"] / one["agent_ms"])
+        assert 0.1 < one["ratio"] < 10
+    table = box.run("models", "bench", bundle, "--batch", "2", "--seconds", "0.1")
+    assert "agent / bare" in table.stdout
+
+
+def test_build_says_what_is_missing(box: Box) -> None:
+    done = box.run("models", "build", make_bundle(box.folder / "tiny"))
+    if TENSORRT in done.stderr:
+        assert "no TensorRT here, nothing to build: onnxruntime" in done.stderr
+    assert done.returncode == FAILED
+
+
+CPU_ONLY = ("CPUExecutionProvider",)
+
+
+@pytest.mark.parametrize(
+    ("machine", "words"),
+    [
+        (Accelerators("1.32.0", CPU_ONLY), "has no TensorrtExecutionProvider, only CPUExecutionProvider"),
+        (Accelerators("1.32.0", (TENSORRT, *CPU_ONLY), problem="no NVIDIA driver"), "no GPU: no NVIDIA driver"),
+        (Accelerators("1.32.0", (TENSORRT, *CPU_ONLY), ("GPU",)), "libnvinfer cannot be loaded"),
+    ],
+)
+def test_each_missing_piece_of_tensorrt_has_its_own_words(machine: Accelerators, words: str) -> None:
+    assert words in missing_tensorrt(machine)
+
+
+def test_a_build_that_fails_says_why_and_exits_with_one(
+    box: Box, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real builder process, on a machine believed to have TensorRT."""
+    import onnxruntime
+
+    if TENSORRT in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has TensorRT")
+    believed = Accelerators("1.32.0", (TENSORRT, *CPU_ONLY), ("Pretend GPU (9.9)",), "1", "10.0.0")
+    assert missing_tensorrt(believed) == ""
+    bundle = make_bundle(box.folder / "tiny")
+    config = load_config([], env={"STATE_DIRECTORY": str(box.state)})
+    assert build(config, bundle, device="tensorrt", precision="", machine=believed) == FAILED
+    said = capfd.readouterr().err
+    assert "tiny 1.0.0: building" in said
+    assert "error: tiny 1.0.0: the engine build failed: " in said
+    assert "no TensorrtExecutionProvider" in said
+    with pytest.raises(ModelError, match="nothing to build: the configuration names no model for TensorRT"):
+        build(config, None, device="tensorrt", precision="", machine=believed)
