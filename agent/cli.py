@@ -22,6 +22,9 @@ from agent.observe.logging import configure_logging, mask_text
 EXIT_GOOD, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78
 EXIT_INTERRUPTED = 130
 
+DEMO_SEED = 1
+"""Scene of the demo."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
@@ -58,11 +61,17 @@ def build_parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", "run", "watch the configured cameras until told to stop")
     _config_option(run)
 
-    demo = _command(commands, "demo", "demo", "everything embedded: broker, live page, a video as the camera")
+    demo = _command(commands, "demo", "demo", "everything embedded: simulated camera, broker, live page")
     demo.add_argument("--seconds", type=positive_number, metavar="N", help="stop after N seconds (default: Ctrl-C)")
-    demo.add_argument("--video", type=Path, metavar="FILE", help="play this file in a loop as the camera")
-    demo.add_argument("--camera", metavar="SOURCE", help="watch a real camera: index, /dev/videoN or URL")
-    demo.add_argument("--pose-plugin", metavar="NAME", help="pose estimator plug-in, e.g. posenet")
+    watched = demo.add_mutually_exclusive_group()
+    watched.add_argument(
+        "--seed", type=whole_number, default=DEMO_SEED, help="of the simulated scene, what is watched by default"
+    )
+    watched.add_argument("--video", type=Path, metavar="FILE", help="play this file in a loop as the camera")
+    watched.add_argument("--camera", metavar="SOURCE", help="watch a real camera: index, /dev/videoN or URL")
+    demo.add_argument(
+        "--pose-plugin", metavar="NAME", help="pose estimator plug-in, e.g. posenet (default: the shipped pose-nano)"
+    )
     demo.add_argument("--pose-model", type=Path, metavar="FILE", help="the plug-in's model file")
     demo.add_argument("--port", type=int, default=8080, help="of the live page (default 8080)")
     demo.add_argument("--mqtt-port", type=int, default=1883, help="of the embedded broker (default 1883)")

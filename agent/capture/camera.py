@@ -84,6 +84,11 @@ class Camera:
         """See FrameStream."""
         return self._live
 
+    @property
+    def source(self) -> VideoSource:
+        """What is read, for what it knows beyond its pictures. It belongs to the decoder thread: look, do not read."""
+        return self._source
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self

@@ -12,3 +12,9 @@ _NO_LIMIT = 1000
 def table_console() -> Console:
     """For tables on standard output: in a file or pipe as wide as they are, since nobody greps wrapped cells."""
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _NO_LIMIT)
+
+
+def complain(text: str, code: int) -> int:
+    """Say what is wrong on standard error; `code`, for the caller to return."""
+    print(f"error: {text}", file=sys.stderr)
+    return code

@@ -14,7 +14,7 @@ from agent.config.schema import LIVE, CameraConfig, RulesConfig
 from agent.errors import ConfigError, ConfigProblem
 from agent.health.governor import LADDER, Step
 from agent.health.reasons import Reason, reason_key
-from agent.ports import HealthSink, PipelineListener
+from agent.ports import HealthSink, PipelineListener, VideoSource
 from agent.recognition import CameraRun, Recognition
 from agent.supervise import CORE, supervise
 from agent.types import CameraPhase, CameraStatus
@@ -202,6 +202,11 @@ class Cameras:
         """What each camera is doing, in order of configuration."""
         entries = self._entries.values()
         return [entry.camera.status() if entry.camera is not None else entry.status for entry in entries]
+
+    def source(self, camera_id: str) -> VideoSource | None:
+        """What a camera reads from; None while it does not run."""
+        entry = self._entries.get(camera_id)
+        return entry.camera.source if entry is not None and entry.camera is not None else None
 
     def resting(self) -> list[str]:
         """Cameras from which no frame is to be expected now."""

@@ -373,7 +373,7 @@ def test_bug_of_a_plug_in_is_named_without_secrets(shell: Shell) -> None:
     assert "s3cret" not in done.stderr
 
 
-def test_demo_says_what_is_missing(shell: Shell) -> None:
-    done = shell.run("demo", POSENET_MODEL="")
-    assert done.returncode == FAILED
-    assert "Missing here: a pose model and a video or camera" in done.stderr
+def test_demo_wants_the_plugin_and_its_model_together(shell: Shell) -> None:
+    done = shell.run("demo", "--pose-plugin", "posenet")
+    assert done.returncode == USAGE
+    assert "--pose-plugin and --pose-model go together" in done.stderr

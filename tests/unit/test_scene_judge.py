@@ -1,0 +1,64 @@
+"""The demo's judge: events on the time line of the simulated scene they come from."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from agent.capture.simulated import SimulatedCamera
+from agent.commands.scene_judge import SceneJudge
+from agent.events.cloudevents import ReceivedEvent
+from agent.simulation.scripts import build_script
+from agent.simulation.values import Interval
+from agent.types import EventPhase
+
+CAMERA = SimulatedCamera(seed=5, people=3, scenario="fight")
+ELAPSED_S = 30.0
+ORIGIN_NS = time.monotonic_ns() - round(ELAPSED_S * 1e9)
+ORIGIN_UTC = datetime.now(UTC) - timedelta(seconds=ELAPSED_S)
+
+
+@pytest.fixture(scope="module")
+def fight() -> Interval:
+    """The first fight of the scene."""
+    script = build_script(CAMERA.scenario, seed=CAMERA.seed, people=CAMERA.people)
+    return next(one for one in script.intervals(0, ELAPSED_S) if one.action == "fight")
+
+
+def judge(kinds: tuple[str, ...] = ("fight", "fall")) -> SceneJudge:
+    """One whose scene began half a minute ago."""
+    return SceneJudge(CAMERA, ORIGIN_NS, kinds)
+
+
+def event(at_s: float, kind: str = "fight", phase: EventPhase = EventPhase.DETECTED) -> ReceivedEvent:
+    utc = ORIGIN_UTC + timedelta(seconds=at_s)
+    return ReceivedEvent(
+        event_id=f"{kind}{at_s}", type="", device_id="demo", camera_id="demo", incident_id=f"{kind}{at_s}", kind=kind,
+        phase=phase, sequence=1, emitted_utc=utc, captured_utc=utc, onset_utc=utc, duration_s=0.0, confidence=0.9,
+        track_ids=(),
+    )  # fmt: skip
+
+
+def test_an_event_during_an_incident_is_right_and_says_how_late(fight: Interval) -> None:
+    assert judge().verdict(event(fight.start_s + 2)) == "right, a fight began 2.0 s before"
+
+
+def test_an_event_of_something_that_did_not_happen_is_a_false_alarm(fight: Interval) -> None:
+    one = judge()
+    assert one.verdict(event(fight.start_s + 2, kind="fall")) == "no fall here: a false alarm"
+    assert "1 false alarms" in one.closing()[1]
+
+
+def test_only_the_begin_of_an_event_of_a_service_is_judged(fight: Interval) -> None:
+    one = judge()
+    assert not one.verdict(event(fight.start_s + 2, phase=EventPhase.RESOLVED))
+    assert not one.verdict(event(fight.start_s + 2, kind="drift"))
+
+
+def test_the_account_counts_what_happened_and_what_was_found(fight: Interval) -> None:
+    one = judge(("fight",))
+    assert ", 0 found" in one.closing()[0]
+    one.verdict(event(fight.start_s + 3))
+    assert ", 1 found after 3.0 s" in one.closing()[0]
