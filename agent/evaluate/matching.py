@@ -2,7 +2,8 @@
 
 One incident wants one event. Events are taken in the order in which they were detected; each goes to
 
-1. an incident that nobody has found yet: one that goes on, else one that ended at most `after_s` ago, else one that starts
+1. an incident that nobody has found yet: one that goes on, else one that ended at most `after_s` ago
+   or whose result is still there, else one that starts
    within `before_s`;
 2. failing that, to an incident that was found before: a *duplicate*, neither a hit nor a false alarm;
 3. failing that, to none: a *false alarm*.
@@ -26,11 +27,16 @@ MERGE_GAP_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """Something of one kind that really happened from start_s to end_s."""
+    """Something of one kind that really happened from start_s to end_s.
+
+    lasts_s: until then its result is there to see (who fell lies on the ground), and an event still means it; 0 = not
+    longer than itself.
+    """
 
     kind: str
     start_s: float
     end_s: float
+    lasts_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,11 @@ def merge(incidents: Iterable[Incident], gap_s: float = MERGE_GAP_S) -> list[Inc
     merged: list[Incident] = []
     for incident in sorted(incidents, key=lambda one: (one.start_s, one.end_s)):
         if merged and incident.start_s - merged[-1].end_s <= gap_s:
-            merged[-1] = replace(merged[-1], end_s=max(merged[-1].end_s, incident.end_s))
+            merged[-1] = replace(
+                merged[-1],
+                end_s=max(merged[-1].end_s, incident.end_s),
+                lasts_s=max(merged[-1].lasts_s, incident.lasts_s),
+            )
         else:
             merged.append(incident)
     return merged
@@ -103,7 +113,7 @@ def match(
 def _in_reach(incidents: Sequence[Incident], t_s: float, before_s: float, after_s: float) -> list[Incident]:
     """Incidents that an event at `t_s` may mean, the likeliest first."""
     going_on = [one for one in incidents if one.start_s <= t_s <= one.end_s]
-    over = [one for one in incidents if one.end_s < t_s <= one.end_s + after_s]
+    over = [one for one in incidents if one.end_s < t_s <= max(one.end_s + after_s, one.lasts_s)]
     coming = [one for one in incidents if t_s < one.start_s <= t_s + before_s]
     return going_on + over[::-1] + coming
 

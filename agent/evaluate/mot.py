@@ -40,6 +40,15 @@ class MotBoxes:
         return len(self.frames)
 
     @classmethod
+    def of_frame(
+        cls, frame: int, ids: NDArray[np.int64], boxes: NDArray[np.floating], scores: NDArray[np.floating] | None = None
+    ) -> MotBoxes:
+        """The boxes (N, 4) xyxy px of one frame; without scores they are 1."""
+        n = len(ids)
+        certain = np.ones(n) if scores is None else scores.astype(np.float64)
+        return cls(np.full(n, frame, np.int64), ids, boxes.astype(np.float64), certain)
+
+    @classmethod
     def join(cls, parts: Sequence[MotBoxes]) -> MotBoxes:
         """All of them in one, in order; at least one."""
         return cls(

@@ -158,8 +158,25 @@ def _events(report: Mapping[str, Any]) -> tuple[str, list[str]]:
     ]  # fmt: skip
     columns = ("scenario", "seed", "people", "seconds", "service", "found", "missed", "duplicates", "false alarms")
     return "Events, end to end", [
-        intro, table(header, rows), "## By scenario\n\n" + table(columns, by_scenario), _causes(report),
+        intro, table(header, rows), _windows(report), "## By scenario\n\n" + table(columns, by_scenario), _causes(report),
     ]  # fmt: skip
+
+
+def _windows(report: Mapping[str, Any]) -> str:
+    """Single verdicts, and the tracks they were made on."""
+    names = ("count", "precision", "recall", "f1", "false_alarm_rate", "auc", "ece")
+    rows = [
+        (service, *(told["windows"][name] for name in names))
+        for service, told in report["services"].items()
+        if "windows" in told
+    ]
+    parts = []
+    if rows:
+        intro = "Windows that an incident fills by a third or more, or does not come near, called at 0.5:"
+        parts.append(f"## Single verdicts\n\n{intro}\n\n{table(('service', *names), rows)}")
+    if tracking := report.get("tracking"):
+        parts.append("## Tracks\n\n" + table(list(tracking), [list(tracking.values())]))
+    return "\n\n".join(parts)
 
 
 def _causes(report: Mapping[str, Any]) -> str:

@@ -189,7 +189,8 @@ def _timelines(figure: Any, rows: list[tuple[Mapping[str, Any], str]]) -> None:
             times = [alarm["detected_s"] for alarm in told[name]]
             axes.plot(times, [y] * len(times), "x", color=colour, markersize=8, markeredgewidth=2)
     axes.set_yticks(range(len(labels)), labels=labels)
-    axes.set(xlabel="seconds of the scene", ylim=(-0.7, len(labels) - 0.3))
+    longest = max(scenario["seconds"] for scenario, _ in rows)
+    axes.set(xlabel="seconds of the scene", xlim=(0, longest), ylim=(-0.7, len(labels) - 0.3))
     axes.set_title("blue: incident found, orange: missed, green: event, grey x: a second event, red x: false alarm")
     axes.grid(axis="x", alpha=0.3)
 

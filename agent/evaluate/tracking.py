@@ -136,6 +136,11 @@ def score_tracks(truth: MotBoxes, tracks: MotBoxes, first: int, last: int) -> di
     return _scores(_metrics(), [_pair(truth, tracks, first, last)], curves=False)
 
 
+def score_sequences(sequences: Sequence[tuple[MotBoxes, MotBoxes, int, int]]) -> dict[str, Any]:
+    """The figures of `score_tracks` over several (truth, tracks, first frame, last frame), all boxes weighing the same."""
+    return _scores(_metrics(), [_pair(*sequence) for sequence in sequences], curves=False)
+
+
 def _scores(metrics: tuple[Any, Any, Any], sequences: list[list[_Frame]], *, curves: bool = True) -> dict[str, Any]:
     """The main figures over sequences, and with `curves` what the picture shows."""
     hota, clear, identity = (
@@ -196,8 +201,7 @@ def _run(tracker: ByteTracker, found: MotBoxes, first: int, last: int) -> tuple[
         start_ns = time.perf_counter_ns()
         result = tracker.track(seen.boxes, seen.scores)
         times_ns.append(time.perf_counter_ns() - start_ns)
-        n = len(result.track_ids)
-        parts.append(MotBoxes(np.full(n, frame), result.track_ids, result.boxes, seen.scores[result.detections]))
+        parts.append(MotBoxes.of_frame(frame, result.track_ids, result.boxes, seen.scores[result.detections]))
     return MotBoxes.join(parts), np.array(times_ns) / 1e6
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from agent.errors import RecognizerError
+from agent.evaluate.mot import MotBoxes
 from agent.simulation.values import Scene, Truth
 from agent.types import (
     ActionScores,
@@ -22,6 +23,8 @@ from agent.types import (
 )
 
 CAMERA_ID = "scene"
+SEEN_SHARE = 0.2
+"""Of whom the camera sees less, nobody can be asked to find."""
 _START_UTC = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -86,9 +89,10 @@ class TruthEstimator:
 
 
 class SceneWatcher:
-    """A PipelineListener that keeps events, verdicts and, from `on_truth`, how much of whom was seen.
+    """A PipelineListener that keeps events, verdicts and tracks, and from `on_truth` what they are held against.
 
-    seen: actor id -> (time in s, visible share 0-1) of each frame. progress: called once a frame.
+    seen: actor id -> (time in s, visible share 0-1) of each frame; truth, tracks: the boxes of each frame, counted from 1,
+    truth without people of whom less than `SEEN_SHARE` is seen. progress: called once a frame.
     """
 
     def __init__(self, progress: Callable[[], None]) -> None:
@@ -96,14 +100,19 @@ class SceneWatcher:
         self.scores: list[ActionScores] = []
         self.failures: list[str] = []
         self.seen: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        self.truth: list[MotBoxes] = []
+        self.tracks: list[MotBoxes] = []
         self._progress = progress
 
     def on_truth(self, truth: Truth) -> None:
-        """Remember how much of each actor is seen."""
+        """The truth of the next frame; frames in order."""
         for actor, share in zip(truth.actor_ids.tolist(), truth.visible_share.tolist(), strict=True):
             self.seen[actor].append((truth.t_s, share))
+        there = truth.visible_share >= SEEN_SHARE
+        self.truth.append(MotBoxes.of_frame(len(self.truth) + 1, truth.actor_ids[there], truth.boxes[there]))
 
     def on_tracks(self, frame: Frame, people: People, tracks: Tracks, tracking_s: float) -> None:
+        self.tracks.append(MotBoxes.of_frame(frame.stamp.seq + 1, tracks.track_ids, tracks.people.boxes))
         self._progress()
 
     def on_scores(self, scores: ActionScores) -> None:

@@ -16,10 +16,12 @@ from agent.config.schema import AgentConfig
 from agent.errors import ConfigError, ConfigProblem
 from agent.evaluate.action import ClipResult, action_report
 from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, Matching, event_figures, match, merge
-from agent.evaluate.runs.playback import SceneStream, SceneWatcher, TruthEstimator
+from agent.evaluate.mot import MotBoxes
+from agent.evaluate.runs.playback import SEEN_SHARE, SceneStream, SceneWatcher, TruthEstimator
 from agent.evaluate.scenarios import ScenePlan, SceneRun
 from agent.evaluate.sketch import SketchScene
 from agent.evaluate.strips import FRAMES, WIDTH_PX, save_strip, shrink, side_by_side
+from agent.evaluate.tracking import score_sequences
 from agent.evaluate.truth_poses import NoisyTruth
 from agent.recognition import Recognition, open_recognition
 from agent.simulation.scene import SimulatedScene, build_scene
@@ -27,9 +29,6 @@ from agent.simulation.scripts import build_script
 from agent.simulation.values import Interval, Truth
 from agent.types import ActionScores, Event, EventPhase
 
-SEEN_SHARE = 0.2
-"""An incident of whose people the camera sees less than this on average is nobody's to find: it is counted apart. So is
-one that begins less than `AFTER_S` before the scene ends."""
 WINDOW_SHARE = 1 / 3
 """A window that an incident fills by this much should be called; one that it touches less is not judged."""
 _STRIP_S = 6.0
@@ -60,7 +59,7 @@ async def run_scenes(
     incidents and false alarms. progress: called once a frame.
 
     The report: `services` (per service the figures of `event_figures`, `unseen` incidents, and `windows`: the single
-    verdicts as `action_report` has them), `scenarios` (every incident and event), `hours`, `fps`, `poses`, `before_s`,
+    verdicts as `action_report` has them), `tracking` (HOTA, MOTA, IDF1, id_switches, id_consistency), `scenarios` (every incident and event), `hours`, `fps`, `poses`, `before_s`,
     `after_s`, `speed` (seconds of scene per second).
     Raises ConfigError, ModelError.
     """
@@ -74,6 +73,7 @@ async def run_scenes(
         judged = [await _run_scene(recognition, estimator, run, plan, progress) for run in plan.scenes()]
     report: dict[str, Any] = {
         "services": {name: _service_report(name, judged, plan.hours) for name in services},
+        "tracking": score_sequences([one.boxes for one in judged]),
         "hours": plan.hours,
         "fps": plan.fps,
         "poses": models["pose"],
@@ -89,13 +89,18 @@ async def run_scenes(
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """One scene: per service the matching, the incidents nobody could see, and the single verdicts."""
+    """One scene: per service the matching, the incidents nobody can be asked to find, and the single verdicts.
+
+    unseen: missed incidents of whose people the camera saw less than `SEEN_SHARE` on average, and those that began less than
+    `AFTER_S` before the scene ended. boxes: truth, tracks, first and last frame.
+    """
 
     run: SceneRun
     scene: SimulatedScene
     matchings: dict[str, Matching]
     unseen: dict[str, tuple[Incident, ...]]
     windows: dict[str, list[ClipResult]]
+    boxes: tuple[MotBoxes, MotBoxes, int, int]
     failures: list[str]
 
     def as_json(self) -> dict[str, Any]:
@@ -174,7 +179,9 @@ def _judge(config: AgentConfig, run: SceneRun, scene: SimulatedScene, watcher: S
         if not service.enabled:
             continue
         own = [interval for interval in intervals if interval.action == (service.positive or name)]
-        incidents = merge(Incident(name, one.start_s, min(one.end_s, run.seconds)) for one in own)
+        incidents = merge(
+            Incident(name, one.start_s, min(one.end_s, run.seconds), _lies_until(one, intervals)) for one in own
+        )
         matching = match(incidents, _alarms(watcher.events, name))
         hidden = tuple(
             one
@@ -185,7 +192,20 @@ def _judge(config: AgentConfig, run: SceneRun, scene: SimulatedScene, watcher: S
         matchings[name] = replace(matching, missed=seen, covered=tuple(one for one in matching.covered if one in seen))
         unseen[name] = hidden
         windows[name] = _judge_windows(run, name, incidents, watcher.scores)
-    return _Judged(run, scene, matchings, unseen, windows, sorted(set(watcher.failures)))
+    boxes = (MotBoxes.join(watcher.truth), MotBoxes.join(watcher.tracks), 1, len(watcher.truth))
+    return _Judged(run, scene, matchings, unseen, windows, boxes, sorted(set(watcher.failures)))
+
+
+def _lies_until(interval: Interval, intervals: Iterable[Interval]) -> float:
+    """When the people of `interval` have got up again, 0 if they did not lie down."""
+    lying = [
+        one.end_s
+        for one in intervals
+        if one.action == "lie"
+        and interval.start_s <= one.start_s <= interval.end_s + 1
+        and one.actor_ids[0] in interval.actor_ids
+    ]
+    return max(lying, default=0.0)
 
 
 def _alarms(events: Iterable[Event], service: str) -> list[Alarm]:
@@ -228,7 +248,7 @@ def _judge_windows(
             continue
         start_s, end_s = one.t_start_ns / 1e9, one.t_end_ns / 1e9
         filled_s = sum(max(0.0, min(end_s, i.end_s) - max(start_s, i.start_s)) for i in incidents)
-        near = any(start_s < i.end_s + AFTER_S and end_s > i.start_s - BEFORE_S for i in incidents)
+        near = any(start_s < max(i.end_s + AFTER_S, i.lasts_s) and end_s > i.start_s - BEFORE_S for i in incidents)
         if filled_s >= WINDOW_SHARE * (end_s - start_s):
             label = service
         elif not near:

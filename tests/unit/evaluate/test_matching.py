@@ -31,6 +31,14 @@ def test_reach_before_and_after(detected_s: float, hit: bool) -> None:
     assert (len(result.hits), len(result.false_alarms)) == ((1, 0) if hit else (0, 1))
 
 
+def test_somebody_on_the_ground_may_be_reported_as_long_as_he_lies_there() -> None:
+    fallen = Incident("fall", 10, 12, lasts_s=40)
+    assert match([fallen], [alarm(39)]).hits == ((fallen, alarm(39)),)
+    assert match([fallen], [alarm(41)]).false_alarms == (alarm(41),)
+    (both,) = merge([fallen, Incident("fall", 13, 15)])
+    assert both == Incident("fall", 10, 15, lasts_s=40)
+
+
 def test_the_second_event_of_an_incident_is_a_duplicate_not_a_false_alarm() -> None:
     result = match([incident(10, 40)], [alarm(30), alarm(12, 20)])
     assert result.hits == ((incident(10, 40), alarm(12, 20)),)
