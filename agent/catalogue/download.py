@@ -224,13 +224,16 @@ class _Download:
 
     async def _receive(self, response: aiohttp.ClientResponse, offset: int) -> None:
         place = _place(response.url)
-        with self.part.open("r+b" if offset else "wb") as file:
-            file.seek(offset)
-            file.truncate()
-            with network_errors(place):
-                have = await self._copy(response, file, offset)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.part.open("r+b" if offset else "wb") as file:
+                file.seek(offset)
+                file.truncate()
+                with network_errors(place):
+                    have = await self._copy(response, file, offset)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # aiohttp's are translated by now: this is the disk
+            raise RefusedDownloadError(f"{self.part}: cannot be written: {error.strerror}") from error
         if self.wanted.size_bytes is not None and have < self.wanted.size_bytes:
             raise DownloadError(f"{place} stopped at {have:,} of {self.wanted.size_bytes:,} bytes")
 

@@ -45,15 +45,12 @@ class ModelStore:
 
     def partial(self, key: str) -> Path:
         """Where the unfinished download `key` lies or will lie."""
-        folder = self.root / "partial"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{key}.part"
+        return self._folder("partial") / f"{key}.part"
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Keep other processes from pulling `name`. Raises ModelError when one is at it."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / f".{name}.lock").open("w") as handle:
+        with (self._folder("") / f".{name}.lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -63,9 +60,7 @@ class ModelStore:
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """An empty folder on the store's file system, gone afterwards."""
-        parent = self.root / "staging"
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=parent))
+        folder = Path(tempfile.mkdtemp(dir=self._folder("staging")))
         try:
             yield folder
         finally:
@@ -77,8 +72,7 @@ class ModelStore:
         What the name stood for before goes, unless another name needs it.
         """
         digest = sha256_of(folder / MANIFEST)
-        target = self.root / "sha256" / digest
-        target.parent.mkdir(exist_ok=True)
+        target = self._folder("sha256") / digest
         if not _sound(target):
             _settle(folder)
             shutil.rmtree(target, ignore_errors=True)
@@ -91,9 +85,16 @@ class ModelStore:
             self._forget(old)
         return target
 
+    def _folder(self, name: str) -> Path:
+        """A sub-folder (or the root), made if need be, for all to read whatever the umask."""
+        for folder in (self.root, self.root / name):
+            if not folder.is_dir():
+                folder.mkdir(parents=True)
+                folder.chmod(_FOLDER_MODE)
+        return self.root / name
+
     def _link(self, name: str, digest: str) -> None:
-        folder = self.root / PULLED
-        folder.mkdir(exist_ok=True)
+        folder = self._folder(PULLED)
         fresh = folder / f".{name}.new"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(Path("..") / "sha256" / digest, target_is_directory=True)

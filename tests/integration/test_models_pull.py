@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import resource
 import socket
 import time
 import zipfile
@@ -142,7 +144,13 @@ def test_a_pulled_file_is_a_verified_bundle_that_serves(
 def test_everybody_may_read_what_was_pulled(
     model: Path, server: FileServer, store: ModelStore, watcher: Watcher
 ) -> None:
-    folder = pull(entry(model, server.url()), store, watcher, OPTIONS)
+    before = os.umask(0o077)
+    try:
+        folder = pull(entry(model, server.url()), store, watcher, OPTIONS)
+    finally:
+        os.umask(before)
+    for parent in (store.root, folder.parent, store.root / "pulled"):
+        assert parent.stat().st_mode & 0o777 == 0o755
     assert folder.stat().st_mode & 0o777 == 0o755
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
 
@@ -351,6 +359,19 @@ def test_a_disk_without_room_is_seen_before_the_first_byte(
     with pytest.raises(ModelError, match=r"MB free, 100,000,000,064 MB needed \(hint: make room"):
         pull(huge, store, watcher, OPTIONS)
     assert watcher.largest == 0
+
+
+def test_a_disk_that_fails_on_the_way_is_named(
+    model: Path, server: FileServer, store: ModelStore, watcher: Watcher
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(ModelError, match=r"\.part: cannot be written: File too large"):
+            pull(entry(model, server.url()), store, watcher, OPTIONS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(server.requests) == 1
 
 
 # --- redirects --------------------------------------------------------------------------------------------------------
