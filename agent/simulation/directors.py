@@ -231,7 +231,7 @@ def _drop_in(stage: Set, first: int, at: Array | None = None) -> Performer:
     person = stage.enter(first=first, at=at)
     if at is None or rng.random() < 0.5:
         speed = _speed(rng)
-        person.go(stage.way(person, stage.spot(first + 4 * RATE_HZ, 12 * RATE_HZ), speed), speed)
+        person.go(stage.way(person, stage.spot(first + 3 * RATE_HZ, 22 * RATE_HZ), speed), speed)
     person.stand(rng.uniform(0.3, 1.5), facing=rng.uniform(-np.pi, np.pi))
     return person
 
@@ -291,7 +291,7 @@ _ALONE: dict[str, Callable[[Set, Performer], None]] = {
 
 def alone(stage: Set, first: int, what: str, *, here: bool = False) -> Iterator[None]:
     """Somebody comes, does something of `_ALONE`, and leaves."""
-    person = _drop_in(stage, first, stage.spot(first, 10 * RATE_HZ) if here else None)
+    person = _drop_in(stage, first, stage.spot(first, 18 * RATE_HZ) if here else None)
     yield
     _ALONE[what](stage, person)
     person.stand(stage.rng.uniform(0.3, 1.5))
@@ -302,7 +302,7 @@ def alone(stage: Set, first: int, what: str, *, here: bool = False) -> Iterator[
 def together(stage: Set, first: int, kinds: tuple[str, ...], *, near: bool = False) -> Iterator[None]:
     """Two meet, greet each other in one of `kinds` ways, talk, perhaps again, and part."""
     rng = stage.rng
-    centre = stage.spot(first + 3 * RATE_HZ, 14 * RATE_HZ, margin=1.4)
+    centre = stage.spot(first + 3 * RATE_HZ, 20 * RATE_HZ, margin=1.4)
     pair = _meet(stage, 2, centre, first, rng.uniform(1.0, 1.3), near=near)
     yield
     for _ in range(int(rng.integers(1, 3))):
@@ -318,7 +318,7 @@ def together(stage: Set, first: int, kinds: tuple[str, ...], *, near: bool = Fal
 def group_talks(stage: Set, first: int, count: int) -> Iterator[None]:
     """Two to four people talk with their hands."""
     rng = stage.rng
-    centre = stage.spot(first + 3 * RATE_HZ, 16 * RATE_HZ, margin=1.4)
+    centre = stage.spot(first + 3 * RATE_HZ, 20 * RATE_HZ, margin=1.4)
     group = _meet(stage, count, centre, first, rng.uniform(1.0, 1.5), near=False)
     yield
     talk(group, rng.uniform(6, 14), rng, GESTURES)

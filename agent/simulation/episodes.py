@@ -66,12 +66,12 @@ class Set:
     def spot(self, first: int, frames: int, *, margin: float = 0.7) -> Array:
         """A place to stay at for a while, clear of the others."""
         best = (-1.0, inside(self.rng, margin))
-        for _ in range(TRIES):
+        for _ in range(3 * TRIES):
             place = inside(self.rng, margin)
             clear = self.room.clearance(first, np.repeat(place[None], max(frames, 2), axis=0))
             if clear > best[0]:
                 best = (clear, place)
-            if clear > 1.2:
+            if clear > 1.6:
                 break
         return best[1]
 

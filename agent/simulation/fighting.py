@@ -61,27 +61,33 @@ def random_temper(rng: np.random.Generator) -> Temper:
 
 
 def draw_blows(rng: np.random.Generator, temper: Temper, foes: list[int], frames: int) -> list[Blow]:
-    """Blows over `frames` frames; foes[i] is whom fighter i attacks."""
-    blows, at = [], int(rng.uniform(0.35, 0.8) * RATE_HZ)
+    """Blows over `frames` frames, the last half a second before the end; foes[i] is whom fighter i attacks."""
+    blows: list[Blow] = []
+    at, last = int(rng.uniform(0.35, 0.8) * RATE_HZ), frames - int(0.5 * RATE_HZ)
     initiative = int(rng.integers(len(foes)))
-    while at < frames - int(0.6 * RATE_HZ):
+    while at < last - int(0.3 * RATE_HZ):
         if rng.random() < 0.45:
             initiative = int(rng.integers(len(foes)))
-        dice = rng.random()
-        kinds = (("grapple", temper.grapples), ("shove", temper.shoves), ("kick", temper.kicks))
-        kind, edge = "punch", 0.0
-        for name, share in kinds:
-            if edge <= dice < edge + share:
-                kind = name
-            edge += share
-        until = at + int(rng.uniform(1.2, 2.6) * RATE_HZ) if kind == "grapple" else at
-        lands = kind == "grapple" or rng.random() < 0.72
-        blows.append(Blow(
-            kind, initiative, foes[initiative], at, min(until, frames), float(rng.uniform(*temper.force)), bool(lands),
-            int(rng.random() < 0.62), str(rng.choice(PUNCHES)),
-        ))  # fmt: skip
-        at = until + int(rng.uniform(*temper.gap_s) * RATE_HZ)
+        blow = _draw_blow(rng, temper, initiative, foes[initiative], at, last)
+        blows.append(blow)
+        at = blow.until + int(rng.uniform(*temper.gap_s) * RATE_HZ)
+    if not blows or blows[-1].until < last - int(0.3 * RATE_HZ):
+        blows.append(
+            replace(_draw_blow(rng, temper, initiative, foes[initiative], last, last), kind="punch", until=last)
+        )
     return blows
+
+
+def _draw_blow(rng: np.random.Generator, temper: Temper, attacker: int, victim: int, at: int, last: int) -> Blow:
+    others = temper.kicks + temper.shoves + temper.grapples
+    kinds, shares = ("kick", "shove", "grapple", "punch"), (temper.kicks, temper.shoves, temper.grapples, 1 - others)
+    kind = str(rng.choice(kinds, p=shares))
+    until = at + int(rng.uniform(1.2, 2.6) * RATE_HZ) if kind == "grapple" else at
+    lands = kind == "grapple" or rng.random() < 0.72
+    return Blow(
+        kind, attacker, victim, at, max(at, min(until, last)), float(rng.uniform(*temper.force)), bool(lands),
+        int(rng.random() < 0.62), str(rng.choice(PUNCHES)),
+    )  # fmt: skip
 
 
 def places(

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.simulation import directors
 from agent.simulation.episodes import EPISODE_S, TAIL_S, Episode
 from agent.simulation.motion import RATE_HZ, MotionModel, load_motion_model
+from agent.simulation.performer import Track
 from agent.simulation.skeleton import Array, joints_of, unit
 from agent.simulation.values import ACTIONS, ActorState, Interval
-from agent.types import FloatArray
+from agent.types import NUM_KEYPOINTS, FloatArray, IntArray
 
 SCENARIOS = tuple(directors.DIRECTORS)
 """Names that `build_script` knows."""
@@ -62,7 +65,7 @@ class EpisodicScript:
         number = int(t_s // EPISODE_S)
         found: list[ActorState] = []
         for index in self._alive(number, t_s):
-            found.extend(_states(self._episode(index), (t_s - index * EPISODE_S) * RATE_HZ))
+            found.extend(_states(self.episode(index), (t_s - index * EPISODE_S) * RATE_HZ))
         self._work_ahead(number + 1)
         return tuple(found)
 
@@ -72,7 +75,7 @@ class EpisodicScript:
         found = []
         for index in range(first, int(max(end_s, 0) // EPISODE_S) + 1):
             offset = index * EPISODE_S
-            for interval in self._episode(index).intervals:
+            for interval in self.episode(index).intervals:
                 start, end = interval.start_s + offset, interval.end_s + offset
                 if start < end_s and end > start_s:
                     found.append(Interval(interval.action, start, end, interval.actor_ids))
@@ -89,7 +92,8 @@ class EpisodicScript:
         rng = np.random.default_rng((self._seed & 0xFFFFFFFF, number, SCENARIOS.index(self._name)))
         return directors.make(self._name, rng, self._model, number=number, people=self._people)
 
-    def _episode(self, number: int) -> Episode:
+    def episode(self, number: int) -> Episode:
+        """Episode `number`, 0, 1, 2, ...; it begins at number * `EPISODE_S`."""
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number]
@@ -139,21 +143,55 @@ def _between(values: FloatArray, index: int, part: float) -> Array:
     return first + (values[index + 1] - first) * part
 
 
-def simulate_joints(
-    scenario: str, seed: int, people: int, seconds: float, rate_hz: float = 30.0
-) -> tuple[FloatArray, list[list[str]], tuple[Interval, ...]]:
-    """A whole stretch of a script at once, for training.
+@dataclass(frozen=True, slots=True, eq=False)
+class SimulatedJoints:
+    """A stretch of a script as arrays, for training.
 
-    Returns joints (T, P, 17, 3) float32, NaN where a person is not on stage; actions, T lists of P names ("" when absent);
-    the intervals. P is everybody who appears; column p has actor id p + 1.
+    joints: (T, P, 17, 3) float32, metres, NaN where a person is not on stage; actions: (T, P) names, "" there;
+    actor_ids: (P,) int64, everybody who appears; intervals: what overlaps the stretch.
     """
+
+    joints: FloatArray
+    actions: NDArray[np.str_]
+    actor_ids: IntArray
+    intervals: tuple[Interval, ...]
+
+
+def simulate_joints(
+    scenario: str, seed: int, people: int, seconds: float, rate_hz: float = 30.0, *, start_s: float = 0.0
+) -> SimulatedJoints:
+    """`seconds` of a script from `start_s` on, `rate_hz` frames a second: what `actors` gives, thousands of frames a second."""
     script = build_script(scenario, seed=seed, people=people)
-    frames = [script.actors(k / rate_hz) for k in range(int(seconds * rate_hz))]
-    count = max((state.actor_id for frame in frames for state in frame), default=0)
-    joints = np.full((len(frames), count, 17, 3), np.nan, dtype=np.float32)
-    actions = [[""] * count for _ in frames]
-    for k, frame in enumerate(frames):
-        for state in frame:
-            joints[k, state.actor_id - 1] = state.joints
-            actions[k][state.actor_id - 1] = state.action
-    return joints, actions, script.intervals(0, seconds)
+    times = start_s + np.arange(int(round(seconds * rate_hz))) / rate_hz
+    columns: list[tuple[int, FloatArray, NDArray[np.str_]]] = []
+    first = max(0, int((start_s - TAIL_S) // EPISODE_S))
+    for number in range(first, int((start_s + seconds) // EPISODE_S) + 1):
+        episode = script.episode(number)
+        frames = (times - number * EPISODE_S) * RATE_HZ
+        for track, actor_id, lengths in zip(episode.tracks, episode.actor_ids, episode.lengths, strict=True):
+            found = _sampled(track, lengths, frames)
+            if found is not None:
+                columns.append((actor_id, *found))
+    count = len(columns)
+    joints = (
+        np.stack([column[1] for column in columns], axis=1) if count else np.zeros((len(times), 0, 17, 3), np.float32)
+    )
+    actions = np.stack([column[2] for column in columns], axis=1) if count else np.zeros((len(times), 0), "<U8")
+    ids = np.array([column[0] for column in columns], dtype=np.int64)
+    return SimulatedJoints(joints, actions, ids, script.intervals(start_s, start_s + seconds))
+
+
+def _sampled(track: Track, lengths: Array, frames: Array) -> tuple[FloatArray, NDArray[np.str_]] | None:
+    """Joints (T, 17, 3) and actions (T,) of one person at broken frame numbers (T,); None when never on stage."""
+    low = np.floor(frames).astype(np.int64)
+    on = (low >= track.first) & (low < track.end - 1)
+    if not on.any():
+        return None
+    joints = np.full((len(frames), NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
+    actions = np.full(len(frames), "", dtype="<U8")
+    at, part = low[on] - track.first, (frames - low)[on]
+    root = track.root[at] + (track.root[at + 1] - track.root[at]) * part[:, None]
+    bones = unit(track.bones[at] + (track.bones[at + 1] - track.bones[at]) * part[:, None, None])
+    joints[on] = joints_of(lengths, root, bones)
+    actions[on] = np.array(ACTIONS)[track.actions[at]]
+    return joints, actions
