@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     _json_option(check)
 
     doctor = _command(commands, "doctor", "doctor", "look for what keeps this box from working")
+    doctor.add_argument("--self-test", action="store_true", help="also let the models watch a simulated scene (a minute)")
     _config_option(doctor)
     _json_option(doctor)
 

@@ -11,7 +11,7 @@ import shutil
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 
 from rich.markup import escape
@@ -22,7 +22,9 @@ from agent.app import prepare_state_dir
 from agent.capture.base import redact
 from agent.capture.sources import build_source
 from agent.cli import EXIT_CONFIG, EXIT_FAILED, EXIT_GOOD
+from agent.commands.finding import Finding
 from agent.commands.output import table_console
+from agent.commands.self_test import self_test
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig, CameraConfig, ServiceConfig
 from agent.errors import ConfigError, RecognizerError
@@ -37,15 +39,6 @@ from agent.recognition import create_classifier, create_estimator
 MQTT_WAIT_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The outcome of one check. state: `good`, `warn` (works, but look at it) or `bad`."""
-
-    check: str
-    state: str
-    text: str
-
-
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     """All checks; exit code 1 when one is bad, 78 when the configuration cannot be read."""
     try:
@@ -55,6 +48,8 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         _print(findings, as_json=args.json)
         return EXIT_CONFIG
     findings = list(examine(config))
+    if args.self_test:
+        findings += _tested(config)
     _print(findings, as_json=args.json)
     return EXIT_FAILED if any(finding.state == "bad" for finding in findings) else EXIT_GOOD
 
@@ -81,6 +76,13 @@ def examine(config: AgentConfig) -> Iterator[Finding]:
         yield _checked("mqtt", lambda: _mqtt(config))
     if config.http.enabled:
         yield _checked("http", lambda: _http(config))
+
+
+def _tested(config: AgentConfig) -> list[Finding]:
+    try:
+        return list(self_test(config))
+    except RecognizerError as error:
+        return [Finding("self-test", "bad", mask_text(str(error)))]
 
 
 Outcome = tuple[str, str]

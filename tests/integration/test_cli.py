@@ -315,6 +315,27 @@ def test_doctor_on_a_good_box(shell: Shell) -> None:
     assert "camera hall" in shell.run("doctor", "--config", config).stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_self_test_says_what_the_models_found_in_a_scene_with_a_fight(shell: Shell) -> None:
+    box = good_box(shell)
+    box["services"]["fight"] |= {"options": {"script": [0.0]}, "window": {"min_track_frames": 1}}
+    done = shell.run("doctor", "--self-test", "--config", shell.config(box | {"http": {"port": 0}}), "--json")
+    found = findings(done)
+    assert done.returncode == GOOD, found
+    assert found["self-test: fight"] == ("warn", "0 of 1 found, 0 false alarms")
+    assert found["self-test: speed"][1].endswith("frames/s of a simulated camera, drawing included")
+
+
+def test_the_self_test_of_a_box_without_a_pose_model_is_bad(shell: Shell) -> None:
+    box = good_box(shell)
+    box["pose"] = {"estimator": "rtmo", "model": str(shell.folder / "none.onnx")}
+    done = shell.run("doctor", "--self-test", "--config", shell.config(box | {"http": {"port": 0}}), "--json")
+    assert done.returncode == FAILED
+    assert findings(done)["self-test"][0] == "bad"
+    assert "none.onnx" in findings(done)["self-test"][1]
+
+
 def test_doctor_on_a_bad_box_goes_on_to_the_end_and_keeps_secrets(shell: Shell) -> None:
     box = good_box(shell)
     box["cameras"] = [
