@@ -280,11 +280,13 @@ class _Download:
 
 
 def _next_address(response: aiohttp.ClientResponse, url: URL, *, checksum_known: bool) -> URL:
+    location = response.headers.get("Location", "")
     try:
-        target = url.join(URL(response.headers.get("Location", "")))
+        # As it stands: to quote a signed address anew would break its signature.
+        target = url.join(URL(location, encoded=location.isascii() and location.isprintable() and " " not in location))
     except ValueError:
         target = URL()
-    if not target.host or target.scheme not in {"http", "https"}:
+    if not location or not target.host or target.scheme not in {"http", "https"}:
         raise RefusedDownloadError(f"{_place(url)} redirects to no web address")
     target = target.with_user(None)  # nobody tells us a password
     _require_allowed(target, came_from=url, checksum_known=checksum_known)
