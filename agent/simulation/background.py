@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agent.simulation.camera import Camera
+from agent.simulation.camera import Array, Camera
 from agent.simulation.materials import Material
 from agent.simulation.render import Light
 from agent.simulation.stage import Ambience, Backdrop, Block, Lamp, Shell, arriving, build_backdrop
@@ -30,6 +30,13 @@ _FLOORS: tuple[Colour, ...] = (
 _FURNITURE: tuple[Colour, ...] = (
     (0.28, 0.40, 0.54), (0.16, 0.24, 0.36), (0.62, 0.66, 0.68), (0.20, 0.20, 0.22), (0.46, 0.34, 0.22), (0.22, 0.24, 0.48),
 )  # fmt: skip
+_POSTS: tuple[Colour, ...] = (
+    (0.55, 0.56, 0.57),
+    (0.30, 0.31, 0.32),
+    (0.72, 0.74, 0.76),
+    (0.24, 0.30, 0.38),
+    (0.30, 0.36, 0.30),
+)
 _CARS: tuple[Colour, ...] = (
     (0.70, 0.70, 0.70), (0.10, 0.10, 0.11), (0.20, 0.16, 0.52), (0.46, 0.26, 0.14), (0.86, 0.86, 0.86), (0.34, 0.34, 0.33),
 )  # fmt: skip
@@ -62,7 +69,7 @@ class _Builder:
         triple = [tuple(float(x) for x in np.clip(c, 0.02, 0.97)) for c in (base, second)]
         return Material(kind, triple[0], triple[1], size, float(contrast), int(self.rng.integers(1 << 20)))  # type: ignore[arg-type]  # triples by construction
 
-    def free(self, low: FloatArray, high: FloatArray) -> bool:
+    def free(self, low: Array, high: Array) -> bool:
         """Whether nobody comes near the ground between the corners (2,), and the camera neither."""
         near = np.all((self.used > low - _CLEARANCE_M) & (self.used < high + _CLEARANCE_M), axis=1)
         eye = self.camera.position[:2]
@@ -74,6 +81,7 @@ class _Builder:
         y: float,
         size: tuple[float, float, float],
         side: Material,
+        *,
         top: Material | None = None,
         z: float = 0,
     ) -> bool:
@@ -121,9 +129,9 @@ def choose_place(
     if dark:
         grey = backdrop.image.mean(axis=2, keepdims=True).astype(np.uint8)
         backdrop = Backdrop(np.repeat(grey, 3, axis=2), backdrop.depth, backdrop.floor)
-    middle = tuple(np.array([value], np.float32) for value in (*np.median(points[:, :2], axis=0), 1.0))
-    level = float(arriving(ambience, middle)[0]) * gain  # type: ignore[arg-type]  # three coordinates
-    return Setting(place, backdrop, _light(rng, camera, ambience, level, indoors=indoors, night=dark), dark)
+    middle = np.array([*np.median(points[:, :2], axis=0), 1.0])
+    light = _light(rng, camera, ambience, middle, gain=gain, indoors=indoors, night=dark)
+    return Setting(place, backdrop, light, dark)
 
 
 def _indoor_shell(builder: _Builder, place: str, low: FloatArray, high: FloatArray, ceiling: float) -> Shell:
@@ -148,10 +156,13 @@ def _indoor_shell(builder: _Builder, place: str, low: FloatArray, high: FloatArr
 def _outdoor_shell(builder: _Builder, place: str, low: FloatArray, high: FloatArray) -> Shell:
     rng = builder.rng
     asphalt = ((0.34, 0.34, 0.34), (0.26, 0.26, 0.26), (0.46, 0.47, 0.48))
-    kind = "rough" if place == "parking" or rng.random() < 0.5 else str(rng.choice(["tiles", "bricks"]))
+    kind = str(rng.choice(["lanes", "rough", "lanes"] if place == "parking" else ["lanes", "rough", "tiles", "bricks"]))
+    size = {"lanes": rng.uniform(2.3, 3.6), "rough": 0.12, "tiles": rng.uniform(0.3, 0.6), "bricks": 0.12}[kind]
     floor = builder.material(
-        kind, asphalt if kind == "rough" else _FLOORS, size_m=0.4 if kind == "tiles" else 0.12, contrast=0.08
+        kind, asphalt if kind in ("rough", "lanes") else _FLOORS, size_m=float(size), contrast=0.06
     )
+    if kind == "lanes":
+        floor = replace(floor, second=(0.75, 0.76, 0.76))
     facades: list[Material | None] = [
         builder.material(str(rng.choice(["windows", "bricks", "rough"])), _WALLS, size_m=float(rng.uniform(1.6, 2.8)))
         if rng.random() < 0.7 else None
@@ -193,9 +204,9 @@ def _furnish(builder: _Builder, place: str, shell: Shell) -> None:
         across = shell.high[axis] - offset if at_high else shell.low[axis] + offset
         top = builder.material("plain", _FURNITURE)
         if axis == 0:
-            builder.put(across, along, size, side, top, z)
+            builder.put(across, along, size, side, top=top, z=z)
         else:
-            builder.put(along, across, (size[1], size[0], size[2]), side, top, z)
+            builder.put(along, across, (size[1], size[0], size[2]), side, top=top, z=z)
 
 
 def _park(builder: _Builder, place: str, shell: Shell) -> None:
@@ -211,7 +222,7 @@ def _park(builder: _Builder, place: str, shell: Shell) -> None:
             hedge = builder.material("rough", ((0.16, 0.34, 0.20), (0.22, 0.40, 0.30)), size_m=0.1, contrast=0.25)
             builder.put(x, y, size, hedge)
         else:
-            builder.put(x, y, (0.16, 0.16, 4.5), builder.material("plain", _FURNITURE))
+            builder.put(x, y, (0.12, 0.12, 4.5), builder.material("plain", _POSTS))
 
 
 def _put_car(builder: _Builder, x: float, y: float) -> None:
@@ -249,20 +260,16 @@ def _occlude(builder: _Builder, points: FloatArray, place: str, ceiling: float) 
             x, y = (eye + (target - eye) * rng.uniform(0.35, 0.85))[:2] + rng.normal(0, 0.3, 2)
             if rng.random() < 0.4 or place in ("street", "parking"):
                 side = float(rng.uniform(0.1, 0.3))
-                size, kind = (side, side, max(ceiling, 4.0)), "rough"
+                size, material = (side, side, max(ceiling, 4.0)), builder.material("rough", _POSTS, size_m=0.6)
             else:
-                size, kind = (
-                    (float(rng.uniform(0.7, 1.5)), float(rng.uniform(0.6, 0.9)), float(rng.uniform(0.7, 1.15))),
-                    "panel",
-                )
+                wide, deep, high = (float(value) for value in rng.uniform((0.7, 0.6, 0.7), (1.5, 0.9, 1.15)))
+                size, material = (wide, deep, high), builder.material("panel", _FURNITURE, size_m=0.6)
             share = _hidden_share(np.array([x, y]), np.array(size), eye, points)
-            if 0.005 < share < _MOST_HIDDEN and builder.put(
-                float(x), float(y), size, builder.material(kind, _FURNITURE, size_m=0.6)
-            ):
+            if 0.005 < share < _MOST_HIDDEN and builder.put(float(x), float(y), size, material):
                 break
 
 
-def _hidden_share(centre: FloatArray, size: FloatArray, eye: FloatArray, points: FloatArray) -> float:
+def _hidden_share(centre: Array, size: Array, eye: Array, points: Array) -> float:
     """Share of `points` that a block of `size` at `centre` hides from `eye`."""
     low = np.array([*(centre - size[:2] / 2), 0.0])
     direction = points - eye
@@ -289,16 +296,24 @@ def _ambience(rng: np.random.Generator, shell: Shell, camera: Camera, *, indoors
 
 
 def _light(
-    rng: np.random.Generator, camera: Camera, ambience: Ambience, level: float, *, indoors: bool, night: bool
+    rng: np.random.Generator,
+    camera: Camera,
+    ambience: Ambience,
+    middle: Array,
+    *,
+    gain: float,
+    indoors: bool,
+    night: bool,
 ) -> Light:
-    """What falls on people where the stage gets `level`."""
-    tint = np.array(ambience.tint, np.float32)
+    """What falls on people in the `middle` (3,) of the stage, by the `gain` of its picture."""
+    x, y, z = (np.array([value], np.float32) for value in middle)
+    level = float(arriving(ambience, (x, y, z))[0]) * gain
+    colour = np.array(ambience.tint, np.float32)
     if night:
-        parts = 0.85 * level, 0.25 * level, 0.12 * level
-        distance = float(np.linalg.norm(camera.position)) + 1.0
-        return Light(-camera.rotation[2], *(np.float32(part) * tint for part in parts), lamp_m=max(distance, 3.0))
+        away_m = float(np.linalg.norm(camera.position - middle))
+        direct, sky, ground = 0.85 * level, 0.25 * level, 0.12 * level
+        return Light(-camera.rotation[2], direct * colour, sky * colour, ground * colour, lamp_m=max(away_m, 2.0))
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(45, 80) if indoors else rng.uniform(28, 70))
     toward = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
-    sun = rng.uniform(0.3, 0.55) if indoors else rng.uniform(0.3, 0.8)
-    parts = float(sun) * level, 0.72 * level, 0.36 * level
-    return Light(toward.astype(np.float32), *(np.float32(part) * tint for part in parts))
+    direct = float(rng.uniform(0.3, 0.55) if indoors else rng.uniform(0.3, 0.8)) * level
+    return Light(toward.astype(np.float32), direct * colour, 0.72 * level * colour, 0.36 * level * colour)

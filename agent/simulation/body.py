@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agent.simulation.camera import Array
 from agent.simulation.raster import Solids, cross, unit_rows
 from agent.types import FloatArray, IntArray
 
@@ -75,14 +76,14 @@ def pose(body: Anatomy, owner: IntArray, joints: FloatArray, drift: FloatArray) 
     )
 
 
-def _half_widths(joints: FloatArray) -> FloatArray:
+def _half_widths(joints: Array) -> Array:
     """(A, 2) half distances between the shoulders and between the hips, m."""
     shoulders = np.linalg.norm(joints[:, 5] - joints[:, 6], axis=1) / 2
     hips = np.linalg.norm(joints[:, 11] - joints[:, 12], axis=1) / 2
     return np.stack([shoulders, hips], axis=1)
 
 
-def _landmarks(joints: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _landmarks(joints: Array) -> tuple[FloatArray, FloatArray, FloatArray]:
     """(A, 23, 3) points, (A, 7, 3, 3) frames, (A,) size relative to the standard person."""
     legs = joints[:, [11, 12, 13, 14]] - joints[:, [13, 14, 15, 16]]
     size = np.clip(np.sqrt(np.sum(legs * legs, axis=2)).sum(axis=1) / (2 * LEG_M), 0.5, 1.3).astype(np.float32)
@@ -108,21 +109,21 @@ def _landmarks(joints: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     return points.astype(np.float32), frames.astype(np.float32), size
 
 
-def _foot(knee: FloatArray, ankle: FloatArray, pelvis: FloatArray) -> FloatArray:
+def _foot(knee: Array, ankle: Array, pelvis: Array) -> Array:
     """Up along the shin, toes as far to the front of the pelvis as that allows."""
     up = unit_rows(knee - ankle)
     front = pelvis[:, 1] + 0.25 * up  # a shin that points to the front has its toes up
     return _frame(up, cross(up, front))
 
 
-def _frame(up: FloatArray, left: FloatArray) -> FloatArray:
+def _frame(up: Array, left: Array) -> Array:
     """(A, 3) up and roughly left -> (A, 3, 3) orthonormal rows left, front, up."""
     up = unit_rows(up)
     left = unit_rows(left - np.einsum("ai,ai->a", left, up)[:, None] * up)
     return np.stack([left, cross(left, up), up], axis=1)
 
 
-def _along(axes: FloatArray, direction: FloatArray) -> FloatArray:
+def _along(axes: Array, direction: Array) -> Array:
     """Frames turned so that `up` is `direction` and left stays as near as it can."""
     up = unit_rows(direction)
     left = axes[:, 0] - np.einsum("ai,ai->a", axes[:, 0], up)[:, None] * up

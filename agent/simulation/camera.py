@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.types import FloatArray
+
+Array = NDArray[np.floating[Any]]
+"""Numbers of either precision, as callers have them."""
 
 NEAR_M = 0.15
 """What is nearer than this to the lens is not seen."""
@@ -38,16 +43,16 @@ class Camera:
                 f"Camera: expected shapes (3,) and (3, 3), got {self.position.shape}, {self.rotation.shape}"
             )
 
-    def to_camera(self, points: FloatArray) -> FloatArray:
+    def to_camera(self, points: Array) -> FloatArray:
         """(..., 3) world, m -> (..., 3) camera frame, m: x right, y down, z forward (depth)."""
         return ((points - self.position) @ self.rotation.T).astype(np.float32)
 
-    def project(self, points: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def project(self, points: Array) -> tuple[FloatArray, FloatArray]:
         """(..., 3) world, m -> (..., 2) px and (...) depth, m. Points behind the lens have a depth < NEAR_M; their px
         are those of a point at NEAR_M in the same direction, far outside the picture."""
         return self.project_local(self.to_camera(points))
 
-    def project_local(self, local: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def project_local(self, local: Array) -> tuple[FloatArray, FloatArray]:
         """As `project`, for points (..., 3) in the camera frame."""
         depth = local[..., 2]
         flat = local[..., :2] / np.maximum(depth, NEAR_M)[..., None]
@@ -55,7 +60,7 @@ class Camera:
         pixels = flat * (1 + self.k1 * radius2) * self.focal_px + self._centre()
         return pixels.astype(np.float32), depth.astype(np.float32)
 
-    def jacobian(self, local: FloatArray) -> FloatArray:
+    def jacobian(self, local: Array) -> FloatArray:
         """(N, 3) camera frame, m -> (N, 2, 3) px/m, the derivative of `project_local`."""
         depth = np.maximum(local[:, 2], NEAR_M)
         x, y = local[:, 0] / depth, local[:, 1] / depth
@@ -94,8 +99,8 @@ class Camera:
 
 
 def look_at(
-    position: FloatArray,
-    target: FloatArray,
+    position: Array,
+    target: Array,
     *,
     focal_px: float,
     width: int,
@@ -115,7 +120,7 @@ def look_at(
     return Camera(np.asarray(position, np.float32), rows.astype(np.float32), float(focal_px), width, height, k1)
 
 
-def hang_camera(points: FloatArray, rng: np.random.Generator, *, width: int, height: int) -> Camera:
+def hang_camera(points: Array, rng: np.random.Generator, *, width: int, height: int) -> Camera:
     """A camera 2.2-5 m up that looks at `points` ((N, 3) m, where people are) from the side of negative y.
 
     Direction, pitch, roll, lens and the size of people (nearer where they stay close together) come from `rng`.

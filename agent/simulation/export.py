@@ -101,12 +101,8 @@ def export_run(
     fps: float,
     images: bool = False,
     video: bool = False,
-    progress: Callable[[int], None] = lambda frame: None,
 ) -> None:
-    """Write `frames` pictures' truth into the folder `out`, made if need be; what it holds is written over.
-
-    progress: called with the number of each picture done.
-    """
+    """Write `frames` pictures' truth into the folder `out`, made if need be; what it holds is written over."""
     (out / "gt").mkdir(parents=True, exist_ok=True)
     if images:
         (out / "img1").mkdir(exist_ok=True)
@@ -123,7 +119,6 @@ def export_run(
                 cv2.imwrite(str(out / "img1" / file_name), shot.image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
             if write is not None:
                 write(shot.image)
-            progress(number)
     (out / "person_keypoints.json").write_text(json.dumps(coco.as_dict()), encoding="utf-8")
     (out / "seqinfo.ini").write_text(_seqinfo(name, frames, fps, scene), encoding="utf-8")
     _write_intervals(out / "intervals.csv", intervals)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import cv2
 import numpy as np
 
+from agent.simulation.camera import Array
 from agent.types import FloatArray
 
 _TILE = 256
 """Pixels of the noise that all surfaces are made of; it repeats."""
+_REMAP_WIDTH = 32_000
+"""OpenCV remaps rows of up to 32767 px."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +28,6 @@ class Material:
     size_m: float = 0.5
     contrast: float = 0.12
     seed: int = 0
-
-
-KINDS = ("plain", "tiles", "planks", "bricks", "rough", "shelf", "windows", "panel", "stripes")
 
 
 @cache
@@ -42,85 +43,116 @@ def _noise(seed: int) -> FloatArray:
             wrapped, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_NEAREST
         )
         total += big[2 * scale : 2 * scale + _TILE, 2 * scale : 2 * scale + _TILE] / np.float32(cells**0.45)
-    return (total / total.std()).astype(np.float32)
+    even: FloatArray = (total / total.std()).astype(np.float32)
+    return even
 
 
-def noise(u: FloatArray, v: FloatArray, cell_m: float, seed: int) -> FloatArray:
+def noise(u: Array, v: Array, cell_m: float, seed: int) -> FloatArray:
     """Noise at (u, v) (same shape, m); its largest blots are `cell_m` wide."""
     scale = np.float32(_TILE / 4 / cell_m)
-    shape = u.shape
-    flat = [np.mod(values.reshape(1, -1) * scale, _TILE).astype(np.float32) for values in (u, v)]
-    out = np.empty((1, flat[0].shape[1]), np.float32)
-    for start in range(0, out.shape[1], 32_000):  # cv2.remap takes maps up to 32767 wide
-        part = slice(start, start + 32_000)
+    across, down = (np.mod(values.reshape(1, -1) * scale, _TILE).astype(np.float32) for values in (u, v))
+    out = np.empty((1, across.shape[1]), np.float32)
+    for start in range(0, out.shape[1], _REMAP_WIDTH):
+        part = slice(start, start + _REMAP_WIDTH)
         out[:, part] = cv2.remap(
-            _noise(seed % 4), flat[0][:, part], flat[1][:, part], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+            _noise(seed % 4), across[:, part], down[:, part], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
         )
-    return out.reshape(shape)
+    return out.reshape(u.shape)
 
 
-def surface(material: Material, u: FloatArray, v: FloatArray, pixel_m: FloatArray) -> FloatArray:
+def surface(material: Material, u: Array, v: Array, pixel_m: Array) -> FloatArray:
     """(N, 3) float32 BGR albedo of `material` at (u, v), m; pixel_m: (N,) width of a pixel there, detail below it fades."""
     base, second = (np.array(colour, np.float32) for colour in (material.base, material.second))
-    share, shade = _layout(material, u, v, pixel_m)
-    colour = base + (second - base) * share[:, None]
-    grain = noise(u, v, max(material.size_m * 3, 1.0), material.seed) * np.float32(material.contrast)
-    return np.clip(colour * (shade * (1 + grain))[:, None], 0.01, 1.0).astype(np.float32)
+    fade = np.clip(material.size_m / (pixel_m * 6) - 0.5, 0, 1)
+    share, shade = _LAYOUTS[material.kind](_Patch(u, v, pixel_m, fade, material.size_m, material.seed))
+    colour = base + (second - base) * np.asarray(share, np.float32)[:, None]
+    grain = 1 + noise(u, v, max(material.size_m * 3, 1.0), material.seed) * np.float32(material.contrast)
+    albedo: FloatArray = np.clip(colour * (np.asarray(shade, np.float32) * grain)[:, None], 0.01, 1.0)
+    return albedo
 
 
-def _layout(material: Material, u: FloatArray, v: FloatArray, pixel_m: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Share of the second colour and factor of brightness, both (N,)."""
-    size = np.float32(material.size_m)
-    one = np.ones_like(u)
-    fade = np.clip(size / (pixel_m * 6) - 0.5, 0, 1)
-    if material.kind == "tiles":
-        joint = _joint(u, size, pixel_m) + _joint(v, size, pixel_m)
-        value = _cell_value(u / size, v / size, material.seed)
-        return np.minimum(joint, 1) * fade, 1 + (value - 0.5) * 0.14 * fade
-    if material.kind == "planks":
-        row = np.floor(v / size)
-        value = _cell_value((u + row * 0.77) / (size * 9), v / size, material.seed)
-        streaks = noise(u * 0.15, v * 2.5, 1.0, material.seed + 1) * 0.07
-        return _joint(v, size, pixel_m) * fade * 0.7, 1 + ((value - 0.5) * 0.3 + streaks) * fade
-    if material.kind == "bricks":
-        row = np.floor(v / size)
-        shifted = u + (row % 2) * size * 1.5
-        joint = _joint(v, size, pixel_m) + _joint(shifted, size * 3, pixel_m)
-        value = _cell_value(shifted / (size * 3), v / size, material.seed)
-        return np.minimum(joint, 1) * fade, 1 + (value - 0.5) * 0.3 * fade
-    if material.kind == "shelf":
-        return _shelf(u, v, size, material.seed, fade)
-    if material.kind == "windows":
-        inside = (np.mod(u / size, 1) > 0.34) & (np.mod(v / (size * 1.25), 1) > 0.42) & (v > 0.6)
-        value = _cell_value(u / size, v / (size * 1.25), material.seed)
-        return inside.astype(np.float32) * (0.75 + 0.25 * value), one
-    if material.kind == "panel":
-        frame = np.minimum(_joint(u, size, pixel_m, 0.10) + _joint(v, size * 2.1, pixel_m, 0.10), 1)
-        return frame * fade, one
-    if material.kind == "stripes":
-        return (np.mod(u / size, 1) > 0.5).astype(np.float32) * fade + 0.5 * (1 - fade), one
-    return np.zeros_like(u), one
+@dataclass(frozen=True, slots=True, eq=False)
+class _Patch:
+    """N points of a surface. fade: (N,) 0-1, how much of its pattern can be seen from where the camera is."""
+
+    u: Array
+    v: Array
+    pixel_m: Array
+    fade: Array
+    size: float
+    seed: int
+
+    def joint(self, x: Array, size: float, width_m: float = 0.008) -> Array:
+        """How much of a pixel the joint between two cells covers, 0-1."""
+        distance = np.abs(np.mod(x / size + 0.5, 1) - 0.5) * size
+        half = np.maximum(self.pixel_m, width_m)
+        return np.asarray(np.clip(1 - distance / half, 0, 1) * np.minimum(width_m * 2 / half, 1))
+
+    def value(self, u: Array, v: Array, salt: int = 0) -> Array:
+        """A value 0-1 per cell of a unit grid."""
+        i, j = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
+        mixed = (i * 73_856_093) ^ (j * 19_349_663) ^ ((self.seed + salt) * 83_492_791)
+        return np.asarray((mixed & 0xFFFF) * np.float32(1 / 0xFFFF))
 
 
-def _joint(x: FloatArray, size: float, pixel_m: FloatArray, width_m: float = 0.008) -> FloatArray:
-    """How much of a pixel the joint between two tiles covers, 0-1."""
-    distance = np.abs(np.mod(x / size + 0.5, 1) - 0.5) * size
-    half = np.maximum(pixel_m, width_m)
-    return np.clip(1 - distance / half, 0, 1) * np.minimum(width_m * 2 / half, 1)
+_Layout = tuple[Array, Array]
+"""Share of the second colour and factor of brightness, both (N,)."""
 
 
-def _cell_value(u: FloatArray, v: FloatArray, seed: int) -> FloatArray:
-    """A value 0-1 per cell of a unit grid."""
-    i, j = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
-    mixed = (i * 73_856_093) ^ (j * 19_349_663) ^ (seed * 83_492_791)
-    return ((mixed & 0xFFFF) * np.float32(1 / 0xFFFF)).astype(np.float32)
+def _plain(at: _Patch) -> _Layout:
+    return np.zeros_like(at.u), np.ones_like(at.u)
 
 
-def _shelf(u: FloatArray, v: FloatArray, size: float, seed: int, fade: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Boards with goods of many colours' brightness."""
-    board = np.mod(v / size, 1) < 0.09
-    good = _cell_value(u / (size * 0.28), v / size, seed)
-    height = 0.45 + 0.5 * _cell_value(u / (size * 0.84), v / size, seed + 1)
-    empty = np.mod(v / size, 1) > height
+def _tiles(at: _Patch) -> _Layout:
+    joint = np.minimum(at.joint(at.u, at.size) + at.joint(at.v, at.size), 1)
+    return joint * at.fade, 1 + (at.value(at.u / at.size, at.v / at.size) - 0.5) * 0.14 * at.fade
+
+
+def _planks(at: _Patch) -> _Layout:
+    row = np.floor(at.v / at.size)
+    value = at.value((at.u + row * 0.77) / (at.size * 9), at.v / at.size)
+    streaks = noise(at.u * 0.15, at.v * 2.5, 1.0, at.seed + 1) * 0.07
+    return at.joint(at.v, at.size) * at.fade * 0.7, 1 + ((value - 0.5) * 0.3 + streaks) * at.fade
+
+
+def _bricks(at: _Patch) -> _Layout:
+    shifted = at.u + (np.floor(at.v / at.size) % 2) * at.size * 1.5
+    joint = np.minimum(at.joint(at.v, at.size) + at.joint(shifted, at.size * 3), 1)
+    value = at.value(shifted / (at.size * 3), at.v / at.size)
+    return joint * at.fade, 1 + (value - 0.5) * 0.3 * at.fade
+
+
+def _shelf(at: _Patch) -> _Layout:
+    """Boards with goods of different height and brightness."""
+    within = np.mod(at.v / at.size, 1)
+    board = within < 0.09
+    good = at.value(at.u / (at.size * 0.28), at.v / at.size)
+    empty = within > 0.45 + 0.5 * at.value(at.u / (at.size * 0.84), at.v / at.size, 1)
     brightness = np.where(empty, 0.25, 0.35 + 0.9 * good)
-    return np.where(board, 0.0, 0.3 + 0.6 * good), np.where(board, 1.0, 1 + (brightness - 1) * (0.4 + 0.6 * fade))
+    shade = 1 + (brightness - 1) * (0.4 + 0.6 * at.fade)
+    return np.where(board, 0.0, 0.3 + 0.6 * good), np.where(board, 1.0, shade)
+
+
+def _windows(at: _Patch) -> _Layout:
+    high = at.size * 1.25
+    inside = (np.mod(at.u / at.size, 1) > 0.34) & (np.mod(at.v / high, 1) > 0.42) & (at.v > 0.6)
+    return inside * (0.75 + 0.25 * at.value(at.u / at.size, at.v / high)), np.ones_like(at.u)
+
+
+def _panel(at: _Patch) -> _Layout:
+    frame = np.minimum(at.joint(at.u, at.size, 0.10) + at.joint(at.v, at.size * 2.1, 0.10), 1)
+    return frame * at.fade, np.ones_like(at.u)
+
+
+def _lanes(at: _Patch) -> _Layout:
+    """Painted lines every `size`, broken where cells say so, on ground with patches of repair."""
+    line = at.joint(at.u, at.size, 0.07) * (np.mod(at.v / (at.size * 1.7), 1) < 0.75)
+    patch = at.value(at.u / (at.size * 1.3) + 0.4, at.v / (at.size * 2.2)) > 0.75
+    return line, np.where(patch, 0.88, 1.0)
+
+
+_LAYOUTS: dict[str, Callable[[_Patch], _Layout]] = {
+    "plain": _plain, "rough": _plain, "tiles": _tiles, "planks": _planks, "bricks": _bricks, "shelf": _shelf,
+    "windows": _windows, "panel": _panel, "lanes": _lanes,
+}  # fmt: skip
+KINDS = tuple(_LAYOUTS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.simulation.camera import Camera
+from agent.simulation.camera import Array, Camera
 from agent.types import FloatArray, IntArray
 
 _NEAREST_M = 0.35
@@ -250,16 +250,15 @@ def _spans(outlines: Outlines, width: int, height: int) -> _Spans:
     return _Spans(solid, row, first, count, across.astype(np.float32), along.astype(np.float32), twist)
 
 
-def _cut(
-    outlines: Outlines, margin: FloatArray, solid: IntArray, across: FloatArray, along: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+def _cut(outlines: Outlines, margin: FloatArray, solid: IntArray, across: Array, along: Array) -> tuple[Array, Array]:
     """First and last column of each row inside the oriented box around its solid."""
     inverse = outlines.inverse
     # An ellipsoid's coordinates are not px, and its rows shift as a whole: only a capsule's twist needs slack.
     slack = np.where(outlines.length > 0, margin.max(axis=1), 0)
     wide = outlines.half_width + np.maximum(outlines.half_width_slope, 0)
     rounded = wide * outlines.end_ratio
-    first, last = np.full(len(solid), -np.inf), np.full(len(solid), np.inf)
+    first: Array = np.full(len(solid), -np.inf)
+    last: Array = np.full(len(solid), np.inf)
     for value, slope, least, most in (
         (across, inverse[:, 0, 0], -(wide + slack), wide + slack),
         (along, inverse[:, 1, 0], -rounded - slack, outlines.length + rounded + slack),
@@ -272,7 +271,7 @@ def _cut(
     return np.floor(first), np.ceil(last)
 
 
-def _ellipse(columns: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _ellipse(columns: Array) -> tuple[Array, Array]:
     """(K, 2 vectors, 2) half axes on the picture -> (K, 2, 2) inverse map and (K, 2) half extents, px."""
     a, c = columns[:, 0, 0], columns[:, 0, 1]
     b, d = columns[:, 1, 0], columns[:, 1, 1]
@@ -282,14 +281,15 @@ def _ellipse(columns: FloatArray) -> tuple[FloatArray, FloatArray]:
     return inverse, np.sqrt(np.sum(columns * columns, axis=1))
 
 
-def cross(a: FloatArray, b: FloatArray) -> FloatArray:
+def cross(a: Array, b: Array) -> Array:
     """Of rows (..., 3); in a third of the time of np.cross."""
     ax, ay, az = a[..., 0], a[..., 1], a[..., 2]
     bx, by, bz = b[..., 0], b[..., 1], b[..., 2]
     return np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], axis=-1)
 
 
-def unit_rows(vectors: FloatArray) -> FloatArray:
+def unit_rows(vectors: Array) -> FloatArray:
     """(..., 3) made 1 long; zero stays zero."""
     length = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))
-    return (vectors / np.maximum(length, 1e-9)[..., None]).astype(np.float32)
+    unit: FloatArray = (vectors / np.maximum(length, 1e-9)[..., None]).astype(np.float32)
+    return unit

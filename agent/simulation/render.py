@@ -36,17 +36,24 @@ class Light:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wardrobe:
-    """The surfaces of K solids, several people's in one; arrays as in `Look`."""
+    """The surfaces of K solids, several people's in one; arrays as in `Look`. texture: see `fold_texture`."""
 
     colours: FloatArray
     trim: FloatArray
     pattern: FloatArray
     folds: FloatArray
+    texture: FloatArray
 
     @classmethod
-    def of(cls, looks: list[Look]) -> Wardrobe:
+    def of(cls, looks: list[Look], texture: FloatArray) -> Wardrobe:
         """The surfaces of `looks` in order; at least one."""
-        return cls(*(np.concatenate([getattr(look, name) for look in looks]) for name in cls.__slots__))
+        return cls(
+            np.concatenate([look.colours for look in looks]),
+            np.concatenate([look.trim for look in looks]),
+            np.concatenate([look.pattern for look in looks]),
+            np.concatenate([look.folds for look in looks]),
+            texture,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,13 +81,7 @@ def fold_texture(rng: np.random.Generator) -> FloatArray:
 
 
 def draw_people(
-    image: ImageArray,
-    depth: FloatArray,
-    solids: Solids,
-    wardrobe: Wardrobe,
-    camera: Camera,
-    light: Light,
-    folds: FloatArray,
+    image: ImageArray, depth: FloatArray, solids: Solids, wardrobe: Wardrobe, *, camera: Camera, light: Light
 ) -> Silhouettes:
     """Draw `solids` into `image` ((H, W, 3) uint8 BGR, changed in place), behind what is nearer in `depth` ((H, W) m)."""
     height, width = image.shape[:2]
@@ -95,7 +96,7 @@ def draw_people(
     np.minimum.at(buffer, pixel, found.depth)
     front = np.flatnonzero(found.depth <= buffer.take(pixel))
     seen, seen_pixel = found.take(front), pixel.take(front)
-    image.reshape(-1, 3)[seen_pixel] = _shade(seen, solids, outlines, wardrobe, light, folds)
+    image.reshape(-1, 3)[seen_pixel] = _shade(seen, solids, outlines, wardrobe, light)
     actor = np.full(height * width, -1, np.int16)
     actor[seen_pixel] = solids.owner.take(seen.solid)
     actor = actor.reshape(height, width)
@@ -106,9 +107,7 @@ def draw_people(
     return Silhouettes(buffer.reshape(height, width), actor, boxes, _full_boxes(outlines, solids), share)
 
 
-def _shade(
-    seen: Fragments, solids: Solids, outlines: Outlines, wardrobe: Wardrobe, light: Light, folds: FloatArray
-) -> ImageArray:
+def _shade(seen: Fragments, solids: Solids, outlines: Outlines, wardrobe: Wardrobe, light: Light) -> ImageArray:
     """(N, 3) uint8 colours of fragments: Lambert's law for the light, a hemisphere for the rest, folds in the cloth."""
     solid = seen.solid
     # Normals of a stretched sphere: its unit coordinates over the radii. (s e c, world x y z, K), rows contiguous.
@@ -121,10 +120,7 @@ def _shade(
     per_length = 1 / np.sqrt(x * x + y * y + z * z)
     direct = (x * light.toward[0] + y * light.toward[1] + z * light.toward[2]) * per_length
     upward = z * (per_length * np.float32(0.5)) + np.float32(0.5)
-    down = (seen.t * np.float32(50) + seen.e * np.float32(8)).astype(np.int64) + solid * 37
-    right = (seen.s * np.float32(17)).astype(np.int64) + solid * 53
-    bumps = folds.reshape(-1).take((down & (_FOLD_SIZE - 1)) * _FOLD_SIZE + (right & (_FOLD_SIZE - 1)))
-    bumps *= wardrobe.folds.take(solid)
+    bumps = _bumps(seen, wardrobe)
     direct = np.maximum(direct + bumps * np.float32(0.22), 0)
     edge = (np.float32(0.72 * 255) + np.float32(0.28 * 255) * seen.c) * (1 + bumps * np.float32(0.16))
     if light.lamp_m:
@@ -141,6 +137,14 @@ def _shade(
         channels.append(np.minimum(albedo * lit, 255).astype(np.uint8))
     colour: ImageArray = np.stack(channels, axis=1)
     return colour
+
+
+def _bumps(seen: Fragments, wardrobe: Wardrobe) -> FloatArray:
+    """(N,) what folds add to the brightness; every solid has another piece of the texture."""
+    down = (seen.t * np.float32(50) + seen.e * np.float32(8)).astype(np.int64) + seen.solid * 37
+    right = (seen.s * np.float32(17)).astype(np.int64) + seen.solid * 53
+    index = (down & (_FOLD_SIZE - 1)) * _FOLD_SIZE + (right & (_FOLD_SIZE - 1))
+    return wardrobe.texture.reshape(-1).take(index) * wardrobe.folds.take(seen.solid)
 
 
 def _kind(seen: Fragments, outlines: Outlines, wardrobe: Wardrobe) -> IntArray:

@@ -58,9 +58,9 @@ class SimulatedScene:
         joints = np.stack([actor.joints for actor in actors]).astype(np.float32)
         body, owner, wardrobe = self._bodies(tuple(actor.actor_id for actor in actors))
         light, backdrop = self.setting.light, self.setting.backdrop
-        cast_shadows(image, self._floor, joints, light.toward, _shadow_strength(light), self.camera)
+        cast_shadows(image, self._floor, joints, light.toward, strength=_shadow_strength(light), camera=self.camera)
         solids = pose(body, owner, joints, self._drift(actors, joints, t_s))
-        seen = draw_people(image, backdrop.depth, solids, wardrobe, self.camera, light, self._folds)
+        seen = draw_people(image, backdrop.depth, solids, wardrobe, camera=self.camera, light=light)
         return Shot(self._model.apply(image, t_s), _truth(t_s, actors, joints, seen, self.camera))
 
     def _bodies(self, actor_ids: tuple[int, ...]) -> tuple[Anatomy, IntArray, Wardrobe]:
@@ -71,7 +71,7 @@ class SimulatedScene:
                     self._looks[actor_id] = dress((self.seed, actor_id), grey=self.setting.night)
             looks = [self._looks[actor_id] for actor_id in actor_ids]
             owner = np.repeat(np.arange(len(looks)), [len(look.anatomy) for look in looks])
-            joined = Anatomy.join([look.anatomy for look in looks]), owner, Wardrobe.of(looks)
+            joined = Anatomy.join([look.anatomy for look in looks]), owner, Wardrobe.of(looks, self._folds)
             self._together = actor_ids, joined
         return self._together[1]
 

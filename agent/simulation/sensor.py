@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import cv2
 import numpy as np
@@ -42,7 +43,7 @@ def choose_sensor(rng: np.random.Generator, *, night: bool) -> Sensor:
         noise=float(rng.uniform(3, 8) if night else rng.uniform(1.0, 5.5)),
         flicker=float(rng.choice([0.0, rng.uniform(0.003, 0.02)])),
         drift=float(rng.uniform(0.0, 0.03)),
-        jpeg_quality=int(rng.choice([0, rng.integers(30, 90)], p=[0.3, 0.7])),
+        jpeg_quality=int(rng.integers(30, 90)) if rng.random() < 0.7 else 0,
         exposure_s=float(1 / rng.uniform(25, 50) if night else 1 / rng.uniform(40, 250)),
         grey=night,
     )
@@ -76,7 +77,7 @@ class SensorModel:
             image = cv2.subtract(cv2.add(image, self._brighter[window]), self._darker[window])
         if sensor.jpeg_quality:
             _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, sensor.jpeg_quality])
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+            return cast("ImageArray", cv2.imdecode(data, cv2.IMREAD_COLOR))
         return image
 
     def _curve(self, t_s: float) -> ImageArray:
@@ -89,4 +90,5 @@ class SensorModel:
         )
         balance = 0.0 if sensor.grey else sensor.drift * np.sin(t_s / 14.7 + phases[2])
         gains = gain * np.array([1 + balance, 1.0, 1 - balance])
-        return np.clip(np.arange(256)[None, :, None] * gains, 0, 255).astype(np.uint8)
+        curve: ImageArray = np.clip(np.arange(256)[None, :, None] * gains, 0, 255).astype(np.uint8)
+        return curve

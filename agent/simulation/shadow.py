@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.simulation.camera import Camera
 from agent.types import FloatArray, ImageArray
@@ -22,7 +23,7 @@ _MOST_M = 6.0
 
 
 def cast_shadows(
-    image: ImageArray, floor: ImageArray, joints: FloatArray, toward: FloatArray, strength: float, camera: Camera
+    image: ImageArray, floor: ImageArray, joints: FloatArray, toward: FloatArray, *, strength: float, camera: Camera
 ) -> None:
     """Darken `image` ((H, W, 3) uint8, changed in place) where `floor` ((H, W) uint8, 255 = floor) lies in shadow.
 
@@ -30,10 +31,10 @@ def cast_shadows(
     """
     height, width = image.shape[:2]
     mask = np.zeros((-(-height // _SHRINK), -(-width // _SHRINK)), np.uint8)
-    _draw_limbs(mask, _on_floor(joints, toward), camera, 1.0, round(255 * strength))
+    _draw_limbs(mask, _on_floor(joints, toward), camera, widen=1.0, value=round(255 * strength))
     contact = np.zeros_like(mask)
     low = joints[..., 2] < _CONTACT_M
-    _draw_limbs(contact, joints * np.array([1, 1, 0], np.float32), camera, 1.5, 120, low)
+    _draw_limbs(contact, joints * np.array([1, 1, 0], np.float32), camera, widen=1.5, value=120, chosen=low)
     mask = cv2.max(cv2.GaussianBlur(mask, (0, 0), 1.3), cv2.GaussianBlur(contact, (0, 0), 1.6))
     x, y, w, h = cv2.boundingRect(mask)
     if not w:
@@ -58,8 +59,15 @@ def _on_floor(joints: FloatArray, toward: FloatArray) -> FloatArray:
 
 
 def _draw_limbs(
-    mask: ImageArray, points: FloatArray, camera: Camera, widen: float, value: int, chosen: np.ndarray | None = None
+    mask: ImageArray,
+    points: FloatArray,
+    camera: Camera,
+    *,
+    widen: float,
+    value: int,
+    chosen: NDArray[np.bool_] | None = None,
 ) -> None:
+    """Lines between the joints; with `chosen` ((A, 17)) only those whose both ends are."""
     pixels, depth = camera.project(points)
     pixels = np.clip(pixels * (16 / _SHRINK), -30_000, 30_000).astype(np.int64)
     for person in range(len(points)):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.simulation.camera import NEAR_M, Camera
+from agent.simulation.camera import NEAR_M, Array, Camera
 from agent.simulation.materials import Material, surface
 from agent.types import FloatArray, ImageArray
 
@@ -96,10 +96,10 @@ def build_backdrop(
     points = camera.position + rays[half] * distance[half][..., None]
     light = _illumination(points, normal_axis[half], shell, blocks, ambience)
     light = cv2.resize(light, (width, height), interpolation=cv2.INTER_LINEAR)
-    light[open_sky] = 1.0
+    level = float(np.mean((albedo.mean(axis=2) * light)[~open_sky])) if not open_sky.all() else 0.4
+    gain = float(np.clip(brightness / 255 / max(level, 1e-3), 0.5, 2.6))
+    light[open_sky] = 1 / gain
     picture = albedo * light[..., None]
-    ground = picture[~open_sky]
-    gain = float(np.clip(brightness / 255 / max(float(ground.mean()) if ground.size else 0.4, 1e-3), 0.5, 2.6))
     factor = np.array(ambience.tint, np.float32) * np.float32(255 * gain)
     image = np.minimum(picture * factor, 255).astype(np.uint8)
     return Backdrop(cv2.GaussianBlur(image, (3, 3), 0.6), depth, floor), gain
@@ -174,7 +174,7 @@ def _region(block: Block, camera: Camera) -> tuple[slice, slice] | None:
     return (slice(top, bottom), slice(left, right)) if left < right and top < bottom else None
 
 
-def _texture_axes(points: FloatArray, normal: int) -> tuple[FloatArray, FloatArray]:
+def _texture_axes(points: Array, normal: int) -> tuple[FloatArray, FloatArray]:
     """Coordinates on a face, by the axis of its normal (0 = z, 1 = x, 2 = y)."""
     if normal == 0:
         return points[:, 0], points[:, 1]
@@ -182,7 +182,7 @@ def _texture_axes(points: FloatArray, normal: int) -> tuple[FloatArray, FloatArr
 
 
 def _illumination(
-    points: FloatArray, normal_axis: NDArray[np.int8], shell: Shell, blocks: tuple[Block, ...], ambience: Ambience
+    points: Array, normal_axis: NDArray[np.int8], shell: Shell, blocks: tuple[Block, ...], ambience: Ambience
 ) -> FloatArray:
     """(H, W) light that arrives: lamps, and less of the sky in corners and beside blocks."""
     total = np.array([1.0, 0.88, 0.95], np.float32)[normal_axis]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from agent.simulation.body import (
-    CHEST, HEAD, HIPS, KNEES, LEFT_ARM, LEFT_FOOT, NECK, PELVIS, RIGHT_ARM, RIGHT_FOOT, SHOULDERS, SKULL, WAIST, Anatomy,
+    CHEST,
+    HEAD,
+    HIPS,
+    KNEES,
+    LEFT_ARM,
+    LEFT_FOOT,
+    NECK,
+    PELVIS,
+    RIGHT_ARM,
+    RIGHT_FOOT,
+    SHOULDERS,
+    SKULL,
+    WAIST,
+    Anatomy,
 )  # fmt: skip
 from agent.types import FloatArray
 
@@ -40,6 +53,10 @@ _SHOES: tuple[Colour, ...] = (
 )
 
 
+_FRONT = (0, 1.0, 0, 0, 0.93)
+"""The trim of a jacket that stands open."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
     """K solids of one person with their surface.
@@ -57,6 +74,18 @@ class Look:
     folds: FloatArray
 
 
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """Of one solid; the rules as in `Look`."""
+
+    colour: Colour
+    trim: tuple[float, ...] = (0, 0, 0, 0, 9)
+    trim_colour: Colour = (0, 0, 0)
+    pattern: tuple[float, ...] = (0, 0, 0, 0, 0)
+    pattern_colour: Colour = (0, 0, 0)
+    folds: float = 0.0
+
+
 @dataclass(slots=True)
 class _Tailor:
     """Collects solids."""
@@ -68,7 +97,7 @@ class _Tailor:
         self,
         at: int,
         radii: Vector,
-        colour: Colour,
+        surface: Surface,
         *,
         frame: int = CHEST,
         offset: Vector = (0, 0, 0),
@@ -76,15 +105,11 @@ class _Tailor:
         to_offset: Vector = (0, 0, 0),
         taper: float = 1.0,
         span: tuple[float, float] = (0, 0),
-        trim: tuple[float, ...] = (0, 0, 0, 0, 9),
-        trim_colour: Colour = (0, 0, 0),
-        pattern: tuple[float, ...] = (0, 0, 0, 0, 0),
-        pattern_colour: Colour = (0, 0, 0),
-        folds: float = 0.0,
     ) -> None:
         end, end_offset = (at, offset) if to is None else (to, to_offset)
+        colours = surface.colour, surface.trim_colour, surface.pattern_colour
         anatomy = (at, offset, end, end_offset, frame, radii, taper, span)
-        self.rows.append((*anatomy, (colour, trim_colour, pattern_colour), trim, pattern, folds))
+        self.rows.append((*anatomy, colours, surface.trim, surface.pattern, surface.folds))
 
     def look(self) -> Look:
         columns = list(zip(*self.rows, strict=True))
@@ -114,6 +139,10 @@ class _Outfit:
     beard: bool
     backpack: bool
     hat: bool
+
+    def shirt(self) -> Surface:
+        """The cloth of trunk and sleeves."""
+        return Surface(self.top, pattern=self.pattern, pattern_colour=self.second, folds=0.8)
 
 
 def dress(seed: tuple[int, ...], *, grey: bool = False) -> Look:
@@ -163,32 +192,34 @@ def _choose(rng: np.random.Generator, *, grey: bool) -> _Outfit:
 
 def _trunk(tailor: _Tailor, outfit: _Outfit) -> None:
     girth = tailor.girth
-    cloth = {"pattern": outfit.pattern, "pattern_colour": outfit.second, "folds": 0.8}
-    front = {"trim": (0, 1.0, 0, 0, 0.93), "trim_colour": outfit.second} if outfit.open_front else {}
+    shirt = outfit.shirt()
+    if outfit.open_front:
+        shirt = replace(shirt, trim=_FRONT, trim_colour=outfit.second)
     tailor.add(
-        SHOULDERS, (-0.012, 0.108 * girth, 0.095), outfit.top, offset=(0, 0, -0.095), to=WAIST, span=(0.9, 0),
-        taper=0.86 * girth**0.5, **cloth, **front,
+        SHOULDERS, (-0.012, 0.108 * girth, 0.095), shirt, offset=(0, 0, -0.095), to=WAIST, span=(0.9, 0),
+        taper=0.86 * girth**0.5,
     )  # fmt: skip
     tailor.add(
-        WAIST, (0.056 * girth, 0.114 * girth, 0.06), outfit.top, frame=PELVIS, offset=(0, 0, 0.06), to=HIPS,
-        to_offset=(0, -0.006, 0.0), span=(0, 0.9), taper=1.1, **cloth, **front,
+        WAIST, (0.056 * girth, 0.114 * girth, 0.06), shirt, frame=PELVIS, offset=(0, 0, 0.06), to=HIPS,
+        to_offset=(0, -0.006, 0.0), span=(0, 0.9), taper=1.1,
     )  # fmt: skip
+    seat = Surface(outfit.top if outfit.coat else outfit.bottom, folds=0.6)
     tailor.add(
-        HIPS, (0.056 * girth, 0.108 * girth, 0.08), outfit.top if outfit.coat else outfit.bottom, frame=PELVIS, offset=(0, -0.012, -0.02), to=HIPS,
-        to_offset=(0, -0.012, -0.06), span=(0, 0.96), taper=0.98, folds=0.6,
+        HIPS, (0.056 * girth, 0.108 * girth, 0.08), seat, frame=PELVIS, offset=(0, -0.012, -0.02), to=HIPS,
+        to_offset=(0, -0.012, -0.06), span=(0, 0.96), taper=0.98,
     )  # fmt: skip
     for side, sign in ((5, 1), (6, -1)):
         tailor.add(
-            NECK, (0.056, 0.06, 0.055), outfit.top, offset=(0.02 * sign, -0.012, -0.012), to=side,
-            to_offset=(-0.015 * sign, -0.008, -0.006), taper=1.0, folds=0.5,
+            NECK, (0.056, 0.06, 0.055), Surface(outfit.top, folds=0.5), offset=(0.02 * sign, -0.012, -0.012), to=side,
+            to_offset=(-0.015 * sign, -0.008, -0.006),
         )  # fmt: skip
-    tailor.add(
-        NECK, (0.056 * girth**0.5, 0.058, 0.03), outfit.skin, frame=SKULL, to=HEAD, to_offset=(0, -0.025, -0.06),
-        trim=(0, 0, 0, -1, -0.12) if outfit.sleeve > 1 else (0, 0, 0, 0, 9), trim_colour=outfit.top,
-    )  # fmt: skip
+    neck = Surface(outfit.skin)
+    if outfit.sleeve > 1:
+        neck = Surface(outfit.skin, trim=(0, 0, 0, -1, -0.12), trim_colour=outfit.top)
+    tailor.add(NECK, (0.056 * girth**0.5, 0.058, 0.03), neck, frame=SKULL, to=HEAD, to_offset=(0, -0.025, -0.06))
     _hang_cloth(tailor, outfit)
     if outfit.backpack:
-        tailor.add(SHOULDERS, (0.15, 0.085, 0.21), outfit.second, offset=(0, -0.17, -0.2), folds=0.5)
+        tailor.add(SHOULDERS, (0.15, 0.085, 0.21), Surface(outfit.second, folds=0.5), offset=(0, -0.17, -0.2))
 
 
 def _hang_cloth(tailor: _Tailor, outfit: _Outfit) -> None:
@@ -197,86 +228,87 @@ def _hang_cloth(tailor: _Tailor, outfit: _Outfit) -> None:
         return
     girth = tailor.girth
     if outfit.skirt:
-        colour, down, wide, taper = outfit.bottom, 0.04, 0.115 * girth, 1.3
-        more = {"pattern": outfit.pattern, "pattern_colour": outfit.second}
+        cloth = Surface(outfit.bottom, pattern=outfit.pattern, pattern_colour=outfit.second, folds=1.0)
+        down, wide, taper = 0.04, 0.115 * girth, 1.3
     else:
-        colour, down, wide, taper = outfit.top, 0.16, 0.11 * girth, 1.1
-        more = {"trim": (0, 1.0, 0, 0, 0.93), "trim_colour": outfit.second} if outfit.open_front else {}
+        cloth = Surface(outfit.top, folds=1.0)
+        if outfit.open_front:
+            cloth = replace(cloth, trim=_FRONT, trim_colour=outfit.second)
+        down, wide, taper = 0.16, 0.11 * girth, 1.1
     for side, frame in ((0, LEFT_FOOT), (1, RIGHT_FOOT)):
-        tailor.add(
-            11 + side, (wide, wide, 0.02), colour, frame=frame, to=13 + side, to_offset=(0, 0, down), taper=taper, folds=1.0,
-        )  # fmt: skip
+        tube = Surface(cloth.colour, folds=1.0)
+        tailor.add(11 + side, (wide, wide, 0.02), tube, frame=frame, to=13 + side, to_offset=(0, 0, down), taper=taper)
     tailor.add(
-        WAIST, (0.05 * girth, 0.118 * girth, 0.03), colour, frame=PELVIS, to=KNEES, to_offset=(0, 0, down), span=(0, 1.0),
-        taper=taper, folds=1.0, **more,
+        WAIST, (0.05 * girth, 0.118 * girth, 0.03), cloth, frame=PELVIS, to=KNEES, to_offset=(0, 0, down), span=(0, 1.0),
+        taper=taper,
     )  # fmt: skip
 
 
 def _head(tailor: _Tailor, outfit: _Outfit) -> None:
-    skin, hair = outfit.skin, outfit.hair
-    dark = (skin[0] * 0.72, skin[1] * 0.74, skin[2] * 0.82)
-    tailor.add(HEAD, (0.074, 0.094, 0.112), skin, frame=SKULL)
-    tailor.add(
-        HEAD, (0.056, 0.06, 0.058), skin, frame=SKULL, offset=(0, 0.028, -0.062),
-        trim=(0, -0.1, -1, 0, 0.1) if outfit.beard else (0, 0, 0, 0, 9), trim_colour=hair,
-    )  # fmt: skip
-    tailor.add(
-        HEAD, (0.026, 0.008, 0.008), (dark[0] * 0.8, dark[1] * 0.75, dark[2]), frame=SKULL, offset=(0, 0.083, -0.068)
-    )
-    tailor.add(HEAD, (0.015, 0.022, 0.026), dark, frame=SKULL, offset=(0, 0.092, -0.022))
+    skin, hair = Surface(outfit.skin), Surface(outfit.hair, folds=0.5)
+    dark = Surface((outfit.skin[0] * 0.72, outfit.skin[1] * 0.74, outfit.skin[2] * 0.82))
+    lips = Surface((dark.colour[0] * 0.8, dark.colour[1] * 0.75, dark.colour[2]))
+    jaw = replace(skin, trim=(0, -0.1, -1, 0, 0.1), trim_colour=outfit.hair) if outfit.beard else skin
+
+    def add(radii: Vector, surface: Surface, offset: Vector = (0, 0, 0)) -> None:
+        tailor.add(HEAD, radii, surface, frame=SKULL, offset=offset)
+
+    add((0.074, 0.094, 0.112), skin)
+    add((0.056, 0.06, 0.058), jaw, (0, 0.028, -0.062))
+    add((0.026, 0.008, 0.008), lips, (0, 0.083, -0.068))
+    add((0.015, 0.022, 0.026), dark, (0, 0.092, -0.022))
     for sign in (1, -1):
-        tailor.add(HEAD, (0.015, 0.010, 0.010), (0.14, 0.15, 0.18), frame=SKULL, offset=(0.031 * sign, 0.082, 0.012))
-        tailor.add(HEAD, (0.022, 0.010, 0.006), hair, frame=SKULL, offset=(0.031 * sign, 0.082, 0.033))
-        tailor.add(HEAD, (0.012, 0.020, 0.030), dark, frame=SKULL, offset=(0.073 * sign, -0.008, -0.012))
+        add((0.015, 0.010, 0.010), Surface((0.14, 0.15, 0.18)), (0.031 * sign, 0.082, 0.012))
+        add((0.022, 0.010, 0.006), Surface(outfit.hair), (0.031 * sign, 0.082, 0.033))
+        add((0.012, 0.020, 0.030), dark, (0.073 * sign, -0.008, -0.012))
     if outfit.hair_style != "bald":
-        tailor.add(HEAD, (0.079, 0.092, 0.104), hair, frame=SKULL, offset=(0, -0.022, 0.026), folds=0.5)
+        add((0.079, 0.092, 0.104), hair, (0, -0.022, 0.026))
     if outfit.hair_style == "long":
-        tailor.add(HEAD, (0.082, 0.062, 0.13), hair, frame=SKULL, offset=(0, -0.052, -0.07), folds=0.6)
+        add((0.082, 0.062, 0.13), hair, (0, -0.052, -0.07))
     if outfit.hair_style == "bun":
-        tailor.add(HEAD, (0.045, 0.04, 0.045), hair, frame=SKULL, offset=(0, -0.10, 0.075), folds=0.5)
+        add((0.045, 0.04, 0.045), hair, (0, -0.10, 0.075))
     if outfit.hat:
-        tailor.add(HEAD, (0.086, 0.103, 0.085), outfit.second, frame=SKULL, offset=(0, -0.008, 0.062))
-        tailor.add(HEAD, (0.078, 0.075, 0.010), outfit.second, frame=SKULL, offset=(0, 0.085, 0.052))
+        add((0.086, 0.103, 0.085), Surface(outfit.second), (0, -0.008, 0.062))
+        add((0.078, 0.075, 0.010), Surface(outfit.second), (0, 0.085, 0.052))
 
 
 def _arm(tailor: _Tailor, outfit: _Outfit, side: int) -> None:
     shoulder, elbow, wrist, frame = 5 + side, 7 + side, 9 + side, (LEFT_ARM, RIGHT_ARM)[side]
     loose = 0.008 if outfit.sleeve > 1 else 0.003
     thick = tailor.girth**0.5
-    cloth = {"pattern": outfit.pattern, "pattern_colour": outfit.second, "folds": 0.8}
-    bare = {"trim": (0, 0, 0, 1, outfit.sleeve), "trim_colour": outfit.skin}
-    upper, lower = 0.054 * thick + loose, 0.044 * thick + loose
-    tailor.add(shoulder, (upper, upper, upper), outfit.top, frame=frame, to=elbow, taper=lower / upper, **cloth, **bare)
-    colour = outfit.top if outfit.sleeve > 1 else outfit.skin
-    plain = cloth if outfit.sleeve > 1 else {}
-    end = 0.030 + loose
-    tailor.add(elbow, (lower, lower, lower), colour, frame=frame, to=wrist, taper=end / lower, **plain)
+    upper, lower, end = 0.054 * thick + loose, 0.044 * thick + loose, 0.030 + loose
+    skin, shirt = Surface(outfit.skin), outfit.shirt()
+    sleeve = replace(shirt, trim=(0, 0, 0, 1, outfit.sleeve), trim_colour=outfit.skin)
+    tailor.add(shoulder, (upper, upper, upper), sleeve, frame=frame, to=elbow, taper=lower / upper)
+    covered = shirt if outfit.sleeve > 1 else skin
+    tailor.add(elbow, (lower, lower, lower), covered, frame=frame, to=wrist, taper=end / lower)
     tailor.add(
-        wrist, (0.036, 0.024, 0.03), outfit.skin, frame=frame, offset=(0, 0, -0.015), to=wrist, to_offset=(0, 0.015, -0.10),
+        wrist, (0.036, 0.024, 0.03), skin, frame=frame, offset=(0, 0, -0.015), to=wrist, to_offset=(0, 0.015, -0.10),
         taper=0.9,
     )  # fmt: skip
 
 
 def _leg(tailor: _Tailor, outfit: _Outfit, side: int) -> None:
     hip, knee, ankle, frame = 11 + side, 13 + side, 15 + side, (LEFT_FOOT, RIGHT_FOOT)[side]
-    loose, thick = 0.010 if outfit.trouser > 1 else 0.0, tailor.girth**0.7
+    long, thick = outfit.trouser > 1, tailor.girth**0.7
+    loose = 0.010 if long else 0.0
     upper, middle = 0.080 * thick + loose, 0.054 * thick + loose
     ankle_width = 0.037 + 1.8 * loose
-    bare = {"trim": (0, 0, 0, 1, outfit.trouser), "trim_colour": outfit.skin}
-    colour = outfit.skin if outfit.skirt else outfit.bottom
-    tailor.add(hip, (upper, upper, upper), colour, frame=frame, to=knee, taper=middle / upper, folds=0.7, **bare)
-    long = outfit.trouser > 1
-    shin = outfit.bottom if long else outfit.skin
-    socks = {"trim": (0, 0, 0, 1, 0.86), "trim_colour": outfit.second if not long else outfit.bottom}
+    thigh = Surface(
+        outfit.skin if outfit.skirt else outfit.bottom,
+        trim=(0, 0, 0, 1, outfit.trouser),
+        trim_colour=outfit.skin,
+        folds=0.7,
+    )
+    tailor.add(hip, (upper, upper, upper), thigh, frame=frame, to=knee, taper=middle / upper)
+    calf = Surface(outfit.bottom, folds=0.7) if long else Surface(outfit.skin)
+    shin = calf if long else replace(calf, trim=(0, 0, 0, 1, 0.86), trim_colour=outfit.second)
     tailor.add(
-        knee, (middle, middle, middle), shin, frame=frame, to=ankle, to_offset=(0, 0, -0.02), taper=ankle_width / middle,
-        folds=0.7 if long else 0.0, **socks,
-    )  # fmt: skip
+        knee, (middle, middle, middle), shin, frame=frame, to=ankle, to_offset=(0, 0, -0.02), taper=ankle_width / middle
+    )
+    tailor.add(knee, (0.046 * thick + loose, 0.05 * thick + loose, 0.12), calf, frame=frame, offset=(0, -0.018, -0.13))
+    shoe = Surface(outfit.shoes, trim=(0, 1, 0, 0, 0.55), trim_colour=outfit.sole)
     tailor.add(
-        knee, (0.046 * thick + loose, 0.05 * thick + loose, 0.12), shin, frame=frame, offset=(0, -0.018, -0.13),
-        folds=0.7 if long else 0.0,
-    )  # fmt: skip
-    tailor.add(
-        ankle, (0.041, 0.038, 0.042), outfit.shoes, frame=frame, offset=(0, -0.035, -0.042), to=ankle,
-        to_offset=(0, 0.135, -0.058), taper=0.92, trim=(0, 1, 0, 0, 0.55), trim_colour=outfit.sole,
+        ankle, (0.041, 0.038, 0.042), shoe, frame=frame, offset=(0, -0.035, -0.042), to=ankle,
+        to_offset=(0, 0.135, -0.058), taper=0.92,
     )  # fmt: skip
