@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from agent.simulation.falling import get_up_take, lie
-from agent.simulation.gait import Plan, Take, perform, plan_along, smooth, smoothstep
+from agent.simulation.gait import Plan, plan_along, smooth, smoothstep
 from agent.simulation.motion import RATE_HZ
 from agent.simulation.performer import Performer
 from agent.simulation.skeleton import (
-    ARM_L, ARM_R, FACE, FOREARM_L, FOREARM_R, HEAD_UP, LEGS, STANDING_RATIO, UPPER, Array, blend, mirrored, unit,
+    ARM_L,
+    ARM_R,
+    FACE,
+    FOREARM_L,
+    FOREARM_R,
+    STANDING_RATIO,
+    UPPER,
+    Array,
+    blend,
+    mirrored,
+    unit,
 )  # fmt: skip
 
 STOOP = ("scoop", "bend", "bend_again")
@@ -140,7 +150,18 @@ def exercise(person: Performer, kind: str, seconds: float) -> None:
     makers = {
         "jacks": _jacks, "squats": _squats, "side_bends": _side_bends, "arm_swings": _arm_swings, "shadow_boxing": _boxing,
     }  # fmt: skip
-    person.do(makers[kind](person, plan, phase, wave, amount), "exercise")
+    person.do(makers[kind](_Beat(person, plan, phase, wave, amount)), "exercise")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Beat:
+    """An exercise to be filled in. phase: (T,) turns; wave: (T,) 0-1 once a turn; amount: (T,) 0 at both ends."""
+
+    person: Performer
+    plan: Plan
+    phase: Array
+    wave: Array
+    amount: Array
 
 
 def _fan(upper: Array, angle: Array, bend: Array) -> Array:
@@ -152,74 +173,74 @@ def _fan(upper: Array, angle: Array, bend: Array) -> Array:
     return np.asarray(unit(out))
 
 
-def _jacks(person: Performer, plan: Plan, phase: Array, wave: Array, amount: Array) -> Plan:
+def _jacks(beat: _Beat) -> Plan:
     """Feet out, arms over the head, a hop in each half."""
-    hop = np.abs(np.sin(2 * np.pi * phase)) ** 1.2 * 0.055 * amount
-    half = person.body.hip_width / 2
-    legs = np.empty_like(plan.legs)
+    hop = np.abs(np.sin(2 * np.pi * beat.phase)) ** 1.2 * 0.055 * beat.amount
+    half = beat.person.body.hip_width / 2
+    legs = np.empty_like(beat.plan.legs)
     for side, sign in ((0, 1.0), (1, -1.0)):
-        across = sign * (half * 1.15 + wave * 0.30 * person.body.leg)
-        legs[:, side, 0] = plan.xy[:, 0] - np.sin(plan.heading) * across
-        legs[:, side, 1] = plan.xy[:, 1] + np.cos(plan.heading) * across
-        legs[:, side, 2] = person.body.ankle + hop
-    shift = np.zeros((len(plan), 3))
+        across = sign * (half * 1.15 + beat.wave * 0.30 * beat.person.body.leg)
+        legs[:, side, 0] = beat.plan.xy[:, 0] - np.sin(beat.plan.heading) * across
+        legs[:, side, 1] = beat.plan.xy[:, 1] + np.cos(beat.plan.heading) * across
+        legs[:, side, 2] = beat.person.body.ankle + hop
+    shift = np.zeros((len(beat.plan), 3))
     shift[:, 2] = hop
     return replace(
-        plan, legs=legs, legs_weight=np.repeat(amount[:, None], 2, axis=1), shift=shift, lift=1 - 0.02 * amount,
-        upper=_fan(plan.upper, 0.12 + wave * 2.75, 0.15 + 0.2 * wave), upper_weight=amount,
+        beat.plan, legs=legs, legs_weight=np.repeat(beat.amount[:, None], 2, axis=1), shift=shift, lift=1 - 0.02 * beat.amount,
+        upper=_fan(beat.plan.upper, 0.12 + beat.wave * 2.75, 0.15 + 0.2 * beat.wave), upper_weight=beat.amount,
     )  # fmt: skip
 
 
-def _squats(person: Performer, plan: Plan, phase: Array, wave: Array, amount: Array) -> Plan:
+def _squats(beat: _Beat) -> Plan:
     """Knees bent, arms ahead."""
-    deep = person.rng.uniform(0.3, 0.5)
-    shift, lean = np.zeros((len(plan), 3)), np.zeros((len(plan), 2))
-    shift[:, 0] = -0.22 * wave * person.body.leg
-    lean[:, 0] = 0.62 * wave
-    ahead = arms(plan.upper, (0.99, 0.1, 0.0), (0.99, 0.05, 0.05))
+    deep = beat.person.rng.uniform(0.3, 0.5)
+    shift, lean = np.zeros((len(beat.plan), 3)), np.zeros((len(beat.plan), 2))
+    shift[:, 0] = -0.22 * beat.wave * beat.person.body.leg
+    lean[:, 0] = 0.62 * beat.wave
+    ahead = arms(beat.plan.upper, (0.99, 0.1, 0.0), (0.99, 0.05, 0.05))
     return replace(
-        plan,
-        lift=1 - deep * wave,
+        beat.plan,
+        lift=1 - deep * beat.wave,
         shift=shift,
         lean=lean,
-        upper=blend(plan.upper, ahead, wave),
-        upper_weight=np.maximum(wave, amount * 0.3),
+        upper=blend(beat.plan.upper, ahead, beat.wave),
+        upper_weight=np.maximum(beat.wave, beat.amount * 0.3),
     )
 
 
-def _side_bends(person: Performer, plan: Plan, phase: Array, wave: Array, amount: Array) -> Plan:
+def _side_bends(beat: _Beat) -> Plan:
     """Trunk to the left and right, arms on the hips or up."""
-    lean = np.zeros((len(plan), 2))
-    lean[:, 1] = np.sin(np.pi * phase) * 0.5 * amount
-    if person.rng.random() < 0.5:
-        upper = _fan(plan.upper, np.full(len(plan), 2.9), np.full(len(plan), 0.1))
+    lean = np.zeros((len(beat.plan), 2))
+    lean[:, 1] = np.sin(np.pi * beat.phase) * 0.5 * beat.amount
+    if beat.person.rng.random() < 0.5:
+        upper = _fan(beat.plan.upper, np.full(len(beat.plan), 2.9), np.full(len(beat.plan), 0.1))
     else:
-        upper = arms(plan.upper, (-0.25, 0.7, -0.7), (0.35, -0.7, -0.6))
-    return replace(plan, lean=lean, upper=upper, upper_weight=amount)
+        upper = arms(beat.plan.upper, (-0.25, 0.7, -0.7), (0.35, -0.7, -0.6))
+    return replace(beat.plan, lean=lean, upper=upper, upper_weight=beat.amount)
 
 
-def _arm_swings(person: Performer, plan: Plan, phase: Array, wave: Array, amount: Array) -> Plan:
+def _arm_swings(beat: _Beat) -> Plan:
     """Arms round and round."""
-    upper = plan.upper.copy()
-    angle = 2 * np.pi * phase
+    upper = beat.plan.upper.copy()
+    angle = 2 * np.pi * beat.phase
     for arm, forearm, sign in ((ARM_L, FOREARM_L, 1.0), (ARM_R, FOREARM_R, -1.0)):
         upper[:, arm] = np.stack([np.sin(angle), np.full_like(angle, 0.25 * sign), -np.cos(angle)], axis=1)
         upper[:, forearm] = np.stack(
             [np.sin(angle + 0.15), np.full_like(angle, 0.2 * sign), -np.cos(angle + 0.15)], axis=1
         )
-    return replace(plan, upper=unit(upper), upper_weight=amount)
+    return replace(beat.plan, upper=unit(upper), upper_weight=beat.amount)
 
 
-def _boxing(person: Performer, plan: Plan, phase: Array, wave: Array, amount: Array) -> Plan:
+def _boxing(beat: _Beat) -> Plan:
     """Punches into the air: looks like a fight, but nobody is there."""
-    rng, n = person.rng, len(plan)
-    guard = person.mover.model.primitives["kick_front"].at(np.zeros(1))[0][0, UPPER].copy()
+    rng, n = beat.person.rng, len(beat.plan)
+    guard = beat.person.mover.model.primitives["kick_front"].at(np.zeros(1))[0][0, UPPER].copy()
     guard[FACE] = (0.99, 0.0, -0.1)
     upper = np.broadcast_to(guard, (n, 9, 3)) + smooth(rng.normal(0, 1, (n, 9, 3)), 0.16) * 0.25
     upper = unit(upper)
     at = int(0.9 * RATE_HZ)
     while at < n - int(0.9 * RATE_HZ):
-        primitive = person.mover.model.primitives[
+        primitive = beat.person.mover.model.primitives[
             str(rng.choice(("punch_high", "punch_straight", "punch_body", "punch_up")))
         ]
         time = (np.arange(n) - at) / RATE_HZ
@@ -228,8 +249,8 @@ def _boxing(person: Performer, plan: Plan, phase: Array, wave: Array, amount: Ar
         bones = mirrored(bones) if rng.random() < 0.5 else bones
         upper[near] = blend(upper[near], bones[:, UPPER], smoothstep((0.4 - np.abs(time[near])) / 0.2))
         at += int(rng.uniform(0.35, 1.1) * RATE_HZ)
-    bounce = np.abs(np.sin(2 * np.pi * np.arange(n) / RATE_HZ * 1.6)) * 0.02 * amount
-    return replace(plan, upper=upper, upper_weight=amount, lift=1 - 0.03 * amount - bounce)
+    bounce = np.abs(np.sin(2 * np.pi * np.arange(n) / RATE_HZ * 1.6)) * 0.02 * beat.amount
+    return replace(beat.plan, upper=upper, upper_weight=beat.amount, lift=1 - 0.03 * beat.amount - bounce)
 
 
 def lie_down(person: Performer, seconds: float, *, speed: float = 0.55) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from agent.simulation.area import ROOM_M, TRIES, Room, inside, travel, wing
 from agent.simulation.motion import RATE_HZ, MotionModel
 from agent.simulation.performer import Performer, Track
 from agent.simulation.skeleton import Array, Lengths
-from agent.simulation.area import ROOM_M, TRIES, Room, inside, travel, wing
 from agent.simulation.values import ACTIONS, Interval
 
 EPISODE_S = 40.0
@@ -110,7 +111,7 @@ def _own_intervals(track: Track, actor_id: int, skip: set[str]) -> list[Interval
     """Runs of one action of one person."""
     changes = np.flatnonzero(np.diff(track.actions)) + 1
     edges = [0, *changes.tolist(), len(track.actions)]
-    runs = [(ACTIONS[track.actions[a]], a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    runs = [(ACTIONS[track.actions[a]], a, b) for a, b in itertools.pairwise(edges)]
     return [
         Interval(action, (track.first + a) / RATE_HZ, (track.first + b) / RATE_HZ, (actor_id,))
         for action, a, b in runs

@@ -12,7 +12,19 @@ from agent.simulation.gait import Pose, Take, smooth, smoothstep
 from agent.simulation.motion import RATE_HZ
 from agent.simulation.performer import Performer
 from agent.simulation.ragdoll import (
-    LIMB_ROWS, P_ANKLE_L, P_ANKLE_R, P_BELLY, P_HEAD, P_HIP_L, P_HIP_R, P_KNEE_L, P_KNEE_R, P_SHOULDER_L, P_SHOULDER_R, Ragdoll, Tone,
+    LIMB_ROWS,
+    P_ANKLE_L,
+    P_ANKLE_R,
+    P_BELLY,
+    P_HEAD,
+    P_HIP_L,
+    P_HIP_R,
+    P_KNEE_L,
+    P_KNEE_R,
+    P_SHOULDER_L,
+    P_SHOULDER_R,
+    Ragdoll,
+    Tone,
 )  # fmt: skip
 from agent.simulation.skeleton import FACE, HEAD_UP, SPINE, Array, Lengths, blend, joints_of, turned, unit
 

@@ -5,19 +5,38 @@ Feet that rest do not move at all: steps are planned first, as places on the flo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from agent.simulation.motion import GRAVITY, RATE_HZ, Gait, MotionModel
 from agent.simulation.skeleton import (
-    ANKLE_L, ANKLE_R, ARM_L, ARM_R, FOREARM_L, HEAD_UP, HIP_AXIS, LEGS, NUM_BONES, SHANK_L, SHANK_R, SHOULDER_AXIS, SPINE, STANDING_RATIO,
-    THIGH_L, THIGH_R, UPPER, Array, Body, blend, turned, two_bone, unit,
+    ARM_L,
+    FOREARM_L,
+    HEAD_UP,
+    HIP_AXIS,
+    NUM_BONES,
+    SHANK_L,
+    SHANK_R,
+    SHOULDER_AXIS,
+    SPINE,
+    STANDING_RATIO,
+    THIGH_L,
+    THIGH_R,
+    UPPER,
+    Array,
+    Body,
+    blend,
+    turned,
+    two_bone,
+    unit,
 )  # fmt: skip
 
 WALK_MPS = 0.30  # slower movement is made of single steps
 STEP_M = 0.10  # a resting foot this far from its place steps
 STEP_TURN_RAD = 0.45
+RUN_FROUDE = 0.78  # speed / sqrt(g leg) above which people run: about 2.2 m/s (Kram et al. 1997 have 0.7)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +84,8 @@ class Plan:
     xy: (T, 2) path of the pelvis; heading: (T,); lift: (T,) height of the pelvis, 1 = standing; upper: (T, 9, 3) local
     bones that replace the gait's by `upper_weight` (T,); stance: (T, 2, 2) places of the feet from the pelvis, forward and
     left, metres; hands, legs: (T, 2, 3) world targets of wrists and ankles with weights (T, 2); shift: (T, 3) of the
-    pelvis, local; rigid: steps only when the foot is this many times `STEP_M` off.
+    pelvis, local, metres; lean: (T, 2) of the trunk forward and to the left, radians; step: a resting foot steps when it
+    is this many times `STEP_M` off; hurry: how much quicker than usual.
     """
 
     xy: Array
@@ -79,9 +99,9 @@ class Plan:
     legs: Array
     legs_weight: Array
     shift: Array
+    lean: Array
     step: float = 1.0
     hurry: float = 1.0
-    lean: Array = field(default_factory=lambda: np.zeros((1, 2)))
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -133,147 +153,146 @@ def local_to_world(xy: Array, heading: Array, offset: Array) -> Array:
     return np.stack([x, y], axis=-1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Swing:
+    """A step: frames from and to, where to, facing what, and how high. gait: whose foot travel; None: a plain step."""
+
+    start: int
+    end: int
+    target: tuple[float, float]
+    yaw: float
+    gait: Gait | None
+    height: float
+
+
 class _Foot:
     """One foot while steps are planned: where it rests, or how it swings."""
 
-    __slots__ = ("end", "gait", "height", "own_yaw", "place", "start", "swinging", "target", "target_yaw")
+    __slots__ = ("place", "swing", "yaw")
 
     def __init__(self, place: Array, yaw: float) -> None:
         self.place = (float(place[0]), float(place[1]))
-        self.own_yaw = self.target_yaw = yaw
-        self.target = self.place
-        self.swinging = False
-        self.start = self.end = 0
-        self.gait: Gait | None = None
-        self.height = 0.0
-
-    def lift(
-        self, now: int, frames: int, target: tuple[float, float], yaw: float, gait: Gait | None, height: float
-    ) -> None:
-        self.swinging, self.start, self.end = True, now, now + max(frames, 8)
-        self.target, self.target_yaw, self.gait, self.height = target, yaw, gait, height
+        self.yaw = yaw
+        self.swing: _Swing | None = None
 
     def at(self, now: int) -> tuple[float, float, float]:
         """x, y and height above the resting ankle."""
-        if not self.swinging:
+        swing = self.swing
+        if swing is None:
             return (*self.place, 0.0)
-        share = (now - self.start) / (self.end - self.start)
+        share = (now - swing.start) / (swing.end - swing.start)
         if share >= 1:
-            self.swinging, self.place, self.own_yaw = False, self.target, self.target_yaw
+            self.swing, self.place, self.yaw = None, swing.target, swing.yaw
             return (*self.place, 0.0)
-        if self.gait is not None:
-            progress, height = self.gait.swing_at(share)
+        if swing.gait is not None:
+            progress, height = swing.gait.swing_at(share)
         else:
             progress, height = share * share * (3 - 2 * share), 4 * share * (1 - share) * (1 - 0.3 * share)
-        x0, y0 = self.place
-        return x0 + (self.target[0] - x0) * progress, y0 + (self.target[1] - y0) * progress, height * self.height
+        x, y = self.place
+        return x + (swing.target[0] - x) * progress, y + (swing.target[1] - y) * progress, height * swing.height
+
+
+class _Stepper:
+    """Decides when which foot steps where. Plain numbers: it runs frame by frame."""
+
+    def __init__(self, body: Body, plan: Plan, feet: Array) -> None:
+        self._leg = body.leg
+        self._plan = plan
+        self._last = len(plan) - 1
+        self._wanted = local_to_world(plan.xy[:, None], plan.heading[:, None], plan.stance).tolist()
+        self._yaw = plan.heading.tolist()
+        self._kicks = [weight > 0 for weight in plan.legs_weight.max(axis=1).tolist()]
+        self.feet = (_Foot(feet[0], self._yaw[0]), _Foot(feet[1], self._yaw[0]))
+
+    def first_phase(self, gait: Gait, now: int) -> float:
+        """Phase with which walking begins: the foot that lags behind lifts first."""
+        lag = [self._behind(side, now) + (9.0 if self.feet[side].swing else 0.0) for side in (0, 1)]
+        return (gait.rest[1] + 0.5 * (lag[1] > lag[0])) % 1.0
+
+    def _behind(self, side: int, now: int) -> float:
+        """How far the foot is behind its place, metres."""
+        (x, y), yaw, place = self._wanted[now][side], self._yaw[now], self.feet[side].place
+        return float((x - place[0]) * math.cos(yaw) + (y - place[1]) * math.sin(yaw))
+
+    def walk(self, gait: Gait, phase: float, rate: float, now: int) -> None:
+        """Lift a foot whose rest is over, or that is left behind while the pace changes.
+
+        It goes to its place under the body in the middle of its next rest. rate: turns a frame.
+        """
+        landing, lift = gait.rest
+        for side, foot in enumerate(self.feet):
+            own = (phase + 0.5 * side) % 1.0
+            if foot.swing is not None:
+                continue
+            if not landing <= own < lift:
+                frames = int((landing - own) % 1.0 / rate)
+                middle = now + int(((landing + lift) / 2 - own) % 1.0 / rate)
+            elif self._behind(side, now) > 0.5 * self._leg:
+                frames = int(0.45 / rate)
+                middle = now + frames + int(0.18 / rate)
+            else:
+                continue
+            frames, middle = max(frames, 8), min(self._last, middle)
+            x, y = self._not_too_far(self._wanted[min(self._last, now + frames)][side], self._wanted[middle][side])
+            length = math.hypot(x - foot.place[0], y - foot.place[1])
+            height = self._leg * min(1.15, max(0.35, length / (1.6 * self._leg)))
+            foot.swing = _Swing(now, now + frames, (x, y), self._yaw[middle], gait, height)
+
+    def _not_too_far(self, landing: list[float], target: list[float]) -> tuple[float, float]:
+        """`target`, or the place 0.36 legs from where the body will be when the foot lands."""
+        x, y = target[0] - landing[0], target[1] - landing[1]
+        share = min(1.0, 0.36 * self._leg / max(math.hypot(x, y), 1e-6))
+        return landing[0] + x * share, landing[1] + y * share
+
+    def stand(self, now: int) -> None:
+        """One foot at a time goes to its place when it is too far off."""
+        if self.feet[0].swing or self.feet[1].swing:
+            return
+        frames = int(0.34 * RATE_HZ / self._plan.hurry)
+        soon = min(self._last, now + frames + int(0.10 * RATE_HZ))
+        off = []
+        for side, foot in enumerate(self.feet):
+            x, y = self._wanted[soon][side]
+            far = math.hypot(x - foot.place[0], y - foot.place[1])
+            off.append(far / (STEP_M * self._plan.step) + abs(self._yaw[soon] - foot.yaw) / STEP_TURN_RAD)
+        side = int(off[1] > off[0])
+        if off[side] < 1.0 or any(self._kicks[now : soon + 1]):
+            return
+        foot, (x, y) = self.feet[side], self._wanted[soon][side]
+        height = 0.04 + min(0.06, math.hypot(x - foot.place[0], y - foot.place[1]) * 0.12)
+        foot.swing = _Swing(now, now + max(frames, 8), (x, y), self._yaw[soon], None, height)
 
 
 def plan_feet(mover: Mover, plan: Plan, feet: Array) -> tuple[Array, Array]:
     """Ankles (T, 2, 3) and phase of the gait (T,), from the places of the feet (2, 3) at the start."""
     body, model, n = mover.body, mover.model, len(plan)
-    velocity = np.gradient(plan.xy, axis=0) * RATE_HZ if n > 1 else np.zeros((n, 2))
-    speed = np.sqrt((velocity**2).sum(axis=1))
-    ahead = velocity[:, 0] * np.cos(plan.heading) + velocity[:, 1] * np.sin(plan.heading)
+    speed, ahead = _speeds(plan)
     walking = ((ahead > WALK_MPS) & (ahead > 0.75 * speed)).tolist()
     froude = (speed / np.sqrt(GRAVITY * body.leg)).tolist()
-    places = local_to_world(plan.xy[:, None], plan.heading[:, None], plan.stance)
-    wanted, yaw, pace = places.tolist(), plan.heading.tolist(), speed.tolist()
-    pair = [_Foot(feet[0], yaw[0]), _Foot(feet[1], yaw[0])]
+    pace = speed.tolist()
+    stepper = _Stepper(body, plan, feet)
     ankles, phases = np.empty((n, 2, 3)), np.empty(n)
     phase, was_walking = 0.5, False
     for i in range(n):
         if walking[i]:
-            gait = model.run if froude[i] > 0.78 else model.walk
+            gait = model.run if froude[i] > RUN_FROUDE else model.walk
             rate = min(max(pace[i] / gait.stride_m(pace[i], body.leg), 0.55), 1.9) / RATE_HZ
-            if not was_walking:
-                behind = _behind(pair, wanted[i], yaw[i])
-                phase = (gait.rest[1] + 0.5 * behind) % 1.0
-            phase = (phase + rate) % 1.0
-            _walk_step(pair, gait, phase, rate, i, wanted, yaw, body)
-            _rescue_step(pair, gait, rate, i, wanted, yaw, body)
+            phase = ((phase if was_walking else stepper.first_phase(gait, i)) + rate) % 1.0
+            stepper.walk(gait, phase, rate, i)
         else:
-            _single_step(pair, i, wanted, yaw, plan)
+            stepper.stand(i)
         was_walking = walking[i]
         phases[i] = phase
-        ankles[i, 0], ankles[i, 1] = pair[0].at(i), pair[1].at(i)
+        ankles[i] = stepper.feet[0].at(i), stepper.feet[1].at(i)
     ankles[..., 2] += body.ankle
     return ankles, phases
 
 
-def _behind(pair: list[_Foot], wanted: list[list[float]], yaw: float) -> int:
-    """The foot that lags more behind its place."""
-    lag = [
-        (w[0] - foot.place[0]) * np.cos(yaw) + (w[1] - foot.place[1]) * np.sin(yaw) + (9 if foot.swinging else 0)
-        for foot, w in zip(pair, wanted, strict=True)
-    ]
-    return int(lag[1] > lag[0])
-
-
-def _walk_step(
-    pair: list[_Foot],
-    gait: Gait,
-    phase: float,
-    rate: float,
-    now: int,
-    wanted: list[list[list[float]]],
-    yaw: list[float],
-    body: Body,
-) -> None:
-    """Lift the foot whose rest is over towards the place under the body in the middle of its next rest."""
-    last = len(wanted) - 1
-    landing, lift = gait.rest
-    for side, foot in enumerate(pair):
-        own = (phase + 0.5 * side) % 1.0
-        if foot.swinging or landing <= own < lift:
-            continue
-        until_landing = (landing - own) % 1.0
-        frames = int(until_landing / rate)
-        middle = min(last, now + int(((landing + lift) / 2 - own) % 1.0 / rate))
-        x, y = _not_too_far(wanted[min(last, now + frames)][side], wanted[middle][side], 0.36 * body.leg)
-        length = float(np.hypot(x - foot.place[0], y - foot.place[1]))
-        height = body.leg * min(1.15, max(0.35, length / (1.6 * body.leg)))
-        foot.lift(now, frames, (x, y), yaw[middle], gait, height)
-
-
-def _rescue_step(
-    pair: list[_Foot], gait: Gait, rate: float, now: int, wanted: list[list[list[float]]], yaw: list[float], body: Body
-) -> None:
-    """While the pace changes a foot may be left behind before its rest is over: it lifts at once."""
-    last = len(wanted) - 1
-    for side, foot in enumerate(pair):
-        x, y = wanted[now][side]
-        behind = (x - foot.place[0]) * np.cos(yaw[now]) + (y - foot.place[1]) * np.sin(yaw[now])
-        if foot.swinging or behind < 0.50 * body.leg:
-            continue
-        frames = int(0.45 / rate)
-        middle = min(last, now + frames + int(0.18 / rate))
-        target = _not_too_far(wanted[min(last, now + frames)][side], wanted[middle][side], 0.36 * body.leg)
-        foot.lift(now, frames, target, yaw[middle], gait, body.leg)
-
-
-def _not_too_far(body_at: list[float], target: list[float], limit: float) -> tuple[float, float]:
-    """`target`, or the place `limit` metres ahead of where the body will be when the foot lands."""
-    x, y = target[0] - body_at[0], target[1] - body_at[1]
-    share = min(1.0, limit / max(float(np.hypot(x, y)), 1e-6))
-    return body_at[0] + x * share, body_at[1] + y * share
-
-
-def _single_step(pair: list[_Foot], now: int, wanted: list[list[list[float]]], yaw: list[float], plan: Plan) -> None:
-    """One foot at a time goes to its place when it is too far off."""
-    if pair[0].swinging or pair[1].swinging:
-        return
-    frames = int(0.34 * RATE_HZ / plan.hurry)
-    soon = min(len(wanted) - 1, now + frames + int(0.10 * RATE_HZ))
-    errors = []
-    for side, foot in enumerate(pair):
-        off = float(np.hypot(wanted[soon][side][0] - foot.place[0], wanted[soon][side][1] - foot.place[1]))
-        errors.append(off / (STEP_M * plan.step) + abs(yaw[soon] - foot.own_yaw) / STEP_TURN_RAD)
-    side = int(errors[1] > errors[0])
-    if errors[side] < 1.0 or plan.legs_weight[now : soon + 1].any():
-        return
-    far = float(np.hypot(wanted[soon][side][0] - pair[side].place[0], wanted[soon][side][1] - pair[side].place[1]))
-    pair[side].lift(now, frames, tuple(wanted[soon][side]), yaw[soon], None, 0.04 + min(0.06, far * 0.12))  # type: ignore[arg-type]  # x, y
+def _speeds(plan: Plan) -> tuple[Array, Array]:
+    """Speed over the floor and its part straight ahead, (T,) m/s each."""
+    velocity = np.gradient(plan.xy, axis=0) * RATE_HZ if len(plan) > 1 else np.zeros((len(plan), 2))
+    ahead = velocity[:, 0] * np.cos(plan.heading) + velocity[:, 1] * np.sin(plan.heading)
+    return np.sqrt((velocity**2).sum(axis=1)), ahead
 
 
 def perform(mover: Mover, plan: Plan, start: Pose | None = None) -> Take:
@@ -312,10 +331,7 @@ def plan_start_feet(mover: Mover, plan: Plan) -> Array:
 def _above_hips(mover: Mover, plan: Plan, phase: Array) -> tuple[Array, Array]:
     """Local bones (T, 9, 3), and the pelvis: metres forward and left of the path, and above the resting ankle."""
     model, leg = mover.model, mover.body.leg
-    n = len(plan)
-    velocity = np.gradient(plan.xy, axis=0) * RATE_HZ if n > 1 else np.zeros((n, 2))
-    ahead = velocity[:, 0] * np.cos(plan.heading) + velocity[:, 1] * np.sin(plan.heading)
-    froude = np.clip(smooth(ahead, 0.12), 0, 5) / np.sqrt(GRAVITY * leg)
+    froude = np.clip(smooth(_speeds(plan)[1], 0.12), 0, 5) / np.sqrt(GRAVITY * leg)
     walk, walk_pelvis = model.walk.pose(phase, np.clip(froude, 0.2, 0.75), mover.style)
     run, run_pelvis = model.run.pose(phase, np.clip(froude, 0.7, 1.3), mover.style * 0)
     running = smoothstep((froude - 0.68) / 0.2)

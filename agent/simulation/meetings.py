@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,8 +40,8 @@ def meet(pair: tuple[Performer, Performer], kind: str, rng: np.random.Generator)
     ]
     shake = smooth(rng.normal(0, 1, (n, 3)), 0.25) * 0.10
     for k, (person, plan) in enumerate(zip(pair, plans, strict=True)):
-        reached = _HANDS[kind](plan, joints[k], joints[1 - k], near, k, shake)
-        person.do(reached, "hug" if kind in {"hug", "dance", "pat"} else "talk")
+        hands, weight = _HANDS[kind](_Side(plan, joints[k], joints[1 - k], near, k, shake))
+        person.do(replace(plan, hands=hands, hands_weight=weight), "hug" if kind in {"hug", "dance", "pat"} else "talk")
 
 
 def _approach(
@@ -87,70 +87,81 @@ def _calm(person: Performer, n: int, kind: str) -> Array:
     return stand
 
 
-def _both(plan: Plan, hands: Array, weight: Array) -> Plan:
-    return replace(plan, hands=hands, hands_weight=weight)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Side:
+    """What one of the two knows when reaching out.
+
+    own, other: (T, 17, 3) joints before any hand has moved; near: (T,) 0-1, how close they are; index: 0 or 1; shake: (T, 3) m.
+    """
+
+    plan: Plan
+    own: Array
+    other: Array
+    near: Array
+    index: int
+    shake: Array
 
 
-def _hug(plan: Plan, own: Array, other: Array, near: Array, index: int, shake: Array) -> Plan:
+def _hug(side: _Side) -> tuple[Array, Array]:
     """Both arms around the other's back, one over the shoulder, one under the arm; pats now and then."""
-    del own
-    shoulders = other[:, [SHOULDER_L, SHOULDER_R]].mean(axis=1)
-    hips = other[:, [HIP_L, HIP_R]].mean(axis=1)
-    away = np.stack([np.cos(plan.heading), np.sin(plan.heading), np.zeros(len(plan))], axis=1)
+    shoulders = side.other[:, [SHOULDER_L, SHOULDER_R]].mean(axis=1)
+    hips = side.other[:, [HIP_L, HIP_R]].mean(axis=1)
+    away = np.stack([np.cos(side.plan.heading), np.sin(side.plan.heading), np.zeros(len(side.plan))], axis=1)
     left = np.stack([-away[:, 1], away[:, 0], away[:, 2]], axis=1)
-    pat = np.maximum(np.sin(2 * np.pi * 2.2 * np.arange(len(plan)) / RATE_HZ), 0)[:, None] * 0.04 * index
+    pat = np.maximum(np.sin(2 * np.pi * 2.2 * np.arange(len(side.plan)) / RATE_HZ), 0)[:, None] * 0.04 * side.index
     hands = np.stack([
-        shoulders * 0.92 + hips * 0.08 + away * (0.13 + pat) - left * 0.06 + shake,
-        shoulders * 0.45 + hips * 0.55 + away * 0.14 + left * 0.05 + shake,
+        shoulders * 0.92 + hips * 0.08 + away * (0.13 + pat) - left * 0.06 + side.shake,
+        shoulders * 0.45 + hips * 0.55 + away * 0.14 + left * 0.05 + side.shake,
     ], axis=1)  # fmt: skip
-    return _both(plan, hands, np.repeat(near[:, None] ** 2, 2, axis=1))
+    return hands, np.repeat(side.near[:, None] ** 2, 2, axis=1)
 
 
-def _handshake(plan: Plan, own: Array, other: Array, near: Array, index: int, shake: Array) -> Plan:
+def _handshake(side: _Side) -> tuple[Array, Array]:
     """Right hands meet between the two and go up and down."""
-    del index
-    middle = (own[:, [HIP_L, HIP_R]].mean(axis=1) + other[:, [HIP_L, HIP_R]].mean(axis=1)) / 2
-    middle[:, 2] += 0.14 + 0.05 * np.sin(2 * np.pi * 2.1 * np.arange(len(plan)) / RATE_HZ) * near**4
-    hands = np.repeat((middle + shake * 0.3)[:, None], 2, axis=1)
-    weight = np.stack([np.zeros_like(near), near**2], axis=1)
-    return _both(plan, hands, weight)
+    middle = (side.own[:, [HIP_L, HIP_R]].mean(axis=1) + side.other[:, [HIP_L, HIP_R]].mean(axis=1)) / 2
+    middle[:, 2] += 0.14 + 0.05 * np.sin(2 * np.pi * 2.1 * np.arange(len(side.plan)) / RATE_HZ) * side.near**4
+    hands = np.repeat((middle + side.shake * 0.3)[:, None], 2, axis=1)
+    weight = np.stack([np.zeros_like(side.near), side.near**2], axis=1)
+    return hands, weight
 
 
-def _high_five(plan: Plan, own: Array, other: Array, near: Array, index: int, shake: Array) -> Plan:
+def _high_five(side: _Side) -> tuple[Array, Array]:
     """Right hands clap above the heads: as quick as a blow."""
-    del index, shake
-    n = len(plan)
-    middle = (own[:, [SHOULDER_L, SHOULDER_R]].mean(axis=1) + other[:, [SHOULDER_L, SHOULDER_R]].mean(axis=1)) / 2
+    n = len(side.plan)
+    middle = (
+        side.own[:, [SHOULDER_L, SHOULDER_R]].mean(axis=1) + side.other[:, [SHOULDER_L, SHOULDER_R]].mean(axis=1)
+    ) / 2
     middle[:, 2] += 0.24
     time = (np.arange(n) - n * 0.5) / RATE_HZ
     swing = smoothstep((time + 0.30) / 0.28) * smoothstep((0.45 - time) / 0.38)
     hands = np.repeat(middle[:, None], 2, axis=1)
-    return _both(plan, hands, np.stack([np.zeros(n), swing * near], axis=1))
+    return hands, np.stack([np.zeros(n), swing * side.near], axis=1)
 
 
-def _dance(plan: Plan, own: Array, other: Array, near: Array, index: int, shake: Array) -> Plan:
+def _dance(side: _Side) -> tuple[Array, Array]:
     """One pair of hands joined at the side, the other hands on shoulder and back."""
-    away = np.stack([np.cos(plan.heading), np.sin(plan.heading), np.zeros(len(plan))], axis=1)
+    away = np.stack([np.cos(side.plan.heading), np.sin(side.plan.heading), np.zeros(len(side.plan))], axis=1)
     left = np.stack([-away[:, 1], away[:, 0], away[:, 2]], axis=1)
-    sideways = left if index == 0 else -left
-    middle = (own[:, [SHOULDER_L, SHOULDER_R]].mean(axis=1) + other[:, [SHOULDER_L, SHOULDER_R]].mean(axis=1)) / 2
-    joined = middle + sideways * 0.42 + shake * 0.5
+    sideways = left if side.index == 0 else -left
+    middle = (
+        side.own[:, [SHOULDER_L, SHOULDER_R]].mean(axis=1) + side.other[:, [SHOULDER_L, SHOULDER_R]].mean(axis=1)
+    ) / 2
+    joined = middle + sideways * 0.42 + side.shake * 0.5
     joined[:, 2] -= 0.02
-    if index == 0:
-        back = other[:, SHOULDER_L] * 0.55 + other[:, HIP_L] * 0.45 + away * 0.12
+    if side.index == 0:
+        back = side.other[:, SHOULDER_L] * 0.55 + side.other[:, HIP_L] * 0.45 + away * 0.12
         hands = np.stack([joined, back], axis=1)
     else:
-        hands = np.stack([other[:, SHOULDER_R] + (0, 0, 0.03), joined], axis=1)
-    return _both(plan, hands, np.repeat(near[:, None] ** 2, 2, axis=1))
+        hands = np.stack([side.other[:, SHOULDER_R] + (0, 0, 0.03), joined], axis=1)
+    return hands, np.repeat(side.near[:, None] ** 2, 2, axis=1)
 
 
-def _pat(plan: Plan, own: Array, other: Array, near: Array, index: int, shake: Array) -> Plan:
+def _pat(side: _Side) -> tuple[Array, Array]:
     """One lays a hand on the other's shoulder and pats it."""
-    del own
-    pat = np.maximum(np.sin(2 * np.pi * 1.8 * np.arange(len(plan)) / RATE_HZ), 0)[:, None] * (0.0, 0.0, 0.07)
-    hands = np.repeat((other[:, SHOULDER_L] + (0, 0, 0.04) + pat + shake * 0.3)[:, None], 2, axis=1)
-    weight = np.stack([np.zeros_like(near), near**2 * (1 - index)], axis=1)
-    return _both(plan, hands, weight)
+    pat = np.maximum(np.sin(2 * np.pi * 1.8 * np.arange(len(side.plan)) / RATE_HZ), 0)[:, None] * (0.0, 0.0, 0.07)
+    hands = np.repeat((side.other[:, SHOULDER_L] + (0, 0, 0.04) + pat + side.shake * 0.3)[:, None], 2, axis=1)
+    weight = np.stack([np.zeros_like(side.near), side.near**2 * (1 - side.index)], axis=1)
+    return hands, weight
 
 
 _HANDS = {"hug": _hug, "handshake": _handshake, "high_five": _high_five, "dance": _dance, "pat": _pat}

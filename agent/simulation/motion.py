@@ -38,7 +38,7 @@ class Gait:
 
     def stride_m(self, speed_mps: float, leg_m: float) -> float:
         """Length of two steps."""
-        return leg_m * (self.stride[0] + self.stride[1] * speed_mps / (GRAVITY * leg_m) ** 0.5)
+        return leg_m * float(self.stride[0] + self.stride[1] * speed_mps / (GRAVITY * leg_m) ** 0.5)
 
     def pose(self, phase: Array, froude: Array, style: Array) -> tuple[Array, Array]:
         """phase: (T,) turns; froude: (T,); style: (S,). Returns (T, 9, 3) bones above the hips and (T, 3) pelvis per leg."""

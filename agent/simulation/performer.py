@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.simulation.area import travel, turn_between
 from agent.simulation.floor import above_floor
-from agent.simulation.gait import Mover, Plan, Pose, Take, perform, plan_along, plan_start_feet, smooth, smoothstep
+from agent.simulation.gait import Mover, Plan, Take, perform, plan_along, smooth, smoothstep
 from agent.simulation.motion import RATE_HZ, MotionModel
 from agent.simulation.skeleton import SPINE, UPPER, Array, Body, blend, mirrored, random_body, unhurried
-from agent.simulation.area import travel, turn_between
 from agent.simulation.values import ACTIONS
-
 
 TURN_LIMIT_RAD = 0.30
 """A frame: 18 rad/s. Elbows of boxers extend about that fast (Whiting et al. 1988)."""
@@ -142,7 +141,7 @@ class Performer:
         shifts = self.rng.normal(0, 0.022, (n // (3 * RATE_HZ) + 2, 2))
         held = smooth(np.repeat(shifts, 3 * RATE_HZ, axis=0)[:n], 0.35)
         sway: Array = waves + held
-        return (sway - sway[0]) * smoothstep(np.arange(n) / (0.8 * RATE_HZ))[:, None]
+        return np.asarray((sway - sway[0]) * smoothstep(np.arange(n) / (0.8 * RATE_HZ))[:, None])
 
     def _idle_lean(self, n: int) -> Array:
         wave = smooth(self.rng.normal(0, 1, (n, 2)), 0.6)

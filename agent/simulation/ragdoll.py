@@ -17,8 +17,27 @@ from numpy.typing import NDArray
 from agent.simulation.gait import Pose, Take, smooth
 from agent.simulation.motion import GRAVITY, RATE_HZ
 from agent.simulation.skeleton import (
-    ANKLE_L, ANKLE_R, EAR_L, EAR_R, ELBOW_L, ELBOW_R, FACE, HIP_L, HIP_R, KNEE_L, KNEE_R, SHOULDER_L, SHOULDER_R, WRIST_L, WRIST_R, Array,
-    Body, Lengths, cross, joints_of, unit,
+    ANKLE_L,
+    ANKLE_R,
+    EAR_L,
+    EAR_R,
+    ELBOW_L,
+    ELBOW_R,
+    FACE,
+    HIP_L,
+    HIP_R,
+    KNEE_L,
+    KNEE_R,
+    SHOULDER_L,
+    SHOULDER_R,
+    WRIST_L,
+    WRIST_R,
+    Array,
+    Body,
+    Lengths,
+    cross,
+    joints_of,
+    unit,
 )  # fmt: skip
 
 SUBSTEPS = 6

@@ -140,7 +140,7 @@ def _states(episode: Episode, frame: float) -> list[ActorState]:
 
 def _between(values: FloatArray, index: int, part: float) -> Array:
     first = values[index].astype(np.float64)
-    return first + (values[index + 1] - first) * part
+    return np.asarray(first + (values[index + 1] - first) * part)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,7 +162,7 @@ def simulate_joints(
 ) -> SimulatedJoints:
     """`seconds` of a script from `start_s` on, `rate_hz` frames a second: what `actors` gives, thousands of frames a second."""
     script = build_script(scenario, seed=seed, people=people)
-    times = start_s + np.arange(int(round(seconds * rate_hz))) / rate_hz
+    times = start_s + np.arange(round(seconds * rate_hz)) / rate_hz
     columns: list[tuple[int, FloatArray, NDArray[np.str_]]] = []
     first = max(0, int((start_s - TAIL_S) // EPISODE_S))
     for number in range(first, int((start_s + seconds) // EPISODE_S) + 1):

@@ -127,7 +127,7 @@ def random_body(rng: np.random.Generator, *, child: bool = False) -> Body:
 
 def unit(vectors: Array) -> Array:
     """Vectors of length 1 along the last axis; (0, 0, 0) stays what it is."""
-    return vectors / np.maximum(np.sqrt((vectors * vectors).sum(axis=-1, keepdims=True)), 1e-9)
+    return np.asarray(vectors / np.maximum(np.sqrt((vectors * vectors).sum(axis=-1, keepdims=True)), 1e-9))
 
 
 def blend(first: Array, second: Array, weight: Array | float) -> Array:
