@@ -75,7 +75,12 @@ def _place(
     affine = np.concatenate([matrix, (moved - matrix @ (np.array([width, height]) / 2))[:, None]], axis=1)
     method = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
     image = cv2.warpAffine(
-        sample.image, affine, (canvas[1], canvas[0]), flags=method, borderMode=cv2.BORDER_CONSTANT, borderValue=(PAD,) * 3
+        sample.image,
+        affine,
+        (canvas[1], canvas[0]),
+        flags=method,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(PAD,) * 3,
     )
     people = transform(sample.people, affine.astype(np.float32), straight=abs(angle) < 8, mirrored=mirrored)
     return image, clip(people, canvas)  # type: ignore[return-value]  # OpenCV's stubs do not know the dtype

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from agent.types import NUM_KEYPOINTS
-from pose_nano.network import STRIDE, Maps, PoseNano
-from pose_nano.targets import OKS_SIGMAS
+from pose_nano.geometry import OKS_SIGMAS, STRIDE
+from pose_nano.network import Maps, PoseNano
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class PoseNanoDetector(nn.Module):
     Rows are in order of falling score; rows of nobody have score 0.
     """
 
-    columns_of: Tensor
+    falloff: Tensor
 
     def __init__(self, network: PoseNano, options: DecoderOptions | None = None) -> None:
         super().__init__()

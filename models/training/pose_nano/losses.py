@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pose_nano.network import STRIDE, Maps
+from pose_nano.geometry import STRIDE
+from pose_nano.network import Maps
 
 WEIGHTS = {"centres": 1.0, "keypoints": 1.0, "sides": 1.0, "poses": 0.6, "offsets": 0.4}
 

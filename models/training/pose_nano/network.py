@@ -8,17 +8,13 @@ al. 2018, arXiv:1803.08225): where people's centres and their key points are, fr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agent.types import NUM_KEYPOINTS
+from pose_nano.geometry import STRIDE
 
-STRIDE = 8
-"""Input px per cell."""
-MULTIPLE = 32
-"""Height and width of the input are multiples of this."""
 PRIOR_LOGIT = -4.0
 """Of the score maps before training: few cells are positive (Lin et al. 2017, arXiv:1708.02002, section 4.1)."""
 
@@ -73,9 +69,7 @@ class Residual(nn.Module):
 
 
 class PoseNano(nn.Module):
-    """(B, 3, H, W) float32 BGR 0-255 -> `Maps`."""
-
-    mean: Tensor
+    """(B, 3, H, W) float32 BGR 0-255 -> `Maps`; H and W are multiples of 32."""
 
     def __init__(self, shape: Shape | None = None) -> None:
         super().__init__()
@@ -136,8 +130,3 @@ def _double(x: Tensor) -> Tensor:
 def parameter_count(module: nn.Module) -> int:
     """Trained numbers of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def load_weights(network: nn.Module, state: dict[str, Any]) -> None:
-    """Take the weights of a checkpoint, all of them."""
-    network.load_state_dict(state)

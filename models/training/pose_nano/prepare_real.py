@@ -58,7 +58,9 @@ def _as_bgr(image: object) -> ImageArray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--poses", type=Path, required=True, action="append", help="one pass of the teacher; repeatable")
+    parser.add_argument(
+        "--poses", type=Path, required=True, action="append", help="one pass of the teacher; repeatable"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--capacity", type=int, default=6000)
     arguments = parser.parse_args()

@@ -27,7 +27,7 @@ from pose_nano.store import Annotations, Sample, Shard, ShardWriter
 
 WIDTH, HEIGHT = 640, 480
 HIDDEN_WEIGHT = 0.6
-_LEAST_SHARE = 0.2
+_LEAST_SHARE = 0.12
 _SCRIPTED, _NEAR, _PICTURE = 0.25, 0.5, 0.45
 
 

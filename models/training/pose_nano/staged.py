@@ -96,7 +96,9 @@ def _role(motions: list[FloatArray], rng: np.random.Generator, spread: float) ->
         across = motion[0, 11] - motion[0, 12]
         bend = np.radians(rng.uniform(60, 100))
         turns += [(hip, limb, _rotation(across, -bend)) for hip, limb in ((11, (13, 15)), (12, (14, 16)))]
-        turns += [(knee, limb, _rotation(across, bend * rng.uniform(0.8, 1.2))) for knee, limb in ((13, (15,)), (14, (16,)))]
+        turns += [
+            (knee, limb, _rotation(across, bend * rng.uniform(0.8, 1.2))) for knee, limb in ((13, (15,)), (14, (16,)))
+        ]
     for pivot, members, chance, degrees in _LIMBS:
         if rng.random() < chance:
             turns.append((pivot, members, _rotation(rng.normal(size=3), np.radians(rng.normal() * degrees))))

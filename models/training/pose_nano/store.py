@@ -89,7 +89,11 @@ class Shard:
         return Sample(
             self._images[index, :height, :width],
             Annotations(
-                people.boxes[rows], people.keypoints[rows], people.weights[rows], people.seen[rows], people.labelled[rows]
+                people.boxes[rows],
+                people.keypoints[rows],
+                people.weights[rows],
+                people.seen[rows],
+                people.labelled[rows],
             ),
         )
 

@@ -41,7 +41,10 @@ class Views(Dataset[dict[str, Tensor]]):
         rng = np.random.default_rng([self._seed, number])
         sample = view(lambda: self._draw(rng), self._recipe, rng)
         targets = draw(sample.people, *self._recipe.canvas)
-        arrays = {field.name: torch.from_numpy(np.ascontiguousarray(getattr(targets, field.name))) for field in fields(Targets)}
+        arrays = {
+            field.name: torch.from_numpy(np.ascontiguousarray(getattr(targets, field.name)))
+            for field in fields(Targets)
+        }
         return {"image": torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1))), **arrays}
 
     def _draw(self, rng: np.random.Generator) -> Sample:

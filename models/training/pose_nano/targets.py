@@ -11,13 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.types import NUM_KEYPOINTS, FloatArray
-from pose_nano.network import STRIDE
+from pose_nano.geometry import OKS_SIGMAS, STRIDE
 from pose_nano.store import Annotations
 
-OKS_SIGMAS = np.array(
-    [.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089], np.float32
-)  # fmt: skip
-"""Fall-off of COCO's object key-point similarity; OKS = exp(-d^2 / (2 s^2 (2 sigma)^2))."""
 TORSO = (5, 6, 11, 12)
 _CENTRE_SIGMA, _CENTRE_LEAST_PX = 0.11, 6.0
 _POINT_SIGMA, _POINT_LEAST_PX, _POINT_MOST_PX = 0.06, 5.0, 14.0
@@ -71,7 +67,9 @@ def draw(people: Annotations, height: int, width: int) -> Targets:
     cells = cell_centres(rows, columns)
     unknown = _inside(cells, people.boxes[~people.labelled])
     keep = people.labelled
-    people = Annotations(people.boxes[keep], people.keypoints[keep], people.weights[keep], people.seen[keep], people.labelled[keep])
+    people = Annotations(
+        people.boxes[keep], people.keypoints[keep], people.weights[keep], people.seen[keep], people.labelled[keep]
+    )
     if not len(people):
         return _empty(rows, columns, unknown)
     extent = people.boxes[:, 2:] - people.boxes[:, :2]
@@ -137,9 +135,9 @@ def _draw_keypoints(
 def _inside(cells: FloatArray, boxes: FloatArray) -> NDArray[np.bool_]:
     """(R, C): cells in any of the boxes."""
     x, y = cells[..., 0, None], cells[..., 1, None]
-    inside: NDArray[np.bool_] = (
-        (x > boxes[:, 0]) & (x < boxes[:, 2]) & (y > boxes[:, 1]) & (y < boxes[:, 3])
-    ).any(axis=-1)
+    inside: NDArray[np.bool_] = ((x > boxes[:, 0]) & (x < boxes[:, 2]) & (y > boxes[:, 1]) & (y < boxes[:, 3])).any(
+        axis=-1
+    )
     return inside
 
 
@@ -148,4 +146,6 @@ def _empty(rows: int, columns: int, unknown: NDArray[np.bool_]) -> Targets:
     flat, many = np.zeros((rows, columns), np.float32), np.zeros((NUM_KEYPOINTS, rows, columns), np.float32)
     vectors = np.zeros((NUM_KEYPOINTS, 2, rows, columns), np.float32)
     boxes = np.zeros((rows, columns, 4), np.float32)
-    return Targets(grid, np.broadcast_to(grid, many.shape).copy(), flat, boxes, vectors, many, many, vectors, many, many)
+    return Targets(
+        grid, np.broadcast_to(grid, many.shape).copy(), flat, boxes, vectors, many, many, vectors, many, many
+    )

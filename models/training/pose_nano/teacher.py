@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from agent.types import NUM_KEYPOINTS, FloatArray
+from pose_nano.geometry import OKS_SIGMAS
 from pose_nano.store import Annotations
-from pose_nano.targets import OKS_SIGMAS
 
 SAME_OKS = 0.35
 """Two poses more alike than this, in one frame or the next, are of one person."""
@@ -46,9 +46,7 @@ def read_pass(file: Path) -> list[Poses]:
         ends = np.cumsum(content["counts"])
         keypoints, scores = content["keypoints"], content["keypoint_scores"]
     starts = np.concatenate([[0], ends[:-1]])
-    return [
-        Poses(keypoints[a:b], scores[a:b], np.ones_like(scores[a:b])) for a, b in zip(starts, ends, strict=True)
-    ]
+    return [Poses(keypoints[a:b], scores[a:b], np.ones_like(scores[a:b])) for a, b in zip(starts, ends, strict=True)]
 
 
 def similarity(one: Poses, other: Poses) -> FloatArray:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import signal
+import threading
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from pose_nano.augment import Recipe
 from pose_nano.losses import WEIGHTS, Batch, losses, total
 from pose_nano.network import PoseNano
+from pose_nano.optimiser import optimiser_for
 from pose_nano.stream import Source, Views, batches
 
 WARM_UP = 6_000
@@ -54,10 +57,7 @@ class Trainer:
         self.device, self.plan = device, plan
         self.network = PoseNano().to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(requires_grad=False)
-        decayed = [p for p in self.network.parameters() if p.ndim > 1]
-        others = [p for p in self.network.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.99))
+        self.optimiser = optimiser_for(self.network, plan.rate)
         self.seen = self.steps = 0
 
     def step(self, image: Tensor, batch: Batch) -> dict[str, float]:
@@ -137,7 +137,10 @@ class Log:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Until `finish_at` pictures were seen."""
+    """Until `finish_at` pictures were seen or the process is asked to end (SIGTERM, SIGINT): then a checkpoint is written."""
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(arguments.seed)
     trainer = Trainer(Plan(arguments.rate, arguments.finish_at, arguments.decay), device)
@@ -155,7 +158,7 @@ def train(arguments: argparse.Namespace) -> None:
         log.add(trainer.step(image, batch))
         if trainer.steps % arguments.report == 0:
             log.write(trainer.seen, arguments.batch, trainer.plan.at(trainer.seen))
-        done = trainer.seen >= arguments.finish_at
+        done = trainer.seen >= arguments.finish_at or ending.is_set()
         if done or time.monotonic() - saved > arguments.save_s:
             trainer.save(last)
             saved = time.monotonic()

@@ -1,0 +1,168 @@
+"""Losses, decoder, checkpoints: what trained weights would do, tried on maps that are made up and on the smallest runs."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs PyTorch, the agent does not")
+
+from pose_nano.augment import Recipe  # noqa: E402  # after the skip
+from pose_nano.decoder import DecoderOptions, PoseNanoDetector  # noqa: E402
+from pose_nano.geometry import STRIDE  # noqa: E402
+from pose_nano.losses import Batch, focal, losses, total  # noqa: E402
+from pose_nano.network import Maps, PoseNano, parameter_count  # noqa: E402
+from pose_nano.store import Annotations, ShardWriter  # noqa: E402
+from pose_nano.stream import Source, Views, batches  # noqa: E402
+from pose_nano.targets import Targets, draw  # noqa: E402
+from pose_nano.train import Plan, Trainer  # noqa: E402
+from test_pose_nano_data import person  # noqa: E402
+
+HEIGHT, WIDTH = 192, 256
+
+
+def batch_of(people: Annotations) -> Batch:
+    targets = draw(people, HEIGHT, WIDTH)
+    return Batch(**{f.name: torch.from_numpy(getattr(targets, f.name))[None] for f in fields(Targets)})
+
+
+def perfect_maps(people: Annotations) -> Maps:
+    """What a network that learnt everything would say."""
+    batch = batch_of(people)
+    rows, columns = HEIGHT // STRIDE, WIDTH // STRIDE
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    centre = (torch.stack([x, y]) + 0.5) * STRIDE
+    boxes = batch.boxes.permute(0, 3, 1, 2)
+    sides = torch.cat([centre - boxes[:, :2], boxes[:, 2:] - centre], dim=1)
+    logit = lambda value: torch.logit(value.clamp(1e-4, 1 - 1e-4))  # noqa: E731  # used twice in one line
+    return Maps(logit(batch.centres[:, None]), logit(batch.keypoints), sides.clamp(min=1), batch.poses, batch.offsets)
+
+
+class Fixed(torch.nn.Module):
+    """Says the same maps whatever it sees."""
+
+    def __init__(self, maps: Maps) -> None:
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, image: torch.Tensor) -> Maps:
+        return self.maps
+
+
+def decoded(people: Annotations, options: DecoderOptions | None = None) -> tuple[np.ndarray, np.ndarray]:
+    detector = PoseNanoDetector(Fixed(perfect_maps(people)), options)  # type: ignore[arg-type]  # a stand-in by design
+    dets, keypoints = detector(torch.zeros(1, 3, HEIGHT, WIDTH))
+    rows = dets[0, :, 4] > 0.3
+    return dets[0, rows].numpy(), keypoints[0, rows].numpy()
+
+
+def test_the_network_is_within_its_budget() -> None:
+    assert parameter_count(PoseNano()) <= 2_000_000
+
+
+def test_perfect_maps_lose_next_to_nothing() -> None:
+    people = Annotations.joined([person(x=60), person(x=180, scale=4)])
+    parts = losses(perfect_maps(people), batch_of(people))
+    assert float(parts["poses"]) == pytest.approx(0, abs=1e-5)
+    assert float(parts["offsets"]) == pytest.approx(0, abs=1e-5)
+    assert float(parts["sides"]) == pytest.approx(0, abs=1e-3)
+    assert float(parts["keypoints"]) < 0.05
+
+
+def test_unknown_cells_do_not_count() -> None:
+    target = torch.tensor([[-1.0, 0.0, 1.0]])
+    assert float(focal(torch.tensor([[9.0, -9.0, 9.0]]), target)) == pytest.approx(0, abs=1e-5)
+    assert float(focal(torch.tensor([[-9.0, 9.0, 9.0]]), target)) > 1
+
+
+def test_two_people_are_decoded_where_they_are() -> None:
+    people = Annotations.joined([person(x=60), person(x=180, scale=4)])
+    dets, keypoints = decoded(people)
+    assert len(dets) == 2
+    order = np.argsort(dets[:, 0])
+    np.testing.assert_allclose(keypoints[order][..., :2], people.keypoints, atol=0.1)
+    np.testing.assert_allclose(dets[order, :4], people.boxes, atol=1.0)
+
+
+def test_one_person_with_two_peaks_is_reported_once() -> None:
+    maps = perfect_maps(person())
+    row, column = divmod(int(maps.centres.argmax()), WIDTH // STRIDE)
+    maps.centres[0, 0, row + 2, column] = 4.0  # a second peak, not next to the first
+    maps.poses[0, :, :, row + 2, column] = maps.poses[0, :, :, row, column] - torch.tensor([0.0, 2.0 * STRIDE])
+    maps.sides[0, :, row + 2, column] = maps.sides[0, :, row, column]
+    dets, _ = PoseNanoDetector(Fixed(maps))(torch.zeros(1, 3, HEIGHT, WIDTH))  # type: ignore[arg-type]  # as above
+    assert int((dets[0, :, 4] > 0).sum() >= 1)
+    assert int((dets[0, :, 4] > 0.3).sum()) == 1
+
+
+def test_offsets_correct_a_coarse_pose() -> None:
+    maps = perfect_maps(person())
+    maps.poses[:, 9] += 4.0
+    for steps, error in ((0, 4.0), (2, 0.0)):
+        detector = PoseNanoDetector(Fixed(maps), DecoderOptions(refinements=steps))  # type: ignore[arg-type]  # as above
+        _, keypoints = detector(torch.zeros(1, 3, HEIGHT, WIDTH))
+        found = keypoints[0, 0, 9, :2].numpy() - person().keypoints[0, 9]
+        np.testing.assert_allclose(found, error, atol=0.1)
+
+
+def test_an_untrained_network_sees_nobody() -> None:
+    dets, _ = PoseNanoDetector(PoseNano().eval()).eval()(torch.full((2, 3, 64, 96), 114.0))
+    assert float(dets.detach()[..., 4].max()) < 0.1
+
+
+@pytest.fixture
+def views(tmp_path: Path) -> Views:
+    """A shard of two pictures, drawn from at 64 x 64 px."""
+    writer = ShardWriter(tmp_path / "shard", 2)
+    for shade in (40, 200):
+        writer.add(np.full((240, 320, 3), shade, np.uint8), person())
+    writer.close()
+    return Views([Source(tmp_path / "shard", 1.0)], Recipe(canvas=(64, 64)), seed=5)
+
+
+def test_a_resumed_run_goes_on_exactly_where_it_was(views: Views, tmp_path: Path) -> None:
+    plan = Plan(rate=1e-3, finish_at=8, decay=0)
+    torch.manual_seed(1)
+    whole, half = Trainer(plan, torch.device("cpu")), Trainer(plan, torch.device("cpu"))
+    half.network.load_state_dict(whole.network.state_dict())
+    half.average.load_state_dict(whole.average.state_dict())
+    stream = batches(views, 0, 2, workers=0, core=None)
+    for _ in range(4):
+        whole.step(*next(stream))
+    stream = batches(views, 0, 2, workers=0, core=None)
+    for _ in range(2):
+        half.step(*next(stream))
+    half.save(tmp_path / "last.pt")
+    resumed = Trainer(plan, torch.device("cpu"))
+    resumed.load(tmp_path / "last.pt")
+    assert resumed.seen == 4
+    stream = batches(views, resumed.seen, 2, workers=0, core=None)
+    for _ in range(2):
+        resumed.step(*next(stream))
+    for name, value in whole.average.state_dict().items():
+        torch.testing.assert_close(resumed.average.state_dict()[name], value, msg=name)
+
+
+def test_learning_lowers_the_loss(views: Views) -> None:
+    torch.manual_seed(1)
+    trainer = Trainer(Plan(rate=2e-3, finish_at=100, decay=0), torch.device("cpu"))
+    image, batch = next(batches(views, 0, 4, workers=0, core=None))
+    first = trainer.step(image, batch)["total"]
+    trainer.seen = 6_000  # past the warm-up
+    for _ in range(15):
+        last = trainer.step(image, batch)["total"]
+    assert last < 0.8 * first
+
+
+def test_the_rate_warms_up_stays_and_decays() -> None:
+    plan = Plan(rate=1.0, finish_at=20_000, decay=4_000)
+    rates = [plan.at(seen) for seen in (0, 3_000, 10_000, 18_000, 20_000)]
+    np.testing.assert_allclose(rates, [1 / 6000, 0.5, 1.0, 0.5, 0.0], atol=1e-3)
+
+
+def test_the_parts_of_the_loss_are_weighed() -> None:
+    parts = {name: torch.tensor(1.0) for name in ("centres", "keypoints", "sides", "poses", "offsets")}
+    assert float(total(parts)) == pytest.approx(4.0)
