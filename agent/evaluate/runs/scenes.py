@@ -30,7 +30,9 @@ from agent.simulation.values import Interval, Truth
 from agent.types import ActionScores, Event, EventPhase
 
 WINDOW_SHARE = 1 / 3
-"""A window that an incident fills by this much should be called; one that it touches less is not judged."""
+WHOLE_SHARE = 0.8
+"""A window that an incident fills by the first, or that holds this much of the incident, should be called; one that the
+incident only touches is not judged."""
 _STRIP_S = 6.0
 _IDLE = frozenset({"stand", "walk", "talk"})
 
@@ -247,9 +249,9 @@ def _judge_windows(
         if one.service != service or not 0 <= one.probability <= 1:
             continue
         start_s, end_s = one.t_start_ns / 1e9, one.t_end_ns / 1e9
-        filled_s = sum(max(0.0, min(end_s, i.end_s) - max(start_s, i.start_s)) for i in incidents)
+        inside = [(max(0.0, min(end_s, i.end_s) - max(start_s, i.start_s)), i.end_s - i.start_s) for i in incidents]
         near = any(start_s < max(i.end_s + AFTER_S, i.lasts_s) and end_s > i.start_s - BEFORE_S for i in incidents)
-        if filled_s >= WINDOW_SHARE * (end_s - start_s):
+        if any(held_s >= min(WINDOW_SHARE * (end_s - start_s), WHOLE_SHARE * whole_s) for held_s, whole_s in inside):
             label = service
         elif not near:
             label = "other"

@@ -1,0 +1,208 @@
+"""`recognizer-agent evaluate` from arguments to report, page, pictures and exit code, on replayed poses and scripted verdicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from fakes.plugin import save_recording
+from fakes.replay import walkers
+from test_cli import Shell
+
+from agent.types import People
+
+IMAGES = 3
+SIZE = (240, 320)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+# --- pose -------------------------------------------------------------------------------------------------------------
+
+
+def pose_set(shell: Shell) -> tuple[Path, Path, Path]:
+    """Annotations, folder of images, and a configuration whose estimator finds all but the last image's people."""
+    people = walkers(2, IMAGES, size=SIZE)
+    folder = shell.folder / "images"
+    folder.mkdir()
+    annotations, images = [], []
+    for number, found in enumerate(people):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((*SIZE, 3), number, np.uint8))
+        images.append({"id": number, "file_name": f"{number}.png"})
+        for box, points in zip(found.boxes.tolist(), found.keypoints, strict=True):
+            left, top, right, bottom = box
+            triples = np.concatenate([points, np.full((17, 1), 2)], axis=1).ravel().tolist()
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "keypoints": triples,
+                "bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top),
+            })  # fmt: skip
+    file = shell.folder / "truth.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
+    # The first image is estimated once more, as a warm-up.
+    recording = save_recording(shell.folder / "poses.npz", [people[0], *people[:-1], People.empty()])
+    config = shell.config({"pose": {"estimator": "replay", "model": str(recording)}})
+    return file, folder, config
+
+
+def test_evaluate_pose(shell: Shell) -> None:
+    truth, images, config = pose_set(shell)
+    report = shell.folder / "reports" / "pose.json"
+    arguments = ("evaluate", "pose", "--annotations", truth, "--images", images, "--config", config, "--report", report)
+    done = shell.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert {"AP", "AP50", "AP75", "AR", "ms_per_image"} <= found.keys()
+    assert found["AR"] == pytest.approx(2 / 3)
+    assert (found["images"], found["people"], found["unreadable"]) == (3, 6, [])
+    assert found["about"]["models"] == {"pose": "replay-1"}
+    assert "AP50 0.6" in done.stdout
+    assert "| 2.png | 2 | 2 |" in report.with_suffix(".md").read_text()
+    assert (report.parent / "pose" / "precision.png").is_file()
+
+    gate = shell.folder / "gate.yaml"
+    gate.write_text("bars: {pose: {AP50: {min: 0.6}}, strict: {AP50: {min: 0.9}, AR: {min: 0.1}}}")
+    assert shell.run(*arguments, "--gate", gate).returncode == 0
+    done = shell.run(*arguments, "--gate", gate, "--bars", "strict")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("missed: AP50: 0.6")
+    assert json.loads(report.read_text())["gate"]["passed"] is False
+    assert shell.run(*arguments, "--gate", gate, "--bars", "none").returncode == 78
+
+
+def test_images_that_are_absent_or_damaged_are_named(shell: Shell) -> None:
+    truth, images, config = pose_set(shell)
+    report = shell.folder / "pose.json"
+    arguments = ("evaluate", "pose", "--annotations", truth, "--images", images, "--config", config, "--report", report)
+    (images / "1.png").write_bytes(b"no image")
+    done = shell.run(*arguments)
+    assert done.returncode == 1
+    assert "error: 1.png is no image that can be read; left out" in done.stderr
+    found = json.loads(report.read_text())
+    assert (found["images"], found["unreadable"]) == (2, ["1.png"])
+    (images / "2.png").unlink()
+    done = shell.run(*arguments)
+    assert done.returncode == 1
+    assert "1 images are not there: " in done.stderr
+    assert "2.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_options_that_come_in_pairs(shell: Shell) -> None:
+    done = shell.run(
+        "evaluate", "pose", "--annotations", "a.json", "--annotations", "b.json", "--images", "x", "--report", "r.json"
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: 2 times --annotations, but 1 times --images: they come in pairs\n"
+
+
+# --- tracking, action -------------------------------------------------------------------------------------------------
+
+
+def test_several_sequences_make_one_report(shell: Shell) -> None:
+    arguments: list[object] = ["evaluate", "tracking", "--report", shell.folder / "r.json"]
+    for name, frames in (("one", 20), ("two", 10)):
+        folder = shell.folder / name
+        for part in ("gt", "det"):
+            (folder / part).mkdir(parents=True)
+        rows = [(frame, 100 + frame, 50, 40, 90) for frame in range(1, frames + 1)]
+        (folder / "gt/gt.txt").write_text("".join(f"{f},1,{x},{y},{w},{h},1\n" for f, x, y, w, h in rows))
+        (folder / "det/det.txt").write_text("".join(f"{f},-1,{x},{y},{w},{h},0.9\n" for f, x, y, w, h in rows))
+        arguments += ["--detections", folder / "det/det.txt", "--truth", folder / "gt/gt.txt"]
+    done = shell.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((shell.folder / "r.json").read_text())
+    assert (found["frames"], found["truth_boxes"], found["truth_ids"]) == (30, 30, 2)
+    assert found["MOTA"] == found["id_consistency"] == pytest.approx(1)
+    assert list(found["sequences"]) == ["one", "two"]
+    assert (shell.folder / "r" / "hota.png").is_file()
+
+
+def test_probabilities_made_elsewhere(shell: Shell) -> None:
+    table = shell.folder / "folds.csv"
+    table.write_text(
+        "file,label,probability,source,fold\na.mp4,fight,0.9,x,1\nb.mp4,calm,0.2,y,1\nc.mp4,fight,0.7,y,2\n"
+    )
+    arguments = (
+        "evaluate",
+        "action",
+        "--service",
+        "fight",
+        "--predictions",
+        table,
+        "--report",
+        shell.folder / "r.json",
+    )
+    done = shell.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((shell.folder / "r.json").read_text())
+    assert (found["accuracy"], found["auc"], list(found["by_source"])) == (1, 1, ["x", "y"])
+    assert shell.run(*arguments, "--where", "fold=2").returncode == 0
+    assert len(json.loads((shell.folder / "r.json").read_text())["clips"]) == 1
+    assert shell.run(*arguments, "--data", table).returncode == 2
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+def judged(shell: Shell, script: list[float], *more: object) -> tuple[int, dict[str, Any], str]:
+    """Exit code, report and error output of 45 s of the fight scenario with scripted verdicts on fights."""
+    services: dict[str, Any] = {
+        "fall": {"enabled": False},
+        "fight": {
+            "classifier": "scripted", "model": "/none", "options": {"script": script},
+            "window": {"length": 30, "stride": 15, "rate_hz": 0},
+            "rules": {"alert_threshold": 0.8, "alert_count": 2, "normal_count": 2},
+        },
+    }  # fmt: skip
+    config = shell.config({"services": services})
+    plan = shell.folder / "plan.yaml"
+    plan.write_text("runs: [{scenario: fight, seeds: [3], people: 2, seconds: 45}]\nfps: 15\n")
+    report = shell.folder / "events.json"
+    done = shell.run(
+        "evaluate", "events", "--scenarios", plan, "--poses", "truth", "--config", config, "--report", report, *more
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, json.loads(report.read_text()), done.stderr
+
+
+def test_events_of_simulated_scenes_are_matched_with_the_truth(shell: Shell) -> None:
+    code, report, errors = judged(shell, [0.9])
+    assert code == 0, errors
+    fight = report["services"]["fight"]
+    (scene,) = report["scenarios"]
+    told = scene["services"]["fight"]
+    assert fight["incidents"] == len(told["hits"]) + len(told["missed"]) >= 1
+    assert sum(map(len, (told["hits"], told["duplicates"], told["false_alarms"]))) == 1  # the event never ends
+    assert fight["windows"]["recall"] == 1
+    assert report["tracking"]["MOTA"] > 0.5  # the poses are the truth with noise
+    assert report["hours"] == pytest.approx(45 / 3600)
+    page = (shell.folder / "events.md").read_text()
+    assert "![Time lines](events/timelines.png)" in page
+
+
+def test_what_was_missed_is_drawn_and_fails_the_gate(shell: Shell) -> None:
+    gate = shell.folder / "gate.yaml"
+    gate.write_text("bars: {events: {services.fight.recall: {min: 0.5}, services.fight.delay_s.median: {max: 3}}}")
+    code, report, errors = judged(shell, [0.1], "--gate", gate, "--examples", 1)
+    assert code == 1
+    assert report["services"]["fight"]["recall"] == 0
+    assert errors.splitlines()[-2:] == [
+        "missed: services.fight.recall: 0, wanted at least 0.5",
+        "missed: services.fight.delay_s.median: not in the report, wanted at most 3",
+    ]
+    strip = cv2.imread(str(shell.folder / "events" / "mistake-1.jpg"))
+    assert strip.std() > 10
+    assert "![Missed: fight from" in (shell.folder / "events.md").read_text()
+
+
+def test_an_unknown_scenario_is_refused(shell: Shell) -> None:
+    done = shell.run("evaluate", "events", "--only", "ballet", "--report", shell.folder / "r.json")
+    assert done.returncode == 78
+    assert "unknown scenario 'ballet'" in done.stderr
