@@ -18,6 +18,7 @@ def prepare(path: Path) -> None:
     """Find out at the start whether the report can be written: an hour of work must not end there. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _partial(path).touch()
+    _partial(path).unlink()
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
