@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.catalogue.picture import drawn_people
+from agent.catalogue.picture import people_picture
 from agent.errors import ModelError
 from agent.runtime.backend import TensorSpec
 from agent.runtime.bundle import Bundle
@@ -101,7 +101,7 @@ def _bare(bundle: Bundle, device: Device, threads: int) -> Callable[[Feeds], obj
 
 
 def example(inputs: Sequence[TensorSpec], bundle: Bundle, batch: int) -> dict[str, NDArray[Any]]:
-    """Inputs of `batch` items: the drawn picture where the model takes pictures, else noise.
+    """Inputs of `batch` items: the picture where the model takes pictures, else noise.
 
     Raises ModelError for sizes that neither the graph nor the manifest fixes.
     """
@@ -117,7 +117,7 @@ def _example(spec: TensorSpec, info: InputInfo | None, batch: int) -> NDArray[An
         raise ModelError(f"the graph leaves its input size open: {spec} (hint: use a bundle whose manifest says it)")
     item: NDArray[Any]
     if len(shape) == 3 and shape[0] == 3:
-        item = drawn_people(shape[1], shape[2]).transpose(2, 0, 1)
+        item = people_picture(shape[1], shape[2]).transpose(2, 0, 1)
     else:
         item = np.random.default_rng(0).uniform(-1, 1, shape)
     return np.ascontiguousarray(np.broadcast_to(item, (batch, *shape)).astype(spec.dtype))

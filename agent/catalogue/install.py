@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from agent.catalogue.entries import MODEL, Entry
 from agent.catalogue.examine import contract_problems, graph_problems
-from agent.catalogue.picture import drawn_people
+from agent.catalogue.picture import people_picture
 from agent.catalogue.store import ModelStore
 from agent.errors import ModelError
 from agent.runtime.bundle import check_golden, load_bundle, seal_bundle, sha256_of, write_golden
@@ -46,7 +46,7 @@ def install(entry: Entry, folder: Path, provenance: Provenance, store: ModelStor
 
 
 def _record_answers(manifest: Manifest, folder: Path, session: InferenceSession) -> str:
-    """What this machine's CPU answers to a drawn picture, for other providers to be compared with.
+    """What this machine's CPU answers to a picture of the simulated camera, for other providers to be compared with.
 
     It proves nothing about the model: nobody here has seen its right answers. That is what the checksum is for.
     """
@@ -60,10 +60,10 @@ def _record_answers(manifest: Manifest, folder: Path, session: InferenceSession)
     scores = [outputs[info.name][..., 4] for info in manifest.outputs if info.meaning == "detections"]
     found = int((scores[0] >= _FOUND_SCORE).sum()) if scores else 0
     if found:
-        return (
-            f"answers of this CPU recorded: {found} people in the drawn picture; other providers have to find them too"
-        )
-    return "answers of this CPU recorded, but it sees nobody in the drawn picture: they will show little about other providers"
+        return f"answers of this CPU recorded: {found} people in the picture; other providers have to find them too"
+    return (
+        "answers of this CPU recorded, but it sees nobody in the picture: they will show little about other providers"
+    )
 
 
 def _picture(manifest: Manifest) -> NDArray[np.uint8] | None:
@@ -78,7 +78,7 @@ def _picture(manifest: Manifest) -> NDArray[np.uint8] | None:
         or len(sizes) != 2
     ):
         return None
-    image = drawn_people(sizes[0], sizes[1])
+    image = people_picture(sizes[0], sizes[1])
     planes = image if letterbox.channels == "bgr" else image[..., ::-1]
     return np.ascontiguousarray(planes.transpose(2, 0, 1)[None])
 

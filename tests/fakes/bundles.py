@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from fakes.graphs import rtmo_graph
 
-from agent.catalogue.picture import drawn_people
+from agent.catalogue.picture import people_picture
 from agent.runtime.bundle import seal_bundle, write_golden
 from agent.runtime.session import create_session
 
@@ -27,7 +27,7 @@ def make_bundle(folder: Path, *, golden: bool = True, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     model = rtmo_graph(folder / "model.onnx", size=SIZE)
     if golden:
-        picture = drawn_people(*SIZE).transpose(2, 0, 1)[None].copy()
+        picture = people_picture(*SIZE).transpose(2, 0, 1)[None].copy()
         session = create_session(model, device="cpu")
         outputs = session.run({"input": picture.astype(np.float32)})
         write_golden(folder / "golden.npz", {"input": picture}, dict(zip(session.output_names, outputs, strict=True)))

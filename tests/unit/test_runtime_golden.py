@@ -93,7 +93,9 @@ def test_a_provider_may_have_figures_of_its_own(folder: Path) -> None:
 
 
 def test_an_engine_that_lost_everybody_is_refused(folder: Path) -> None:
-    assert "tiny 1.0.0: golden picture 0: the person of score" in verdict(folder, "tensorrt:0", score=0.9)
+    assert "tiny 1.0.0: golden picture 0: the person of score 1.00 at [0, 0, 85, 10] is not found" in verdict(
+        folder, "tensorrt:0", score=1.0
+    )
 
 
 def test_an_output_that_is_gone_is_named(folder: Path, tmp_path: Path) -> None:
