@@ -1,14 +1,17 @@
-"""Writes README.md of this folder: every report with its main figures and whether it passed its bars."""
+"""Writes the README.md of a folder of reports: each with its main figures and whether it passed its bars.
+
+python docs/reports/index.py [FOLDER]
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from agent.evaluate.pages import table
 
-HERE = Path(__file__).resolve().parent
 INTRO = """# Reports
 
 What the parts reach, measured by commands of this repository. `make reports` makes all of it again (`docs/reports/make.sh`
@@ -39,15 +42,20 @@ def gate(report: dict[str, Any]) -> str:
     return "passed" if report["gate"]["passed"] else "**missed**: " + "; ".join(report["gate"]["missed"])
 
 
-def main() -> None:
-    """Read every JSON, write README.md."""
+def index(folder: Path) -> str:
+    """The README of the reports in `folder`."""
     rows = []
-    for path in sorted(HERE.glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         note = report.get("about", {}).get("note", "")
         rows.append((f"[{path.stem}]({path.stem}.md)", note, figures(report), gate(report)))
-    text = INTRO + "\n" + table(("report", "measured on", "figures", "bars"), rows) + "\n"
-    (HERE / "README.md").write_text(text, encoding="utf-8")
+    return INTRO + "\n" + table(("report", "measured on", "figures", "bars"), rows) + "\n"
+
+
+def main() -> None:
+    """Write README.md of the folder named, by default that of this file."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent
+    (folder / "README.md").write_text(index(folder), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@
 #
 # A measurement whose data or model is not there is skipped and named. Missed bars are reported at the end, exit code 1.
 # DATA: folder of the data sets (default ../shared/data), POSENET: folder of PoseNet's files (default DATA/../models/posenet).
+# REPORTS: where the reports go (default docs/reports).
 # Pictures come from simulated scenes or show figures only: no frame of real footage is written here (--examples 0).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 DATA=${DATA:-../shared/data}
 POSENET=${POSENET:-$DATA/../models/posenet}
-REPORTS=docs/reports
+REPORTS=${REPORTS:-docs/reports}
 GATE=configs/release-gate.yaml
 WORK=$(mktemp -d) || exit 1
 trap 'rm -rf "$WORK"' EXIT
@@ -126,18 +127,18 @@ fi
 
 name=events-truth
 if wanted $name && there $name models/human-motion; then
-    measure $name events --scenarios $REPORTS/scenes.yaml --poses truth --examples 8 --gate $GATE \
+    measure $name events --scenarios docs/reports/scenes.yaml --poses truth --examples 8 --gate $GATE \
         --note "the action models by themselves: key points are the simulation's, with an estimator's noise"
 fi
 
 name=events-nano
 if wanted $name && there $name models/human-motion models/pose-nano/model.onnx; then
     # shellcheck disable=SC2086
-    measure $name events --scenarios $REPORTS/scenes.yaml $nano --examples 8 --gate $GATE \
+    measure $name events --scenarios docs/reports/scenes.yaml $nano --examples 8 --gate $GATE \
         --note "picture to event: drawn scenes, pose-nano, tracking, action models, rules"
 fi
 
-python docs/reports/index.py
+python docs/reports/index.py "$REPORTS"
 if [ -n "$missed" ]; then
     echo "missed a bar or failed:$missed"
     exit 1
