@@ -116,7 +116,7 @@ def places(
             strength = {"punch": 0.9, "kick": 1.3, "shove": 2.2}[blow.kind] * (0.4 + blow.force)
             velocity[blow.victim] -= away[blow.attacker] * strength
         speed = np.sqrt((velocity**2).sum(axis=1, keepdims=True))
-        velocity *= np.minimum(1, 2.6 / np.maximum(speed, 1e-6))
+        velocity *= np.minimum(1, 2.0 / np.maximum(speed, 1e-6))
         position = position + velocity * dt
         out[:, t] = position
     return np.stack([smooth(track, 0.035) for track in out])

@@ -59,57 +59,20 @@ def random_fall(
 
 
 def _draw(rng: np.random.Generator, kind: str) -> Fall:
+    """Ranges tried until pelvis and head hit the floor as fast as in filmed and laboratory falls (see the model card)."""
     sign = float(rng.choice((-1.0, 1.0)))
-    save = float(rng.uniform(0.4, 1.0))
-    if kind == "trip":
-        return Fall(
-            kind,
-            (rng.uniform(0.6, 1.0), rng.normal(0, 0.12)),
-            rng.uniform(-0.6, 0.0),
-            rng.uniform(0.25, 0.5),
-            rng.uniform(0.15, 0.4),
-            save,
-            1.2,
-        )
-    if kind == "slip":
-        return Fall(
-            kind,
-            (rng.uniform(-1.3, -0.7), rng.normal(0, 0.15)),
-            rng.uniform(1.4, 2.4),
-            rng.uniform(0.45, 0.8),
-            rng.uniform(0.15, 0.3),
-            save,
-            0.05,
-        )
-    if kind == "side":
-        return Fall(
-            kind,
-            (rng.normal(0, 0.15), sign * rng.uniform(0.75, 1.1)),
-            0.0,
-            rng.uniform(0.3, 0.6),
-            rng.uniform(0.2, 0.5),
-            save,
-            1.0,
-        )
-    if kind == "back":
-        return Fall(
-            kind,
-            (rng.uniform(-1.2, -0.75), rng.normal(0, 0.15)),
-            0.0,
-            rng.uniform(0.25, 0.5),
-            rng.uniform(0.15, 0.4),
-            save,
-            0.9,
-        )
-    return Fall(
-        "faint",
-        (rng.normal(0.15, 0.25), rng.normal(0, 0.25)),
-        0.0,
-        rng.uniform(0.0, 0.1),
-        rng.uniform(0.2, 0.45),
-        0.0,
-        0.9,
-    )
+    low, high = {
+        #        push forward, push left, feet forward, legs hold, legs fade
+        "trip": ((0.6, -0.15, -0.6, 0.25, 0.15), (1.0, 0.15, 0.0, 0.50, 0.40)),
+        "slip": ((-1.3, -0.2, 1.4, 0.45, 0.15), (-0.7, 0.2, 2.4, 0.80, 0.30)),
+        "side": ((-0.2, 0.75, 0.0, 0.30, 0.20), (0.2, 1.1, 0.0, 0.60, 0.50)),
+        "back": ((-1.2, -0.2, 0.0, 0.25, 0.15), (-0.75, 0.2, 0.0, 0.50, 0.40)),
+        "faint": ((-0.25, -0.4, 0.0, 0.0, 0.20), (0.5, 0.4, 0.0, 0.10, 0.45)),
+    }[kind]
+    ahead, left, feet, hold, fade = rng.uniform(low, high).tolist()
+    grip = {"trip": 1.2, "slip": 0.05, "side": 1.0}.get(kind, 0.9)
+    save = 0.0 if kind == "faint" else float(rng.uniform(0.4, 1.0))
+    return Fall(kind, (ahead, left * sign), feet, hold, fade, save, grip)
 
 
 def _arms(body_height: float, forward: float, side: float, up: float, bend: float) -> Array:

@@ -98,7 +98,7 @@ def _plan(rng: np.random.Generator, person: Performer, xy: Array, foe: Array, bl
     stance = np.array([[lead, half + 0.06], [-lead, -half - 0.06]])
     return plan_along(
         person.mover, xy, heading, upper=unit(upper), upper_weight=0.9 * ease, lean=lean, lift=smooth(lift, 0.05),
-        stance=np.broadcast_to(stance, (n, 2, 2)), step=1.3, hurry=1.5,
+        stance=np.broadcast_to(stance, (n, 2, 2)), step=1.2, hurry=1.8,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.simulation.motion import GRAVITY, RATE_HZ, Gait, MotionModel
 from agent.simulation.skeleton import (
@@ -201,7 +202,7 @@ class _Stepper:
         self._last = len(plan) - 1
         self._wanted = local_to_world(plan.xy[:, None], plan.heading[:, None], plan.stance).tolist()
         self._yaw = plan.heading.tolist()
-        self._kicks = [weight > 0 for weight in plan.legs_weight.max(axis=1).tolist()]
+        self._kicks = (plan.legs_weight > 0).tolist()
         self.feet = (_Foot(feet[0], self._yaw[0]), _Foot(feet[1], self._yaw[0]))
 
     def first_phase(self, gait: Gait, now: int) -> float:
@@ -254,9 +255,12 @@ class _Stepper:
         for side, foot in enumerate(self.feet):
             x, y = self._wanted[soon][side]
             far = math.hypot(x - foot.place[0], y - foot.place[1])
-            off.append(far / (STEP_M * self._plan.step) + abs(self._yaw[soon] - foot.yaw) / STEP_TURN_RAD)
+            busy = self._kicks[now][side] or self._kicks[soon][side]
+            off.append(
+                0 if busy else far / (STEP_M * self._plan.step) + abs(self._yaw[soon] - foot.yaw) / STEP_TURN_RAD
+            )
         side = int(off[1] > off[0])
-        if off[side] < 1.0 or any(self._kicks[now : soon + 1]):
+        if off[side] < 1.0:
             return
         foot, (x, y) = self.feet[side], self._wanted[soon][side]
         height = 0.04 + min(0.06, math.hypot(x - foot.place[0], y - foot.place[1]) * 0.12)
@@ -314,7 +318,7 @@ def perform(mover: Mover, plan: Plan, start: Pose | None = None) -> Take:
     if start is not None:
         gone = np.exp(-np.arange(n) / (0.12 * RATE_HZ))[:, None]
         root += (start.root - root[0]) * gone
-    root = _within_reach(mover.body, root, world, ankles)
+    root = _within_reach(mover.body, root, world, ankles, plan.legs_weight < 0.05)
     bones = np.empty((n, NUM_BONES, 3))
     bones[:, UPPER] = world
     _put_legs(mover.body, bones, root, ankles, plan.heading)
@@ -372,16 +376,20 @@ def _tilted(bones: Array, lean: Array) -> Array:
     return np.stack([x, c * y + s * z, c * z - s * y], axis=-1)
 
 
-def _within_reach(body: Body, root: Array, bones: Array, ankles: Array) -> Array:
-    """The pelvis lowered, smoothly, where a leg would not reach its foot."""
+def _within_reach(body: Body, root: Array, bones: Array, ankles: Array, standing: NDArray[np.bool_]) -> Array:
+    """The pelvis lowered, smoothly, where a leg would not reach a foot on the floor; not deeper than a long lunge.
+
+    standing: (T, 2) which feet are not held up by somebody's will.
+    """
     half = bones[:, HIP_AXIS] * (body.hip_width / 2)
     limit = np.full(len(root), np.inf)
     for side, sign in enumerate((1.0, -1.0)):
         hip = root + half * sign
         flat = ((hip[:, :2] - ankles[:, side, :2]) ** 2).sum(axis=1)
         rise = np.sqrt(np.maximum((body.leg * 0.998) ** 2 - flat, (0.25 * body.leg) ** 2))
-        limit = np.minimum(limit, ankles[:, side, 2] + rise - half[:, 2] * sign)
-    excess = np.maximum(root[:, 2] - limit, 0)
+        reached = ankles[:, side, 2] + rise - half[:, 2] * sign
+        limit = np.minimum(limit, np.where(standing[:, side], reached, np.inf))
+    excess = np.clip(root[:, 2] - limit, 0, 0.24 * body.leg)
     if excess.any():
         excess = np.maximum(excess, envelope(excess, 0.03))
     lowered = root.copy()

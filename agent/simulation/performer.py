@@ -14,8 +14,8 @@ from agent.simulation.motion import RATE_HZ, MotionModel
 from agent.simulation.skeleton import SPINE, UPPER, Array, Body, blend, mirrored, random_body, unhurried
 from agent.simulation.values import ACTIONS
 
-TURN_LIMIT_RAD = 0.30
-"""A frame: 18 rad/s. Elbows of boxers extend about that fast (Whiting et al. 1988)."""
+TURN_LIMIT_RAD = 0.25
+"""A frame: 15 rad/s, about as fast as knees and elbows extend in kicks and punches."""
 _ORDER = np.argsort(ACTIONS)
 _SORTED = np.array(ACTIONS)[_ORDER]
 
