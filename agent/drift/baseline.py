@@ -16,8 +16,9 @@ MIN_CONDITION_BLOCKS = 3
 SIGMA_FLOOR = 0.01
 """Blocks are never believed to agree better than this: a replayed recording would make any change significant."""
 MAX_CORRELATION = 0.9
+MAX_ERROR = 0.75
 _TINY = 1e-6
-PRECISION = 6.0
+PRECISION = 10.0
 """The mean must be known this much more exactly than the shift to be found."""
 
 
@@ -55,6 +56,14 @@ class MeanBaseline:
     def precise(self, shift: float) -> bool:
         """Whether enough was learned to find a change of `shift`."""
         return self.sigma / math.sqrt(self.blocks) <= shift / PRECISION
+
+    def widening(self, shift: float) -> float:
+        """By how much more evidence is needed because the mean is only known to two standard errors.
+
+        A mean that is off by e makes the sum of the ratios climb as if the chance were exp(-limit (1 - 2 e / shift)).
+        """
+        error = 2 * self.sigma / math.sqrt(self.blocks)
+        return 1 / (1 - min(2 * error / shift, MAX_ERROR))
 
     def state(self) -> dict[str, Any]:
         """For JSON; `restore` takes it back."""

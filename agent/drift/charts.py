@@ -69,6 +69,15 @@ class Alarm:
             self.clearing.reset()
         return done
 
+    def require(self, limit: float) -> None:
+        """Another limit of evidence, in nats."""
+        self.raising.limit = self.clearing.limit = limit
+
+    @property
+    def at_rest(self) -> bool:
+        """No evidence for a turn."""
+        return (self.clearing if self.active else self.raising).total == 0.0
+
     @property
     def onset_s(self) -> float | None:
         """When the change began that the alarm is about: the sum's last zero, the maximum-likelihood estimate."""

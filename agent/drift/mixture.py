@@ -91,7 +91,7 @@ class MixtureSignal:
     def state(self) -> dict[str, Any]:
         return {
             "buckets": list(self._buckets), "passed": self._passed, "reference": self._reference,
-            "reference_size": self._reference_size, "value": self._value, "since_s": self._since_s,
+            "reference_size": self._reference_size, "value": self._value, "found": self._found, "since_s": self._since_s,
             "active": self._active,
         }  # fmt: skip
 
@@ -103,6 +103,6 @@ class MixtureSignal:
             if len(counts) != len(self._edges):
                 raise ValueError(f"expected {len(self._edges)} bins, got {len(counts)}")
         self._buckets.extend(state["buckets"])
-        self._passed, self._value = int(state["passed"]), float(state["value"])
+        self._passed, self._value, self._found = int(state["passed"]), float(state["value"]), float(state["found"])
         self._reference, self._reference_size = state["reference"], int(state["reference_size"])
         self._since_s, self._active = optional(state["since_s"]), bool(state["active"])

@@ -100,6 +100,7 @@ class MeanSignal:
         self._baseline: MeanBaseline | None = None
         self._alarm = pace.alarm()
         self._smooth = 0.0
+        self._run = [0.0, 0.0]  # blocks and their deviations since the alarm was last at rest
         self._blocks = 0
 
     def observe(self, value: float, condition: int = 0) -> None:
@@ -130,18 +131,29 @@ class MeanSignal:
     def _learn(self, cells: Cells, learning_s: float) -> None:
         self._learned.append(cells)
         self._blocks = len(self._learned)
-        if learning_s < self._pace.warmup_s or self._blocks < self._pace.min_blocks:
+        if learning_s < self._pace.warmup_s or self._blocks % self._pace.min_blocks:
             return
         baseline = learn_mean(self._learned, logarithmic=self._logarithmic)
         late = learning_s >= MAX_WARMUPS * self._pace.warmup_s or self._blocks >= MAX_LEARNED
         if late or baseline.precise(self._shift):
-            self._baseline, self._learned, self._blocks = baseline, [], 0
+            self._learned, self._blocks = [], 0
+            self._use(baseline)
+
+    def _use(self, baseline: MeanBaseline) -> None:
+        self._baseline = baseline
+        self._alarm.require(self._pace.limit * baseline.widening(self._shift))
 
     def _judge(self, baseline: MeanBaseline, cells: Cells, t_s: float) -> bool:
         deviation = baseline.deviation(cells, self._card)
         self._blocks += 1
         self._smooth += max(EWMA_WEIGHT, 1 / self._blocks) * (deviation - self._smooth)
-        return self._alarm.update(gaussian_llr(self._sign * deviation, self._shift, baseline.sigma), t_s)
+        if self._alarm.at_rest:
+            self._run = [0.0, 0.0]
+        self._run = [self._run[0] + 1, self._run[1] + deviation]
+        changed = self._alarm.update(gaussian_llr(self._sign * deviation, self._shift, baseline.sigma), t_s)
+        if changed:  # the best estimate of where it is now is the mean since the evidence began to gather
+            self._smooth = self._run[1] / self._run[0]
+        return changed
 
     @property
     def reading(self) -> Reading:
@@ -163,6 +175,7 @@ class MeanSignal:
         return {
             "began_s": self._began_s, "learned": learned, "blocks": self._blocks, "smooth": self._smooth,
             "baseline": self._baseline.state() if self._baseline else None, "alarm": self._alarm.state(),
+            "run": self._run,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -170,10 +183,12 @@ class MeanSignal:
         self._learned = [
             {int(name): [float(part) for part in cell] for name, cell in block.items()} for block in state["learned"]
         ]
-        known = state["baseline"]
-        self._baseline = MeanBaseline.restore(known, logarithmic=self._logarithmic) if known else None
+        if known := state["baseline"]:
+            self._use(MeanBaseline.restore(known, logarithmic=self._logarithmic))
         self._blocks, self._smooth = int(state["blocks"]), float(state["smooth"])
         self._alarm.restore(state["alarm"])
+        number, total = state["run"]
+        self._run = [float(number), float(total)]
 
 
 class RateSignal:

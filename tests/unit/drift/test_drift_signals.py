@@ -1,0 +1,270 @@
+"""The signals on long made-up streams: how often they cry wolf, how soon they find a change, what they leave alone.
+
+A block is five minutes; streams are seeded, so the figures are the same in every run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from agent.drift.baseline import learn_mean
+from agent.drift.mixture import WINDOW_BUCKETS, MixtureSignal
+from agent.drift.signals import AgreementSignal, MeanSignal, Pace, RateSignal
+
+BLOCK_S = 300.0
+DAY = 288
+LIMIT = math.log(365 * DAY)  # one false alarm a year
+PACE = Pace(BLOCK_S, 1, 86400.0, 24, 7200.0, 7200.0, LIMIT)
+WEEK_PACE = replace(PACE, warmup_s=7 * 86400.0)
+EDGES = (1, 2, 3, 4, 5, 7, 10)
+
+
+def noise(blocks: int, *, sigma: float, correlation: float, seed: int) -> NDArray[np.float64]:
+    """First-order autoregression of mean 0 and standard deviation `sigma`."""
+    random = np.random.default_rng(seed)
+    kicks = random.normal(0, sigma * math.sqrt(1 - correlation**2), blocks).tolist()
+    value, values = float(random.normal(0, sigma)), []
+    for kick in kicks:
+        value = correlation * value + kick
+        values.append(value)
+    return np.array(values)
+
+
+def turns(
+    signal: MeanSignal, values: Iterable[float], conditions: Iterable[int] | None = None
+) -> list[tuple[int, bool]]:
+    """Feeds one value a block; (block, alarm on) at each change."""
+    found = []
+    signal.tick(0.0)
+    pairs = zip(values, conditions, strict=True) if conditions is not None else ((value, 0) for value in values)
+    for block, (value, condition) in enumerate(pairs):
+        signal.observe(value, condition)
+        if signal.tick((block + 1) * BLOCK_S):
+            found.append((block, signal.reading.active))
+    return found
+
+
+def test_no_alarm_in_a_stationary_year() -> None:
+    quiet = turns(MeanSignal(PACE, -0.10), 0.75 * (1 + noise(365 * DAY, sigma=0.05, correlation=0.3, seed=1)))
+    assert quiet == []
+
+
+@pytest.mark.slow
+def test_false_alarm_rate_over_twenty_stationary_years() -> None:
+    alarms = 0
+    for seed in range(20):
+        correlation = (0.0, 0.3, 0.6, 0.8)[seed % 4]
+        values = 0.75 * (1 + noise(365 * DAY, sigma=(0.03, 0.1)[seed % 2], correlation=correlation, seed=seed))
+        alarms += sum(active for _, active in turns(MeanSignal(PACE, -0.10), np.maximum(values, 0.01)))
+    assert alarms <= 20  # what `false_alarm_every_days: 365` promises
+
+
+@pytest.mark.parametrize(("sigma", "correlation", "hours"), [(0.03, 0.0, 2.5), (0.05, 0.3, 5.0), (0.05, 0.6, 12.0)])
+def test_fall_of_ten_per_cent_is_found_within_hours(sigma: float, correlation: float, hours: float) -> None:
+    learned, delays = 3 * DAY, []
+    for seed in range(5):
+        values = 0.75 * (1 + noise(learned + 2 * DAY, sigma=sigma, correlation=correlation, seed=seed))
+        values[learned:] *= 0.90
+        (first, active), *_ = turns(MeanSignal(PACE, -0.10), values)
+        assert active
+        delays.append((first + 1 - learned) / 12)
+    assert min(delays) > 0
+    assert sorted(delays)[2] <= hours
+
+
+def test_a_rise_of_confidence_or_a_third_of_the_fall_is_no_drift() -> None:
+    for factor in (1.3, 0.97):
+        values = 0.75 * (1 + noise(30 * DAY, sigma=0.03, correlation=0.3, seed=3))
+        values[10 * DAY :] *= factor
+        assert turns(MeanSignal(PACE, -0.10), values) == []
+
+
+def test_night_is_no_drift_once_a_day_was_seen() -> None:
+    blocks = 90 * DAY
+    hours = (np.arange(blocks) // 12) % 24
+    profile = np.where((hours < 8) | (hours >= 20), 0.8, 1.0)
+    values = 0.75 * profile * (1 + noise(blocks, sigma=0.03, correlation=0.3, seed=4))
+    conditions = (hours // 4).tolist()
+    assert turns(MeanSignal(PACE, -0.10), values, conditions) == []
+    values[60 * DAY :] *= 0.9
+    (first, active), *_ = turns(MeanSignal(PACE, -0.10), values, conditions)
+    assert active
+    assert 0 < first - 60 * DAY < DAY
+
+
+def test_an_hour_of_rain_is_forgiven_and_a_day_of_it_is_not() -> None:
+    values = 0.75 * (1 + noise(20 * DAY, sigma=0.03, correlation=0.3, seed=5))
+    values[10 * DAY : 10 * DAY + 12] *= 0.6
+    assert turns(MeanSignal(PACE, -0.10), values) == []
+    values[10 * DAY : 11 * DAY] *= 0.6
+    (raised, on), (cleared, off) = turns(MeanSignal(PACE, -0.10), values)
+    assert (on, off) == (True, False)
+    assert raised < 11 * DAY < cleared < 11 * DAY + 12 * 12
+
+
+def test_an_empty_street_ends_no_block() -> None:
+    signal = MeanSignal(replace(PACE, min_samples=100), -0.10)
+    assert not any(signal.tick(block * BLOCK_S) for block in range(10 * DAY))
+    assert signal.reading.blocks == 0
+    for _ in range(99):
+        signal.observe(0.1)
+    signal.tick(11 * DAY * BLOCK_S)
+    assert signal.reading.blocks == 0, "too few to judge"
+
+
+def test_card_replaces_the_learned_level() -> None:
+    values = [0.6] * (3 * DAY)
+    local, card = MeanSignal(PACE, -0.10), MeanSignal(PACE, -0.10, card=0.75)
+    assert turns(local, values) == []
+    ((_, active),) = turns(card, values)
+    assert active
+    assert card.reading.basis == "card"
+    assert card.reading.baseline == 0.75
+    assert card.reading.change == pytest.approx(-0.2)
+
+
+def test_latency_has_a_mean_for_each_batch_size_and_ignores_a_hiccup() -> None:
+    random = np.random.default_rng(6)
+    items = random.integers(1, 5, 6 * DAY)
+    seconds = 0.01 * items**0.5 * np.exp(random.normal(0, 0.05, len(items)))
+    seconds[5 * DAY] = 3.0
+    assert turns(MeanSignal(PACE, 0.2, logarithmic=True), seconds, items.tolist()) == []
+    seconds[5 * DAY :] *= 1.2
+    signal = MeanSignal(PACE, 0.2, logarithmic=True)
+    ((block, active),) = turns(signal, seconds, items.tolist())
+    assert active
+    assert 0 < block - 5 * DAY < 36
+    assert signal.reading.change == pytest.approx(0.2, abs=0.05)
+
+
+def test_baseline_widens_its_spread_for_correlated_blocks() -> None:
+    def learned(correlation: float) -> float:
+        values = 0.7 * (1 + noise(2000, sigma=0.05, correlation=correlation, seed=7))
+        return learn_mean([{0: [1.0, value]} for value in values.tolist()], logarithmic=False).sigma
+
+    assert learned(0.0) == pytest.approx(0.05, rel=0.1)
+    assert learned(0.8) == pytest.approx(0.15, rel=0.2)
+
+
+def feed_rate(signal: RateSignal, hits_per_block: Iterable[int]) -> list[tuple[int, bool]]:
+    found = []
+    signal.tick(0.0)
+    for block, hits in enumerate(hits_per_block):
+        for window in range(60):
+            signal.observe(window < hits)
+        if signal.tick((block + 1) * BLOCK_S):
+            found.append((block, signal.reading.active))
+    return found
+
+
+def test_class_rate_alarms_on_five_times_as_many_and_not_on_the_usual() -> None:
+    random = np.random.default_rng(8)
+    hits = random.poisson(0.05, 40 * DAY)
+    assert feed_rate(RateSignal(WEEK_PACE, 3.0), hits.tolist()) == []
+    hits[30 * DAY :] = random.poisson(0.25, 10 * DAY)
+    signal = RateSignal(WEEK_PACE, 3.0)
+    ((block, active),) = feed_rate(signal, hits.tolist())
+    assert active
+    assert 0 < block - 30 * DAY < DAY
+
+
+def test_class_rate_alarms_when_nothing_is_found_any_more() -> None:
+    hits = np.random.default_rng(9).poisson(0.2, 30 * DAY)
+    hits[20 * DAY :] = 0
+    ((block, active),) = feed_rate(RateSignal(WEEK_PACE, 3.0), hits.tolist())
+    assert active
+    assert 0 < block - 20 * DAY < 2 * DAY
+
+
+def crowd(hours: int, *, seed: int, factor_after: int | None = None) -> list[list[int]]:
+    """Counts of people by hour: a slowly wandering crowd, few at night, fewer on two days a week."""
+    random = np.random.default_rng(seed)
+    level, found = 0.0, []
+    for hour in range(hours):
+        level = 0.8 * level + random.normal(0, 0.35)
+        usual = (0.3 if hour % 24 < 7 else 1.0) * (0.4 if hour // 24 % 7 >= 5 else 1.0)
+        more = 3.0 if factor_after is not None and hour >= factor_after else 1.0
+        counts = random.poisson(1.5 * math.exp(level) * usual * more, 50)
+        found.append(counts[counts > 0].tolist())
+    return found
+
+
+def feed_mixture(signal: MixtureSignal, hours: list[list[int]]) -> list[tuple[int, bool]]:
+    found = []
+    signal.tick(0.0)
+    for hour, counts in enumerate(hours):
+        for count in counts:
+            signal.observe(count)
+        if signal.tick((hour + 1) * 3600.0):
+            found.append((hour, signal.reading.active))
+    return found
+
+
+def test_weekends_and_nights_are_no_other_crowd_but_three_times_as_many_people_are() -> None:
+    week_s, pace = WINDOW_BUCKETS * 3600.0, replace(PACE, min_samples=10)
+    assert feed_mixture(MixtureSignal(pace, EDGES, 0.25, week_s), crowd(26 * 168, seed=10)) == []
+    changed = crowd(6 * 168, seed=10, factor_after=4 * 168)
+    ((hour, active),) = feed_mixture(MixtureSignal(pace, EDGES, 0.25, week_s), changed)
+    assert active
+    assert 0 < hour - 4 * 168 < 168
+
+
+def test_golden_answers_need_two_checks_each_way() -> None:
+    signal = AgreementSignal(0.05)
+    states = []
+    for agreement in (1.0, 0.5, 1.0, 0.5, 0.5, 1.0, 0.96, 0.96):
+        signal.observe(agreement)
+        states.append((signal.tick(0.0), signal.reading.active))
+    on, off, no = (True, True), (True, False), False
+    assert states == [(no, False)] * 4 + [on, (no, True), off, (no, False)]
+
+
+def test_signals_go_on_after_a_restart_as_if_nothing_had_been() -> None:
+    values = 0.75 * (1 + noise(4 * DAY, sigma=0.05, correlation=0.3, seed=11))
+    values[3 * DAY :] *= 0.9
+    whole = turns(MeanSignal(PACE, -0.10), values)
+    signal, found = MeanSignal(PACE, -0.10), []
+    for block, value in enumerate(values.tolist()):
+        if block % 100 == 0:
+            state = json.loads(json.dumps(signal.state()))
+            signal = MeanSignal(PACE, -0.10)
+            signal.restore(state)
+            signal.tick(block * BLOCK_S)
+        signal.observe(value)
+        if signal.tick((block + 1) * BLOCK_S):
+            found.append((block, signal.reading.active))
+    assert whole
+    assert found == whole
+
+
+def test_rates_mixtures_and_checks_can_be_stored() -> None:
+    rate, mixture, checks = (
+        RateSignal(WEEK_PACE, 3.0),
+        MixtureSignal(PACE, EDGES, 0.25, 604800.0),
+        AgreementSignal(0.05),
+    )
+    feed_rate(rate, [0, 1] * (5 * DAY))
+    feed_mixture(mixture, crowd(400, seed=12))
+    checks.observe(0.5)
+    for signal, fresh in (
+        (rate, RateSignal(WEEK_PACE, 3.0)),
+        (mixture, MixtureSignal(PACE, EDGES, 0.25, 604800.0)),
+        (checks, AgreementSignal(0.05)),
+    ):
+        state = json.loads(json.dumps(signal.state()))
+        fresh.restore(state)
+        assert json.loads(json.dumps(fresh.state())) == state
+        assert fresh.reading == signal.reading
+
+
+def test_a_stored_mixture_of_other_bins_is_refused() -> None:
+    state = MixtureSignal(PACE, (1, 2), 0.25, 604800.0).state() | {"buckets": [[1, 2]]}
+    with pytest.raises(ValueError, match="expected 7 bins, got 2"):
+        MixtureSignal(PACE, EDGES, 0.25, 604800.0).restore(state)
