@@ -87,8 +87,11 @@ async def download(url: str, part: Path, wanted: Wanted, progress: Progress, lim
     Proxies come from HTTPS_PROXY, HTTP_PROXY and NO_PROXY. Raises DownloadError after `attempts` failures in a row,
     NoNetworkError, RefusedDownloadError (the address is wrong, the size is not the announced one, no room), OSError.
     """
-    job = _Download(URL(url), part, wanted, progress, limits or Limits())
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=job.limits.connect_s, sock_read=job.limits.stall_s)
+    limits = limits or Limits()
+    job = _Download(URL(url), part, wanted, progress, limits)
+    timeout = aiohttp.ClientTimeout(
+        total=None, connect=limits.connect_s, sock_connect=limits.connect_s, sock_read=limits.stall_s
+    )
     async with aiohttp.ClientSession(
         trust_env=True,
         auto_decompress=False,
@@ -294,8 +297,12 @@ def _next_address(response: aiohttp.ClientResponse, url: URL, *, checksum_known:
 
 
 def _require_allowed(url: URL, *, came_from: URL | None, checksum_known: bool) -> None:
-    """Plain HTTP only where a checksum judges the bytes, and never as a step down from HTTPS; this machine is no network."""
-    if url.scheme == "https" or _is_loopback(url.host or ""):
+    """Plain HTTP only where a checksum judges the bytes, and never as a step down from HTTPS.
+
+    This machine is no network: from itself to itself everything goes. A stranger does not send us there.
+    """
+    from_here = came_from is None or _is_loopback(came_from.host or "")
+    if url.scheme == "https" or (from_here and _is_loopback(url.host or "")):
         return
     if came_from is not None and came_from.scheme == "https":
         raise RefusedDownloadError(f"{_place(came_from)} redirects from https to http ({_place(url)}): refused")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -281,6 +282,15 @@ def test_stalling_for_good_ends_in_an_error(
     assert visible(store) == []
 
 
+def test_a_line_that_breaks_every_megabyte_gets_there(store: ModelStore, watcher: Watcher, tmp_path: Path) -> None:
+    big = rtmo_graph(tmp_path / "big.onnx", size=(64, 96), conv_layers=40)
+    with serving({"/model.onnx": big.read_bytes()}) as server:
+        server.plan = [cut_after(1_000_000)] * 5
+        pull(entry(big, server.url()), store, watcher, OPTIONS)
+        assert len(server.requests) == 6
+    assert visible(store) == ["rtmo-x"]
+
+
 def test_server_errors_are_tried_again_and_a_missing_file_is_not(
     model: Path, server: FileServer, mirror: FileServer, store: ModelStore, watcher: Watcher
 ) -> None:
@@ -463,6 +473,23 @@ def test_a_server_that_does_not_speak_tls_is_no_reason_to_hang(
 ) -> None:
     with pytest.raises(ModelError, match="no trustworthy TLS connection"):
         pull(entry(model, f"https://127.0.0.1:{server.port}/model.onnx"), store, watcher, OPTIONS)
+
+
+@pytest.mark.parametrize("proxied", [False, True], ids=["server", "proxy"])
+def test_a_host_that_takes_the_call_and_says_nothing_is_left(
+    model: Path, store: ModelStore, watcher: Watcher, monkeypatch: pytest.MonkeyPatch, proxied: bool
+) -> None:
+    """No TLS handshake, no answer to CONNECT."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        if proxied:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://{place}")
+        url = "https://host.invalid/model.onnx" if proxied else f"https://{place}/model.onnx"
+        started_s = time.monotonic()
+        quick = PullOptions(limits=dataclasses.replace(LIMITS, connect_s=0.3, attempts=2))
+        with pytest.raises(ModelError, match=r"no answer|stalled"):
+            pull(entry(model, url), store, watcher, quick)
+        assert time.monotonic() - started_s < 10
 
 
 def test_a_mirror_may_be_named_and_its_file_is_judged_the_same(
