@@ -90,7 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     _json_option(check)
 
     doctor = _command(commands, "doctor", "doctor", "look for what keeps this box from working")
-    doctor.add_argument("--self-test", action="store_true", help="also let the models watch a simulated scene (a minute)")
+    doctor.add_argument(
+        "--self-test", action="store_true", help="also let the models watch a simulated scene (a minute)"
+    )
     _config_option(doctor)
     _json_option(doctor)
 
@@ -182,7 +184,7 @@ def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     listing = actions.add_parser("list", help="shipped, pulled and available models")
     verify = actions.add_parser("verify", help="checksums, graph, contract and golden answers")
     verify.add_argument("models", nargs="*", metavar="MODEL", help="name or path (default: all that are here)")
-    verify.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda[:N]")
+    verify.add_argument("--device", type=device, default="cpu", metavar="DEVICE", help="cpu (default), cuda[:N]")
     pull = actions.add_parser("pull", help="fetch a model of the catalogue")
     pull.add_argument("name", metavar="NAME", help="rtmo-s, ...")
     where = pull.add_mutually_exclusive_group()
@@ -192,14 +194,14 @@ def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     pull.add_argument("--allow-unverified", action="store_true", help="take a file whose checksum is not known")
     build = actions.add_parser("build", help="TensorRT engines ahead of time")
     build.add_argument("model", nargs="?", metavar="MODEL", help="name or path (default: what the configuration names)")
-    build.add_argument("--device", default="tensorrt", metavar="DEVICE", help="tensorrt[:N]")
+    build.add_argument("--device", type=device, default="tensorrt", metavar="DEVICE", help="tensorrt[:N]")
     build.add_argument("--precision", choices=("fp32", "fp16"), help="default: as configured")
     bench = actions.add_parser("bench", help="latency and throughput beside a bare onnxruntime session")
     bench.add_argument("model", metavar="MODEL", help="name or path")
     bench.add_argument("--batch", type=whole_numbers, default=[1, 2, 4, 8], metavar="N,N", help="default 1,2,4,8")
     bench.add_argument("--provider", type=devices, metavar="DEVICE,...", help="cpu, cuda[:N], tensorrt[:N]")
     bench.add_argument("--seconds", type=positive_number, default=3.0, help="per batch size and provider (default 3)")
-    bench.add_argument("--threads", type=int, default=0, help="of the CPU (default: one per core)")
+    bench.add_argument("--threads", type=whole_number, default=0, help="of the CPU (default: one per core)")
     for action in (listing, verify, pull, build, bench):
         action.add_argument("--catalogue", type=Path, metavar="FILE", help="in place of the shipped catalogue")
         _config_option(action)
@@ -251,11 +253,14 @@ def whole_numbers(text: str) -> list[int]:
     return [whole_number(part) for part in text.split(",")]
 
 
+def device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?|tensorrt(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda[:N] or tensorrt[:N], got {text!r}")
+    return text
+
+
 def devices(text: str) -> list[str]:
-    for part in text.split(","):
-        if not re.fullmatch(r"cpu|cuda(:\d+)?|tensorrt(:\d+)?", part):
-            raise argparse.ArgumentTypeError(f"expected cpu, cuda[:N] or tensorrt[:N], got {part!r}")
-    return text.split(",")
+    return [device(part) for part in text.split(",")]
 
 
 def positive_number(text: str) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from agent.errors import ModelError, RecognizerError
+from agent.errors import DeviceMemoryError, FatalError, ModelError, RecognizerError
 from agent.runtime.backend import TensorSpec
 from agent.runtime.bundle import Bundle, check_golden, read_bundle, seal_problems
 from agent.runtime.manifest import InputInfo, Manifest, OutputInfo
@@ -26,7 +26,6 @@ class Examination:
 
     path: Path
     title: str
-    bundle: Bundle | None = None
     checked: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -43,7 +42,7 @@ def examine(path: Path, *, device: str = "cpu") -> Examination:
     """
     found = Examination(path, path.name)
     try:
-        bundle = found.bundle = read_bundle(path)
+        bundle = read_bundle(path)
     except (ModelError, OSError) as error:
         found.problems.append(str(error))
         return found
@@ -75,7 +74,7 @@ def _examine_graph(found: Examination, bundle: Bundle) -> None:
 def _examine_session(found: Examination, bundle: Bundle, device: str) -> None:
     try:
         session = create_session(bundle.model, device=device, config_path="--device")
-    except ModelError as error:
+    except (ModelError, DeviceMemoryError) as error:
         found.problems.append(str(error))
         return
     try:
@@ -94,6 +93,8 @@ def _examine_answers(found: Examination, bundle: Bundle, manifest: Manifest, ses
         return
     try:
         check_golden(bundle, session, reduced_precision=session.device != "cpu")
+    except FatalError:
+        raise
     except RecognizerError as error:
         found.problems.append(str(error))
         return
