@@ -24,8 +24,8 @@ pytestmark = [
     pytest.mark.skipif(MOSQUITTO is None, reason="needs Mosquitto (Debian package mosquitto)"),
 ]
 
-SURE_FRAMES = 500
-UNSURE_FRAMES = 300
+SURE_FRAMES = 300
+UNSURE_FRAMES = 200
 QUICK = {
     "block_s": 0.5, "min_samples": 5, "warmup_h": 6 / 3600, "min_blocks": 8, "alarm_after_h": 1 / 3600,
     "clear_after_h": 1 / 3600, "false_alarm_every_days": 0.001, "latency_rise": 100,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -91,6 +92,11 @@ def test_messages_follow_their_schema_and_can_be_read_back() -> None:
         received = parse(payload)
         assert (received.kind, received.phase, received.sequence) == ("drift", event.phase, sequence)
         assert received.attributes == event.attributes
+
+
+def test_message_in_the_documentation_follows_the_schema(repo_dir: Path) -> None:
+    text = (repo_dir / "docs" / "drift.md").read_text(encoding="utf-8")
+    VALIDATOR.validate(json.loads(text.partition("```json")[2].partition("```")[0]))
 
 
 def test_schema_refuses_a_drift_event_in_the_clothes_of_an_incident() -> None:
