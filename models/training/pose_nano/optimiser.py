@@ -72,7 +72,7 @@ def optimiser_for(network: nn.Module, rate: float, decay: float = 0.03) -> MuonA
     """Convolutions inside the network by Muon; the first one, the last ones, norms and biases by AdamW."""
     inner, outer, flat = [], [], []
     for name, parameter in network.named_parameters():
-        outside = name.startswith("stem.") or parameter.shape[2:] == (1, 1) and "head" in name
+        outside = name.startswith("stem.") or (parameter.shape[2:] == (1, 1) and "head" in name)
         (flat if parameter.ndim < 2 else outer if outside else inner).append(parameter)
     return MuonAdamW(
         [
