@@ -115,6 +115,7 @@ def outline(solids: Solids, camera: Camera) -> Outlines:
 
     toward = -np.einsum("kij,kj->ki", axes, ray) / solids.radii  # direction to the lens, unit coordinates
     toward[:, 2] = np.where(capsule, 0.0, toward[:, 2])
+    toward[:, 1] += np.where(capsule, np.float32(1e-4), 0)  # keeps a direction where the axis runs along the ray
     toward = unit_rows(toward)
     helper = np.where((capsule | (np.abs(toward[:, 2]) < 0.9))[:, None], (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))
     across = unit_rows(cross(toward, helper))
@@ -125,7 +126,9 @@ def outline(solids: Solids, camera: Camera) -> Outlines:
 
     axis_px = end_px - start_px
     length = np.linalg.norm(axis_px, axis=1)
-    unit = np.where((length > 1e-3)[:, None], axis_px / np.maximum(length, 1e-3)[:, None], (0.0, 1.0))
+    sideways = unit_rows(on_screen[:, 0])  # stands in for the axis of a limb that points at the lens
+    turned = np.stack([sideways[:, 1], -sideways[:, 0]], axis=1)
+    unit = np.where((length > 0.3)[:, None], axis_px / np.maximum(length, 1e-3)[:, None], turned)
     normal = np.stack([-unit[:, 1], unit[:, 0]], axis=1)
     lateral = np.einsum("ki,ki->k", on_screen[:, 0], normal)
     flip = np.where(capsule & (lateral < 0), -1.0, 1.0).astype(np.float32)
