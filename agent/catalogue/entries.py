@@ -14,6 +14,8 @@ from agent.runtime.manifest import FileInfo, InputInfo, OutputInfo, Provenance
 
 FILE = "catalogue.json"
 MODEL = "model.onnx"
+UNVERIFIED = "+unverified"
+"""Ends the version of a bundle whose model came without a known checksum."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 
@@ -85,7 +87,7 @@ class Entry(_Part):
         """What `seal_bundle` needs to make a bundle of the model, wherever it came from."""
         fields = self.model_dump(mode="json", exclude={"file", "sources"})
         if provenance.trust != "catalogue":  # another file: it must not pass for the one that the catalogue knows
-            fields["version"] = f"{self.version}+unverified"
+            fields["version"] = self.version + UNVERIFIED
         return fields | {"model": MODEL, "provenance": provenance.model_dump(mode="json")}
 
 

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from agent.catalogue.entries import Catalogue, load_catalogue
+from agent.catalogue.entries import UNVERIFIED, Catalogue, Entry, load_catalogue
 from agent.catalogue.examine import Examination, examine
 from agent.catalogue.inventory import brief, find_model, inventory, shipped_bundles
 from agent.catalogue.pull import PullOptions, pull, pull_file
@@ -29,6 +29,7 @@ from agent.config.paths import CATALOGUE, models_dir, resource_dir
 from agent.config.schema import AgentConfig
 from agent.errors import ModelError
 from agent.observe.logging import mask_text
+from agent.runtime.bundle import read_bundle
 
 _LINE_EVERY_S = 10.0
 _COLOURS = {"ready": "green", "unverified": "yellow", "damaged": "red", "not pulled": "dim"}
@@ -119,7 +120,7 @@ def _pull(args: argparse.Namespace, shelf: Shelf) -> int:
         known = ", ".join(one.name for one in shelf.catalogue.models)
         raise ModelError(f"the catalogue has no {name!r} (hint: it has {known})")
     there = shelf.store.find(name)
-    if there and not args.force and examine(there).good:
+    if there and not args.force and _is_current(there, entry):
         print(f"{name} is here already: {there.resolve()} (--force fetches it again)")
         return EXIT_GOOD
     options = PullOptions(source=args.source or "", allow_unverified=args.allow_unverified)
@@ -130,6 +131,14 @@ def _pull(args: argparse.Namespace, shelf: Shelf) -> int:
             folder = pull(entry, shelf.store, meter, options)
     print(f"{name} is ready: {folder}\nin the configuration: pose: {{estimator: rtmo, model: {CATALOGUE}{name}}}")
     return EXIT_GOOD
+
+
+def _is_current(folder: Path, entry: Entry) -> bool:
+    """Is the pulled bundle sound, and of the version that the catalogue has now?"""
+    if not examine(folder).good:
+        return False
+    manifest = read_bundle(folder).manifest
+    return manifest is not None and manifest.version.removesuffix(UNVERIFIED) == entry.version
 
 
 class Meter:

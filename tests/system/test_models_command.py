@@ -167,6 +167,15 @@ def test_a_damaged_model_is_pulled_again_without_being_asked(box: Box, model: Pa
     assert box.run("models", "verify", "rtmo-x").returncode == GOOD
 
 
+def test_a_newer_version_of_the_catalogue_is_pulled_without_being_asked(
+    box: Box, model: Path, server: FileServer
+) -> None:
+    box.run("models", "pull", "rtmo-x", "--catalogue", box.catalogue(entry(model, server.url())))
+    newer = box.catalogue(entry(model, server.url(), version="2021.1"))
+    assert box.run("models", "pull", "rtmo-x", "--catalogue", newer).returncode == GOOD
+    assert "2021.1" in box.run("models", "verify", "rtmo-x").stdout
+
+
 def test_a_machine_without_network_is_told_how_to_go_on(box: Box, model: Path) -> None:
     catalogue = box.catalogue(entry(model, "https://host.invalid/model.onnx"))
     done = box.run("models", "pull", "rtmo-x", "--catalogue", catalogue)
