@@ -143,13 +143,12 @@ def test_new_service_needs_a_restart() -> None:
     assert list(change.effective.services) == ["fight"]
 
 
-@pytest.mark.parametrize("name", ["default", "one-camera", "four-cameras", "jetson", "posenet"])
+@pytest.mark.parametrize("name", ["default", "one-camera", "four-cameras", "jetson", "pose-nano", "posenet"])
 def test_shipped_configurations_are_valid(repo_dir: Path, name: str) -> None:
     config = load_config([repo_dir / "configs" / f"{name}.yaml"], env={"POSENET_MODEL": "/m.tflite"})
     assert sorted(config.services) == ["fall", "fight"]
 
 
 def test_every_shipped_configuration_is_in_the_test_above(repo_dir: Path) -> None:
-    assert {path.stem for path in (repo_dir / "configs").glob("*.yaml")} == {
-        "default", "one-camera", "four-cameras", "jetson", "posenet",
-    }  # fmt: skip
+    named = {path.stem for path in (repo_dir / "configs").glob("*.yaml")} - {"release-gate"}  # bars, not settings
+    assert named == {"default", "one-camera", "four-cameras", "jetson", "pose-nano", "posenet"}
