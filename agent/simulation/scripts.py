@@ -73,7 +73,7 @@ class EpisodicScript:
         """What overlaps [start_s, end_s), in order of start."""
         first = max(0, int((start_s - TAIL_S) // EPISODE_S))
         found = []
-        for index in range(first, int(max(end_s, 0) // EPISODE_S) + 1):
+        for index in range(first, int(np.ceil(max(end_s, 0) / EPISODE_S))):
             offset = index * EPISODE_S
             for interval in self.episode(index).intervals:
                 start, end = interval.start_s + offset, interval.end_s + offset
@@ -165,7 +165,7 @@ def simulate_joints(
     times = start_s + np.arange(round(seconds * rate_hz)) / rate_hz
     columns: list[tuple[int, FloatArray, NDArray[np.str_]]] = []
     first = max(0, int((start_s - TAIL_S) // EPISODE_S))
-    for number in range(first, int((start_s + seconds) // EPISODE_S) + 1):
+    for number in range(first, int(np.ceil((start_s + seconds) / EPISODE_S))):
         episode = script.episode(number)
         frames = (times - number * EPISODE_S) * RATE_HZ
         for track, actor_id, lengths in zip(episode.tracks, episode.actor_ids, episode.lengths, strict=True):
