@@ -94,7 +94,9 @@ class SimulatedSource(GuardedSource):
 
     @property
     def scene(self) -> SimulatedScene:
-        """Script, camera and truth; made on first use (under a second)."""
+        """Script, camera and truth; made on first use (a second or so). While the source is being read it belongs to the
+        reader's thread: scripts make their episodes as they are asked. Another thread asks a script of its own,
+        `build_script(camera.scenario, seed=camera.seed, people=camera.people)`, which is the same."""
         with self._build:
             if self._scene is None:
                 self._scene = _build(self.camera)

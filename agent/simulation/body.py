@@ -96,7 +96,7 @@ def _landmarks(joints: Array) -> tuple[FloatArray, FloatArray, FloatArray]:
     face = (joints[:, 0] + eyes) / 2 - ears
     left = joints[:, 3] - joints[:, 4]
     skull = _frame(cross(face, left), left)
-    head = ears + (skull[:, 1] * 0.012 + skull[:, 2] * 0.022) * size[:, None]
+    head = ears + (skull[:, 1] * 0.012 + skull[:, 2] * 0.012) * size[:, None]
     neck = shoulders + spine * 0.02 * size[:, None]
     waist = hips + (shoulders - hips) * 0.36
     knees = (joints[:, 13] + joints[:, 14]) / 2

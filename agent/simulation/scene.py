@@ -65,15 +65,16 @@ class SimulatedScene:
 
     def _bodies(self, actor_ids: tuple[int, ...]) -> tuple[Anatomy, IntArray, Wardrobe]:
         """What these people are made of; made anew only when somebody comes or goes."""
-        if self._together is None or self._together[0] != actor_ids:
+        together = self._together
+        if together is None or together[0] != actor_ids:
             for actor_id in actor_ids:
                 if actor_id not in self._looks:
                     self._looks[actor_id] = dress((self.seed, actor_id), grey=self.setting.night)
             looks = [self._looks[actor_id] for actor_id in actor_ids]
             owner = np.repeat(np.arange(len(looks)), [len(look.anatomy) for look in looks])
             joined = Anatomy.join([look.anatomy for look in looks]), owner, Wardrobe.of(looks, self._folds)
-            self._together = actor_ids, joined
-        return self._together[1]
+            together = self._together = (actor_ids, joined)
+        return together[1]
 
     def _drift(self, actors: list[ActorState], joints: FloatArray, t_s: float) -> FloatArray:
         """(A, 17, 3) m that joints move while the shutter is open; who was not there a moment ago stands still."""
@@ -119,7 +120,8 @@ def build_scene(
 
 def _where_people_are(script: Script) -> FloatArray:
     """(N, 3) joints over the script's length, at least those of one person in the middle."""
-    times = np.linspace(0, max(script.length_s, 0.1), _SAMPLES)
+    # Not the end itself: it belongs to the next stretch of an endless script, which would have to be made.
+    times = np.linspace(0, max(script.length_s, 0.1), _SAMPLES, endpoint=False)
     joints = [actor.joints for t_s in times for actor in script.actors(float(t_s))]
     if not joints:
         joints = [np.array([(x, y, z) for x in (-2, 2) for y in (-2, 2) for z in (0, 1.8)], np.float32)]

@@ -96,7 +96,8 @@ def build_backdrop(
     points = camera.position + rays[half] * distance[half][..., None]
     light = _illumination(points, normal_axis[half], shell, blocks, ambience)
     light = cv2.resize(light, (width, height), interpolation=cv2.INTER_LINEAR)
-    level = float(np.mean((albedo.mean(axis=2) * light)[~open_sky])) if not open_sky.all() else 0.4
+    grey = (albedo[..., 0] + albedo[..., 1] + albedo[..., 2]) * light
+    level = float(np.mean(grey[~open_sky])) / 3 if not open_sky.all() else 0.4
     gain = float(np.clip(brightness / 255 / max(level, 1e-3), 0.5, 2.6))
     light[open_sky] = 1 / gain
     picture = albedo * light[..., None]
