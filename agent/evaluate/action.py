@@ -148,10 +148,9 @@ def action_report(clips: Sequence[ClipResult], service: str, threshold: float = 
     counts = _counts(truth, called)
     hits, false_alarms = counts["true_positive"], counts["false_positive"]
     precision, recall = _ratio(hits, hits + false_alarms), _ratio(hits, int(truth.sum()))
-    right = int((called == truth).sum())
+    right = hits + counts["true_negative"]
     report = {
-        "service": service,
-        "threshold": threshold,
+        "service": service, "threshold": threshold,
         "accuracy": right / len(clips),
         "accuracy_95": list(wilson_interval(right, len(clips))),
         "precision": precision,
@@ -164,7 +163,7 @@ def action_report(clips: Sequence[ClipResult], service: str, threshold: float = 
         "roc": roc(probability, truth),
         "reliability": reliability(probability, truth),
         "clips": [{name: value for name, value in asdict(clip).items() if value != ""} for clip in clips],
-    }
+    }  # fmt: skip
     sources = sorted({clip.source for clip in clips if clip.source})
     if sources:
         of_clip = np.array([clip.source for clip in clips])

@@ -172,7 +172,10 @@ def _windows(report: Mapping[str, Any]) -> str:
     ]
     parts = []
     if rows:
-        intro = "Windows that an incident fills by a third, or that hold it nearly whole, and windows that it does not come near; called at 0.5:"
+        intro = (
+            "Windows that an incident fills by a third, or that hold it nearly whole, and windows that it does not come "
+            "near; called at 0.5:"
+        )
         parts.append(f"## Single verdicts\n\n{intro}\n\n{table(('service', *names), rows)}")
     if tracking := report.get("tracking"):
         parts.append("## Tracks\n\n" + table(list(tracking), [list(tracking.values())]))

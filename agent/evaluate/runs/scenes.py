@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from agent.evaluate.truth_poses import NoisyTruth
 from agent.recognition import Recognition, open_recognition
 from agent.simulation.scene import SimulatedScene, build_scene
 from agent.simulation.scripts import build_script
-from agent.simulation.values import Interval, Truth
+from agent.simulation.values import Interval, Script, Truth
 from agent.types import ActionScores, Event, EventPhase
 
 WINDOW_SHARE = 1 / 3
@@ -57,12 +57,12 @@ async def run_scenes(
 ) -> EventsRun:
     """Run every scene of `plan` through the services of `config` and match their events with what happened.
 
-    truth_poses: noisy truth in place of pictures and the configured pose estimator. examples: folder and number of strips of missed
-    incidents and false alarms. progress: called once a frame.
+    truth_poses: noisy truth in place of pictures and the configured pose estimator. examples: folder and number of strips
+    of missed incidents and false alarms. progress: called once a frame.
 
     The report: `services` (per service the figures of `event_figures`, `unseen` incidents, and `windows`: the single
-    verdicts as `action_report` has them), `tracking` (HOTA, MOTA, IDF1, id_switches, id_consistency), `scenarios` (every incident and event), `hours`, `fps`, `poses`, `before_s`,
-    `after_s`, `speed` (seconds of scene per second).
+    verdicts as `action_report` has them), `tracking` (HOTA, MOTA, IDF1, id_switches, id_consistency), `scenarios` (every
+    incident and event), `hours`, `fps`, `poses`, `before_s`, `after_s`, `speed` (seconds of scene per second).
     Raises ConfigError, ModelError.
     """
     services = [name for name, service in config.services.items() if service.enabled]
@@ -85,7 +85,7 @@ async def run_scenes(
         "scenarios": [one.as_json() for one in judged],
     }
     problems = [f"{one.run.scenario}, seed {one.run.seed}: {text}" for one in judged for text in one.failures]
-    strips = _save_strips(judged, *examples) if examples else {}
+    strips = _save_strips(judged, plan, *examples) if examples else {}
     return EventsRun(report, models, problems, strips)
 
 
@@ -93,12 +93,12 @@ async def run_scenes(
 class _Judged:
     """One scene: per service the matching, the incidents nobody can be asked to find, and the single verdicts.
 
-    unseen: missed incidents of whose people the camera saw less than `SEEN_SHARE` on average, and those that began less than
-    `AFTER_S` before the scene ended. boxes: truth, tracks, first and last frame.
+    unseen: missed incidents of whose people the camera saw less than `SEEN_SHARE` on average, and those that began less
+    than `AFTER_S` before the scene ended. boxes: truth, tracks, first and last frame.
     """
 
     run: SceneRun
-    scene: SimulatedScene
+    script: Script
     matchings: dict[str, Matching]
     unseen: dict[str, tuple[Incident, ...]]
     windows: dict[str, list[ClipResult]]
@@ -133,7 +133,7 @@ class _Judged:
 
     def meanwhile(self, alarm: Alarm) -> str:
         """What people did at the time, apart from standing, walking and talking."""
-        intervals = self.scene.script.intervals(alarm.onset_s, alarm.detected_s)
+        intervals = self.script.intervals(alarm.onset_s, alarm.detected_s)
         return ", ".join(sorted({interval.action for interval in intervals} - _IDLE))
 
 
@@ -164,7 +164,7 @@ async def _run_scene(
         await camera.pipeline.run()
     except BaseExceptionGroup as group:
         raise first_cause(group) from group
-    return _judge(recognition.config, run, scene, watcher)
+    return _judge(recognition.config, run, scene.script, watcher)
 
 
 def _build(run: SceneRun, plan: ScenePlan) -> SimulatedScene:
@@ -172,8 +172,8 @@ def _build(run: SceneRun, plan: ScenePlan) -> SimulatedScene:
     return build_scene(script, seed=run.seed, width=plan.size[0], height=plan.size[1])
 
 
-def _judge(config: AgentConfig, run: SceneRun, scene: SimulatedScene, watcher: SceneWatcher) -> _Judged:
-    intervals = scene.script.intervals(0.0, run.seconds)
+def _judge(config: AgentConfig, run: SceneRun, script: Script, watcher: SceneWatcher) -> _Judged:
+    intervals = script.intervals(0.0, run.seconds)
     matchings: dict[str, Matching] = {}
     unseen: dict[str, tuple[Incident, ...]] = {}
     windows: dict[str, list[ClipResult]] = {}
@@ -195,7 +195,7 @@ def _judge(config: AgentConfig, run: SceneRun, scene: SimulatedScene, watcher: S
         unseen[name] = hidden
         windows[name] = _judge_windows(run, name, incidents, watcher.scores)
     boxes = (MotBoxes.join(watcher.truth), MotBoxes.join(watcher.tracks), 1, len(watcher.truth))
-    return _Judged(run, scene, matchings, unseen, windows, boxes, sorted(set(watcher.failures)))
+    return _Judged(run, script, matchings, unseen, windows, boxes, sorted(set(watcher.failures)))
 
 
 def _lies_until(interval: Interval, intervals: Iterable[Interval]) -> float:
@@ -273,23 +273,26 @@ def _service_report(name: str, judged: Sequence[_Judged], hours: float) -> dict[
     return figures
 
 
-def _save_strips(judged: Sequence[_Judged], folder: Path, count: int) -> dict[str, Path]:
-    """Missed incidents and false alarms, drawn again from the scene; false alarms of the surest kind first."""
-    mistakes: list[tuple[float, str, SimulatedScene, float]] = []
-    for one in judged:
-        for name, matching in one.matchings.items():
-            where = f"{one.run.scenario}, seed {one.run.seed}"
-            for alarm in matching.false_alarms:
-                start_s = max(0.0, alarm.detected_s - _STRIP_S)
-                text = f"False alarm: {name} at {alarm.detected_s:.1f} s ({where}), confidence {alarm.confidence:.2f}"
-                mistakes.append((-alarm.confidence, text, one.scene, start_s))
-            for incident in matching.missed:
-                text = f"Missed: {name} from {incident.start_s:.1f} s ({where})"
-                mistakes.append((-0.5, text, one.scene, max(0.0, incident.start_s - 0.5)))
+def _save_strips(judged: Sequence[_Judged], plan: ScenePlan, folder: Path, count: int) -> dict[str, Path]:
+    """False alarms, the surest first, and missed incidents, drawn again from their scenes."""
+    mistakes = sorted((mistake for one in judged for mistake in _mistakes(one)), key=lambda mistake: mistake[:2])
     files: dict[str, Path] = {}
-    for number, (_, text, scene, start_s) in enumerate(sorted(mistakes, key=lambda one: one[:2])[:count], start=1):
+    for number, (_, text, run, start_s) in enumerate(mistakes[:count], start=1):
+        scene = _build(run, plan)
         times = np.linspace(start_s, start_s + _STRIP_S, FRAMES)
         path = folder / f"mistake-{number}.jpg"
         save_strip(path, side_by_side([shrink(scene.shot(float(t_s)).image, WIDTH_PX) for t_s in times]))
         files[text] = path
     return files
+
+
+def _mistakes(one: _Judged) -> Iterator[tuple[float, str, SceneRun, float]]:
+    """Rank (smallest first), caption, scene and begin of the strip."""
+    where = f"{one.run.scenario}, seed {one.run.seed}"
+    for name, matching in one.matchings.items():
+        for alarm in matching.false_alarms:
+            text = f"False alarm: {name} at {alarm.detected_s:.1f} s ({where}), confidence {alarm.confidence:.2f}"
+            yield -alarm.confidence, text, one.run, max(0.0, alarm.detected_s - _STRIP_S)
+        for incident in matching.missed:
+            text = f"Missed: {name} from {incident.start_s:.1f} s ({where})"
+            yield 0.0, text, one.run, max(0.0, incident.start_s - 0.5)
