@@ -55,19 +55,17 @@ def curve(points: Array, spacing: float = 0.05) -> Array:
 
 def pace(length: float, speed: float, *, from_speed: float = 0.0, to_speed: float = 0.0, gain: float = 1.3) -> Array:
     """Distance covered (T,) frame by frame: a trapezoid of speed with `gain` m/s^2 at both ends."""
-    ways = [abs(speed**2 - other**2) / (2 * gain) for other in (from_speed, to_speed)]
-    if sum(ways) > length:
-        top = float(np.sqrt(max(gain * length + (from_speed**2 + to_speed**2) / 2, 0.0)))
-        speed = max(from_speed, to_speed, 0.3, top)
-    dt = 1 / RATE_HZ
-    covered, now, out = 0.0, from_speed, [0.0]
-    while covered < length - 1e-3 and len(out) < 60 * RATE_HZ:
-        braking = (now * now - to_speed * to_speed) / (2 * gain)
-        wanted = to_speed if braking >= length - covered else speed
-        now = max(0.08, now + min(max(wanted - now, -gain * dt), gain * dt))
-        covered = min(length, covered + now * dt)
-        out.append(covered)
-    return np.array(out)
+    top = float(np.sqrt(gain * length + (from_speed**2 + to_speed**2) / 2))
+    speed = max(min(speed, top), from_speed, to_speed, 0.2)
+    rise_s, fall_s = (speed - from_speed) / gain, (speed - to_speed) / gain
+    risen, fallen = (speed + from_speed) / 2 * rise_s, (speed + to_speed) / 2 * fall_s
+    even_s = max(0.0, length - risen - fallen) / speed
+    time = np.arange(int((rise_s + even_s + fall_s) * RATE_HZ) + 2) / RATE_HZ
+    left_s = np.maximum(rise_s + even_s + fall_s - time, 0)
+    rising = from_speed * time + gain / 2 * time**2
+    falling = length - to_speed * left_s - gain / 2 * left_s**2
+    covered = np.where(time < rise_s, rising, np.where(left_s > fall_s, risen + speed * (time - rise_s), falling))
+    return np.asarray(np.maximum.accumulate(np.clip(covered, 0.0, length)))
 
 
 def travel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,8 +83,10 @@ def _draw_blow(rng: np.random.Generator, temper: Temper, pair: tuple[int, int], 
 
 def places(
     rng: np.random.Generator, start: Array, foes: list[int], blows: list[Blow], *, frames: int, reach: Array
-) -> Array:
+) -> Generator[None, None, Array]:
     """Hips over the floor (F, T, 2) of F fighters: springs towards the distance that the moment asks for, pushes of blows.
+
+    Yields now and then, so that the work can be spread.
 
     start: (F, 2); reach: (F,) length of the arm.
     """
@@ -119,6 +122,8 @@ def places(
         velocity *= np.minimum(1, 2.0 / np.maximum(speed, 1e-6))
         position = position + velocity * dt
         out[:, t] = position
+        if t % 60 == 59:
+            yield
     return np.stack([smooth(track, 0.035) for track in out])
 
 

@@ -34,7 +34,7 @@ def make(
     stage = Set(rng, model, people, opening=number == 0)
     for _ in DIRECTORS[name](stage):
         yield None
-    yield finished(stage, number)
+    yield from finished(stage, number)
 
 
 def crowd(stage: Set) -> Iterator[None]:

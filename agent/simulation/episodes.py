@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,9 +94,13 @@ class Set:
         self.events.append((action, start / RATE_HZ, end / RATE_HZ, persons))
 
 
-def finished(stage: Set, number: int) -> Episode:
-    """What the director made, as the episode of that number."""
-    tracks = tuple(person.track() for person in stage.cast)
+def finished(stage: Set, number: int) -> Iterator[Episode | None]:
+    """What the director made, as the episode of that number; a step a person."""
+    made = []
+    for person in stage.cast:
+        made.append(person.track())
+        yield None
+    tracks = tuple(made)
     ids = {id(person): number * IDS + k + 1 for k, person in enumerate(stage.cast)}
     intervals = [
         Interval(action, start, end, tuple(sorted(ids[id(person)] for person in persons)))
@@ -104,7 +109,7 @@ def finished(stage: Set, number: int) -> Episode:
     for person, track in zip(stage.cast, tracks, strict=True):
         intervals.extend(_own_intervals(track, ids[id(person)], skip={"fight", "fall"}))
     table = Lengths([track.body for track in tracks]).table if tracks else np.zeros((0, 9))
-    return Episode(tracks, tuple(ids.values()), table, tuple(intervals))
+    yield Episode(tracks, tuple(ids.values()), table, tuple(intervals))
 
 
 def _own_intervals(track: Track, actor_id: int, skip: set[str]) -> list[Interval]:

@@ -45,8 +45,7 @@ def fight(
     blows = draw_blows(rng, temper, foes, frames)
     start = np.array([person.floor_xy for person in fighters])
     reach = np.array([person.body.arm for person in fighters])
-    tracks = places(rng, start, foes, blows, frames=frames, reach=reach)
-    yield None
+    tracks = yield from places(rng, start, foes, blows, frames=frames, reach=reach)
     plans = []
     for k, person in enumerate(fighters):
         own = [(blow, blow.attacker == k) for blow in blows if k in (blow.attacker, blow.victim)]

@@ -27,6 +27,9 @@ SCENARIOS = tuple(directors.DIRECTORS)
 
 MAX_PEOPLE = 12
 KEPT = 4
+"""Finished episodes that are remembered."""
+STEPS_HZ, STEPS_A_CALL = 4, 3
+"""Work on the next episode: an episode takes about 60 steps of 10 ms, so that it is ready half way through this one."""
 
 
 def build_script(scenario: str, *, seed: int, people: int) -> EpisodicScript:
@@ -48,6 +51,7 @@ class EpisodicScript:
         self._model = model
         self._kept: OrderedDict[int, Episode] = OrderedDict()
         self._coming: tuple[int, Iterator[Episode | None]] | None = None
+        self._steps = 0
 
     @property
     def name(self) -> str:
@@ -66,7 +70,7 @@ class EpisodicScript:
         found: list[ActorState] = []
         for index in self._alive(number, t_s):
             found.extend(_states(self.episode(index), (t_s - index * EPISODE_S) * RATE_HZ))
-        self._work_ahead(number + 1)
+        self._work_ahead(number + 1, t_s - number * EPISODE_S)
         return tuple(found)
 
     def intervals(self, start_s: float, end_s: float) -> tuple[Interval, ...]:
@@ -109,16 +113,19 @@ class EpisodicScript:
             self._kept.popitem(last=False)
         return episode
 
-    def _work_ahead(self, number: int) -> None:
-        """One more step of the next episode. What it becomes does not depend on when it is made."""
+    def _work_ahead(self, number: int, elapsed_s: float) -> None:
+        """The next episode, in small steps spread over this one. What it becomes does not depend on when it is made."""
         if number in self._kept:
             return
         if self._coming is None or self._coming[0] != number:
             self._coming = (number, self._make(number))
-            return
-        episode = next(self._coming[1])
-        if episode is not None:
-            self._keep(number, episode)
+            self._steps = 0
+        for _ in range(min(STEPS_A_CALL, int(elapsed_s * STEPS_HZ) - self._steps)):
+            self._steps += 1
+            episode = next(self._coming[1])
+            if episode is not None:
+                self._keep(number, episode)
+                return
 
 
 def _states(episode: Episode, frame: float) -> list[ActorState]:
