@@ -90,7 +90,7 @@ def _focus(sample: Sample, rng: np.random.Generator) -> FloatArray:
     """(2,) px of the source: mostly near somebody."""
     size = np.array([sample.image.shape[1], sample.image.shape[0]], np.float32)
     known = sample.people.boxes[sample.people.labelled]
-    if len(known) and rng.random() < 0.85:
+    if len(known) and rng.random() < 0.95:
         box = known[rng.integers(len(known))]
         return (box[:2] + (box[2:] - box[:2]) * rng.uniform(0.2, 0.8, 2)).astype(np.float32)
     return (size * rng.random(2)).astype(np.float32)
@@ -149,15 +149,15 @@ def distort(image: ImageArray, rng: np.random.Generator) -> ImageArray:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.6))  # type: ignore[assignment]  # stubs
     elif rng.random() < 0.1:
         image = _motion_blur(image, rng)
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         image = _coarse(image, rng)
-    if rng.random() < 0.25:
+    if rng.random() < 0.15:
         noise = rng.normal(0, rng.uniform(2, 14), (*image.shape[:2], 1 if rng.random() < 0.5 else 3))
         image = np.clip(image + noise.astype(np.float32), 0, 255).astype(np.uint8)
-    if rng.random() < 0.2:
+    if rng.random() < 0.12:
         _, packed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(12, 70))])
         image = cv2.imdecode(packed, cv2.IMREAD_COLOR)  # type: ignore[assignment]  # stubs
-    if rng.random() < 0.25:
+    if rng.random() < 0.12:
         image = _cover(image, rng)
     return image
 

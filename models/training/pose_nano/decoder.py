@@ -2,8 +2,9 @@
 
 1. Centres that are the highest of their 3 x 3 neighbourhood; the best `candidates` of them.
 2. Box and pose that the network predicts at each centre.
-3. Each key point follows the offset field to the place where the network, seen from near, puts the key point: the regressed
-   pose says which person's, the offsets say where (as PersonLab refines its key points).
+3. Peaks of each key point's score map, moved by the offset field to the place where the network, seen from near, puts the
+   key point. A person's key point is the peak that scores best after a penalty for its distance from the regressed pose: the
+   pose says whose, the peak says where (as MoveNet decodes). Where there is no such peak the regressed one stays.
 4. Greedy non-maximum suppression by pose similarity (OKS): people who overlap have overlapping boxes but different poses.
    It is written as a fixed number of matrix steps, so any provider runs it, batches are free, and PyTorch agrees exactly.
 """
@@ -22,13 +23,15 @@ from pose_nano.network import Maps, PoseNano
 
 @dataclass(frozen=True, slots=True)
 class DecoderOptions:
-    """candidates: N, people per picture before suppression and rows of the outputs; refinements: steps along the offsets;
-    reach: a step longer than this, in units of the person's size, is not taken; same_oks: of two people more alike than this the
-    weaker is dropped; suppression_steps: length of chains of suppression that is followed."""
+    """candidates: N, people per picture before suppression and rows of the outputs; peaks: K, per kind of key point; reach: the
+    distance of a peak, in units of the person's size (square root of the box area), at which it counts exp(-1/2); least_peak:
+    peaks that score less after that are not taken; same_oks: of two people more alike than this the weaker is dropped;
+    suppression_steps: length of chains of suppression that is followed."""
 
     candidates: int = 30
-    refinements: int = 2
-    reach: float = 0.15
+    peaks: int = 24
+    reach: float = 0.16
+    least_peak: float = 0.05
     same_oks: float = 0.55
     suppression_steps: int = 4
 
@@ -63,7 +66,7 @@ class PoseNanoDetector(nn.Module):
         poses = _at_cells(maps.poses.flatten(1, 2).flatten(2), cell).reshape(*cell.shape, NUM_KEYPOINTS, 2)
         points = middle[:, :, None] + poses
         area = ((sides[..., 0] + sides[..., 2]) * (sides[..., 1] + sides[..., 3])).clamp(min=1.0)
-        points, point_score = self._refine(points, area, maps)
+        points, point_score = self._snap(points, area, maps)
         person = best * (0.4 + 0.6 * point_score.mean(dim=-1))
         person = person * self._survivors(points, area, person)
         person, order = person.topk(options.candidates, dim=1)
@@ -72,20 +75,24 @@ class PoseNanoDetector(nn.Module):
         triples = triples.gather(1, order[..., None, None].expand(-1, -1, NUM_KEYPOINTS, 3))
         return torch.cat([boxes, person[..., None]], dim=-1), triples
 
-    def _refine(self, points: Tensor, area: Tensor, maps: Maps) -> tuple[Tensor, Tensor]:
-        """Points (B, N, 17, 2) moved along the offsets, and the score map's value where they end (B, N, 17)."""
+    def _snap(self, points: Tensor, area: Tensor, maps: Maps) -> tuple[Tensor, Tensor]:
+        """Points (B, N, 17, 2) on their peaks, and their scores (B, N, 17)."""
         rows, columns = maps.centres.shape[2:]
-        reach2 = (area * self.options.reach**2)[:, :, None]
-        offsets = maps.offsets.flatten(3).permute(0, 1, 3, 2)  # (B, 17, R C, 2)
-        for _ in range(self.options.refinements):
-            cell, origin = _cell_of(points, rows, columns)
-            step = offsets.gather(2, cell.transpose(1, 2)[..., None].expand(-1, -1, -1, 2)).transpose(1, 2)
-            goal = origin + step
-            near = ((goal - points).square().sum(dim=-1) < reach2)[..., None]
-            points = torch.where(near, goal, points)
-        cell, _ = _cell_of(points, rows, columns)
-        score = torch.sigmoid(maps.keypoints.flatten(2).gather(2, cell.transpose(1, 2)).transpose(1, 2))
-        return points, score
+        score = torch.sigmoid(maps.keypoints)  # (B, 17, R, C)
+        peak = nn.functional.max_pool2d(score, 3, 1, 1) == score
+        height, cell = (score * peak).flatten(2).topk(self.options.peaks, dim=2)  # (B, 17, K)
+        offset = maps.offsets.flatten(3).gather(3, cell[:, :, None].expand(-1, -1, 2, -1))  # (B, 17, 2, K)
+        place = torch.stack([cell % columns, torch.div(cell, columns, rounding_mode="floor")], dim=2).float()
+        place = (place * STRIDE + STRIDE / 2 + offset).transpose(2, 3)  # (B, 17, K, 2)
+        distance2 = (points[:, :, :, None] - place[:, None]).square().sum(dim=-1)  # (B, N, 17, K)
+        scale = 2 * self.options.reach**2 * area[:, :, None, None]
+        value, best = (height[:, None] * torch.exp(-distance2 / scale)).max(dim=-1)  # (B, N, 17)
+        taken = value > self.options.least_peak
+        index = best.transpose(1, 2)  # (B, 17, N)
+        snapped = place.gather(2, index[..., None].expand(-1, -1, -1, 2)).transpose(1, 2)
+        stay = score.flatten(2).gather(2, _cell_of(points, rows, columns).transpose(1, 2)).transpose(1, 2)
+        found = height.gather(2, index).transpose(1, 2)
+        return torch.where(taken[..., None], snapped, points), torch.where(taken, found, stay)
 
     def _survivors(self, points: Tensor, area: Tensor, score: Tensor) -> Tensor:
         """(B, N) 1.0 for those whom no better survivor resembles."""
@@ -105,9 +112,8 @@ def _at_cells(maps: Tensor, cell: Tensor) -> Tensor:
     return maps.gather(2, cell[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
 
 
-def _cell_of(points: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Flat index (B, N, 17) of the cells that points lie in, inside the grid, and the cells' centres (B, N, 17, 2)."""
+def _cell_of(points: Tensor, rows: int, columns: int) -> Tensor:
+    """Flat index (B, N, 17) of the cells that points (B, N, 17, 2) lie in, inside the grid."""
     column = (points[..., 0] / STRIDE).floor().clamp(0, columns - 1)
     row = (points[..., 1] / STRIDE).floor().clamp(0, rows - 1)
-    centre = torch.stack([column, row], dim=-1) * STRIDE + STRIDE / 2
-    return (row * columns + column).long(), centre
+    return (row * columns + column).long()

@@ -18,14 +18,21 @@ _ROUNDS = 5
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """(M, N) -> the nearest matrix with singular values of about 1, by five Newton-Schulz rounds."""
+    """(M, N) -> the nearest matrix with singular values of about 1, by five Newton-Schulz rounds.
+
+    The rounds run on the small square x x^T, with which they commute: less than half the work for wide matrices.
+    """
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
+    square, identity = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
+    product = identity
     for _ in range(_ROUNDS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+        factor = a * identity + b * square + c * square @ square
+        product = factor @ product
+        square = factor @ square @ factor
+    x = product @ x
     return x.T if tall else x
 
 

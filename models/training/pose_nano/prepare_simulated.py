@@ -28,7 +28,7 @@ from pose_nano.store import Annotations, Sample, Shard, ShardWriter
 WIDTH, HEIGHT = 640, 480
 HIDDEN_WEIGHT = 0.6
 _LEAST_SHARE = 0.12
-_SCRIPTED, _NEAR, _PICTURE = 0.25, 0.5, 0.45
+_NEAR, _PICTURE = 0.5, 0.45
 
 
 def annotations_of(truth: Truth) -> Annotations:
@@ -54,16 +54,17 @@ def _rows(people: Annotations, rows: np.ndarray) -> Annotations:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """What staged scenes are made of."""
+    """What staged scenes are made of. scripted: share of scenes that are the agent's scenarios all the same."""
 
     motions: list[FloatArray]
     backgrounds: Shard | None
+    scripted: float
 
 
 def scene_pictures(seed: int, shots: int, material: Material | None) -> Iterator[Sample]:
     """`shots` pictures of the scene `seed`; None = scripted scenarios only."""
     rng = np.random.default_rng([seed, 7])
-    if material is None or rng.random() < _SCRIPTED:
+    if material is None or rng.random() < material.scripted:
         scenario = _scenario(rng)
         people = int(rng.integers(1, 7))
         scene = build_scene(build_script(scenario, seed=seed, people=people), seed=seed, width=WIDTH, height=HEIGHT)
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--mocap", type=Path)
     parser.add_argument("--backgrounds", type=Path, help="shard of real pictures to put people on")
     parser.add_argument("--scripted-only", action="store_true", help="only the agent's scenarios: for hold-out scenes")
+    parser.add_argument("--scripted", type=float, default=0.25, help="share of scripted scenes")
     parser.add_argument("--scenes", type=int, required=True)
     parser.add_argument("--shots", type=int, default=6, help="pictures per scene")
     parser.add_argument("--first-seed", type=int, required=True)
@@ -138,7 +140,7 @@ def main() -> None:
         if arguments.mocap is None:
             parser.error("--mocap is needed for staged scenes")
         backgrounds = Shard(arguments.backgrounds) if arguments.backgrounds else None
-        material = Material(load_motions(arguments.mocap), backgrounds)
+        material = Material(load_motions(arguments.mocap), backgrounds, arguments.scripted)
     writer, people = ShardWriter(arguments.out, arguments.scenes * arguments.shots), 0
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.scenes):
         for sample in scene_pictures(seed, arguments.shots, material):
