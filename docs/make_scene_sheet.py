@@ -25,10 +25,10 @@ COLUMNS, CELL = 4, (400, 300)
 TILES = (
     # scenario, seed, place, night, truth drawn in; the moment shown is the middle of the first such action
     ("crowd", 2, "shop", False, False), ("fight", 21, "room", False, False), ("fall", 47, "corridor", False, False),
-    ("hug", 48, "street", False, False), ("sit", 60, "room", False, False), ("bend", 26, "shop", False, False),
+    ("hug", 60, "street", False, False), ("sit", 60, "room", False, False), ("bend", 26, "shop", False, False),
     ("exercise", 27, "parking", False, False), ("fall-rise", 69, "parking", False, False),
     ("fight", 12, "street", True, False), ("crowd", 33, "parking", False, True), ("fight", 56, "corridor", False, True),
-    ("fall", 24, "room", False, True),
+    ("fall", 31, "room", False, True),
 )  # fmt: skip
 ACTIONS = {"crowd": "walk", "fall-rise": "fall"}
 """Of scenarios that are not named after the action to show."""
