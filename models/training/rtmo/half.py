@@ -8,7 +8,10 @@ import onnx
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 FP32_MODULES = ("encoding", "norm", "norm1", "norm2", "boxes", "decode")
-"""Parts of the network, by the names in it, that stay FP32; the names of the nodes hold them (`/classifier/encoding/Cos`)."""
+"""Parts of the network, by the names in it, that stay FP32; the names of the nodes hold them (`/classifier/encoding/Cos`).
+
+What belongs to no part (`/Concat_3`) does so, too: it carries coordinates to the outputs.
+"""
 FP32_OPERATORS = (
     "LayerNormalization",
     "NonMaxSuppression",
@@ -25,7 +28,8 @@ Softmax, Exp: exponents."""
 
 def stays_fp32(node: onnx.NodeProto) -> bool:
     """Whether a node of an exported graph must not be converted."""
-    return node.op_type in FP32_OPERATORS or any(part in FP32_MODULES for part in node.name.split("/")[:-1])
+    modules = node.name.split("/")[1:-1]
+    return node.op_type in FP32_OPERATORS or not modules or any(part in FP32_MODULES for part in modules)
 
 
 def convert(source: Path, target: Path) -> int:

@@ -91,11 +91,16 @@ def enliven(model: Rtmo, *, people: int = 30, seed: int = 0) -> None:
     model.eval()
     for level in model.levels:
         nn.init.constant_(level.box.bias[2:], 1.5)  # boxes of about five strides
-    with (
-        torch.no_grad()
-    ):  # untrained bins are told apart by chance: keep the choice soft, so that rounding does not turn it
-        model.classifier.encode_x.weight *= 0.1
-        model.classifier.encode_y.weight *= 0.1
+    # Untrained attention is extreme: what is softer does not turn over with every rounding.
+    with torch.no_grad():
+        for part in (
+            model.classifier.attention.gamma,
+            model.classifier.attention.beta,
+            model.classifier.attention.place,
+        ):
+            part *= 0.3
+        model.classifier.encode_x.weight *= 0.3
+        model.classifier.encode_y.weight *= 0.3
     _aim_scores(model, noise[:1], people)
 
 
