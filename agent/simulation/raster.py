@@ -108,58 +108,32 @@ def outline(solids: Solids, camera: Camera) -> Outlines:
     jacobian = camera.jacobian(middle)
     ray = middle / np.maximum(np.linalg.norm(middle, axis=1, keepdims=True), 1e-6)
     axes = solids.axes @ camera.rotation.T
-    scaled = axes * solids.radii[:, :, None]  # (K, 3 axes, 3): unit coordinates -> camera frame
-    start_px, _ = camera.project_local(start)
-    end_px, _ = camera.project_local(end)
     capsule = np.any(solids.start != solids.end, axis=1)
-
-    toward = -np.einsum("kij,kj->ki", axes, ray) / solids.radii  # direction to the lens, unit coordinates
-    toward[:, 2] = np.where(capsule, 0.0, toward[:, 2])
-    toward[:, 1] += np.where(capsule, np.float32(1e-4), 0)  # keeps a direction where the axis runs along the ray
-    toward = unit_rows(toward)
-    helper = np.where((capsule | (np.abs(toward[:, 2]) < 0.9))[:, None], (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))
-    across = unit_rows(cross(toward, helper))
-    along = np.where(capsule[:, None], (0.0, 0.0, 1.0), cross(toward, across)).astype(np.float32)
-    basis = np.stack([across, along, toward], axis=1).astype(np.float32)
-    vectors = basis @ scaled  # (K, 3, 3): s, e, c -> camera frame
+    basis = _basis(axes, ray, solids.radii, capsule)
+    vectors = basis @ (axes * solids.radii[:, :, None])  # (K, 3, 3): s, e, c -> camera frame
     on_screen = np.einsum("kij,knj->kni", jacobian, vectors)
-
-    axis_px = end_px - start_px
-    length = np.linalg.norm(axis_px, axis=1)
-    sideways = unit_rows(on_screen[:, 0])  # stands in for the axis of a limb that points at the lens
-    turned = np.stack([sideways[:, 1], -sideways[:, 0]], axis=1)
-    unit = np.where((length > 0.3)[:, None], axis_px / np.maximum(length, 1e-3)[:, None], turned)
-    normal = np.stack([-unit[:, 1], unit[:, 0]], axis=1)
-    lateral = np.einsum("ki,ki->k", on_screen[:, 0], normal)
-    flip = np.where(capsule & (lateral < 0), -1.0, 1.0).astype(np.float32)
+    start_px, end_px = camera.project_local(start)[0], camera.project_local(end)[0]
+    length, strip = _strip(end_px - start_px, on_screen[:, 0])
+    lateral = np.einsum("ki,ki->k", on_screen[:, 0], strip[:, 0])
+    flip = np.where(capsule & (lateral < 0), -1.0, 1.0).astype(np.float32)  # `across` points along the strip's normal
     basis[:, 0] *= flip[:, None]
     vectors[:, 0] *= flip[:, None]
 
-    scale = np.linalg.norm(jacobian[:, :, :2], axis=(1, 2)) / np.sqrt(2)
-    middle_depth = np.maximum(middle[:, 2], 1e-3)
     width = np.maximum(np.abs(lateral), _MIN_HALF_WIDTH_PX)
+    middle_depth = np.maximum(middle[:, 2], 1e-3)
     width_start = np.where(capsule, width * middle_depth / np.maximum(start[:, 2], 1e-3), 1.0)
     width_end = np.where(capsule, width * solids.taper * middle_depth / np.maximum(end[:, 2], 1e-3), 1.0)
+    scale = np.linalg.norm(jacobian[:, :, :2], axis=(1, 2)) / np.sqrt(2)
     end_ratio = np.where(capsule, np.maximum(solids.radii[:, 2] * scale / width, 0.05), 1.0)
-    strip = np.stack([normal, unit], axis=1)
     ellipse, ellipse_half = _ellipse(on_screen[:, :2])
-
-    cosine = np.sqrt(np.maximum(1 - np.einsum("ki,ki->k", axes[:, 2], ray) ** 2, 0.04))
-    facing = np.einsum("ki,ki->k", vectors[:, 2], ray) / cosine * ray[:, 2]
-    depth_terms = vectors[:, :, 2].copy()
-    depth_terms[:, 2] = np.where(capsule, facing, depth_terms[:, 2])
-
     reach = np.stack([width_start, width_end], axis=1)[:, :, None] * np.sqrt(
         strip[:, None, 0] ** 2 + (end_ratio[:, None, None] * strip[:, None, 1]) ** 2
     )
     reach = np.where(capsule[:, None, None], reach, ellipse_half[:, None])
     low = np.minimum(start_px - reach[:, 0], end_px - reach[:, 1])
     high = np.maximum(start_px + reach[:, 0], end_px + reach[:, 1])
-    drift = np.stack([
-        np.einsum("kij,kj->ki", jacobian, solids.drift_start @ camera.rotation.T),
-        np.einsum("kij,kj->ki", jacobian, solids.drift_end @ camera.rotation.T),
-    ], axis=1)  # fmt: skip
-    seen = (np.minimum(start[:, 2], end[:, 2]) > _NEAREST_M) & np.all(np.isfinite(low) & np.isfinite(high), axis=1)
+    drifts = (solids.drift_start @ camera.rotation.T, solids.drift_end @ camera.rotation.T)
+    drift_px = np.stack([np.einsum("kij,kj->ki", jacobian, drift) for drift in drifts], axis=1)
     return Outlines(
         origin=start_px,
         inverse=np.where(capsule[:, None, None], strip, ellipse).astype(np.float32),
@@ -169,12 +143,44 @@ def outline(solids: Solids, camera: Camera) -> Outlines:
         end_ratio=end_ratio.astype(np.float32),
         depth=start[:, 2],
         depth_slope=(end - start)[:, 2],
-        depth_terms=depth_terms.astype(np.float32),
+        depth_terms=_depth_terms(vectors, axes, ray, capsule),
         basis=basis,
         boxes=np.concatenate([low, high], axis=1).astype(np.float32),
-        drift_px=np.clip(drift, -40, 40).astype(np.float32),
-        seen=seen,
+        drift_px=np.clip(drift_px, -40, 40).astype(np.float32),
+        seen=(np.minimum(start[:, 2], end[:, 2]) > _NEAREST_M) & np.all(np.isfinite(low) & np.isfinite(high), axis=1),
     )
+
+
+def _basis(axes: Array, ray: Array, radii: Array, capsule: NDArray[np.bool_]) -> FloatArray:
+    """(K, 3, 3) rows across, along and towards the camera in unit coordinates (left, front, up)."""
+    toward = -np.einsum("kij,kj->ki", axes, ray) / radii
+    toward[:, 2] = np.where(capsule, 0.0, toward[:, 2])
+    toward[:, 1] += np.where(capsule, np.float32(1e-4), 0)  # keeps a direction where the axis runs along the ray
+    toward = unit_rows(toward)
+    helper = np.where((capsule | (np.abs(toward[:, 2]) < 0.9))[:, None], (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))
+    across = unit_rows(cross(toward, helper))
+    along = np.where(capsule[:, None], (0.0, 0.0, 1.0), cross(toward, across)).astype(np.float32)
+    basis: FloatArray = np.stack([across, along, toward], axis=1).astype(np.float32)
+    return basis
+
+
+def _strip(axis_px: Array, across_px: Array) -> tuple[Array, Array]:
+    """(K,) length of capsules' axes on the picture and (K, 2, 2) unit rows across and along them."""
+    length = np.linalg.norm(axis_px, axis=1)
+    sideways = unit_rows(across_px)  # stands in for the axis of a limb that points at the lens
+    turned = np.stack([sideways[:, 1], -sideways[:, 0]], axis=1)
+    unit = np.where((length > 0.3)[:, None], axis_px / np.maximum(length, 1e-3)[:, None], turned)
+    normal = np.stack([-unit[:, 1], unit[:, 0]], axis=1)
+    return length, np.stack([normal, unit], axis=1)
+
+
+def _depth_terms(vectors: Array, axes: Array, ray: Array, capsule: NDArray[np.bool_]) -> FloatArray:
+    """(K, 3) m of depth per s, e and c."""
+    terms = vectors[:, :, 2].astype(np.float32)
+    cosine = np.sqrt(np.maximum(1 - np.einsum("ki,ki->k", axes[:, 2], ray) ** 2, 0.04))
+    facing = np.einsum("ki,ki->k", vectors[:, 2], ray) / cosine * ray[:, 2]
+    terms[:, 2] = np.where(capsule, facing, terms[:, 2])
+    return terms
 
 
 def fragments(outlines: Outlines, *, width: int, height: int) -> Fragments:
