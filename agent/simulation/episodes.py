@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agent.simulation.area import ROOM_M, TRIES, Room, inside, travel, wing
+from agent.simulation.area import AREA_M, ROOM_M, TRIES, Room, inside, travel, wing
 from agent.simulation.motion import RATE_HZ, MotionModel
 from agent.simulation.performer import Performer, Track
 from agent.simulation.skeleton import Array, Lengths
@@ -56,6 +56,7 @@ class Set:
         best: tuple[float, list[Array]] = (-1.0, [goal])
         for attempt in range(TRIES):
             middle = (person.xy + goal) / 2 + self.rng.normal(0, 0.25 + 0.15 * attempt, 2)
+            middle = np.clip(middle, (AREA_M[0], AREA_M[2]), (AREA_M[1], AREA_M[3]))
             points = [goal] if attempt == 0 else [middle, goal]
             xy, _ = travel(np.array([person.xy, *points]), person.pose.heading, speed)
             clear = self.room.clearance(person.now, xy)
@@ -79,7 +80,8 @@ class Set:
 
     def leave(self, person: Performer, speed: float = 1.3) -> None:
         """Off the stage, and that person's track is known to those who come later."""
-        goal = wing(self.rng)
+        goals = [wing(self.rng) for _ in range(3)]
+        goal = next((g for g in goals if np.hypot(*(g - person.xy)) > 3.0), goals[0])
         person.go(self.way(person, goal, speed), speed, end_speed=speed)
         self.settle(person)
 

@@ -21,7 +21,7 @@ from agent.simulation.performer import Performer
 from agent.simulation.skeleton import Array
 
 GESTURES = ("gesture_point", "gesture_come", "gesture_wide", "gesture_low", "gesture_high", "wipe")
-STAY_S = 12.0  # a passer-by is on stage about this long
+STAY_S = 8.5  # a passer-by is on stage about this long
 
 
 def walking_speed(rng: np.random.Generator) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 import numpy as np
 import pytest
@@ -19,8 +20,21 @@ BONES = (
 )  # fmt: skip
 
 
-def stretch(name: str, seed: int, seconds: float = 44.0) -> SimulatedJoints:
-    return simulate_joints(name, seed, 3, seconds, 60.0)
+HARMLESS = ("crowd", "near-misses", "hug", "sit", "bend", "exercise")
+SEEDS = (1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8)))
+
+
+@cache
+def stretch(name: str, seed: int) -> SimulatedJoints:
+    """The first length of a script, at the rate it is made; many tests look at the same."""
+    return simulate_joints(name, seed, 3, 40.0, 60.0)
+
+
+def person_of(found: SimulatedJoints, actor_id: int, at_s: float) -> sk.Array:
+    """Joints (17, 3) of one person at a moment."""
+    return np.asarray(
+        found.joints[min(int(at_s * 60), 2399), found.actor_ids.tolist().index(actor_id)], dtype=np.float64
+    )
 
 
 def check_motion(found: SimulatedJoints) -> None:
@@ -38,16 +52,16 @@ def check_motion(found: SimulatedJoints) -> None:
         assert np.nanmax(np.nanmax(length, axis=0) / np.nanmin(length, axis=0)) < 1.01
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", BUSY)
-def test_motion_is_sound(name: str) -> None:
-    check_motion(stretch(name, 1))
+def test_motion_is_sound(name: str, seed: int) -> None:
+    check_motion(stretch(name, seed))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUSY)
-@pytest.mark.parametrize("seed", range(2, 8))
-def test_motion_is_sound_for_many_seeds(name: str, seed: int) -> None:
-    check_motion(stretch(name, seed, 130.0))
+def test_motion_stays_sound_for_minutes(name: str) -> None:
+    check_motion(simulate_joints(name, 9, 4, 240.0, 60.0))
 
 
 def nobody(states: tuple[ActorState, ...]) -> bool:
@@ -60,13 +74,12 @@ def test_an_empty_scene_stays_empty() -> None:
     assert script.intervals(0, 200) == ()
 
 
-@pytest.mark.parametrize("name", ["mixed", "fall-rise"])
-def test_the_same_in_any_order(name: str) -> None:
-    times = [0.0, 3.21, 39.99, 40.01, 55.5, 81.0]
-    forward = build_script(name, seed=11, people=3)
-    backward = build_script(name, seed=11, people=3)
+def test_the_same_in_any_order() -> None:
+    times = [0.0, 3.21, 39.99, 40.01, 55.5]
+    forward = build_script("mixed", seed=11, people=2)
+    backward = build_script("mixed", seed=11, people=2)
     seen = [forward.actors(t) for t in times]
-    for t in np.arange(30.0, 42.0, 0.05):  # works ahead on the next episode
+    for t in np.arange(30.0, 41.0, 0.2):  # works ahead on the next episode
         forward.actors(float(t))
     again = [backward.actors(t) for t in reversed(times)][::-1]
     third = [forward.actors(t) for t in times]
@@ -85,43 +98,38 @@ def test_other_seeds_give_other_people() -> None:
 
 def test_later_stretches_bring_other_choices() -> None:
     script = build_script("fall", seed=3, people=2)
-    falls = [i for i in script.intervals(0, 4 * script.length_s) if i.action == "fall"]
+    falls = [i for i in script.intervals(0, 3 * script.length_s) if i.action == "fall"]
     assert len(falls) >= 3
     assert len({round(interval.start_s % script.length_s, 2) for interval in falls}) == len(falls)
     assert len({interval.actor_ids for interval in falls}) == len(falls)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", ["fall", "fall-rise", "mixed"])
-@pytest.mark.parametrize("seed", range(3))
 def test_in_a_fall_the_head_goes_to_the_floor(name: str, seed: int) -> None:
-    script = build_script(name, seed=seed, people=3)
-    falls = [interval for interval in script.intervals(0, 80) if interval.action == "fall"]
+    found = stretch(name, seed)
+    falls = [interval for interval in found.intervals if interval.action == "fall" and interval.end_s < 39.5]
     assert falls
     for interval in falls:
-        heads = []
-        for t in (interval.start_s - 0.05, interval.end_s):
-            (actor,) = (state for state in script.actors(t) if state.actor_id in interval.actor_ids)
-            heads.append(float(actor.joints[sk.NOSE, 2]))
-        assert heads[0] > 0.9
-        assert heads[1] < 0.6
-        (actor,) = (
-            s for s in script.actors((interval.start_s + interval.end_s) / 2) if s.actor_id in interval.actor_ids
-        )
-        assert actor.action == "fall"
+        (actor,) = interval.actor_ids
+        assert person_of(found, actor, interval.start_s - 0.05)[sk.NOSE, 2] > 0.9
+        assert person_of(found, actor, interval.end_s)[sk.NOSE, 2] < 0.6
+        middle = int((interval.start_s + interval.end_s) / 2 * 60)
+        assert found.actions[middle, found.actor_ids.tolist().index(actor)] == "fall"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_in_a_fight_hands_and_feet_reach_the_others(seed: int) -> None:
-    script = build_script("fight", seed=seed, people=4)
-    fights = [interval for interval in script.intervals(0, 40) if interval.action == "fight"]
+    found = stretch("fight", seed)
+    fights = [interval for interval in found.intervals if interval.action == "fight"]
     assert fights
+    limbs = [sk.WRIST_L, sk.WRIST_R, sk.ANKLE_L, sk.ANKLE_R]
     for interval in fights:
         assert interval.end_s - interval.start_s > 6
         assert len(interval.actor_ids) >= 2
         close = 0
         for t in np.arange(interval.start_s, interval.end_s, 0.05):
-            persons = [state.joints for state in script.actors(float(t)) if state.actor_id in interval.actor_ids]
-            limbs = [sk.WRIST_L, sk.WRIST_R, sk.ANKLE_L, sk.ANKLE_R]
+            persons = [person_of(found, actor, float(t)) for actor in interval.actor_ids]
             gaps = [
                 np.linalg.norm(a[limbs, None] - b[None, :13], axis=-1).min()
                 for k, a in enumerate(persons) for b in persons[:k] + persons[k + 1 :]
@@ -130,9 +138,9 @@ def test_in_a_fight_hands_and_feet_reach_the_others(seed: int) -> None:
         assert close >= 8
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_the_demo_shows_a_fight_and_a_fall_in_time(seed: int) -> None:
-    intervals = build_script("mixed", seed=seed, people=4).intervals(0, 45)
+    intervals = stretch("mixed", seed).intervals
     fights = [i for i in intervals if i.action == "fight" and i.start_s < 7 and i.end_s <= 15.5]
     assert any(i.end_s - i.start_s >= 8 for i in fights)
     fall = next(i for i in intervals if i.action == "fall" and i.end_s < 33)
@@ -141,14 +149,16 @@ def test_the_demo_shows_a_fight_and_a_fall_in_time(seed: int) -> None:
     assert min(lying.end_s, 40.0) - lying.start_s >= 6
 
 
-@pytest.mark.parametrize("name", ["crowd", "near-misses", "hug", "sit", "bend", "exercise"])
-def test_harmless_scenarios_have_no_fight_and_no_fall(name: str) -> None:
-    intervals = build_script(name, seed=5, people=4).intervals(0, 120)
-    assert not {interval.action for interval in intervals} & {"fight", "fall"}
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", HARMLESS)
+def test_harmless_scenarios_have_no_fight_and_no_fall(name: str, seed: int) -> None:
+    found = stretch(name, seed)
+    assert not {interval.action for interval in found.intervals} & {"fight", "fall"}
+    assert not set(found.actions.ravel().tolist()) & {"fight", "fall"}
 
 
 def test_people_come_and_go_beyond_the_border() -> None:
-    found = simulate_joints("crowd", 6, 4, 100.0, 10.0)
+    found = simulate_joints("crowd", 6, 2, 70.0, 10.0)
     hips = found.joints[:, :, [sk.HIP_L, sk.HIP_R], :2].mean(axis=2)
     for person in range(hips.shape[1]):
         frames = np.flatnonzero(np.isfinite(hips[:, person, 0]))
@@ -160,15 +170,15 @@ def test_people_come_and_go_beyond_the_border() -> None:
 
 
 def test_about_as_many_people_as_asked_for() -> None:
-    for people in (1, 4, 8):
-        found = simulate_joints("crowd", 7, people, 80.0, 2.0)
+    for people in (1, 6):
+        found = simulate_joints("crowd", 7, people, 40.0, 2.0)
         present = (found.actions != "").sum(axis=1)
         assert 0.5 * people <= present.mean() <= 1.6 * people + 0.5
 
 
 def test_arrays_say_what_single_moments_say() -> None:
-    found = simulate_joints("mixed", 8, 3, 4.0, 30.0, start_s=38.0)
-    script = build_script("mixed", seed=8, people=3)
+    found = simulate_joints("mixed", 8, 2, 4.0, 30.0, start_s=38.0)
+    script = build_script("mixed", seed=8, people=2)
     for k in (0, 55, 119):
         states = script.actors(38.0 + k / 30)
         assert {state.actor_id for state in states} == set(found.actor_ids[found.actions[k] != ""].tolist())
