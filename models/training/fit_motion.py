@@ -248,7 +248,9 @@ def fit_primitive(joints: Array, start_s: float, end_s: float, knots_hz: float) 
     )
     heading = np.unwrap(np.arctan2(-across[:, 0], across[:, 1]))
     local = sk.turned(bones, -heading)
-    moved = sk.turned((root - root[0] * (1, 1, 0) - (0, 0, ANKLE_M))[:, None], np.full(len(root), -heading[0]))[:, 0] / leg
+    moved = (
+        sk.turned((root - root[0] * (1, 1, 0) - (0, 0, ANKLE_M))[:, None], np.full(len(root), -heading[0]))[:, 0] / leg
+    )
     data = np.concatenate([local.reshape(len(local), -1), moved, (heading - heading[0])[:, None]], axis=1)
     knots = max(6, int((end_s - start_s) * knots_hz))
     basis = spline_basis(len(data), knots)
