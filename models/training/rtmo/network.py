@@ -98,7 +98,7 @@ def enliven(model: Rtmo, *, people: int = 30, seed: int = 0) -> None:
             model.classifier.attention.beta,
             model.classifier.attention.place,
         ):
-            part *= 0.3
+            part.mul_(0.3)
         model.classifier.encode_x.weight *= 0.3
         model.classifier.encode_y.weight *= 0.3
     _aim_scores(model, noise[:1], people)
