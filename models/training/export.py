@@ -2,7 +2,7 @@
 
     python models/training/export.py fight --runs runs/fight --bundle models/fight-stgcn --version 0.1.0
 
-The members are averaged in one graph (their logits), the shift of the calibration is in it, its temperature is in the
+The networks are averaged and mixed with the forest in one graph (their logits), the shift of the calibration is in it, its temperature is in the
 manifest. The graph is compared with PyTorch and timed on one core. CARD.md is written by hand.
 """
 
@@ -16,30 +16,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from network import SlimSTGCN
+from forest import Forest
+from network import Mixture, SlimSTGCN
 from numpy.typing import NDArray
 from recipes import RECIPES, WINDOW, Recipe
-from torch import Tensor, nn
 
 from agent.runtime.bundle import GOLDEN, load_bundle, seal_bundle, write_golden
 
 INPUT, OUTPUT = "input_tensor", "cls_score"
 SHAPE = (WINDOW.people, WINDOW.length, 17, 3)
-
-
-class Ensemble(nn.Module):
-    """Mean of the members' logits, the action's shifted."""
-
-    offset: Tensor
-
-    def __init__(self, members: list[SlimSTGCN], shift: float) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        self.register_buffer("offset", torch.tensor([-shift / 2, shift / 2]))
-
-    def forward(self, input_tensor: Tensor) -> Tensor:
-        total: Tensor = sum(member(input_tensor) for member in self.members)  # type: ignore[assignment]  # sum of tensors
-        return total / len(self.members) + self.offset
 
 
 def golden_input() -> NDArray[np.float32]:
@@ -61,15 +46,21 @@ def golden_input() -> NDArray[np.float32]:
     return np.round(window, 3)
 
 
+def load_model(recipe: Recipe, runs: Path, shift: float) -> Mixture:
+    """The networks (and the forest, where the recipe has one) that `train.py` released."""
+    members = []
+    for number in range(recipe.members):
+        member = SlimSTGCN(width=recipe.width, drop=recipe.drop, wide=recipe.wide)
+        member.load_state_dict(torch.load(runs / f"release-{number}.pt", weights_only=True))
+        members.append(member)
+    forest = Forest.loaded(torch.load(runs / "release-forest.pt", weights_only=True)) if recipe.trees else None
+    return Mixture(members, forest, recipe.forest_weight, shift).eval()
+
+
 def export(recipe: Recipe, runs: Path, bundle: Path) -> float:
     """Write model.onnx and golden.npz; returns the calibration's temperature."""
     calibration = json.loads((runs / "folds.json").read_text())
-    members = []
-    for file in sorted(runs.glob("release-*.pt")):
-        member = SlimSTGCN(width=recipe.width, drop=recipe.drop, wide=recipe.wide)
-        member.load_state_dict(torch.load(file, weights_only=True))
-        members.append(member)
-    model = Ensemble(members, calibration["shift"]).eval()
+    model = load_model(recipe, runs, calibration["shift"])
     example = torch.from_numpy(golden_input())
     bundle.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
@@ -147,13 +138,12 @@ def main() -> None:
     recipe = RECIPES[arguments.service]
     temperature = export(recipe, arguments.runs, arguments.bundle)
     figures: dict[str, object] = {"ms_per_window_one_core": round(milliseconds(arguments.bundle), 2)}
-    for name in ("folds", "dev"):
+    for name, key in (("folds", "cross_fitted"), ("cross", "cross_fitted"), ("dev", None)):
         file = arguments.runs / f"{name}.json"
         if file.is_file():
             content = json.loads(file.read_text())
-            # Before calibration: what was fitted to the folds is no figure of theirs.
-            chosen, title = (content["raw"], "folds_uncalibrated") if name == "folds" else (content, name)
-            figures[title] = {key: round(value, 4) for key, value in chosen.items() if isinstance(value, int | float)}
+            chosen = content[key] if key else content
+            figures[name] = {key: round(value, 4) for key, value in chosen.items() if isinstance(value, int | float)}
     seal_bundle(arguments.bundle, manifest_fields(recipe, arguments.version, temperature, figures))
     print(f"{load_bundle(arguments.bundle).title}: {figures}")
 

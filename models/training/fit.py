@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from augment import augment
-from network import SlimSTGCN
+from motion import MotionStatistics
+from network import Mixture, SlimSTGCN
 from numpy.typing import NDArray
 from recipes import Recipe
 from torch import Tensor, nn
@@ -72,14 +73,33 @@ def fit(
     return average
 
 
-def margins(network: SlimSTGCN, tensor: NDArray[np.float16], batch: int = 64) -> NDArray[np.float64]:
+def margins(model: Mixture, tensor: NDArray[np.float16], batch: int = 64) -> NDArray[np.float64]:
     """(N,) logit of the action minus logit of the rest."""
-    out = []
+    return _in_batches(model.margin, tensor, batch)
+
+
+def statistics(tensor: NDArray[np.float16], batch: int = 64) -> NDArray[np.float64]:
+    """(N, F): what a forest is grown on."""
+    return _in_batches(MotionStatistics(), tensor, batch)
+
+
+def augmented(tensor: NDArray[np.float16], seed: int, batch: int = 64) -> NDArray[np.float16]:
+    """One augmented copy of every window."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = [
+        augment(torch.from_numpy(tensor[start : start + batch].astype(np.float32)), generator).numpy()
+        for start in range(0, len(tensor), batch)
+    ]
+    return np.concatenate(parts).astype(np.float16)
+
+
+def _in_batches(function: Callable[[Tensor], Tensor], tensor: NDArray[np.float16], batch: int) -> NDArray[np.float64]:
     with torch.inference_mode():
-        for start in range(0, len(tensor), batch):
-            logits: Tensor = network(torch.from_numpy(tensor[start : start + batch].astype(np.float32)))
-            out.append((logits[:, 1] - logits[:, 0]).double().numpy())
-    return np.concatenate(out) if out else np.zeros(0)
+        parts = [
+            function(torch.from_numpy(tensor[start : start + batch].astype(np.float32))).double().numpy()
+            for start in range(0, len(tensor), batch)
+        ]
+    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 @torch.no_grad()

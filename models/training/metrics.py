@@ -30,6 +30,16 @@ def calibrate(margin: Array, label: NDArray[np.integer], prior: float = 4.0) -> 
     return 1 / slope, offset / slope
 
 
+def cross_fitted(margin: Array, label: NDArray[np.integer], fold: NDArray[np.integer]) -> Array:
+    """(N,) probabilities: those of each fold calibrated by the margins of the others, so that no clip calibrates itself."""
+    probability = np.zeros(len(margin))
+    for number in np.unique(fold):
+        held = fold == number
+        temperature, shift = calibrate(margin[~held], label[~held])
+        probability[held] = sigmoid((margin[held] + shift) / temperature)
+    return probability
+
+
 def expected_calibration_error(probability: Array, label: NDArray[np.integer], bins: int = 10) -> float:
     """Mean gap between the probability of the action and its frequency over equal-width bins, weighted by their size."""
     index = np.minimum((probability * bins).astype(int), bins - 1)

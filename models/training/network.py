@@ -13,7 +13,11 @@ in place of 64-128-256 in ten, and input streams computed in the graph, so that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from forest import Forest
+from motion import MotionStatistics
 from torch import Tensor, nn
 
 FACE = 5  # COCO's first five points
@@ -241,3 +245,32 @@ class SlimSTGCN(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x.mean(3)
+
+
+class Mixture(nn.Module):
+    """What ships: the mean of the networks' logits, mixed with the forest's, plus a shift; the contract of `SlimSTGCN`."""
+
+    def __init__(
+        self, members: Sequence[SlimSTGCN], forest: Forest | None = None, forest_weight: float = 0.0, shift: float = 0.0
+    ) -> None:
+        """forest_weight: 0 the networks alone, 1 the forest alone. shift: added to the margin of the action."""
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.forest = forest
+        self.statistics = MotionStatistics() if forest is not None else None
+        self.forest_weight = forest_weight if forest is not None else 0.0
+        self.shift = shift
+
+    def margin(self, input_tensor: Tensor) -> Tensor:
+        """(B,): logit of the action minus logit of the rest, before the shift."""
+        logits = torch.stack([member(input_tensor) for member in self.members]).mean(0)
+        margin = logits[:, 1] - logits[:, 0]
+        if self.forest is None or self.statistics is None:
+            return margin
+        return (1 - self.forest_weight) * margin + self.forest_weight * self.forest.margin(
+            self.statistics(input_tensor)
+        )
+
+    def forward(self, input_tensor: Tensor) -> Tensor:
+        half = (self.margin(input_tensor) + self.shift) / 2
+        return torch.stack((-half, half), 1)

@@ -9,6 +9,8 @@ from agent.config.schema import Component, ServiceConfig, WindowConfig
 
 WINDOW = WindowConfig(length=100, stride=50, rate_hz=30.0, people=4, min_track_frames=10, min_mean_score=0.1)
 """The shipped configuration uses the same figures: a model sees in the field what it saw in training."""
+SHORT_TRACKS = WINDOW.model_copy(update={"min_track_frames": 4, "min_mean_score": 0.05})
+"""For fights: in a clinch tracks break all the time, and a doubtful pose is better than nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class Recipe:
     steps: int
     members: int
     learning_rate: float
+    window: WindowConfig = WINDOW
     width: int = 16
     wide: bool = False
     """See `network.Statistics`."""
@@ -29,14 +32,27 @@ class Recipe:
     label_smoothing: float = 0.05
     batch: int = 16
     ema: float = 0.97
+    simulated: float = 0.4
+    """Share of the training windows that come from simulated scenes; the rest are real."""
+    tune_steps: int = 50
+    trees: int = 0
+    """Of the forest that judges beside the networks; 0 = none. The other figures of it are those of `forest.grow`."""
+    leaf: float = 2.0
+    features: float = 0.2
+    forest_simulated: float = 0.2
+    forest_weight: float = 0.5
 
     def pretraining(self) -> Recipe:
         """The same network on synthetic windows alone, which have one person each: larger batches cost the same."""
         return replace(self, steps=300, batch=32, learning_rate=4e-3)
 
+    def tuning(self) -> Recipe:
+        """A short second round with simulated scenes, from a network that knows the real clips."""
+        return replace(self, steps=self.tune_steps, learning_rate=self.learning_rate / 3)
+
     def service_config(self) -> ServiceConfig:
         """As the agent would configure it."""
-        return ServiceConfig(model=Path(f"{self.service}-stgcn"), window=WINDOW, selection=self.selection)
+        return ServiceConfig(model=Path(f"{self.service}-stgcn"), window=self.window, selection=self.selection)
 
 
 RECIPES = {
@@ -47,7 +63,9 @@ RECIPES = {
         steps=240,
         members=3,
         learning_rate=4e-3,
+        window=SHORT_TRACKS,
         wide=True,
+        trees=150,
     ),
     "fall": Recipe(
         service="fall",

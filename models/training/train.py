@@ -1,131 +1,145 @@
 """Train a service's model: grouped folds for the figures and the calibration, then the release on all training clips.
 
-    python models/training/train.py fight --windows runs/fight.npz --data DATA --out runs/fight [--synthetic runs/mocap.npz]
-    python models/training/train.py fight ... --stage pretrain|folds|release|dev
+    python models/training/train.py fight --windows runs/fight.npz --data DATA --out runs/fight \
+        --start runs/fight-real --simulated runs/simulated-train.npz --stage folds
 
 pretrain: a network on the synthetic windows alone; the others start from it when its file is there.
 folds: five folds of the training clips, grouped by source video (falls: by subject), so a camera is never on both sides.
+cross: the same over the development clips too, for the figure over all clips; nothing is chosen or shipped from it.
 release: the networks that ship, on all training clips. dev: the figures on the development clips, to be run once, last.
+--start: a folder of networks of the same names, trained without simulated scenes, from which each goes on.
 Every network is a file in --out and is not trained again when it is there, so a stopped run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from clips import Samples
-from fit import Pool, fit, margins
-from metrics import calibrate, figures, sigmoid
-from network import SlimSTGCN
+from clipset import Clips
+from fit import Pool, augmented, fit, margins, statistics
+from forest import Forest, grow
+from metrics import calibrate, cross_fitted, figures, sigmoid
+from network import Mixture, SlimSTGCN
 from numpy.typing import NDArray
+from pools import mixed, real_pool, real_rows, simulated_pool, synthetic_pool, with_nobody
 from recipes import RECIPES, Recipe
 
-FOLDS = 5
 NOBODY = -20.0
 """Margin of a clip without a window: nobody was seen well enough, so the agent says nothing."""
 TEST_VARIANT = "481x641"
 """Figures are for the estimator that the shipped configuration names, at the clips' own frame rate."""
+FALL_SYNTHETIC = 0.3
+"""Share of the motion-capture falls where they are used."""
 
 
-class Clips:
-    """What is known about each clip of `samples`: label, split and group, as arrays over `samples.files`."""
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where things are: made windows beside the real ones, networks to go on from (None = none), the folder of networks."""
 
-    def __init__(self, service: str, samples: Samples, data: Path) -> None:
-        with (data / "fight" / "sources.csv").open(newline="") as stream:
-            groups = {f"fight/{row['file']}": f"fight:{row['source']}" for row in csv.DictReader(stream)}
-        with (data / "fight" / "clips.csv").open(newline="") as stream:
-            rows = {f"fight/{row['file']}": row for row in csv.DictReader(stream)}
-        with (data / "fall" / "clips.csv").open(newline="") as stream:
-            falls = {f"fall/{row['file']}": row for row in csv.DictReader(stream)}
-        groups |= {file: f"fall:{row['subject']}" for file, row in falls.items()}
-        self.group = np.array([groups[file] for file in samples.files])
-        self.split = np.array([rows[file]["split"] if file in rows else "train" for file in samples.files])
-        positive = {file for file, row in rows.items() if row["label"] == "fight"} if service == "fight" else {
-            file for file, row in falls.items() if row["kind"] == "fall"
-        }  # fmt: skip
-        self.label = np.array([file in positive for file in samples.files]).astype(int)
-        self.fold = self._folds(service)
-
-    def _folds(self, service: str) -> NDArray[np.int64]:
-        """Greedy: the largest groups first, each to the fold with the fewest clips of its majority label."""
-        fold = np.full(len(self.group), -1)
-        if service == "fall":  # two subjects; the fight data set's sources are negatives, spread over both
-            names = sorted(set(self.group.tolist()))
-            number = {name: (0 if name.endswith("subject2") else 1) if name.startswith("fall:") else index % 2
-                      for index, name in enumerate(names)}  # fmt: skip
-            return np.array([number[name] for name in self.group])
-        train = self.split == "train"
-        names, counts = np.unique(self.group[train], return_counts=True)
-        load = np.zeros((FOLDS, 2))
-        for name in names[np.lexsort((names, -counts))]:
-            rows = train & (self.group == name)
-            content = np.bincount(self.label[rows], minlength=2)
-            cost = ((load + content) ** 2).sum(axis=1) - (load**2).sum(axis=1)
-            best = int(np.argmin(cost))
-            fold[rows] = best
-            load[best] += content
-        return fold
+    out: Path
+    synthetic: Path | None
+    simulated: Path | None
+    start: Path | None
 
 
-def pool_of(recipe: Recipe, samples: Samples, clips: Clips, use: NDArray[np.bool_], synthetic: Path | None) -> Pool:
-    """The windows of the clips in `use`; each label half of the weight, within it each clip the same."""
-    rows = use[samples.clip] & (samples.label >= 0)
-    tensor, label, clip = samples.tensor[rows], samples.label[rows], samples.clip[rows]
-    pair = clip.astype(np.int64) * 2 + label
-    _, inverse, count = np.unique(pair, return_inverse=True, return_counts=True)
-    weight = 1 / count[inverse]
-    if recipe.service == "fall":  # the fight data set's clips are many: together half of the negatives
-        other = np.char.startswith(clips.group[clip], "fight:")
-        weight[other] *= (weight[(label == 0) & ~other].sum()) / max(weight[other].sum(), 1e-9)
-    for value in (0, 1):
-        weight[label == value] /= max(weight[label == value].sum(), 1e-9)
-    if synthetic is not None:
-        extra = synthetic_pool(synthetic)
-        tensor, label = np.concatenate((tensor, extra.tensor)), np.concatenate((label, extra.label))
-        weight = np.concatenate((weight, extra.weight))
-    # An empty window is nothing: one row of zeros that is drawn now and then.
-    tensor = np.concatenate((tensor, np.zeros_like(tensor[:1])))
-    return Pool(tensor, np.append(label, np.int8(0)), np.append(weight, 0.01 * weight.sum()))
+class ForestTable:
+    """What forests are grown on: the statistics of every real and simulated window, computed once."""
+
+    def __init__(self, recipe: Recipe, samples: Samples, files: Files) -> None:
+        self._recipe = recipe
+        self._label = samples.label
+        self._real = statistics(samples.tensor)
+        self._made: tuple[NDArray[np.float64], Pool] | None = None
+        if files.simulated is not None:
+            made = simulated_pool(files.simulated, recipe.service)
+            # Real clips are short, simulated windows full: those come cropped and disturbed.
+            self._made = statistics(augmented(made.tensor, seed=0)), made
+
+    def grow(self, rows: NDArray[np.intp], weight: NDArray[np.float64]) -> Forest:
+        """A forest on these real windows and all simulated ones."""
+        features, label = self._real[rows], self._label[rows]
+        if self._made is not None:
+            made_features, made = self._made
+            share = self._recipe.forest_simulated
+            scale = weight.sum() * share / (1 - share) / made.weight.sum()
+            features = np.concatenate((features, made_features))
+            label = np.concatenate((label, made.label))
+            weight = np.concatenate((weight, made.weight * scale))
+        recipe = self._recipe
+        return grow(features, label, weight, trees=recipe.trees, leaf=recipe.leaf, share=recipe.features, seed=0)
 
 
-def network_at(file: Path, recipe: Recipe, pool: Pool, seed: int) -> SlimSTGCN:
-    """Load it, or train and save it."""
+class Trainer:
+    """Models on chosen clips: loaded, or trained and saved."""
+
+    def __init__(self, recipe: Recipe, samples: Samples, clips: Clips, files: Files) -> None:
+        self.recipe, self.samples, self.clips, self.files = recipe, samples, clips, files
+        self._table: ForestTable | None = None
+
+    def model(self, name: str, members: int, seed: int, use: NDArray[np.bool_]) -> Mixture:
+        """`members` networks and the forest, called `name`, of the clips in `use`."""
+        forest = self._forest(name, use) if self.recipe.trees else None
+        networks = [self._network(f"{name}-{number}.pt", seed + number, use) for number in range(members)]
+        return Mixture(networks, forest, self.recipe.forest_weight).eval()
+
+    def _network(self, name: str, seed: int, use: NDArray[np.bool_]) -> SlimSTGCN:
+        file, recipe = self.files.out / name, self.recipe
+        if file.is_file():
+            return _loaded(file, recipe)
+        start: SlimSTGCN | None = None
+        if self.files.start is not None:
+            recipe, start = recipe.tuning(), _loaded(self.files.start / name, recipe)
+        elif (file.parent / "pretrained.pt").is_file():
+            start = _loaded(file.parent / "pretrained.pt", replace(recipe, wide=False))
+        network = fit(recipe, self._pool(use), seed, start)
+        _save(network, file)
+        return network
+
+    def _pool(self, use: NDArray[np.bool_]) -> Pool:
+        real = real_pool(self.recipe.service, self.samples, self.clips, use)
+        made = []
+        if self.files.synthetic is not None:
+            made.append((synthetic_pool(self.files.synthetic), FALL_SYNTHETIC))
+        if self.files.simulated is not None:
+            made.append((simulated_pool(self.files.simulated, self.recipe.service), self.recipe.simulated))
+        return with_nobody(mixed([(real, 1 - sum(share for _, share in made)), *made]))
+
+    def _forest(self, name: str, use: NDArray[np.bool_]) -> Forest:
+        file = self.files.out / f"{name}-forest.pt"
+        if file.is_file():
+            return Forest.loaded(torch.load(file, weights_only=True))
+        if self._table is None:
+            self._table = ForestTable(self.recipe, self.samples, self.files)
+        forest = self._table.grow(*real_rows(self.recipe.service, self.samples, self.clips, use))
+        _save(forest, file)
+        return forest
+
+
+def _loaded(file: Path, recipe: Recipe) -> SlimSTGCN:
     network = SlimSTGCN(width=recipe.width, drop=recipe.drop, wide=recipe.wide)
-    if file.is_file():
-        network.load_state_dict(torch.load(file, weights_only=True))
-        return network.eval()
-    pretrained = file.parent / "pretrained.pt"
-    start: SlimSTGCN | None = None
-    if pretrained.is_file():
-        start = SlimSTGCN(width=recipe.width, drop=recipe.drop)
-        start.load_state_dict(torch.load(pretrained, weights_only=True))
-    network = fit(recipe, pool, seed, start)
+    network.load_state_dict(torch.load(file, weights_only=True))
+    return network.eval()
+
+
+def _save(module: torch.nn.Module, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), file)
-    return network
+    torch.save(module.state_dict(), file)
 
 
-def clip_margins(networks: list[SlimSTGCN], samples: Samples, use: NDArray[np.bool_], variant: str) -> dict[int, float]:
-    """Highest mean margin over a clip's windows, as `evaluate action` takes it; clips without a window are missing."""
+def clip_margins(model: Mixture, samples: Samples, use: NDArray[np.bool_], variant: str) -> dict[int, float]:
+    """Highest margin over a clip's windows, as `evaluate action` takes it; clips without a window are missing."""
     rows = np.flatnonzero(use[samples.clip] & (samples.variant == variant) & samples.regular)
-    margin = np.mean([margins(network, samples.tensor[rows]) for network in networks], axis=0)
     best: dict[int, float] = {}
-    for row, value in zip(rows.tolist(), margin.tolist(), strict=True):
+    for row, value in zip(rows.tolist(), margins(model, samples.tensor[rows]).tolist(), strict=True):
         clip = int(samples.clip[row])
         best[clip] = max(value, best.get(clip, -np.inf))
     return best
-
-
-def synthetic_pool(file: Path) -> Pool:
-    """The windows of make_synthetic.py, both labels alike."""
-    with np.load(file) as arrays:
-        tensor, label = arrays["tensor"], arrays["label"]
-    return Pool(tensor, label, 0.5 / np.bincount(label)[label])
 
 
 def by_group(group: NDArray[np.str_], probability: NDArray[np.float64], label: NDArray[np.int64]) -> dict[str, str]:
@@ -134,59 +148,51 @@ def by_group(group: NDArray[np.str_], probability: NDArray[np.float64], label: N
     return {str(name): f"{int(right[group == name].sum())}/{int((group == name).sum())}" for name in np.unique(group)}
 
 
-def run_folds(recipe: Recipe, samples: Samples, clips: Clips, out: Path, synthetic: Path | None) -> dict[str, object]:
-    """Out-of-fold margins -> calibration and figures, saved as folds.json."""
-    margin: dict[int, float] = {}
-    by_fold = []
+def run_folds(trainer: Trainer, stage: str, members: int) -> None:
+    """Out-of-fold margins -> calibration and figures, saved as STAGE.json."""
+    samples, clips = trainer.samples, trainer.clips
+    prefix = "cross" if stage == "cross" else "fold"
+    margin = np.full(len(clips.fold), NOBODY)
     for number in sorted(set(clips.fold[clips.fold >= 0].tolist())):
         held = clips.fold == number
-        pool = pool_of(recipe, samples, clips, (clips.fold >= 0) & ~held, synthetic)
-        networks = [network_at(out / f"fold{number}-{seed}.pt", recipe, pool, seed) for seed in range(recipe.members)]
-        found = clip_margins(networks, samples, held, TEST_VARIANT)
-        margin |= found
-        index = np.flatnonzero(held)
-        p = sigmoid(np.array([found.get(i, NOBODY) for i in index.tolist()]))
-        by_fold.append(figures(p, clips.label[index]))
-        print(f"fold {number}: {by_fold[-1]}", flush=True)
-    index = np.array(sorted(margin))
-    temperature, shift = calibrate(np.array([margin[i] for i in index]), clips.label[index])
-    everyone = np.flatnonzero(clips.fold >= 0)
-    values = np.array([margin.get(i, NOBODY) for i in everyone.tolist()])
-    calibrated = sigmoid((values + shift) / temperature)
+        model = trainer.model(f"{prefix}{number}", members, 0, (clips.fold >= 0) & ~held)
+        for clip, value in clip_margins(model, samples, held, TEST_VARIANT).items():
+            margin[clip] = value
+        print(f"fold {number}: {figures(sigmoid(margin[held]), clips.label[held])}", flush=True)
+    everyone, seen = clips.fold >= 0, (clips.fold >= 0) & (margin > NOBODY)
+    temperature, shift = calibrate(margin[seen], clips.label[seen])
+    calibrated = np.zeros(len(margin))
+    calibrated[seen] = cross_fitted(margin[seen], clips.label[seen], clips.fold[seen])
     result: dict[str, object] = {
-        "raw": figures(sigmoid(values), clips.label[everyone]),
-        "calibrated": figures(calibrated, clips.label[everyone]),
-        "folds": by_fold,
-        "by_source": by_group(clips.group[everyone], calibrated, clips.label[everyone]),
+        "raw": figures(sigmoid(margin[everyone]), clips.label[everyone]),
+        "cross_fitted": figures(calibrated[everyone], clips.label[everyone]),
+        "folds": [
+            figures(calibrated[clips.fold == k], clips.label[clips.fold == k]) for k in np.unique(clips.fold[everyone])
+        ],
+        "by_source": by_group(clips.group[everyone], calibrated[everyone], clips.label[everyone]),
         "temperature": temperature,
         "shift": shift,
-        "without_window": [samples.files[i] for i in everyone.tolist() if i not in margin],
-        "margins": {samples.files[i]: margin[i] for i in index.tolist()},
+        "without_window": [samples.files[i] for i in np.flatnonzero(everyone & ~seen).tolist()],
+        "margins": {samples.files[i]: float(margin[i]) for i in np.flatnonzero(seen).tolist()},
     }
-    (out / "folds.json").write_text(json.dumps(result, indent=1))
-    print(json.dumps({key: result[key] for key in ("raw", "calibrated", "temperature", "shift")}, indent=1))
-    return result
+    (trainer.files.out / f"{stage}.json").write_text(json.dumps(result, indent=1))
+    print(json.dumps({key: result[key] for key in ("raw", "cross_fitted", "temperature", "shift")}, indent=1))
 
 
-def run_release(recipe: Recipe, samples: Samples, clips: Clips, out: Path, synthetic: Path | None) -> list[SlimSTGCN]:
-    """The networks that ship: all training clips."""
-    pool = pool_of(recipe, samples, clips, clips.split == "train", synthetic)
-    return [network_at(out / f"release-{seed}.pt", recipe, pool, 100 + seed) for seed in range(recipe.members)]
-
-
-def run_dev(networks: list[SlimSTGCN], samples: Samples, clips: Clips, out: Path) -> None:
+def run_dev(model: Mixture, trainer: Trainer) -> None:
     """Figures on clips that no choice has seen."""
-    folds = json.loads((out / "folds.json").read_text())
+    samples, clips, files = trainer.samples, trainer.clips, trainer.files
+    folds = json.loads((files.out / "folds.json").read_text())
     dev = clips.split == "dev"
-    found = clip_margins(networks, samples, dev, TEST_VARIANT)
+    found = clip_margins(model, samples, dev, TEST_VARIANT)
     values = np.array([found.get(i, NOBODY) for i in np.flatnonzero(dev).tolist()])
-    p = sigmoid((values + folds["shift"]) / folds["temperature"])
+    p = np.where(values > NOBODY, sigmoid((values + folds["shift"]) / folds["temperature"]), 0.0)
     result: dict[str, object] = dict(figures(p, clips.label[dev]))
     result["by_source"] = by_group(clips.group[dev], p, clips.label[dev])
     result["probabilities"] = {
         samples.files[i]: round(float(q), 4) for i, q in zip(np.flatnonzero(dev).tolist(), p, strict=True)
     }
-    (out / "dev.json").write_text(json.dumps(result, indent=1))
+    (files.out / "dev.json").write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))
 
 
@@ -196,24 +202,29 @@ def main() -> None:
     parser.add_argument("--windows", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--synthetic", type=Path)
-    parser.add_argument("--stage", choices=("pretrain", "folds", "release", "dev"), default="folds")
+    parser.add_argument("--synthetic", type=Path, help="of make_synthetic.py")
+    parser.add_argument("--simulated", type=Path, help="of simulated.py")
+    parser.add_argument("--start", type=Path, help="folder of networks of the same names to go on from")
+    parser.add_argument("--stage", choices=("pretrain", "folds", "cross", "release", "dev"), default="folds")
+    parser.add_argument("--members", type=int, default=1, help="networks a fold; the release has the recipe's number")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipe = RECIPES[arguments.service]
+    files = Files(arguments.out, arguments.synthetic, arguments.simulated, arguments.start)
     if arguments.stage == "pretrain":
-        network_at(arguments.out / "pretrained.pt", recipe.pretraining(), synthetic_pool(arguments.synthetic), 0)
+        pool = synthetic_pool(arguments.synthetic)
+        _save(fit(recipe.pretraining(), pool, 0), arguments.out / "pretrained.pt")
         return
     samples = Samples.load(arguments.windows)
-    clips = Clips(arguments.service, samples, arguments.data)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.stage == "folds":
-        run_folds(recipe, samples, clips, arguments.out, arguments.synthetic)
+    clips = Clips(arguments.service, samples, arguments.data, dev_too=arguments.stage == "cross")
+    trainer = Trainer(recipe, samples, clips, files)
+    if arguments.stage in {"folds", "cross"}:
+        run_folds(trainer, arguments.stage, arguments.members)
         return
-    networks = run_release(recipe, samples, clips, arguments.out, arguments.synthetic)
+    model = trainer.model("release", recipe.members, 100, clips.split == "train")
     if arguments.stage == "dev":
-        run_dev(networks, samples, clips, arguments.out)
+        run_dev(model, trainer)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,254 @@
+"""Windows of both services from simulated scenes: scripted people, a random camera, the errors of a pose estimator, then the
+agent's own tracker and window code.
+
+    python models/training/simulated.py --out runs/simulated-train.npz --seeds 0 120
+    python models/training/simulated.py --out runs/simulated-hold.npz  --seeds 10000 10060
+
+No picture is drawn: the key points of `agent.simulation` are enough, and a hundred scenes take minutes. Seeds of
+`HOLD_OUT` and above are for tests only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+from clips import EPOCH, TRACKING
+from dataset import fall_label
+from numpy.typing import NDArray
+from recipes import RECIPES, WINDOW
+
+from agent.action.windows import ActionWindows
+from agent.config.schema import ServiceConfig
+from agent.simulation.camera import NEAR_M, Camera, hang_camera
+from agent.simulation.scripts import simulate_joints
+from agent.simulation.values import Interval
+from agent.tracking.bytetrack import ByteTracker
+from agent.types import FrameStamp, People, Tracks, Window
+
+Array = NDArray[np.float64]
+HOLD_OUT = 10000
+"""First seed that is never trained on."""
+SCENARIOS = (
+    "fight",
+    "near-misses",
+    "fight",
+    "crowd",
+    "fall",
+    "hug",
+    "fall-rise",
+    "exercise",
+    "fight",
+    "sit",
+    "mixed",
+    "bend",
+)
+"""Taken in turn by the seed."""
+SECONDS = 24.0
+FALL_STRIDE = 25
+SERVICES = ("fight", "fall")
+WIDTH, HEIGHT = 640, 480
+WINDOW_S = WINDOW.length / WINDOW.rate_hz
+MIRROR = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
+LOOSE = np.array([0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 1.0, 1.0, 1.3, 1.3, 0.9, 0.9, 1.0, 1.0, 1.2, 1.2])
+"""Wrists and ankles are found worse than the trunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Errors of one estimator on one camera.
+
+    jitter: standard deviation from frame to frame, body sizes; lasting: the same of the part that stays for half a
+    second or so; jumps: chance that a joint is somewhere else in a frame; misses: chance that a person is not reported;
+    swaps: chance that left and right are exchanged; score: mean of the key points' scores, spread: between joints.
+    """
+
+    jitter: float
+    lasting: float
+    jumps: float
+    misses: float
+    swaps: float
+    score: float
+    spread: float
+
+
+def draw_noise(rng: np.random.Generator) -> Noise:
+    """Quantiles measured on 105 PoseNet tracks of training clips (second differences, so real motion hardly counts): jitter
+    0.004 / 0.013 / 0.032 body sizes at 10 / 50 / 90 % of which a part is movement, misses 0 / 0.12 / 0.43, mean score
+    0.38 / 0.53 / 0.69, its spread between joints 0.22-0.35; largest errors 4.5 times the median. One scene in four gets a
+    better estimator than PoseNet.
+    """
+    good = rng.random() < 0.25
+    misses = float(np.clip(rng.exponential(0.02 if good else 0.1), 0, 0.5))
+    return Noise(
+        jitter=float(np.exp(rng.normal(np.log(0.004 if good else 0.007), 0.5))),
+        lasting=float(np.exp(rng.normal(np.log(0.008 if good else 0.014), 0.5))),
+        jumps=float(rng.uniform(0, 0.01 if good else 0.05)),
+        misses=misses,
+        swaps=float(rng.uniform(0, 0.01 if good else 0.05)),
+        score=float(rng.uniform(0.65, 0.9)) if good else float(np.clip(rng.normal(0.58, 0.1), 0.35, 0.8)),
+        spread=float(rng.uniform(0.05, 0.15) if good else rng.uniform(0.15, 0.3)),
+    )
+
+
+class Watcher:
+    """Turns people in metres into what an estimator reports; frames in order."""
+
+    def __init__(self, camera: Camera, noise: Noise, people: int, fps: float, rng: np.random.Generator) -> None:
+        self._camera, self._noise, self._rng = camera, noise, rng
+        self._keep = float(np.exp(-1 / (0.4 * fps)))  # of the lasting error, a frame
+        self._error = rng.normal(size=(people, 17, 2))
+        self._gone = np.zeros(people, np.int64)  # frames for which somebody stays lost
+
+    def look(self, joints: Array) -> tuple[People, list[int]]:
+        """(P, 17, 3) m, NaN = not on stage -> the reported people and the column of `joints` that each of them is."""
+        rng, noise = self._rng, self._noise
+        fresh = rng.normal(size=self._error.shape)
+        self._error = self._keep * self._error + np.sqrt(1 - self._keep**2) * fresh
+        present = np.flatnonzero(np.isfinite(joints[:, 0, 0]))
+        pixels, depth = self._camera.project(joints[present].astype(np.float32))
+        inside = (depth > NEAR_M) & np.all((pixels >= 0) & (pixels < (WIDTH, HEIGHT)), axis=-1)
+        hidden = _hidden(pixels, depth)
+        self._gone = np.maximum(self._gone - 1, 0)
+        rows, reported = [], []
+        for row, person in enumerate(present.tolist()):
+            seen = inside[row] & ~hidden[row]
+            lost = noise.misses + (1 - noise.misses) * max(0.0, 0.5 - float(seen.mean()))
+            if rng.random() < 0.35 * lost:
+                self._gone[person] = 1 + int(rng.exponential(3))
+            if seen.sum() >= 5 and not self._gone[person]:
+                rows.append(self._pose(pixels[row], seen, self._error[person]))
+                reported.append(person)
+        if not rows:
+            return People.empty(), []
+        keypoints, scores = np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+        order = rng.permutation(len(rows))
+        return _people(keypoints[order], scores[order]), [reported[i] for i in order]
+
+    def _pose(self, pixels: Array, seen: NDArray[np.bool_], error: Array) -> tuple[Array, Array]:
+        rng, noise = self._rng, self._noise
+        size = 3.5 * float(np.sqrt(((pixels - pixels.mean(axis=0)) ** 2).sum(axis=-1).mean()))
+        blur = np.where(seen, 1.0, 3.0)[:, None] * LOOSE[:, None] * size
+        points = pixels + blur * (noise.lasting * error + noise.jitter * rng.normal(size=(17, 2)))
+        jumped = rng.random(17) < noise.jumps * LOOSE * np.where(seen, 1, 3)
+        points = points + jumped[:, None] * rng.normal(0, 0.12 * size, (17, 2))
+        if rng.random() < noise.swaps:
+            points = points[MIRROR]
+        mean = noise.score - 0.35 * ~seen - 0.15 * jumped
+        scores = np.clip(mean + noise.spread * rng.normal(size=17), 0.02, 0.99)
+        return points, scores
+
+
+def _hidden(pixels: NDArray[np.float32], depth: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(N, 17): behind the trunk of somebody nearer, taken as an ellipse around shoulders and hips."""
+    trunk = pixels[:, [5, 6, 11, 12]]
+    centre = trunk.mean(axis=1)
+    long = np.linalg.norm(trunk[:, :2].mean(axis=1) - trunk[:, 2:].mean(axis=1), axis=-1)
+    half = np.stack((0.4 * long, 0.7 * long), axis=-1) + 1e-3
+    away = ((pixels[None] - centre[:, None, None]) / half[:, None, None]) ** 2  # (by whom, who, 17, 2)
+    nearer = depth.mean(axis=1)[:, None] < depth.mean(axis=1)[None] - 0.1
+    hidden: NDArray[np.bool_] = ((away.sum(axis=-1) < 1) & nearer[..., None]).any(axis=0)
+    return hidden
+
+
+def _people(keypoints: Array, scores: Array) -> People:
+    low, high = keypoints.min(axis=1), keypoints.max(axis=1)
+    margin = 0.08 * (high - low)
+    boxes = np.concatenate((low - margin, high + margin), axis=1)
+    return People(
+        boxes.astype(np.float32), keypoints.astype(np.float32), scores.astype(np.float32),
+        scores.mean(axis=1).astype(np.float32),
+    )  # fmt: skip
+
+
+def scene_windows(seed: int) -> list[tuple[str, Window, int]]:
+    """(service, window, label) of one scene; label 1 the action is in it, 0 it is not, -1 neither clearly."""
+    rng = np.random.default_rng((seed, 71))
+    scenario = SCENARIOS[seed % len(SCENARIOS)]
+    fps = float(rng.choice((10.0, 12.0, 15.0)))
+    script = simulate_joints(scenario, seed=seed, people=int(rng.integers(2, 6)), seconds=SECONDS, rate_hz=fps)
+    joints = script.joints
+    if not joints.shape[1]:
+        return []
+    places = joints[np.isfinite(joints[..., 0])].reshape(-1, 17, 3).mean(axis=1)
+    camera = hang_camera(places.astype(np.float32), rng, width=WIDTH, height=HEIGHT)
+    watcher = Watcher(camera, draw_noise(rng), joints.shape[1], fps, rng)
+    tracker = ByteTracker(TRACKING, fps=fps)
+    windows = ActionWindows("simulated", _services())
+    actor_of: dict[int, set[int]] = {}
+    found = []
+    for number, frame in enumerate(joints):
+        people, columns = watcher.look(frame.astype(np.float64))
+        seconds = number / fps
+        stamp = FrameStamp("simulated", number, round(seconds * 1e9), EPOCH + timedelta(seconds=seconds), WIDTH, HEIGHT)
+        tracks = tracker.update(stamp, people)
+        _note_actors(actor_of, tracks, people, script.actor_ids[columns].tolist())
+        found += windows.push(tracks)
+    found += windows.flush()
+    return [(window.service, window, label_of(window, script.intervals, actor_of)) for window in found]
+
+
+def _services() -> dict[str, ServiceConfig]:
+    """As trained, falls at the shorter stride of the shipped configuration: they are over soon."""
+    fall = RECIPES["fall"].service_config()
+    shorter = fall.window.model_copy(update={"stride": FALL_STRIDE})
+    return {"fight": RECIPES["fight"].service_config(), "fall": fall.model_copy(update={"window": shorter})}
+
+
+def _note_actors(actor_of: dict[int, set[int]], tracks: Tracks, people: People, actors: Sequence[int]) -> None:
+    """Who a track is: the reported person with the very key points that the tracker passed on."""
+    for track_id, keypoints in zip(tracks.track_ids.tolist(), tracks.people.keypoints, strict=True):
+        for row, actor in enumerate(actors):
+            if np.array_equal(people.keypoints[row], keypoints):
+                actor_of.setdefault(track_id, set()).add(actor)
+
+
+def label_of(window: Window, intervals: Sequence[Interval], actor_of: dict[int, set[int]]) -> int:
+    """Fight: a second or more of it, with somebody of it among the window's people. Fall: see `dataset.fall_label`."""
+    end_s = window.t_end_ns * 1e-9
+    start_s = max(0.0, end_s - WINDOW_S)
+    people = set().union(*(actor_of.get(track, set()) for track in window.track_ids))
+    marks = [0]
+    for interval in intervals:
+        if interval.action != window.service:
+            continue
+        if window.service == "fight":
+            overlap = min(end_s, interval.end_s) - max(start_s, interval.start_s)
+            mark = 1 if overlap >= 1.0 else -1 if overlap > 0 else 0
+        else:
+            mark = fall_label(start_s, end_s, interval.start_s)
+        if mark and not people & set(interval.actor_ids):
+            mark = -1  # it happens, but nobody of it is seen
+        marks.append(mark)
+    return 1 if 1 in marks else min(marks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs=2, required=True, metavar=("FIRST", "END"))
+    arguments = parser.parse_args()
+    rows = []
+    for seed in range(*arguments.seeds):
+        rows += [(service, window.tensor, label, seed) for service, window, label in scene_windows(seed)]
+        if seed % 10 == 0:
+            print(seed, len(rows), flush=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        arguments.out,
+        tensor=np.stack([row[1] for row in rows]).astype(np.float16),
+        service=np.array([row[0] for row in rows]),
+        label=np.array([row[2] for row in rows], np.int8),
+        seed=np.array([row[3] for row in rows], np.int32),
+        scenario=np.array([SCENARIOS[row[3] % len(SCENARIOS)] for row in rows]),
+    )
+    for service in SERVICES:
+        print(service, np.unique([row[2] for row in rows if row[0] == service], return_counts=True))
+
+
+if __name__ == "__main__":
+    main()

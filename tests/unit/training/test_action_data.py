@@ -1,0 +1,144 @@
+"""Labels, folds, calibration and simulated windows of the action models. No PyTorch needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import simulated
+from clipset import FOLDS, folds_by_source, folds_by_subject
+from dataset import fall_label
+from metrics import calibrate, cross_fitted, expected_calibration_error, sigmoid
+from simulated import HEIGHT, WIDTH, Noise, Watcher, draw_noise, label_of, scene_windows
+
+from agent.simulation.camera import hang_camera
+from agent.simulation.values import Interval
+from agent.types import Window
+
+SILENT = Noise(jitter=0, lasting=0, jumps=0, misses=0, swaps=0, score=0.8, spread=0)
+UPRIGHT = np.array(
+    [(0, 1.6), (0.03, 1.63), (-0.03, 1.63), (0.07, 1.6), (-0.07, 1.6), (0.2, 1.4), (-0.2, 1.4), (0.25, 1.1), (-0.25, 1.1),
+     (0.25, 0.85), (-0.25, 0.85), (0.12, 0.9), (-0.12, 0.9), (0.12, 0.5), (-0.12, 0.5), (0.12, 0.1), (-0.12, 0.1)]
+)  # fmt: skip
+
+
+def body(x: float = 0.0, y: float = 0.0) -> np.ndarray:
+    """(17, 3) m: somebody who stands at (x, y)."""
+    return np.stack((UPRIGHT[:, 0] + x, np.full(17, y), UPRIGHT[:, 1]), axis=1)
+
+
+def window(service: str, end_s: float, tracks: tuple[int, ...] = (1,)) -> Window:
+    return Window(
+        camera_id="c", service=service, tensor=np.zeros((4, 100, 17, 3), np.float32), t_start_ns=0,
+        t_end_ns=round(end_s * 1e9), t_end_utc=datetime(2026, 1, 1, tzinfo=UTC), track_ids=tracks,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_source_is_in_two_folds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    group = rng.choice([f"source{k}" for k in range(14)], 160)
+    label, use = rng.integers(0, 2, 160), rng.random(160) < 0.8
+    fold = folds_by_source(group, label, use)
+    assert (fold[~use] == -1).all()
+    assert set(fold[use].tolist()) == set(range(FOLDS))
+    for name in np.unique(group[use]):
+        assert len(set(fold[use & (group == name)].tolist())) == 1
+
+
+def test_no_subject_and_no_street_source_is_in_two_folds() -> None:
+    group = np.array(["fall:subject2", "fall:subject3", "fight:a", "fight:b", "fight:a", "fall:subject2"])
+    fold = folds_by_subject(group)
+    assert fold[0] == fold[5] != fold[1]
+    assert fold[2] == fold[4] != fold[3]
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "label"),
+    [(0.0, 3.0, 0), (2.0, 6.0, 1), (2.0, 4.5, -1), (5.0, 8.0, -1), (6.0, 9.0, 0)],
+)
+def test_a_fall_is_the_movement_not_the_lying(start_s: float, end_s: float, label: int) -> None:
+    assert fall_label(start_s, end_s, 4.0) == label
+    assert fall_label(start_s, end_s, None) == 0
+
+
+def test_no_clip_calibrates_itself() -> None:
+    rng = np.random.default_rng(0)
+    label, fold = rng.integers(0, 2, 60), np.arange(60) % 5
+    margin = 3.0 * label - 1 + rng.normal(0, 2, 60)
+    before = cross_fitted(margin, label, fold)
+    changed = label.copy()
+    changed[fold == 2] = 1 - changed[fold == 2]
+    after = cross_fitted(margin, changed, fold)
+    assert np.allclose(before[fold == 2], after[fold == 2])
+    assert not np.allclose(before[fold != 2], after[fold != 2])
+
+
+def test_calibration_brings_overconfident_margins_back() -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.normal(0, 1.5, 4000)
+    label = (rng.random(4000) < sigmoid(truth)).astype(int)
+    temperature, shift = calibrate(4 * truth + 2, label)
+    assert temperature == pytest.approx(4, rel=0.15)
+    assert shift == pytest.approx(-2, abs=0.4)
+    good = expected_calibration_error(sigmoid((4 * truth + 2 + shift) / temperature), label)
+    assert good < 0.03 < expected_calibration_error(sigmoid(4 * truth + 2), label)
+
+
+def watcher(noise: Noise, people: int = 2) -> Watcher:
+    rng = np.random.default_rng(3)
+    places = np.array([body().mean(axis=0), body(1.0).mean(axis=0)], np.float32)
+    return Watcher(hang_camera(places, rng, width=WIDTH, height=HEIGHT), noise, people, 15.0, rng)
+
+
+def test_without_noise_the_estimator_says_what_the_camera_sees() -> None:
+    view = watcher(SILENT)
+    joints = np.stack((body(-0.8), body(1.2)))
+    people, rows = view.look(joints)
+    exact, _ = view._camera.project(joints.astype(np.float32))
+    assert sorted(rows) == [0, 1]
+    assert np.allclose(people.keypoints, exact[rows], atol=1e-2)
+
+
+def test_nobody_off_stage_is_reported() -> None:
+    joints = np.stack((body(), np.full((17, 3), np.nan)))
+    _, rows = watcher(SILENT).look(joints)
+    assert rows == [0]
+    people, rows = watcher(SILENT).look(np.full((2, 17, 3), np.nan))
+    assert rows == []
+    assert len(people) == 0
+
+
+def test_missed_people_are_missed_for_a_while() -> None:
+    view = watcher(replace(SILENT, misses=0.4), people=1)
+    seen = np.array([len(view.look(body()[None])[1]) for _ in range(300)])
+    assert 0.2 < seen.mean() < 0.9
+    assert (seen[1:] == seen[:-1]).mean() > 0.6
+
+
+def test_drawn_noise_stays_within_what_was_measured() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_noise(rng) for _ in range(200)]
+    assert 0.003 < np.median([noise.jitter for noise in drawn]) < 0.013
+    assert max(noise.misses for noise in drawn) <= 0.5
+    assert all(0.3 < noise.score < 1 for noise in drawn)
+
+
+def test_a_fight_counts_where_a_fighter_is_seen_for_a_second() -> None:
+    fight = (Interval("fight", 10.0, 14.0, (1, 2)),)
+    actors = {1: {1}, 2: {7}}
+    assert label_of(window("fight", 12.0, (1,)), fight, actors) == 1
+    assert label_of(window("fight", 12.0, (2,)), fight, actors) == -1  # only a passer-by was seen
+    assert label_of(window("fight", 10.5, (1,)), fight, actors) == -1
+    assert label_of(window("fight", 9.0, (1,)), fight, actors) == 0
+    assert label_of(window("fall", 12.0, (1,)), fight, actors) == 0
+
+
+def test_simulated_windows_come_again_with_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated, "SECONDS", 5.0)
+    first, again = scene_windows(0), scene_windows(0)
+    assert {service for service, _, _ in first} == {"fight", "fall"}
+    assert all(np.array_equal(one[1].tensor, two[1].tensor) for one, two in zip(first, again, strict=True))
+    assert [row[2] for row in first] == [row[2] for row in again]

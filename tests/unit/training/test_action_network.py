@@ -1,0 +1,139 @@
+"""Augmentation, statistics, forest and graph of the action models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs the extra `train`")
+
+from augment import augment  # noqa: E402  # after the check for PyTorch
+from forest import MAX_DEPTH, Forest, grow  # noqa: E402
+from motion import MotionStatistics  # noqa: E402
+from network import Mixture, SlimSTGCN  # noqa: E402
+
+
+def windows(count: int, seed: int = 0) -> torch.Tensor:
+    """(count, 4, 100, 17, 3): three people who drift and shake, the fourth row empty, the first 30 steps empty."""
+    rng = np.random.default_rng(seed)
+    build = rng.normal(0, 0.1, (1, 1, 1, 17, 2)) * (1, 2)
+    place = rng.uniform(-0.6, 0.6, (count, 4, 1, 1, 2))
+    drift = np.cumsum(rng.normal(0, 0.004, (count, 4, 100, 1, 2)), axis=2)
+    xy = place + drift + build + rng.normal(0, 0.01, (count, 4, 100, 17, 2))
+    out = np.concatenate((xy, rng.uniform(0.3, 0.9, (count, 4, 100, 17, 1))), -1).astype(np.float32)
+    out[:, 3] = 0
+    out[:, :, :30] = 0
+    return torch.from_numpy(out)
+
+
+def small_forest(features: int, seed: int = 0) -> Forest:
+    rng = np.random.default_rng(seed)
+    table = rng.normal(size=(150, features))
+    label = (table[:, 0] + 0.5 * table[:, 1] > 0).astype(int)
+    return grow(table, label, np.ones(150), trees=12, leaf=2, share=0.5, seed=seed)
+
+
+def test_augmentation_makes_nobody_out_of_nothing() -> None:
+    before = windows(8)
+    after = augment(before, torch.Generator().manual_seed(0))
+    assert after.shape == before.shape
+    assert torch.isfinite(after).all()
+    assert ((after[..., 2] > 0).any(-1).any(-1).sum(1) <= 3).all()
+    assert (after[after[..., 2] == 0] == 0).all()
+    empty = augment(torch.zeros(3, 4, 100, 17, 3), torch.Generator().manual_seed(0))
+    assert not empty.any()
+
+
+def test_augmentation_never_loses_the_first_person() -> None:
+    alone = windows(40)
+    alone[:, 1:] = 0
+    after = augment(alone, torch.Generator().manual_seed(1))
+    assert ((after[..., 2] > 0).flatten(1).sum(1) > 0).all()
+
+
+def test_statistics_know_neither_the_order_of_people_nor_where_they_are() -> None:
+    statistics, window = MotionStatistics(), windows(3)
+    plain = statistics(window)
+    assert torch.allclose(plain, statistics(window[:, [2, 3, 0, 1]]), atol=1e-4)
+    moved = window.clone()
+    moved[..., :2] += 0.2 * (window[..., 2:] > 0)
+    assert torch.allclose(plain, statistics(moved), atol=2e-3)
+
+
+def test_statistics_of_nobody_are_finite() -> None:
+    assert torch.isfinite(MotionStatistics()(torch.zeros(2, 4, 100, 17, 3))).all()
+
+
+def test_faster_people_have_higher_statistics_of_speed() -> None:
+    slow = windows(2)
+    slow[..., :2] = slow[:, :, 60:61, :, :2] * (slow[..., 2:] > 0)
+    statistics = MotionStatistics()
+    assert statistics(windows(2))[:, 0].min() > statistics(slow)[:, 0].max()
+
+
+def test_a_forest_learns_what_there_is_to_learn() -> None:
+    rng = np.random.default_rng(9)
+    fresh = rng.normal(size=(400, 6))
+    label = fresh[:, 0] + 0.5 * fresh[:, 1] > 0
+    p = small_forest(6)(torch.from_numpy(fresh.astype(np.float32))).numpy()
+    assert ((p > 0.5) == label).mean() > 0.85
+
+
+def test_the_graph_of_a_forest_walks_as_a_tree_does() -> None:
+    forest = small_forest(6)
+    rows = np.random.default_rng(5).normal(size=(20, 6)).astype(np.float32)
+    feature, threshold, child, value = (
+        getattr(forest, name).numpy() for name in ("feature", "threshold", "child", "value")
+    )
+    expected = []
+    for row in rows:
+        leaves = []
+        for tree in range(len(value)):
+            node = 0
+            for _ in range(MAX_DEPTH):
+                following = int(child[tree, node, int(row[feature[tree, node]] > threshold[tree, node])])
+                node = following or node
+            leaves.append(value[tree, node])
+        expected.append(np.mean(leaves))
+    assert np.allclose(forest(torch.from_numpy(rows)).numpy(), expected, atol=1e-6)
+
+
+def test_weights_decide_where_rows_disagree() -> None:
+    table, label = np.zeros((10, 1)), np.array([1] * 5 + [0] * 5)
+    weight = np.where(label == 1, 3.0, 1.0)
+    forest = grow(table, label, weight, trees=3, leaf=1, share=1.0, seed=0)
+    assert forest(torch.zeros(1, 1)).item() == pytest.approx(0.75)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_the_exported_graph_says_what_the_network_says(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    count = MotionStatistics()(windows(1)).shape[1]
+    model = Mixture([SlimSTGCN(width=8, wide=True)], small_forest(count), 0.5, 0.3).eval()
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(
+        model, (windows(2),), str(file), input_names=["input_tensor"], output_names=["cls_score"], opset_version=17,
+        dynamic_axes={"input_tensor": {0: "batch"}, "cls_score": {0: "batch"}}, dynamo=False,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        window = windows(batch, seed=batch)
+        with torch.inference_mode():
+            expected = model(window).numpy()
+        found = session.run(None, {"input_tensor": window.numpy()})[0]
+        assert np.abs(found - expected).max() < 1e-4
+
+
+def test_a_mixture_is_the_mean_of_its_parts() -> None:
+    torch.manual_seed(1)
+    window = windows(2)
+    members = [SlimSTGCN(width=8).eval(), SlimSTGCN(width=8).eval()]
+    count = MotionStatistics()(window).shape[1]
+    forest = small_forest(count)
+    with torch.inference_mode():
+        own = torch.stack([member(window)[:, 1] - member(window)[:, 0] for member in members]).mean(0)
+        margin = Mixture(members, forest, 0.25).eval().margin(window)
+        assert torch.allclose(margin, 0.75 * own + 0.25 * forest.margin(MotionStatistics()(window)), atol=1e-5)
