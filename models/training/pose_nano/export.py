@@ -43,7 +43,7 @@ def golden_images() -> NDArray[np.float32]:
     """(3, 3, H, W): simulated scenes without sensor noise, which pack well."""
     letterbox = Letterbox(CANVAS, len(_GOLDEN_SEEDS))
     shots = [
-        build_scene(build_script("crowd", seed=seed, people=3), seed=seed, sensor=CLEAN, night=False).shot(6.0).image
+        build_scene(build_script("crowd", seed=seed, people=6), seed=seed, sensor=CLEAN, night=False).shot(6.0).image
         for seed in _GOLDEN_SEEDS
     ]
     batch, _ = letterbox.fill(shots)

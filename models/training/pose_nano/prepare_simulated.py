@@ -1,11 +1,10 @@
 """The simulated camera's pictures with their exact truth -> one shard.
 
     python -m pose_nano.prepare_simulated --mocap data/mocap --backgrounds shards/real --scenes 1000 --first-seed 0 --out shards/simulated
-    python -m pose_nano.prepare_simulated --scripted-only --scenes 100 --first-seed 1000000 --out shards/holdout
 
-Scenes are the agent's scripted scenarios in the agent's own places, and, but for `--scripted-only`, captured poses in any company
-(`staged.py`), seen by cameras on walls and in hands, in simulated places and in front of pictures of the shard `--backgrounds`
-(its people stay labelled where nobody stands before them). Seeds of hold-out scenes must not be used for training.
+Scenes are the agent's scripted scenarios in the agent's own places, and captured poses in any company (`staged.py`), seen by cameras
+on walls and in hands, in simulated places and in front of pictures of the shard `--backgrounds` (its people stay labelled where
+nobody stands before them). Seeds from 1000001 on are those of hold-out scenes and refused.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ from pose_nano.staged import CAST_S, StagedScript, load_motions, near_camera
 from pose_nano.store import Annotations, Sample, Shard, ShardWriter
 
 WIDTH, HEIGHT = 640, 480
+HOLDOUT_SEEDS = 1_000_001
+"""The first of them; see holdout.sh."""
 HIDDEN_WEIGHT = 0.6
 _LEAST_SHARE = 0.12
 _NEAR, _PICTURE = 0.5, 0.45
@@ -61,10 +62,10 @@ class Material:
     scripted: float
 
 
-def scene_pictures(seed: int, shots: int, material: Material | None) -> Iterator[Sample]:
-    """`shots` pictures of the scene `seed`; None = scripted scenarios only."""
+def scene_pictures(seed: int, shots: int, material: Material) -> Iterator[Sample]:
+    """`shots` pictures of the scene `seed`."""
     rng = np.random.default_rng([seed, 7])
-    if material is None or rng.random() < material.scripted:
+    if rng.random() < material.scripted:
         scenario = _scenario(rng)
         people = int(rng.integers(1, 7))
         scene = build_scene(build_script(scenario, seed=seed, people=people), seed=seed, width=WIDTH, height=HEIGHT)
@@ -125,22 +126,19 @@ def _still_seen(behind: Annotations, before: Annotations) -> Annotations:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mocap", type=Path)
+    parser.add_argument("--mocap", type=Path, required=True)
     parser.add_argument("--backgrounds", type=Path, help="shard of real pictures to put people on")
-    parser.add_argument("--scripted-only", action="store_true", help="only the agent's scenarios: for hold-out scenes")
     parser.add_argument("--scripted", type=float, default=0.25, help="share of scripted scenes")
     parser.add_argument("--scenes", type=int, required=True)
     parser.add_argument("--shots", type=int, default=6, help="pictures per scene")
     parser.add_argument("--first-seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    if arguments.first_seed + arguments.scenes > HOLDOUT_SEEDS:
+        parser.error(f"seeds from {HOLDOUT_SEEDS} on are for hold-out scenes")
     cv2.setNumThreads(1)
-    material = None
-    if not arguments.scripted_only:
-        if arguments.mocap is None:
-            parser.error("--mocap is needed for staged scenes")
-        backgrounds = Shard(arguments.backgrounds) if arguments.backgrounds else None
-        material = Material(load_motions(arguments.mocap), backgrounds, arguments.scripted)
+    backgrounds = Shard(arguments.backgrounds) if arguments.backgrounds else None
+    material = Material(load_motions(arguments.mocap), backgrounds, arguments.scripted)
     writer, people = ShardWriter(arguments.out, arguments.scenes * arguments.shots), 0
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.scenes):
         for sample in scene_pictures(seed, arguments.shots, material):
