@@ -15,6 +15,7 @@ from agent.ports import StreamInfo
 from agent.simulation.background import PLACES
 from agent.simulation.scene import SimulatedScene, build_scene
 from agent.simulation.scripts import MAX_PEOPLE, SCENARIOS, build_script
+from agent.simulation.values import Interval
 from agent.types import ImageArray
 
 _CHOICES = {"scenario": SCENARIOS, "place": PLACES}
@@ -87,6 +88,7 @@ class SimulatedSource(GuardedSource):
         self.live = camera.live
         self._clock = clock
         self._build = threading.Lock()
+        self._drawing = threading.Lock()
         self._scene: SimulatedScene | None = None
         self._origin_ns: int | None = None
         self._first: int | None = None
@@ -107,6 +109,11 @@ class SimulatedSource(GuardedSource):
         """`clock()` at scene time 0 of a live source, None before it was first opened: an event at time t of that clock
         is at (t - origin_ns) / 1e9 s of `scene`. Not live, scene time is presentation time."""
         return self._origin_ns
+
+    def intervals(self, start_s: float, end_s: float) -> tuple[Interval, ...]:
+        """What the script has happen in this part of scene time. From any thread, also while pictures are read."""
+        with self._drawing:
+            return self.scene.script.intervals(start_s, end_s)
 
     def _open(self) -> StreamInfo:
         scene = self.scene
@@ -132,7 +139,8 @@ class SimulatedSource(GuardedSource):
     def _retrieve(self) -> ImageArray:
         if self._first is None or self._last < self._first:
             raise SourceError("sim://: nothing was read")
-        return self.scene.shot(self._last / self.camera.fps).image
+        with self._drawing:
+            return self.scene.shot(self._last / self.camera.fps).image
 
     def _release(self) -> None:
         self._first = None

@@ -85,7 +85,7 @@ def _judge(agent: Agent) -> SceneJudge | None:
     if not isinstance(source, SimulatedSource) or source.origin_ns is None:
         return None
     kinds = [name for name, service in agent.config.services.items() if service.enabled]
-    return SceneJudge(source.camera, source.origin_ns, kinds)
+    return SceneJudge(source.intervals, source.origin_ns, kinds)
 
 
 async def _until_stopped(agent: Agent, config: AgentConfig, seconds: float | None, printer: _Printer) -> None:
@@ -123,6 +123,8 @@ class _Printer:
 
     def show(self, message: MQTTMessage) -> None:
         self._judge = self._judge or self._find_judge()
+        if self._judge is not None:
+            self._judge.look()
         try:
             event = parse(bytes(message.payload))
         except DataError:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from agent.capture.simulated import SimulatedCamera
 from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, match, merge
 from agent.events.cloudevents import ReceivedEvent
-from agent.simulation.scripts import build_script
+from agent.simulation.values import Interval
 from agent.types import EventPhase
 
 
 class SceneJudge:
-    """Knows the script of a live simulated camera and keeps the events that were received.
+    """Knows what happens in a live simulated scene and keeps the events that were received.
 
-    camera: as its source was told; origin_ns: `time.monotonic_ns()` at scene time 0; kinds: the services that watch.
+    intervals: what the scene shows between two times, s, asked in rising order; origin_ns: `time.monotonic_ns()` at scene
+    time 0; kinds: the services that watch.
     """
 
-    def __init__(self, camera: SimulatedCamera, origin_ns: int, kinds: Sequence[str]) -> None:
-        # A script of its own: the camera's belongs to the decoder thread.
-        self._script = build_script(camera.scenario, seed=camera.seed, people=camera.people)
+    def __init__(
+        self, intervals: Callable[[float, float], tuple[Interval, ...]], origin_ns: int, kinds: Sequence[str]
+    ) -> None:
+        self._intervals = intervals
         self._origin_ns = origin_ns
         self._origin_utc = datetime.now(UTC) - timedelta(seconds=self._now_s())
         self._kinds = tuple(kinds)
         self._alarms: dict[str, Alarm] = {}
+        self._happened: set[Interval] = set()
+        self._known_s = 0.0
+
+    def look(self) -> None:
+        """Take note of what happened until now: old parts of a scene are expensive to ask for again."""
+        self._incidents("", self._now_s())
 
     def verdict(self, event: ReceivedEvent) -> str:
         """What the scene shows at an event's begin, in words; empty for the phases after it."""
@@ -58,8 +65,14 @@ class SceneJudge:
         return f"{kind}: {happened} happened, {found}{waiting}, {len(result.false_alarms)} false alarms"
 
     def _incidents(self, kind: str, until_s: float) -> list[Incident]:
-        intervals = self._script.intervals(0.0, max(until_s, 0.0))
-        return merge(Incident(kind, one.start_s, one.end_s) for one in intervals if one.action == kind)
+        if until_s > self._known_s:
+            self._happened.update(one for one in self._intervals(self._known_s, until_s) if one.action in self._kinds)
+            self._known_s = until_s
+        return merge(
+            Incident(kind, one.start_s, one.end_s)
+            for one in self._happened
+            if one.action == kind and one.start_s <= until_s
+        )
 
     def _scene_time_s(self, utc: datetime) -> float:
         return (utc - self._origin_utc).total_seconds()

@@ -67,10 +67,12 @@ class SimulatedScene:
         """What these people are made of; made anew only when somebody comes or goes."""
         together = self._together
         if together is None or together[0] != actor_ids:
-            for actor_id in actor_ids:
-                if actor_id not in self._looks:
-                    self._looks[actor_id] = dress((self.seed, actor_id), grey=self.setting.night)
-            looks = [self._looks[actor_id] for actor_id in actor_ids]
+            # Who has left is forgotten: a look follows from seed and id, and a scene has no end.
+            self._looks = {
+                actor_id: self._looks.get(actor_id) or dress((self.seed, actor_id), grey=self.setting.night)
+                for actor_id in actor_ids
+            }
+            looks = list(self._looks.values())
             owner = np.repeat(np.arange(len(looks)), [len(look.anatomy) for look in looks])
             joined = Anatomy.join([look.anatomy for look in looks]), owner, Wardrobe.of(looks, self._folds)
             together = self._together = (actor_ids, joined)

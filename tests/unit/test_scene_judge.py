@@ -7,14 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.capture.simulated import SimulatedCamera
 from agent.commands.scene_judge import SceneJudge
 from agent.events.cloudevents import ReceivedEvent
 from agent.simulation.scripts import build_script
 from agent.simulation.values import Interval
 from agent.types import EventPhase
 
-CAMERA = SimulatedCamera(seed=5, people=3, scenario="fight")
+SCRIPT = build_script("fight", seed=5, people=3)
 ELAPSED_S = 30.0
 ORIGIN_NS = time.monotonic_ns() - round(ELAPSED_S * 1e9)
 ORIGIN_UTC = datetime.now(UTC) - timedelta(seconds=ELAPSED_S)
@@ -23,13 +22,12 @@ ORIGIN_UTC = datetime.now(UTC) - timedelta(seconds=ELAPSED_S)
 @pytest.fixture(scope="module")
 def fight() -> Interval:
     """The first fight of the scene."""
-    script = build_script(CAMERA.scenario, seed=CAMERA.seed, people=CAMERA.people)
-    return next(one for one in script.intervals(0, ELAPSED_S) if one.action == "fight")
+    return next(one for one in SCRIPT.intervals(0, ELAPSED_S) if one.action == "fight")
 
 
 def judge(kinds: tuple[str, ...] = ("fight", "fall")) -> SceneJudge:
     """One whose scene began half a minute ago."""
-    return SceneJudge(CAMERA, ORIGIN_NS, kinds)
+    return SceneJudge(SCRIPT.intervals, ORIGIN_NS, kinds)
 
 
 def event(at_s: float, kind: str = "fight", phase: EventPhase = EventPhase.DETECTED) -> ReceivedEvent:
