@@ -1,11 +1,12 @@
 """RTMO-s at its real size through the agent's adapter: 640x640, suppression inside, dynamic batch, FP16.
 
 The graph is built from PyTorch with random weights, by this interpreter or by the one that TRAIN_PYTHON names; without torch
-the tests are skipped. It takes minutes and is kept for the session only.
+the tests are skipped. It takes minutes and is kept in pytest's cache until the recipe changes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -45,16 +46,20 @@ class Exported:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, repo_dir: Path) -> Exported:
-    python = os.environ.get("TRAIN_PYTHON") or sys.executable
-    if python == sys.executable and importlib.util.find_spec("torch") is None:
-        pytest.skip("needs torch: install the extra `train`, or set TRAIN_PYTHON to a Python that has it")
-    folder = tmp_path_factory.mktemp("rtmo")
-    full, half = folder / "rtmo-s.onnx", folder / "rtmo-s-fp16.onnx"
-    command = [python, "-W", "ignore", "-m", "models.training.rtmo.export", "--out", str(full), "--half", str(half)]
-    done = subprocess.run(command, cwd=repo_dir, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return Exported(full, half, json.loads(done.stdout[done.stdout.index("{") :]))
+def exported(pytestconfig: pytest.Config, repo_dir: Path) -> Exported:
+    sources = sorted((repo_dir / "models" / "training" / "rtmo").glob("*.py"))
+    recipe = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    folder = pytestconfig.cache.mkdir(f"rtmo-{recipe}")
+    full, half, report = folder / "rtmo-s.onnx", folder / "rtmo-s-fp16.onnx", folder / "report.json"
+    if not report.exists():
+        python = os.environ.get("TRAIN_PYTHON") or sys.executable
+        if python == sys.executable and importlib.util.find_spec("torch") is None:
+            pytest.skip("needs torch: install the extra `train`, or set TRAIN_PYTHON to a Python that has it")
+        command = [python, "-W", "ignore", "-m", "models.training.rtmo.export", "--out", str(full), "--half", str(half)]
+        done = subprocess.run(command, cwd=repo_dir, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        report.write_text(done.stdout[done.stdout.index("{") :])
+    return Exported(full, half, json.loads(report.read_text()))
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+from onnx import TensorProto
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 FP32_MODULES = ("encoding", "norm", "norm1", "norm2", "boxes", "decode")
 """Parts of the network, by the names in it, that stay FP32; the names of the nodes hold them (`/classifier/encoding/Cos`).
 
-What belongs to no part (`/Concat_3`) does so, too: it carries coordinates to the outputs.
+What belongs to no part (`/Concat_3`), or to the classifier itself (`/classifier/MatMul`), does so, too: it carries coordinates.
 """
 FP32_OPERATORS = (
     "LayerNormalization",
@@ -29,7 +30,8 @@ Softmax, Exp: exponents."""
 def stays_fp32(node: onnx.NodeProto) -> bool:
     """Whether a node of an exported graph must not be converted."""
     modules = node.name.split("/")[1:-1]
-    return node.op_type in FP32_OPERATORS or not modules or any(part in FP32_MODULES for part in modules)
+    own = modules in ([], ["classifier"])
+    return own or node.op_type in FP32_OPERATORS or any(part in FP32_MODULES for part in modules)
 
 
 def convert(source: Path, target: Path) -> int:
@@ -42,5 +44,23 @@ def convert(source: Path, target: Path) -> int:
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS],
         node_block_list=names,
     )
+    join_fp32(half.graph)
     onnx.save(half, target)
     return len(names)
+
+
+def join_fp32(graph: onnx.GraphProto) -> None:
+    """Take away the detours over FP16 that the converter leaves between two FP32 nodes: casts there and back again."""
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    for back in casts.values():
+        there = casts.get(back.input[0])
+        if _target(back) == TensorProto.FLOAT and there is not None and _target(there) == TensorProto.FLOAT16:
+            back.input[0] = there.input[0]  # FP32 to FP32: the runtime drops it
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    idle = [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]
+    for node in idle:
+        graph.node.remove(node)
+
+
+def _target(cast: onnx.NodeProto) -> int:
+    return int(cast.attribute[0].i)

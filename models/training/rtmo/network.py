@@ -16,6 +16,7 @@ from models.training.rtmo.suppression import SCORE_LIMIT, Suppression
 NECK_CHANNELS = 256
 POSE_VECTOR = 256
 POSE_CHANNELS_PER_GROUP = 36
+COARSE_PERIOD_PX = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +92,18 @@ def enliven(model: Rtmo, *, people: int = 30, seed: int = 0) -> None:
     model.eval()
     for level in model.levels:
         nn.init.constant_(level.box.bias[2:], 1.5)  # boxes of about five strides
-    # Untrained attention is extreme: what is softer does not turn over with every rounding.
-    with torch.no_grad():
-        for part in (
-            model.classifier.attention.gamma,
-            model.classifier.attention.beta,
-            model.classifier.attention.place,
-        ):
-            part.mul_(0.3)
-        model.classifier.encode_x.weight *= 0.3
-        model.classifier.encode_y.weight *= 0.3
+    _soften(model.classifier)
     _aim_scores(model, noise[:1], people)
+
+
+def _soften(classifier: CoordinateClassifier) -> None:
+    """Untrained bins are told apart by chance and by their finest waves: keep what does not turn over with every rounding."""
+    with torch.no_grad():
+        for part in (classifier.attention.gamma, classifier.attention.beta, classifier.attention.place):
+            part.mul_(0.3)
+        coarse = (classifier.encoding.periods > COARSE_PERIOD_PX).repeat(2).float()
+        for encode in (classifier.encode_x, classifier.encode_y):
+            encode.weight.mul_(0.3 * coarse)
 
 
 def _aim_scores(model: Rtmo, noise: Tensor, people: int) -> None:
