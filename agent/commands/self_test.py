@@ -19,7 +19,7 @@ def self_test(config: AgentConfig) -> Iterator[Finding]:
 
     Raises what loading the models raises: ConfigError, ModelError, TrustError.
     """
-    run = asyncio.run(run_scenes(config, PLAN))
+    run = asyncio.run(run_scenes(config, PLAN, score_tracks=False))  # a box has no TrackEval
     for problem in run.problems:
         yield Finding("self-test", "bad", problem)
     speed = float(run.report["speed"])

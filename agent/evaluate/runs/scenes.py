@@ -52,13 +52,15 @@ async def run_scenes(
     plan: ScenePlan,
     *,
     truth_poses: bool = False,
+    score_tracks: bool = True,
     examples: tuple[Path, int] | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> EventsRun:
     """Run every scene of `plan` through the services of `config` and match their events with what happened.
 
     truth_poses: noisy truth in place of pictures and the configured pose estimator. examples: folder and number of strips
-    of missed incidents and false alarms. progress: called once a frame.
+    of missed incidents and false alarms. score_tracks: also hold the tracks against the truth, which needs TrackEval.
+    progress: called once a frame.
 
     The report: `services` (per service the figures of `event_figures`, `unseen` incidents, and `windows`: the single
     verdicts as `action_report` has them), `tracking` (HOTA, MOTA, IDF1, id_switches, id_consistency), `scenarios` (every
@@ -75,7 +77,7 @@ async def run_scenes(
         judged = [await _run_scene(recognition, estimator, run, plan, progress) for run in plan.scenes()]
     report: dict[str, Any] = {
         "services": {name: _service_report(name, judged, plan.hours) for name in services},
-        "tracking": score_sequences([one.boxes for one in judged]),
+        "tracking": score_sequences([one.boxes for one in judged]) if score_tracks else {},
         "hours": plan.hours,
         "fps": plan.fps,
         "poses": models["pose"],
