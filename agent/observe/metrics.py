@@ -67,7 +67,9 @@ class Metrics:
         self._inference_errors = self._counter("inference_errors_total", "Failed model calls.", ("model",))
         self._events = self._counter("events_total", "Event steps by kind and phase.", ("kind", "phase"))
         self._accuracy = self._gauge(
-            "model_accuracy", "Share of the bundle's golden answers still given; there are no labels here.", ("model_name",)
+            "model_accuracy",
+            "Share of the bundle's golden answers still given; there are no labels here.",
+            ("model_name",),
         )
         self._drift = self._gauge(
             "model_drift", "Change from the baseline, 1 = what counts as drift; worst camera.", ("model_name", "signal")
