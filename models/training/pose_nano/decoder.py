@@ -30,9 +30,9 @@ class DecoderOptions:
 
     candidates: int = 30
     peaks: int = 24
-    reach: float = 0.16
+    reach: float = 0.22
     least_peak: float = 0.05
-    same_oks: float = 0.55
+    same_oks: float = 0.4
     suppression_steps: int = 4
 
 
