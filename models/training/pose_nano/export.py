@@ -115,9 +115,8 @@ def manifest_fields(version: str, figures: dict[str, Any]) -> dict[str, Any]:
             {"name": KEYPOINTS, "shape": ["batch", "people", 17, 3], "meaning": "keypoints"},
         ],
         "licence": "Apache-2.0",
-        "training_data": "Simulated scenes with motion from CMU and DeepMimic capture; frames of GMDCSA24 (14 clips), of the train "
-        "split of the surveillance camera fight dataset and of one-by-one-person-detection (Intel sample videos), "
-        "labelled by PoseNet MobileNet v1 0.75 (see CARD.md)",
+        "training_data": "Simulated scenes with motion from CMU and DeepMimic capture; frames of GMDCSA24 (14 clips) and of the train "
+        "split of the surveillance camera fight dataset, labelled by PoseNet MobileNet v1 0.75 (see CARD.md)",
         "figures": figures,
         "golden": {"min_score": 0.1, "score": 0.01, "position_px": 0.5},
     }

@@ -1,0 +1,58 @@
+"""The bundle that ships: within its limits, sealed, and at home in the agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from agent.config.load import load_config
+from agent.pose.rtmo import RtmoEstimator, create
+from agent.runtime.bundle import load_bundle
+from agent.simulation.scene import build_scene
+from agent.simulation.scripts import build_script
+
+
+@pytest.fixture(scope="module")
+def estimator(repo_dir: Path) -> RtmoEstimator:
+    """Opened as the shipped configuration says; the golden answers are compared on the way."""
+    config = load_config([repo_dir / "configs" / "pose-nano.yaml"], env={})
+    return create(config.pose.model_copy(update={"device": "cpu", "threads": 1}))
+
+
+def test_it_keeps_to_its_limits(repo_dir: Path) -> None:
+    bundle = load_bundle(repo_dir / "models" / "pose-nano")
+    assert bundle.model.stat().st_size <= 8_000_000
+    assert bundle.manifest is not None
+    assert bundle.manifest.figures["parameters"] <= 2_000_000
+
+
+def test_the_batch_is_open_and_changes_no_answer(repo_dir: Path) -> None:
+    session = onnxruntime.InferenceSession(repo_dir / "models" / "pose-nano" / "model.onnx")
+    scene = build_scene(build_script("crowd", seed=4, people=5), seed=4, width=384, height=288)
+    image = scene.shot(5.0).image.transpose(2, 0, 1)[None].astype(np.float32)
+    (one, _), (three, keypoints) = (session.run(None, {"input": np.repeat(image, count, 0)}) for count in (1, 3))
+    assert three.shape == (3, 30, 5)
+    assert keypoints.shape == (3, 30, 17, 3)
+    for row in three:
+        np.testing.assert_allclose(row, one[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("shade", [0, 114, 255])
+def test_a_plain_picture_shows_nobody(estimator: RtmoEstimator, shade: int) -> None:
+    (people,) = estimator.estimate([np.full((480, 640, 3), shade, np.uint8)])
+    assert len(people) == 0
+
+
+def test_somebody_in_the_open_is_found_once(estimator: RtmoEstimator) -> None:
+    scene = build_scene(build_script("exercise", seed=8, people=1), seed=8, occluders=False, night=False)
+    shot = scene.shot(3.0)
+    (people,) = estimator.estimate([shot.image])
+    sure = people.boxes[people.scores >= 0.25]
+    assert len(sure) >= 1
+    low, high = np.maximum(sure[0, :2], shot.truth.boxes[0, :2]), np.minimum(sure[0, 2:], shot.truth.boxes[0, 2:])
+    inner = np.prod(np.maximum(high - low, 0))
+    areas = [np.prod(box[2:] - box[:2]) for box in (sure[0], shot.truth.boxes[0])]
+    assert inner / (sum(areas) - inner) > 0.5
