@@ -104,9 +104,9 @@ def manifest_fields(recipe: Recipe, version: str, temperature: float, figures: d
     """manifest.json without the checksums."""
     what = {"fight": "people fighting", "fall": "a person falling"}[recipe.service]
     source = {
-        "fight": "surveillance camera fight dataset, train split of 160 clips (see CARD.md)",
-        "fall": "GMDCSA24 subjects 2 and 3, CMU and DeepMimic motion capture, no-fight clips of the surveillance camera "
-        "fight dataset (see CARD.md)",
+        "fight": "surveillance camera fight dataset, train split of 160 clips; simulated scenes (see CARD.md)",
+        "fall": "GMDCSA24 subjects 2 and 3, CMU and DeepMimic motion capture, simulated scenes, no-fight clips of the "
+        "surveillance camera fight dataset (see CARD.md)",
     }[recipe.service]
     return {
         "name": f"{recipe.service}-stgcn",

@@ -34,12 +34,13 @@ class Recipe:
     ema: float = 0.97
     simulated: float = 0.4
     """Share of the training windows that come from simulated scenes; the rest are real."""
-    tune_steps: int = 50
+    tune_steps: int = 0
+    """Of the second round, with simulated scenes; 0 = the networks stay as the real clips made them."""
     trees: int = 0
     """Of the forest that judges beside the networks; 0 = none. The other figures of it are those of `forest.grow`."""
     leaf: float = 2.0
     features: float = 0.2
-    forest_simulated: float = 0.2
+    forest_simulated: float = 0.4
     forest_weight: float = 0.5
 
     def pretraining(self) -> Recipe:
@@ -48,7 +49,7 @@ class Recipe:
 
     def tuning(self) -> Recipe:
         """A short second round with simulated scenes, from a network that knows the real clips."""
-        return replace(self, steps=self.tune_steps, learning_rate=self.learning_rate / 3)
+        return replace(self, steps=self.tune_steps, learning_rate=self.learning_rate / 2)
 
     def service_config(self) -> ServiceConfig:
         """As the agent would configure it."""
@@ -74,7 +75,9 @@ RECIPES = {
             "height_change": 0.35, "posture_angle": 0.25, "movement": 0.2, "persistence": 0.15, "position": 0.05,
         },
         steps=120,
-        members=3,
+        members=2,
         learning_rate=2e-3,
+        simulated=0.45,
+        tune_steps=200,
     ),
 }  # fmt: skip

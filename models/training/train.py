@@ -34,8 +34,8 @@ NOBODY = -20.0
 """Margin of a clip without a window: nobody was seen well enough, so the agent says nothing."""
 TEST_VARIANT = "481x641"
 """Figures are for the estimator that the shipped configuration names, at the clips' own frame rate."""
-FALL_SYNTHETIC = 0.3
-"""Share of the motion-capture falls where they are used."""
+SYNTHETIC, SYNTHETIC_BESIDE_SCENES = 1 / 3, 0.15
+"""Share of the motion-capture falls where they are used: alone, and beside simulated scenes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,11 @@ class Trainer:
             return _loaded(file, recipe)
         start: SlimSTGCN | None = None
         if self.files.start is not None:
-            recipe, start = recipe.tuning(), _loaded(self.files.start / name, recipe)
+            start = _loaded(self.files.start / name, recipe)
+            if not recipe.tune_steps:
+                _save(start, file)
+                return start
+            recipe = recipe.tuning()
         elif (file.parent / "pretrained.pt").is_file():
             start = _loaded(file.parent / "pretrained.pt", replace(recipe, wide=False))
         network = fit(recipe, self._pool(use), seed, start)
@@ -105,7 +109,8 @@ class Trainer:
         real = real_pool(self.recipe.service, self.samples, self.clips, use)
         made = []
         if self.files.synthetic is not None:
-            made.append((synthetic_pool(self.files.synthetic), FALL_SYNTHETIC))
+            share = SYNTHETIC if self.files.simulated is None else SYNTHETIC_BESIDE_SCENES
+            made.append((synthetic_pool(self.files.synthetic), share))
         if self.files.simulated is not None:
             made.append((simulated_pool(self.files.simulated, self.recipe.service), self.recipe.simulated))
         return with_nobody(mixed([(real, 1 - sum(share for _, share in made)), *made]))
