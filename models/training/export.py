@@ -1,6 +1,6 @@
 """Trained networks -> a sealed bundle: one ONNX graph, known answers, manifest.
 
-    python models/training/export.py fight --runs runs/fight --bundle models/fight-stgcn --version 0.1.0
+    python models/training/export.py fight --runs runs/fight --bundle models/fight-stgcn --version 0.2.0
 
 The networks are averaged and mixed with the forest in one graph (their logits), the shift of the calibration is in it, its temperature is in the
 manifest. The graph is compared with PyTorch and timed on one core. CARD.md is written by hand.
