@@ -3,8 +3,8 @@
     python -m pose_nano.quantise --bundle models/pose-nano --calibration shards/simulated --out models/pose-nano-int8
 
 Static quantisation of ONNX Runtime, weights per channel. Weights keep 7 bits: without VNNI, products of two full 8-bit numbers
-overflow the 16-bit sums of AVX2, and the answers would depend on the CPU. The last two convolutions, whose outputs are logits and
-lengths, stay in FP32. Measure AP of both bundles before one replaces the other.
+overflow the 16-bit sums of AVX2, and the answers would depend on the CPU. The last two convolutions of the graph, the head that says
+where people are and how large, stay in FP32. Measure AP of both bundles before one replaces the other.
 """
 
 from __future__ import annotations
