@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import onnx
@@ -29,7 +30,7 @@ Softmax, Exp: exponents."""
 
 def stays_fp32(node: onnx.NodeProto) -> bool:
     """Whether a node of an exported graph must not be converted."""
-    modules = node.name.split("/")[1:-1]
+    modules = [re.sub(r"_\d+$", "", part) for part in node.name.split("/")[1:-1]]  # `encoding_1`: its second call
     own = modules in ([], ["classifier"])
     return own or node.op_type in FP32_OPERATORS or any(part in FP32_MODULES for part in modules)
 
