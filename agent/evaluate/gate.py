@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
 from agent.config.schema import Section
 from agent.errors import ConfigError, ConfigProblem
+from agent.evaluate.documents import read_document
 
 
 class Bar(Section):
@@ -72,20 +72,7 @@ class Outcome:
 
 def read_bars(path: Path, name: str) -> dict[str, Bar]:
     """The bars for the report `name`. Raises ConfigError: unreadable, malformed, or no bars of that name in it."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError([ConfigProblem(f"cannot be read: {error.strerror}", str(path))]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ConfigError([ConfigProblem(f"not YAML: {error}", str(path), mark.line + 1 if mark else 0)]) from error
-    try:
-        bars = _GateFile.model_validate(document).bars
-    except ValidationError as error:
-        raise ConfigError([
-            ConfigProblem(problem["msg"], str(path), path=".".join(map(str, problem["loc"])))
-            for problem in error.errors()
-        ]) from error  # fmt: skip
+    bars = read_document(path, _GateFile).bars
     if not bars.get(name):
         hint = f"it has {', '.join(bars) or 'none'}; --bars picks one"
         raise ConfigError([ConfigProblem(f"no bars for {name!r}", str(path), path="bars", hint=hint)])

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from agent.config.schema import Section
 from agent.errors import ConfigError, ConfigProblem
+from agent.evaluate.documents import read_document
 from agent.simulation.scripts import MAX_PEOPLE, SCENARIOS
 
 People = Annotated[int, Field(ge=1, le=MAX_PEOPLE)]
@@ -63,20 +63,7 @@ class ScenePlan(Section):
 
 def read_plan(path: Path) -> ScenePlan:
     """The plan in a YAML file. Raises ConfigError with file and key."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError([ConfigProblem(f"cannot be read: {error.strerror}", str(path))]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ConfigError([ConfigProblem(f"not YAML: {error}", str(path), mark.line + 1 if mark else 0)]) from error
-    try:
-        plan = ScenePlan.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError([
-            ConfigProblem(problem["msg"], str(path), path=".".join(map(str, problem["loc"])))
-            for problem in error.errors()
-        ]) from error  # fmt: skip
+    plan = read_document(path, ScenePlan)
     unknown = [
         ConfigProblem(f"unknown scenario {run.scenario!r}", str(path), path=f"runs.{number}", hint=_known())
         for number, run in enumerate(plan.runs)

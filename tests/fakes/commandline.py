@@ -17,7 +17,7 @@ from agent.cli import main
 
 
 @contextlib.contextmanager
-def _plain_logging() -> Iterator[None]:
+def plain_logging() -> Iterator[None]:
     """Gives the test run its own logging back: a command sends all of it to its stderr."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -34,7 +34,7 @@ def call(folder: Path, arguments: list[str], environment: Mapping[str, str]) -> 
     """`recognizer-agent ARGUMENTS` in `folder`; environment: all variables there are."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
-        pytest.MonkeyPatch.context() as patch, _plain_logging(),
+        pytest.MonkeyPatch.context() as patch, plain_logging(),
         contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr),
     ):  # fmt: skip
         for name in set(os.environ) - set(environment):

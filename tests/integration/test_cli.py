@@ -7,19 +7,17 @@ import contextlib
 import csv
 import io
 import json
-import logging
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import structlog
+from fakes.commandline import plain_logging
 from fakes.plugin import install, save_recording
 from fakes.replay import walkers
 from fakes.video import make_video
@@ -35,20 +33,6 @@ from agent.types import Event, EventPhase, Lane
 
 GOOD, FAILED, USAGE, CONFIG = 0, 1, 2, 78
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-@contextlib.contextmanager
-def plain_logging() -> Iterator[None]:
-    """Gives the test run its own logging back: a command sends all of it to its stderr."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        yield
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        logging.captureWarnings(False)
-        structlog.reset_defaults()
 
 
 class Shell:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -238,16 +239,17 @@ def test_the_extraction_goes_on_where_it_was_stopped(tmp_path: Path, model: Path
 def test_the_average_precision_on_the_coco_sample_holds(tmp_path: Path, model: Path, shared_dir: Path) -> None:
     pytest.importorskip("pycocotools")
     data = shared_dir / "data" / "pose"
-    script = Path(__file__).resolve().parents[2] / "benchmarks" / "pose_coco.py"
+    config = Path(__file__).resolve().parents[2] / "configs" / "posenet.yaml"
     report = tmp_path / "report.json"
     sets = [
         (data / "coco-mini/annotations/person_keypoints_train2017.json", data / "coco-mini/train2017"),
         (data / "mmpose-coco/test_coco.json", data / "mmpose-coco"),
     ]
-    command = [sys.executable, str(script), "--model", str(model), "--report", str(report)]
+    command = [sys.executable, "-m", "agent", "evaluate", "pose", "--config", str(config), "--report", str(report)]
     for truth, images in sets:
         command += ["--annotations", str(truth), "--images", str(images)]
-    subprocess.run(command, check=True, capture_output=True, timeout=110)
+    environment = os.environ | {"POSENET_MODEL": str(model)}
+    subprocess.run(command, check=True, capture_output=True, timeout=110, env=environment)
     figures = json.loads(report.read_text())
     assert figures["people"] == 98
     assert figures["AP"] > 0.22
