@@ -44,11 +44,14 @@ def synthetic_pool(file: Path) -> Pool:
     return Pool(tensor, label, len(label) / 2 / np.bincount(label)[label])
 
 
-def simulated_pool(file: Path, service: str) -> Pool:
+def simulated_pool(file: Path, service: str, most: int = 0) -> Pool:
     """The windows of simulated.py for `service` that are clearly one or the other; both labels alike, and among the
-    negatives each scenario."""
+    negatives each scenario. most: windows of each label at the most, drawn at random; 0 = all."""
     with np.load(file) as arrays:
-        rows = (arrays["service"] == service) & (arrays["label"] >= 0)
+        rows = np.flatnonzero((arrays["service"] == service) & (arrays["label"] >= 0))
+        if most:
+            rng, label = np.random.default_rng(0), arrays["label"][rows]
+            rows = np.concatenate([rng.permutation(rows[label == value])[:most] for value in (0, 1)])
         tensor, label, scenario = arrays["tensor"][rows], arrays["label"][rows], arrays["scenario"][rows]
     kind = np.where(label == 1, "the action", scenario)
     _, inverse, count = np.unique(kind, return_inverse=True, return_counts=True)

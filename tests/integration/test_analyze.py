@@ -208,6 +208,10 @@ def test_figures_of_labelled_clips(shell: Shell) -> None:
     }  # fmt: skip
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["f1"] == found["precision"] == found["recall"] == pytest.approx(1 / 2)
+    assert found["baseline"] == {
+        "pose": {"person_confidence": pytest.approx(0.9), "keypoint_visibility": pytest.approx(0.9)},
+        "action/fight": {"window_confidence": pytest.approx((0.9 + 0.7 + 0.7 + 0.8 + 0.9) / 5)},
+    }
     assert not list(report.parent.glob("*.partial"))
     assert "accuracy 0.6000" in done.stdout
 

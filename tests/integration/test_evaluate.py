@@ -76,6 +76,37 @@ def test_evaluate_pose(shell: Shell) -> None:
     assert shell.run(*arguments, "--gate", gate, "--bars", "none").returncode == 78
 
 
+def test_baseline_counts_the_people_that_a_device_would_see(shell: Shell) -> None:
+    truth, images, _ = pose_set(shell)
+    seen, doubtful = walkers(2, 1, size=SIZE)[0], walkers(1, 1, size=SIZE)[0]
+    faint = People(doubtful.boxes, doubtful.keypoints, doubtful.keypoint_scores / 3, doubtful.scores / 9)
+    both = People(*(
+        np.concatenate([getattr(one, name) for one in (seen, faint)])
+        for name in ("boxes", "keypoints", "keypoint_scores", "scores")
+    ))  # fmt: skip
+    recording = save_recording(shell.folder / "some.npz", [both, both, faint, seen])
+    report = shell.folder / "pose.json"
+    arguments = ("evaluate", "pose", "--annotations", truth, "--images", images, "--report", report)
+
+    def baseline(score_threshold: float, *more: object) -> Any:
+        pose = {"estimator": "replay", "model": str(recording), "score_threshold": score_threshold}
+        done = shell.run(*arguments, "--config", shell.config({"pose": pose}), *more)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(report.read_text())
+        assert found["found"] == 6, "AP is about everybody"
+        return found.get("baseline")
+
+    # At 0.3 the first and the last image show two people of 0.9 each, and the one between them nobody.
+    assert baseline(0.3)["pose"] == pytest.approx({"person_confidence": 0.9, "keypoint_visibility": 0.9})
+    everybody = (0.9 * 2 + 0.1) / 3
+    assert baseline(0.05)["pose"] == pytest.approx({
+        "person_confidence": (everybody + 0.1 + 0.9) / 3, "keypoint_visibility": ((0.9 * 2 + 0.3) / 3 + 0.3 + 0.9) / 3,
+    })  # fmt: skip
+    assert "| pose | person_confidence | 0.544 |" in report.with_suffix(".md").read_text()
+    assert baseline(0.95) is None
+    assert baseline(0.05, "--score-threshold", 0.5) is None, "who was left out is not averaged"
+
+
 def test_images_that_are_absent_or_damaged_are_named(shell: Shell) -> None:
     truth, images, config = pose_set(shell)
     report = shell.folder / "pose.json"
@@ -143,6 +174,7 @@ def test_probabilities_made_elsewhere(shell: Shell) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads((shell.folder / "r.json").read_text())
     assert (found["accuracy"], found["auc"], list(found["by_source"])) == (1, 1, ["x", "y"])
+    assert "baseline" not in found, "no model was asked"
     assert shell.run(*arguments, "--where", "fold=2").returncode == 0
     assert len(json.loads((shell.folder / "r.json").read_text())["clips"]) == 1
     assert shell.run(*arguments, "--data", table).returncode == 2
@@ -183,6 +215,7 @@ def test_events_of_simulated_scenes_are_matched_with_the_truth(shell: Shell) -> 
     assert fight["windows"]["recall"] == 1
     assert report["tracking"]["MOTA"] > 0.5  # the poses are the truth with noise
     assert report["hours"] == pytest.approx(45 / 3600)
+    assert report["baseline"] == {"action/fight": {"window_confidence": pytest.approx(0.9)}}, "noisy truth is no model"
     page = (shell.folder / "events.md").read_text()
     assert "![Time lines](events/timelines.png)" in page
 
@@ -200,6 +233,27 @@ def test_what_was_missed_is_drawn_and_fails_the_gate(shell: Shell) -> None:
     strip = cv2.imread(str(shell.folder / "events" / "mistake-1.jpg"))
     assert strip.std() > 10
     assert "![Missed: fight from" in (shell.folder / "events.md").read_text()
+
+
+def test_baseline_of_the_models_between_picture_and_verdict(shell: Shell) -> None:
+    recording = [walkers(2, 1)[0], People.empty()]  # in every other frame
+    service = {"classifier": "scripted", "model": "/none", "window": {"length": 6, "stride": 3, "min_track_frames": 1}}
+    config = shell.config({
+        "pose": {"estimator": "replay", "model": str(save_recording(shell.folder / "poses.npz", recording))},
+        "services": {
+            "fight": service | {"options": {"script": [0.9, 0.3]}}, "fall": service | {"options": {"script": [0.2]}},
+        },
+    })  # fmt: skip
+    plan = shell.folder / "plan.yaml"
+    plan.write_text("runs: [{scenario: sit, seeds: [3], people: 1, seconds: 6}]\nfps: 5\n")
+    report = shell.folder / "events.json"
+    done = shell.run("evaluate", "events", "--scenarios", plan, "--config", config, "--report", report)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert found["baseline"].keys() == found["about"]["models"].keys()
+    assert found["baseline"]["pose"] == pytest.approx({"person_confidence": 0.9, "keypoint_visibility": 0.9})
+    assert found["baseline"]["action/fall"] == {"window_confidence": pytest.approx(0.8)}
+    assert found["baseline"]["action/fight"]["window_confidence"] == pytest.approx(0.8, abs=0.05)
 
 
 def test_an_unknown_scenario_is_refused(shell: Shell) -> None:

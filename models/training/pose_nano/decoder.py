@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.types import NUM_KEYPOINTS
-from pose_nano.geometry import OKS_SIGMAS, STRIDE
+from pose_nano.geometry import OKS_SIGMAS, POINT_STRIDE, STRIDE
 from pose_nano.network import Maps, PoseNano
 
 
@@ -77,13 +77,13 @@ class PoseNanoDetector(nn.Module):
 
     def _snap(self, points: Tensor, area: Tensor, maps: Maps) -> tuple[Tensor, Tensor]:
         """Points (B, N, 17, 2) on their peaks, and their scores (B, N, 17)."""
-        rows, columns = maps.centres.shape[2:]
-        score = torch.sigmoid(maps.keypoints)  # (B, 17, R, C)
+        rows, columns = maps.keypoints.shape[2:]
+        score = torch.sigmoid(maps.keypoints)  # (B, 17, 2 R, 2 C)
         peak = nn.functional.max_pool2d(score, 3, 1, 1) == score
         height, cell = (score * peak).flatten(2).topk(self.options.peaks, dim=2)  # (B, 17, K)
         offset = maps.offsets.flatten(3).gather(3, cell[:, :, None].expand(-1, -1, 2, -1))  # (B, 17, 2, K)
         place = torch.stack([cell % columns, torch.div(cell, columns, rounding_mode="floor")], dim=2).float()
-        place = (place * STRIDE + STRIDE / 2 + offset).transpose(2, 3)  # (B, 17, K, 2)
+        place = (place * POINT_STRIDE + POINT_STRIDE / 2 + offset).transpose(2, 3)  # (B, 17, K, 2)
         distance2 = (points[:, :, :, None] - place[:, None]).square().sum(dim=-1)  # (B, N, 17, K)
         scale = 2 * self.options.reach**2 * area[:, :, None, None]
         value, best = (height[:, None] * torch.exp(-distance2 / scale)).max(dim=-1)  # (B, N, 17)
@@ -113,7 +113,7 @@ def _at_cells(maps: Tensor, cell: Tensor) -> Tensor:
 
 
 def _cell_of(points: Tensor, rows: int, columns: int) -> Tensor:
-    """Flat index (B, N, 17) of the cells that points (B, N, 17, 2) lie in, inside the grid."""
-    column = (points[..., 0] / STRIDE).floor().clamp(0, columns - 1)
-    row = (points[..., 1] / STRIDE).floor().clamp(0, rows - 1)
+    """Flat index (B, N, 17) of the key-point cells that points (B, N, 17, 2) lie in, inside the grid."""
+    column = (points[..., 0] / POINT_STRIDE).floor().clamp(0, columns - 1)
+    row = (points[..., 1] / POINT_STRIDE).floor().clamp(0, rows - 1)
     return (row * columns + column).long()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 STRIDE = 8
-"""Input px per cell of the maps."""
+"""Input px per cell of the maps of people."""
+POINT_STRIDE = 4
+"""Input px per cell of the maps of key points: an eye is 2 px from where it may be off for a half of OKS."""
 OKS_SIGMAS = np.array(
     [.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089], np.float32
 )  # fmt: skip

@@ -11,7 +11,7 @@ from torch.nn import functional
 from pose_nano.geometry import STRIDE
 from pose_nano.network import Maps
 
-WEIGHTS = {"centres": 1.0, "keypoints": 1.0, "sides": 1.0, "poses": 0.6, "offsets": 0.4}
+WEIGHTS = {"centres": 1.0, "keypoints": 1.0, "sides": 1.0, "poses": 0.6, "offsets": 0.7}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

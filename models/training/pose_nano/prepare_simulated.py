@@ -30,6 +30,8 @@ HOLDOUT_SEEDS = 1_000_001
 HIDDEN_WEIGHT = 0.6
 _LEAST_SHARE = 0.12
 _NEAR, _PICTURE = 0.5, 0.45
+_VIEWS, _NEXT_VIEW = 2, 100_003
+"""Places, cameras and clothes in which one scripted play is seen, since the play costs more than its pictures."""
 
 
 def annotations_of(truth: Truth) -> Annotations:
@@ -68,13 +70,15 @@ def scene_pictures(seed: int, shots: int, material: Material) -> Iterator[Sample
     if rng.random() < material.scripted:
         scenario = _scenario(rng)
         people = int(rng.integers(1, 7))
-        scene = build_scene(build_script(scenario, seed=seed, people=people), seed=seed, width=WIDTH, height=HEIGHT)
-        for t_s in np.sort(rng.uniform(0, 40, shots)):
-            shot = scene.shot(float(t_s))
-            yield Sample(shot.image, annotations_of(shot.truth))
+        script = build_script(scenario, seed=seed, people=people)
+        for number in range(_VIEWS):
+            scene = build_scene(script, seed=seed + number * _NEXT_VIEW, width=WIDTH, height=HEIGHT)
+            for t_s in np.sort(rng.uniform(0, 40, shots // _VIEWS)):
+                shot = scene.shot(float(t_s))
+                yield Sample(shot.image, annotations_of(shot.truth))
         return
-    script = StagedScript(material.motions, seed=seed, people=int(rng.integers(1, 9)), casts=shots)
-    scene, behind = _staged_scene(script, seed, rng, material.backgrounds)
+    staged = StagedScript(material.motions, seed=seed, people=int(rng.integers(1, 9)), casts=shots)
+    scene, behind = _staged_scene(staged, seed, rng, material.backgrounds)
     for cast in range(shots):
         shot = scene.shot(cast * CAST_S + float(rng.uniform(0.1, CAST_S * 0.9)))
         people = annotations_of(shot.truth)
@@ -134,7 +138,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    if arguments.first_seed + arguments.scenes > HOLDOUT_SEEDS:
+    if arguments.first_seed + arguments.scenes + _VIEWS * _NEXT_VIEW > HOLDOUT_SEEDS:
         parser.error(f"seeds from {HOLDOUT_SEEDS} on are for hold-out scenes")
     cv2.setNumThreads(1)
     backgrounds = Shard(arguments.backgrounds) if arguments.backgrounds else None

@@ -11,23 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.types import NUM_KEYPOINTS, FloatArray
-from pose_nano.geometry import OKS_SIGMAS, STRIDE
+from pose_nano.geometry import OKS_SIGMAS, POINT_STRIDE, STRIDE
 from pose_nano.store import Annotations
 
 TORSO = (5, 6, 11, 12)
 _CENTRE_SIGMA, _CENTRE_LEAST_PX = 0.11, 6.0
-_POINT_SIGMA, _POINT_LEAST_PX, _POINT_MOST_PX = 0.06, 5.0, 14.0
+_POINT_SIGMA, _POINT_LEAST_PX, _POINT_MOST_PX = 0.05, 3.0, 10.0
 _OFFSET_RADIUS, _OFFSET_LEAST_PX, _OFFSET_MOST_PX = 0.18, 12.0, 40.0
 _OWNED = 0.35  # cells whose centre score is at least this answer for their person's box and pose
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Targets:
-    """Of one picture, R x C cells; float32.
+    """Of one picture, R x C cells of people and Q x D = 2 R x 2 C of key points; float32.
 
-    centres: (R, C) 0-1, -1 unknown; keypoints: (17, R, C) 0-1, -1 unknown; owner_weight: (R, C), > 0 where `boxes`
-    (R, C, 4) xyxy px and `poses` (17, 2, R, C) px count; pose_weight: (17, R, C) of the latter; offsets: (17, 2, R, C) px from the
-    cell's centre with offset_weight (17, R, C). The weights of poses and offsets hold 1 / (2 sigma s) per px: what is left
+    centres: (R, C) 0-1, -1 unknown; keypoints: (17, Q, D) 0-1, -1 unknown; owner_weight: (R, C), > 0 where `boxes`
+    (R, C, 4) xyxy px and `poses` (17, 2, R, C) px count; pose_weight: (17, R, C) of the latter; offsets: (17, 2, Q, D) px from the
+    cell's centre with offset_weight (17, Q, D). The weights of poses and offsets hold 1 / (2 sigma s) per px: what is left
     of an error is what OKS sees.
     """
 
@@ -43,10 +43,10 @@ class Targets:
     offset_weight: FloatArray
 
 
-def cell_centres(rows: int, columns: int) -> FloatArray:
-    """(R, C, 2) x and y px of the middle of each cell."""
-    y, x = np.mgrid[:rows, :columns].astype(np.float32)
-    return (np.stack([x, y], axis=-1) + np.float32(0.5)) * STRIDE
+def cell_centres(height: int, width: int, stride: int = STRIDE) -> FloatArray:
+    """(R, C, 2) x and y px of the middle of each cell of a picture of `height` x `width` px."""
+    y, x = np.mgrid[: height // stride, : width // stride].astype(np.float32)
+    return (np.stack([x, y], axis=-1) + np.float32(0.5)) * stride
 
 
 def person_centres(people: Annotations) -> FloatArray:
@@ -63,29 +63,29 @@ def person_centres(people: Annotations) -> FloatArray:
 
 def draw(people: Annotations, height: int, width: int) -> Targets:
     """Targets of a picture of `height` x `width` px; people that are not labelled leave their box unknown."""
-    rows, columns = height // STRIDE, width // STRIDE
-    cells = cell_centres(rows, columns)
-    unknown = _inside(cells, people.boxes[~people.labelled])
+    cells, fine = cell_centres(height, width), cell_centres(height, width, POINT_STRIDE)
+    regions = people.boxes[~people.labelled]
+    unknown, unknown_fine = _inside(cells, regions), _inside(fine, regions)
     keep = people.labelled
     people = Annotations(
         people.boxes[keep], people.keypoints[keep], people.weights[keep], people.seen[keep], people.labelled[keep]
     )
     if not len(people):
-        return _empty(rows, columns, unknown)
+        return _empty(unknown, unknown_fine)
     extent = people.boxes[:, 2:] - people.boxes[:, :2]
     size = np.sqrt(np.maximum(extent.prod(axis=1), 64.0)).astype(np.float32)
     centres, owner_weight, owner = _draw_centres(people, cells, size, unknown)
-    distance2 = ((cells[None, None] - people.keypoints[:, :, None, None]) ** 2).sum(axis=-1)  # (P, 17, R, C)
+    distance2 = _distances2(fine, people.keypoints)
     sigma = np.clip(_POINT_SIGMA * size, _POINT_LEAST_PX, _POINT_MOST_PX)[:, None, None, None]
-    keypoints = _draw_keypoints(people, distance2, sigma, unknown)
+    keypoints = _draw_keypoints(people, distance2, sigma, unknown_fine)
     radius = np.clip(_OFFSET_RADIUS * size, _OFFSET_LEAST_PX, _OFFSET_MOST_PX)[:, None, None, None]
     believed = people.weights[:, :, None, None]
     relative = np.where((believed > 0) & (distance2 < radius**2), distance2 / radius**2, np.inf)
-    nearest = relative.argmin(axis=0)  # (17, R, C)
+    nearest = relative.argmin(axis=0)  # (17, Q, D)
     kinds = np.arange(NUM_KEYPOINTS)[:, None, None]
     close = np.isfinite(np.take_along_axis(relative, nearest[None], axis=0)[0])
     scale = 1 / (2 * OKS_SIGMAS[None] * size[:, None])  # (P, 17)
-    offsets = np.moveaxis(people.keypoints[nearest, kinds] - cells[None], -1, 1)
+    offsets = np.moveaxis(people.keypoints[nearest, kinds] - fine[None], -1, 1)
     poses = np.moveaxis(people.keypoints[owner] - cells[:, :, None], (2, 3), (0, 1))
     return Targets(
         centres=centres,
@@ -99,6 +99,14 @@ def draw(people: Annotations, height: int, width: int) -> Targets:
         offset_scale=scale[nearest, kinds],
         offset_weight=np.where(close, people.weights[nearest, kinds], 0).astype(np.float32),
     )
+
+
+def _distances2(cells: FloatArray, points: FloatArray) -> FloatArray:
+    """(P, 17, R, C) px^2 from the cells (R, C, 2), rows and columns of a grid, to the points (P, 17, 2)."""
+    x = (cells[0, :, 0] - points[..., :1]) ** 2
+    y = (cells[:, 0, 1] - points[..., 1:]) ** 2
+    distance2: FloatArray = y[..., :, None] + x[..., None, :]
+    return distance2
 
 
 def _draw_centres(
@@ -141,11 +149,19 @@ def _inside(cells: FloatArray, boxes: FloatArray) -> NDArray[np.bool_]:
     return inside
 
 
-def _empty(rows: int, columns: int, unknown: NDArray[np.bool_]) -> Targets:
+def _empty(unknown: NDArray[np.bool_], unknown_fine: NDArray[np.bool_]) -> Targets:
+    (rows, columns), fine = unknown.shape, unknown_fine.shape
     grid = np.where(unknown, -1, 0).astype(np.float32)
-    flat, many = np.zeros((rows, columns), np.float32), np.zeros((NUM_KEYPOINTS, rows, columns), np.float32)
-    vectors = np.zeros((NUM_KEYPOINTS, 2, rows, columns), np.float32)
-    boxes = np.zeros((rows, columns, 4), np.float32)
+    points = np.broadcast_to(np.where(unknown_fine, -1, 0).astype(np.float32), (NUM_KEYPOINTS, *fine)).copy()
     return Targets(
-        grid, np.broadcast_to(grid, many.shape).copy(), flat, boxes, vectors, many, many, vectors, many, many
+        centres=grid,
+        keypoints=points,
+        owner_weight=np.zeros((rows, columns), np.float32),
+        boxes=np.zeros((rows, columns, 4), np.float32),
+        poses=np.zeros((NUM_KEYPOINTS, 2, rows, columns), np.float32),
+        pose_scale=np.zeros((NUM_KEYPOINTS, rows, columns), np.float32),
+        pose_weight=np.zeros((NUM_KEYPOINTS, rows, columns), np.float32),
+        offsets=np.zeros((NUM_KEYPOINTS, 2, *fine), np.float32),
+        offset_scale=np.zeros((NUM_KEYPOINTS, *fine), np.float32),
+        offset_weight=np.zeros((NUM_KEYPOINTS, *fine), np.float32),
     )

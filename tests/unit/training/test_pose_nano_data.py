@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pose_nano.augment import MIRROR, Recipe, clip, transform, view
-from pose_nano.geometry import STRIDE
+from pose_nano.geometry import POINT_STRIDE, STRIDE
 from pose_nano.store import HEIGHT, PAD, WIDTH, Annotations, Sample, Shard, ShardWriter
 from pose_nano.targets import draw, person_centres
 from pose_nano.teacher import SEEN, Poses, annotate, confirmed, merge
@@ -108,9 +108,9 @@ def test_offsets_lead_to_the_nearest_of_two_people() -> None:
     targets = draw(two, 192, 256)
     for row in range(2):
         x, y = two.keypoints[row, 9]
-        column, line = int(x // STRIDE), int(y // STRIDE)
+        column, line = int(x // POINT_STRIDE), int(y // POINT_STRIDE)
         assert targets.offset_weight[9, line, column] > 0
-        cell = (np.array([column, line]) + 0.5) * STRIDE
+        cell = (np.array([column, line]) + 0.5) * POINT_STRIDE
         np.testing.assert_allclose(targets.offsets[9, :, line, column] + cell, (x, y), atol=1e-4)
 
 
@@ -118,7 +118,7 @@ def test_nothing_is_said_inside_unknown_regions() -> None:
     targets = draw(person(labelled=False), 192, 256)
     line, column = 120 // STRIDE, 100 // STRIDE
     assert targets.centres[line, column] == -1
-    assert (targets.keypoints[:, line, column] == -1).all()
+    assert (targets.keypoints[:, 120 // POINT_STRIDE, 100 // POINT_STRIDE] == -1).all()
     assert targets.centres[0, -1] == 0
     assert not targets.owner_weight.any()
 
@@ -127,7 +127,7 @@ def test_unknown_key_points_are_not_called_absent() -> None:
     one = person()
     doubtful = replace(one, seen=np.where(np.arange(17) == 9, -1, one.seen).astype(np.float32))
     x, y = one.keypoints[0, 9]
-    assert draw(doubtful, 192, 256).keypoints[9, int(y // STRIDE), int(x // STRIDE)] == -1
+    assert draw(doubtful, 192, 256).keypoints[9, int(y // POINT_STRIDE), int(x // POINT_STRIDE)] == -1
 
 
 def test_an_empty_picture_is_all_background() -> None:
