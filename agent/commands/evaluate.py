@@ -143,6 +143,8 @@ def _action(config: AgentConfig, args: argparse.Namespace) -> Measured:
         )
     )
     report = action_report(run.results, args.service, threshold=args.threshold)
+    if run.baseline:
+        report["baseline"] = run.baseline
     return Measured(report, run.models, run.failed, run.strips)
 
 

@@ -15,8 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 import structlog
 
 from agent.config.schema import DriftConfig
+from agent.drift.card import POSE
 from agent.drift.signals import Reading
-from agent.drift.watch import POSE, DriftWatch, Key, Model
+from agent.drift.watch import DriftWatch, Key, Model
 from agent.errors import DeviceMemoryError, ModelError
 from agent.health.reasons import Reason, reason_key
 from agent.observe.metrics import Metrics

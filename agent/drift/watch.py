@@ -13,12 +13,12 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
 from agent.config.schema import DriftConfig
+from agent.drift.card import POSE, frame_means, window_confidence
 from agent.drift.mixture import MixtureSignal
 from agent.drift.signals import AgreementSignal, MeanSignal, Pace, RateSignal, Reading, Signal
 from agent.types import ActionScores, Event, EventPhase, People
 
 KIND = "drift"
-POSE = "pose"
 HOURS_PER_CONDITION = 4
 POSITIVE_AT = 0.5
 """A window counts for its action from here on: what the model says, whatever the rules make of it."""
@@ -116,21 +116,20 @@ class DriftWatch:
 
     def observe_people(self, camera_id: str, people: People) -> None:
         """One frame. Without people it says nothing about the model, and is left out."""
-        count = len(people)
-        if not count or POSE not in self._models:
+        seen = frame_means(people)
+        if seen is None or POSE not in self._models:
             return
         eyes = self._eyes.get(camera_id) or self._open_eyes(camera_id)
-        scores = people.keypoint_scores
-        eyes.confidence.observe(float(people.scores.sum()) / count, self._condition)
-        eyes.visibility.observe(float(scores.sum()) / scores.size, self._condition)
-        eyes.people.observe(count)
+        eyes.confidence.observe(seen.person_confidence, self._condition)
+        eyes.visibility.observe(seen.keypoint_visibility, self._condition)
+        eyes.people.observe(len(people))
 
     def observe_scores(self, scores: ActionScores) -> None:
         """One verdict. Of neighbouring positive windows the first counts as a hit: one fight is one, however long."""
-        slot = f"action/{scores.service}"
-        if slot not in self._models or not math.isfinite(scores.probability):
+        slot, confidence = f"action/{scores.service}", window_confidence(scores)
+        if slot not in self._models or confidence is None:
             return
-        self._signal(Key("window_confidence", slot), MeanSignal).observe(max(scores.probs.values()), self._condition)
+        self._signal(Key("window_confidence", slot), MeanSignal).observe(confidence, self._condition)
         place, positive = (scores.camera_id, scores.service), scores.probability >= POSITIVE_AT
         self._signal(Key("class_rate", slot), RateSignal).observe(positive and place not in self._positive)
         (self._positive.add if positive else self._positive.discard)(place)

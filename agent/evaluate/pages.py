@@ -23,7 +23,7 @@ def page(
     parts = [f"# {title}", _about(report)]
     if gate is not None:
         parts.append(_gate(gate))
-    parts += sections
+    parts += [*sections, _baseline(report)]
     parts += [f"![{caption}]({path})" for caption, path in pictures.items()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -59,6 +59,14 @@ def _gate(outcomes: Sequence[Outcome]) -> str:
     verdict = "passed" if all(one.passed for one in outcomes) else "**missed**"
     rows = [(one.figure, one.value, str(one.bar), "yes" if one.passed else "**no**") for one in outcomes]
     return f"## Release gate: {verdict}\n\n{table(('figure', 'value', 'bar', 'met'), rows)}"
+
+
+def _baseline(report: Mapping[str, Any]) -> str:
+    """The means that a device is held against once they stand in a manifest."""
+    rows = [
+        (slot, signal, mean) for slot, means in report.get("baseline", {}).items() for signal, mean in means.items()
+    ]
+    return "## Baseline of the drift watch\n\n" + table(("slot", "signal", "mean"), rows) if rows else ""
 
 
 # --- kinds ------------------------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from agent.drift.card import SIGNALS
 from agent.errors import ModelError
 from agent.runtime.bundle import Array, Bundle, Runnable, agreement_of, people_outputs, read_golden
 from agent.runtime.manifest import Agreement
 from agent.runtime.people import Tolerance, compare_people
 
-CARD_SIGNALS = frozenset({"person_confidence", "keypoint_visibility", "window_confidence"})
+CARD_SIGNALS = frozenset(signal for signals in SIGNALS.values() for signal in signals)
 """What `figures.baseline` of a manifest may promise: means over the material that the model was measured on, 0-1."""
 
 

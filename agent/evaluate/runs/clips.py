@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.config.schema import AgentConfig
+from agent.drift.card import CardMeter
 from agent.errors import ConfigError, ConfigProblem, DataError, SourceError
 from agent.evaluate.action import Clip, ClipResult
 from agent.evaluate.strips import StripMaker, save_strip
 from agent.offline import ScoreCollector, run_video
 from agent.recognition import Recognition, open_recognition
-from agent.types import Frame, ImageArray, People, Tracks
+from agent.types import ActionScores, Frame, ImageArray, People, Tracks
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +26,34 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class ClipRun:
-    """results: of all clips that could be read; failed: clips with a problem; strips: title -> file."""
+    """results: of all clips that could be read; failed: clips with a problem; strips: title -> file.
+
+    baseline: `CardMeter.means` over all of their frames and windows.
+    """
 
     results: list[ClipResult]
     failed: int
     strips: dict[str, Path]
     models: dict[str, str]
+    baseline: dict[str, dict[str, float]]
 
 
 class _Watcher(ScoreCollector):
-    """Keeps the highest probability and, for the worst examples, a few frames."""
+    """Keeps the highest probability and, for the worst examples, a few frames; tells the meter what it sees."""
 
-    def __init__(self, service: str, strips: StripMaker | None) -> None:
+    def __init__(self, service: str, strips: StripMaker | None, meter: CardMeter) -> None:
         super().__init__(service)
         self.strips = strips
+        self._meter = meter
 
     def on_tracks(self, frame: Frame, people: People, tracks: Tracks, tracking_s: float) -> None:
+        self._meter.observe_people(people)
         if self.strips is not None:
             self.strips.add(frame, people, tracks)
+
+    def on_scores(self, scores: ActionScores) -> None:
+        super().on_scores(scores)
+        self._meter.observe_scores(scores)
 
 
 def only_service(config: AgentConfig, service: str) -> AgentConfig:
@@ -68,13 +79,13 @@ async def run_clips(
     Raises ModelError, DataError (not one clip could be read).
     """
     (service,) = config.services
-    worst = _Worst(examples)
+    worst, meter = _Worst(examples), CardMeter()
     results: list[ClipResult] = []
     failed = 0
     async with open_recognition(config) as recognition:
         models = recognition.models
         for clip in progress(clips):
-            watcher = _Watcher(service, StripMaker() if worst.wanted else None)
+            watcher = _Watcher(service, StripMaker() if worst.wanted else None, meter)
             if not await _run_clip(recognition, clip, watcher, tell):
                 failed += 1
                 continue
@@ -84,7 +95,7 @@ async def run_clips(
                 worst.offer(results[-1], service, watcher.strips.strip())
     if not results:
         raise DataError(f"none of its {len(clips)} clips could be read")
-    return ClipRun(results, failed, worst.save(), models)
+    return ClipRun(results, failed, worst.save(), models, meter.means())
 
 
 async def _run_clip(recognition: Recognition, clip: Clip, watcher: _Watcher, tell: Callable[[str], None]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from agent.config.schema import AgentConfig
+from agent.drift.card import CardMeter
 from agent.errors import DataError
 from agent.evaluate.pose import CocoTruth, pose_report
 from agent.ports import PoseEstimator
@@ -27,6 +28,8 @@ def evaluate_pose(
     """The report of `pose_report` with `model`, `ms_per_image` and `unreadable`, and the people found per image id.
 
     score_threshold: people below it are dropped; 0, as the COCO protocol has it, since AP ranks everybody by score.
+    baseline: `CardMeter.means` over the people whom the configuration's own threshold lets through, as on a device; absent
+    when there are none, or when `score_threshold` is higher and has dropped some of them.
     ms_per_image: median of one call with one image, decoding of the file excluded. Images that OpenCV cannot read are left
     out and named in `unreadable`.
     Raises ConfigError, ModelError, DataError (not one image is readable).
@@ -42,7 +45,18 @@ def evaluate_pose(
     if not kept.people:
         raise DataError(f"no annotated image can be read, the first: {next(iter(truth.paths.values()))}")
     report = {"model": name, **pose_report(kept, found), "ms_per_image": float(np.median(times_ms))}
-    return report | {"unreadable": [truth.paths[image_id].name for image_id in sorted(unreadable)]}, found
+    report["unreadable"] = [truth.paths[image_id].name for image_id in sorted(unreadable)]
+    if score_threshold <= config.pose.score_threshold and (means := _means(found, config.pose.score_threshold)):
+        report["baseline"] = means
+    return report, found
+
+
+def _means(found: Mapping[int, People], score_threshold: float) -> dict[str, dict[str, float]]:
+    """`CardMeter.means` of the people with that score or more."""
+    meter = CardMeter()
+    for people in found.values():
+        meter.observe_people(people.take(people.scores >= score_threshold))
+    return meter.means()
 
 
 def _estimate_all(

@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
+from agent.drift.card import CardMeter
 from agent.errors import RecognizerError
 from agent.evaluate.mot import MotBoxes
 from agent.simulation.values import Scene, Truth
@@ -92,10 +93,10 @@ class SceneWatcher:
     """A PipelineListener that keeps events, verdicts and tracks, and from `on_truth` what they are held against.
 
     seen: actor id -> (time in s, visible share 0-1) of each frame; truth, tracks: the boxes of each frame, counted from 1,
-    truth without people of whom less than `SEEN_SHARE` is seen. progress: called once a frame.
+    truth without people of whom less than `SEEN_SHARE` is seen. progress: called once a frame; meter: told what is seen.
     """
 
-    def __init__(self, progress: Callable[[], None]) -> None:
+    def __init__(self, progress: Callable[[], None], meter: CardMeter) -> None:
         self.events: list[Event] = []
         self.scores: list[ActionScores] = []
         self.failures: list[str] = []
@@ -103,6 +104,7 @@ class SceneWatcher:
         self.truth: list[MotBoxes] = []
         self.tracks: list[MotBoxes] = []
         self._progress = progress
+        self._meter = meter
 
     def on_truth(self, truth: Truth) -> None:
         """The truth of the next frame; frames in order."""
@@ -113,10 +115,12 @@ class SceneWatcher:
 
     def on_tracks(self, frame: Frame, people: People, tracks: Tracks, tracking_s: float) -> None:
         self.tracks.append(MotBoxes.of_frame(frame.stamp.seq + 1, tracks.track_ids, tracks.people.boxes))
+        self._meter.observe_people(people)
         self._progress()
 
     def on_scores(self, scores: ActionScores) -> None:
         self.scores.append(scores)
+        self._meter.observe_scores(scores)
 
     def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
         self.failures.append(f"{stage}: {error}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from agent.causes import first_cause
 from agent.config.schema import AgentConfig
+from agent.drift.card import POSE, CardMeter
 from agent.errors import ConfigError, ConfigProblem
 from agent.evaluate.action import ClipResult, action_report
 from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, Matching, event_figures, match, merge
@@ -64,17 +65,20 @@ async def run_scenes(
 
     The report: `services` (per service the figures of `event_figures`, `unseen` incidents, and `windows`: the single
     verdicts as `action_report` has them), `tracking` (HOTA, MOTA, IDF1, id_switches, id_consistency), `scenarios` (every
-    incident and event), `hours`, `fps`, `poses`, `before_s`, `after_s`, `speed` (seconds of scene per second).
+    incident and event), `hours`, `fps`, `poses`, `before_s`, `after_s`, `speed` (seconds of scene per second), `baseline`
+    (`CardMeter.means`, where there is something to average; of poses only when they are an estimator's).
     Raises ConfigError, ModelError.
     """
     services = [name for name, service in config.services.items() if service.enabled]
     if not services:
         raise ConfigError([ConfigProblem("no service is enabled", path="services")])
     estimator = TruthEstimator() if truth_poses else None
-    started = time.perf_counter()
+    started, meter = time.perf_counter(), CardMeter()
     async with open_recognition(config, estimator=estimator) as recognition:
         models = recognition.models
-        judged = [await _run_scene(recognition, estimator, run, plan, progress) for run in plan.scenes()]
+        judged = [
+            await _run_scene(recognition, estimator, run, plan, SceneWatcher(progress, meter)) for run in plan.scenes()
+        ]
     report: dict[str, Any] = {
         "services": {name: _service_report(name, judged, plan.hours) for name in services},
         "tracking": score_sequences([one.boxes for one in judged]) if score_tracks else {},
@@ -86,6 +90,11 @@ async def run_scenes(
         "speed": round(plan.hours * 3600 / (time.perf_counter() - started), 2),
         "scenarios": [one.as_json() for one in judged],
     }
+    means = meter.means()
+    if truth_poses:  # the noise is no model's
+        means.pop(POSE, None)
+    if means:
+        report["baseline"] = means
     problems = [f"{one.run.scenario}, seed {one.run.seed}: {text}" for one in judged for text in one.failures]
     strips = _save_strips(judged, plan, *examples) if examples else {}
     return EventsRun(report, models, problems, strips)
@@ -148,10 +157,9 @@ async def _run_scene(
     estimator: TruthEstimator | None,
     run: SceneRun,
     plan: ScenePlan,
-    progress: Callable[[], None],
+    watcher: SceneWatcher,
 ) -> _Judged:
     scene = await asyncio.to_thread(_build, run, plan)
-    watcher = SceneWatcher(progress)
     noise = NoisyTruth(run.seed)
 
     def on_truth(truth: Truth) -> None:
