@@ -103,9 +103,9 @@ fi
 
 for service in fight fall; do
     name=action-$service-folds
-    table=models/$service-stgcn/folds.csv
+    table=docs/reports/folds/$service.csv  # as models/training/train.py writes it
     if wanted "$name" && there "$name" "$table"; then
-        measure "$name" action --service $service --predictions $table --gate $GATE \
+        measure "$name" action --service $service --predictions "$table" --gate $GATE \
             --note "cross-validation of the training recipe: each clip judged by a network that saw nothing of its source"
     fi
 done

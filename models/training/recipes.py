@@ -34,8 +34,6 @@ class Recipe:
     ema: float = 0.97
     simulated: float = 0.4
     """Share of the training windows that come from simulated scenes; the rest are real."""
-    tune_steps: int = 0
-    """Of the second round, with simulated scenes; 0 = the networks stay as the real clips made them."""
     trees: int = 0
     """Of the forest that judges beside the networks; 0 = none. The other figures of it are those of `forest.grow`."""
     leaf: float = 2.0
@@ -43,13 +41,11 @@ class Recipe:
     forest_simulated: float = 0.4
     forest_weight: float = 0.5
 
-    def pretraining(self) -> Recipe:
-        """The same network on synthetic windows alone, which have one person each: larger batches cost the same."""
-        return replace(self, steps=300, batch=32, learning_rate=4e-3)
+    pretraining_steps: int = 1200
 
-    def tuning(self) -> Recipe:
-        """A short second round with simulated scenes, from a network that knows the real clips."""
-        return replace(self, steps=self.tune_steps, learning_rate=self.learning_rate / 2)
+    def pretraining(self) -> Recipe:
+        """The same network on made windows alone, of which there are many."""
+        return replace(self, steps=self.pretraining_steps, batch=32, learning_rate=4e-3)
 
     def service_config(self) -> ServiceConfig:
         """As the agent would configure it."""
@@ -63,7 +59,7 @@ RECIPES = {
         selection={"movement": 0.4, "interaction": 0.4, "position": 0.1, "persistence": 0.1},
         steps=240,
         members=3,
-        learning_rate=4e-3,
+        learning_rate=2e-3,
         window=SHORT_TRACKS,
         wide=True,
         trees=150,
@@ -74,10 +70,9 @@ RECIPES = {
         selection={
             "height_change": 0.35, "posture_angle": 0.25, "movement": 0.2, "persistence": 0.15, "position": 0.05,
         },
-        steps=120,
+        steps=200,
         members=2,
         learning_rate=2e-3,
         simulated=0.45,
-        tune_steps=200,
     ),
 }  # fmt: skip

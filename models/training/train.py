@@ -1,21 +1,21 @@
 """Train a service's model: grouped folds for the figures and the calibration, then the release on all training clips.
 
     python models/training/train.py fight --windows runs/fight.npz --data DATA --out runs/fight \
-        --start runs/fight-real --simulated runs/simulated-train.npz --stage folds
+        --simulated runs/simulated-train.npz --stage folds
 
-pretrain: a network on the synthetic windows alone; the others start from it when its file is there.
+pretrain: a network on made windows alone (simulated scenes, synthetic falls); the others start from it when its file is there.
 folds: five folds of the training clips, grouped by source video (falls: by subject), so a camera is never on both sides.
 cross: the same over the development clips too, for the figure over all clips; nothing is chosen or shipped from it.
 release: the networks that ship, on all training clips. dev: the figures on the development clips, to be run once, last.
---start: a folder of networks of the same names, trained without simulated scenes, from which each goes on.
 Every network is a file in --out and is not trained again when it is there, so a stopped run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +42,20 @@ SYNTHETIC, SYNTHETIC_BESIDE_SCENES = 1 / 3, 0.15
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where things are: made windows beside the real ones, networks to go on from (None = none), the folder of networks."""
+    """Where things are: the folder of networks, and made windows beside the real ones (None = none)."""
 
     out: Path
     synthetic: Path | None
     simulated: Path | None
-    start: Path | None
+
+    def made(self, recipe: Recipe) -> list[tuple[Pool, float]]:
+        """The made windows and their shares of all."""
+        pools = []
+        if self.synthetic is not None:
+            pools.append((synthetic_pool(self.synthetic), SYNTHETIC_BESIDE_SCENES if self.simulated else SYNTHETIC))
+        if self.simulated is not None:
+            pools.append((simulated_pool(self.simulated, recipe.service), recipe.simulated))
+        return pools
 
 
 class ForestTable:
@@ -83,6 +91,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, samples: Samples, clips: Clips, files: Files) -> None:
         self.recipe, self.samples, self.clips, self.files = recipe, samples, clips, files
         self._table: ForestTable | None = None
+        self._made: list[tuple[Pool, float]] | None = None
 
     def model(self, name: str, members: int, seed: int, use: NDArray[np.bool_]) -> Mixture:
         """`members` networks and the forest, called `name`, of the clips in `use`."""
@@ -94,28 +103,16 @@ class Trainer:
         file, recipe = self.files.out / name, self.recipe
         if file.is_file():
             return _loaded(file, recipe)
-        start: SlimSTGCN | None = None
-        if self.files.start is not None:
-            start = _loaded(self.files.start / name, recipe)
-            if not recipe.tune_steps:
-                _save(start, file)
-                return start
-            recipe = recipe.tuning()
-        elif (file.parent / "pretrained.pt").is_file():
-            start = _loaded(file.parent / "pretrained.pt", replace(recipe, wide=False))
+        pretrained = file.parent / "pretrained.pt"
+        start = _loaded(pretrained, recipe) if pretrained.is_file() else None
         network = fit(recipe, self._pool(use), seed, start)
         _save(network, file)
         return network
 
     def _pool(self, use: NDArray[np.bool_]) -> Pool:
         real = real_pool(self.recipe.service, self.samples, self.clips, use)
-        made = []
-        if self.files.synthetic is not None:
-            share = SYNTHETIC if self.files.simulated is None else SYNTHETIC_BESIDE_SCENES
-            made.append((synthetic_pool(self.files.synthetic), share))
-        if self.files.simulated is not None:
-            made.append((simulated_pool(self.files.simulated, self.recipe.service), self.recipe.simulated))
-        return with_nobody(mixed([(real, 1 - sum(share for _, share in made)), *made]))
+        self._made = self.files.made(self.recipe) if self._made is None else self._made
+        return with_nobody(mixed([(real, 1 - sum(share for _, share in self._made)), *self._made]))
 
     def _forest(self, name: str, use: NDArray[np.bool_]) -> Forest:
         file = self.files.out / f"{name}-forest.pt"
@@ -183,7 +180,20 @@ def run_folds(trainer: Trainer, stage: str, members: int) -> None:
         "margins": {samples.files[i]: float(margin[i]) for i in np.flatnonzero(seen).tolist()},
     }
     (trainer.files.out / f"{stage}.json").write_text(json.dumps(result, indent=1))
+    _write_predictions(trainer.files.out / f"{stage}.csv", trainer, calibrated)
     print(json.dumps({key: result[key] for key in ("raw", "cross_fitted", "temperature", "shift")}, indent=1))
+
+
+def _write_predictions(file: Path, trainer: Trainer, probability: NDArray[np.float64]) -> None:
+    """Every clip as judged by a model that saw nothing of its source: what `evaluate action --predictions` reads."""
+    clips, recipe = trainer.clips, trainer.recipe
+    with file.open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(("file", "label", "source", "fold", "probability"))
+        for row in np.flatnonzero(clips.fold >= 0).tolist():
+            label = recipe.service if clips.label[row] else recipe.negative
+            source = clips.group[row].partition(":")[2]
+            table.writerow((trainer.samples.files[row], label, source, clips.fold[row], f"{probability[row]:.4f}"))
 
 
 def run_dev(model: Mixture, trainer: Trainer) -> None:
@@ -211,17 +221,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--synthetic", type=Path, help="of make_synthetic.py")
     parser.add_argument("--simulated", type=Path, help="of simulated.py")
-    parser.add_argument("--start", type=Path, help="folder of networks of the same names to go on from")
     parser.add_argument("--stage", choices=("pretrain", "folds", "cross", "release", "dev"), default="folds")
     parser.add_argument("--members", type=int, default=1, help="networks a fold; the release has the recipe's number")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipe = RECIPES[arguments.service]
-    files = Files(arguments.out, arguments.synthetic, arguments.simulated, arguments.start)
+    files = Files(arguments.out, arguments.synthetic, arguments.simulated)
     if arguments.stage == "pretrain":
-        pool = synthetic_pool(arguments.synthetic)
-        _save(fit(recipe.pretraining(), pool, 0), arguments.out / "pretrained.pt")
+        _save(fit(recipe.pretraining(), mixed(files.made(recipe)), 0), arguments.out / "pretrained.pt")
         return
     samples = Samples.load(arguments.windows)
     clips = Clips(arguments.service, samples, arguments.data, dev_too=arguments.stage == "cross")

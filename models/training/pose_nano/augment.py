@@ -26,7 +26,7 @@ class Recipe:
     final canvas; mosaic, lying: probabilities of four pictures in one and of a turn by any angle up to 110 degrees."""
 
     canvas: tuple[int, int] = (288, 384)
-    final: tuple[int, int] = (288, 384)
+    final: tuple[int, int] = (384, 512)
     zoom: tuple[float, float] = (0.55, 1.8)
     turn_degrees: float = 20.0
     lying: float = 0.1

@@ -26,7 +26,7 @@ from agent.simulation.sensor import CLEAN
 from pose_nano.decoder import PoseNanoDetector
 from pose_nano.network import PoseNano, parameter_count
 
-CANVAS = (288, 384)
+CANVAS = (384, 512)
 """(H, W) px; a 4:3 picture fills it."""
 INPUT, DETS, KEYPOINTS = "input", "dets", "keypoints"
 _GOLDEN_SEEDS = (11, 12, 13)
