@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,29 +16,62 @@ def sigmoid(margin: Array) -> Array:
     return 1 / (1 + np.exp(-np.clip(margin, -50, 50)))
 
 
-def calibrate(margin: Array, label: NDArray[np.integer], prior: float = 4.0) -> tuple[float, float]:
+def calibrate(
+    margin: Array, label: NDArray[np.integer], weight: Array | None = None, prior: float = 4.0
+) -> tuple[float, float]:
     """(temperature, shift): `sigmoid((margin + shift) / temperature)` fits the labels best (Platt 1999, Guo et al. 2017).
 
-    A normal prior towards temperature 1 and shift 0 worth about `prior` clips keeps it sane for few clips.
+    weight: how many clips a row counts for, 1 if not given. A normal prior towards temperature 1 and shift 0 worth about
+    `prior` clips keeps it sane for few clips.
     """
     slope, offset = 1.0, 0.0
+    weight = np.ones(len(margin)) if weight is None else weight
     design = np.stack((margin, np.ones_like(margin)), axis=1)
     for _ in range(50):
         p = sigmoid(design @ np.array((slope, offset)))
-        gradient = design.T @ (p - label) + prior * 0.25 * np.array((slope - 1, offset))
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + prior * 0.25 * np.eye(2)
+        gradient = design.T @ (weight * (p - label)) + prior * 0.25 * np.array((slope - 1, offset))
+        hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + prior * 0.25 * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
         slope, offset = slope - step[0], offset - step[1]
         slope = max(slope, 0.05)
     return 1 / slope, offset / slope
 
 
-def cross_fitted(margin: Array, label: NDArray[np.integer], fold: NDArray[np.integer]) -> Array:
+@dataclass(frozen=True, slots=True, eq=False)
+class MadeMargins:
+    """Margins and labels of made windows that no model has trained on; share: of the calibration's weight."""
+
+    margin: Array
+    label: NDArray[np.integer]
+    share: float
+
+
+def joined(parts: Sequence[MadeMargins]) -> MadeMargins | None:
+    """All in one; None for none."""
+    if not parts:
+        return None
+    return MadeMargins(
+        np.concatenate([part.margin for part in parts]), np.concatenate([part.label for part in parts]), parts[0].share
+    )
+
+
+def calibrate_both(margin: Array, label: NDArray[np.integer], made: MadeMargins | None) -> tuple[float, float]:
+    """As `calibrate`, on real clips and made windows: few clips alone cannot say what a high margin is worth."""
+    if made is None:
+        return calibrate(margin, label)
+    each = made.share / (1 - made.share) * len(margin) / len(made.margin)
+    weight = np.concatenate((np.ones(len(margin)), np.full(len(made.margin), each)))
+    return calibrate(np.concatenate((margin, made.margin)), np.concatenate((label, made.label)), weight)
+
+
+def cross_fitted(
+    margin: Array, label: NDArray[np.integer], fold: NDArray[np.integer], made: MadeMargins | None = None
+) -> Array:
     """(N,) probabilities: those of each fold calibrated by the margins of the others, so that no clip calibrates itself."""
     probability = np.zeros(len(margin))
     for number in np.unique(fold):
         held = fold == number
-        temperature, shift = calibrate(margin[~held], label[~held])
+        temperature, shift = calibrate_both(margin[~held], label[~held], made)
         probability[held] = sigmoid((margin[held] + shift) / temperature)
     return probability
 

@@ -63,6 +63,7 @@ RECIPES = {
         window=SHORT_TRACKS,
         wide=True,
         trees=150,
+        forest_weight=0.3,
     ),
     "fall": Recipe(
         service="fall",
@@ -70,9 +71,10 @@ RECIPES = {
         selection={
             "height_change": 0.35, "posture_angle": 0.25, "movement": 0.2, "persistence": 0.15, "position": 0.05,
         },
-        steps=200,
+        steps=500,
         members=2,
         learning_rate=2e-3,
-        simulated=0.45,
+        batch=24,
+        simulated=0.6,
     ),
 }  # fmt: skip

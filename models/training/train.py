@@ -24,7 +24,7 @@ from clips import Samples
 from clipset import Clips
 from fit import Pool, augmented, fit, margins, statistics
 from forest import Forest, grow
-from metrics import calibrate, cross_fitted, figures, sigmoid
+from metrics import MadeMargins, calibrate_both, cross_fitted, figures, joined, sigmoid
 from network import Mixture, SlimSTGCN
 from numpy.typing import NDArray
 from pools import mixed, real_pool, real_rows, simulated_pool, synthetic_pool, with_nobody
@@ -32,21 +32,24 @@ from recipes import RECIPES, Recipe
 
 NOBODY = -20.0
 """Margin of a clip without a window: nobody was seen well enough, so the agent says nothing."""
+CALIBRATION_SHARE = 0.3
+"""Weight of simulated windows in the calibration."""
 FOREST_WINDOWS = 3000
 """Simulated windows of each label that a forest is grown on; more bring nothing, and every one costs time."""
 TEST_VARIANT = "481x641"
 """Figures are for the estimator that the shipped configuration names, at the clips' own frame rate."""
-SYNTHETIC, SYNTHETIC_BESIDE_SCENES = 1 / 3, 0.15
+SYNTHETIC, SYNTHETIC_BESIDE_SCENES = 1 / 3, 0.1
 """Share of the motion-capture falls where they are used: alone, and beside simulated scenes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where things are: the folder of networks, and made windows beside the real ones (None = none)."""
+    """Where things are: the folder of networks, made windows beside the real ones, and others to calibrate on (None = none)."""
 
     out: Path
     synthetic: Path | None
     simulated: Path | None
+    calibration: Path | None = None
 
     def made(self, recipe: Recipe) -> list[tuple[Pool, float]]:
         """The made windows and their shares of all."""
@@ -114,6 +117,13 @@ class Trainer:
         self._made = self.files.made(self.recipe) if self._made is None else self._made
         return with_nobody(mixed([(real, 1 - sum(share for _, share in self._made)), *self._made]))
 
+    def made_margins(self, model: Mixture) -> list[MadeMargins]:
+        """What `model` says of the windows of `--calibration`; empty where there are none."""
+        if self.files.calibration is None:
+            return []
+        pool = simulated_pool(self.files.calibration, self.recipe.service)
+        return [MadeMargins(margins(model, pool.tensor), pool.label, CALIBRATION_SHARE)]
+
     def _forest(self, name: str, use: NDArray[np.bool_]) -> Forest:
         file = self.files.out / f"{name}-forest.pt"
         if file.is_file():
@@ -157,16 +167,19 @@ def run_folds(trainer: Trainer, stage: str, members: int) -> None:
     samples, clips = trainer.samples, trainer.clips
     prefix = "cross" if stage == "cross" else "fold"
     margin = np.full(len(clips.fold), NOBODY)
+    others: list[MadeMargins] = []
     for number in sorted(set(clips.fold[clips.fold >= 0].tolist())):
         held = clips.fold == number
         model = trainer.model(f"{prefix}{number}", members, 0, (clips.fold >= 0) & ~held)
         for clip, value in clip_margins(model, samples, held, TEST_VARIANT).items():
             margin[clip] = value
+        others += trainer.made_margins(model)
         print(f"fold {number}: {figures(sigmoid(margin[held]), clips.label[held])}", flush=True)
     everyone, seen = clips.fold >= 0, (clips.fold >= 0) & (margin > NOBODY)
-    temperature, shift = calibrate(margin[seen], clips.label[seen])
+    made = joined(others)
+    temperature, shift = calibrate_both(margin[seen], clips.label[seen], made)
     calibrated = np.zeros(len(margin))
-    calibrated[seen] = cross_fitted(margin[seen], clips.label[seen], clips.fold[seen])
+    calibrated[seen] = cross_fitted(margin[seen], clips.label[seen], clips.fold[seen], made)
     result: dict[str, object] = {
         "raw": figures(sigmoid(margin[everyone]), clips.label[everyone]),
         "cross_fitted": figures(calibrated[everyone], clips.label[everyone]),
@@ -174,6 +187,7 @@ def run_folds(trainer: Trainer, stage: str, members: int) -> None:
             figures(calibrated[clips.fold == k], clips.label[clips.fold == k]) for k in np.unique(clips.fold[everyone])
         ],
         "by_source": by_group(clips.group[everyone], calibrated[everyone], clips.label[everyone]),
+        "made": figures(sigmoid((made.margin + shift) / temperature), made.label) if made else None,
         "temperature": temperature,
         "shift": shift,
         "without_window": [samples.files[i] for i in np.flatnonzero(everyone & ~seen).tolist()],
@@ -181,7 +195,7 @@ def run_folds(trainer: Trainer, stage: str, members: int) -> None:
     }
     (trainer.files.out / f"{stage}.json").write_text(json.dumps(result, indent=1))
     _write_predictions(trainer.files.out / f"{stage}.csv", trainer, calibrated)
-    print(json.dumps({key: result[key] for key in ("raw", "cross_fitted", "temperature", "shift")}, indent=1))
+    print(json.dumps({key: result[key] for key in ("raw", "cross_fitted", "made", "temperature", "shift")}, indent=1))
 
 
 def _write_predictions(file: Path, trainer: Trainer, probability: NDArray[np.float64]) -> None:
@@ -221,13 +235,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--synthetic", type=Path, help="of make_synthetic.py")
     parser.add_argument("--simulated", type=Path, help="of simulated.py")
+    parser.add_argument("--calibration", type=Path, help="of simulated.py, other seeds: windows that only calibrate")
     parser.add_argument("--stage", choices=("pretrain", "folds", "cross", "release", "dev"), default="folds")
     parser.add_argument("--members", type=int, default=1, help="networks a fold; the release has the recipe's number")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipe = RECIPES[arguments.service]
-    files = Files(arguments.out, arguments.synthetic, arguments.simulated)
+    files = Files(arguments.out, arguments.synthetic, arguments.simulated, arguments.calibration)
     if arguments.stage == "pretrain":
         _save(fit(recipe.pretraining(), mixed(files.made(recipe)), 0), arguments.out / "pretrained.pt")
         return

@@ -83,7 +83,9 @@ class PoseNano(nn.Module):
         width = shape.pyramid
         self.lateral = nn.ModuleList(Convolution(channels, width, 1) for channels in shape.channels[2:])
         self.merge = nn.ModuleList(Convolution(width, width) for _ in range(2))
-        self.coarse_points = nn.Sequential(Convolution(width, width), Convolution(width, shape.points, 1, activation=False))
+        self.coarse_points = nn.Sequential(
+            Convolution(width, width), Convolution(width, shape.points, 1, activation=False)
+        )
         self.fine_points = Convolution(shape.channels[1], shape.points, 1, activation=False)
         self.point_head = nn.Sequential(
             Convolution(shape.points, shape.points), nn.Conv2d(shape.points, 3 * NUM_KEYPOINTS, 1)

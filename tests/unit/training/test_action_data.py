@@ -10,14 +10,14 @@ import pytest
 import simulated
 from clipset import FOLDS, folds_by_source, folds_by_subject
 from dataset import fall_label
-from metrics import calibrate, cross_fitted, expected_calibration_error, sigmoid
-from simulated import HEIGHT, WIDTH, Noise, Watcher, draw_noise, label_of, scene_windows
+from metrics import MadeMargins, calibrate, calibrate_both, cross_fitted, expected_calibration_error, sigmoid
+from simulated import ANNOTATED, HEIGHT, LOOSE, WIDTH, Noise, Watcher, draw_noise, label_of, scene_windows
 
 from agent.simulation.camera import hang_camera
 from agent.simulation.values import Interval
 from agent.types import Window
 
-SILENT = Noise(jitter=0, lasting=0, jumps=0, misses=0, swaps=0, score=0.8, spread=0)
+SILENT = Noise(jitter=0, lasting=0, tau_s=0.4, joints=np.ones(17), jumps=0, misses=0, swaps=0, score=0.8, spread=0)
 UPRIGHT = np.array(
     [(0, 1.6), (0.03, 1.63), (-0.03, 1.63), (0.07, 1.6), (-0.07, 1.6), (0.2, 1.4), (-0.2, 1.4), (0.25, 1.1), (-0.25, 1.1),
      (0.25, 0.85), (-0.25, 0.85), (0.12, 0.9), (-0.12, 0.9), (0.12, 0.5), (-0.12, 0.5), (0.12, 0.1), (-0.12, 0.1)]
@@ -122,8 +122,32 @@ def test_drawn_noise_stays_within_what_was_measured() -> None:
     rng = np.random.default_rng(0)
     drawn = [draw_noise(rng) for _ in range(200)]
     assert 0.003 < np.median([noise.jitter for noise in drawn]) < 0.013
+    assert {tuple(noise.joints) for noise in drawn} == {tuple(LOOSE), tuple(ANNOTATED)}
+    # A hip of COCO's kind is up to 1.6 sigmas off: 0.107 of a scale that is 0.46 body sizes.
+    spread = [np.hypot(noise.jitter, noise.lasting) * noise.joints[11] for noise in drawn if noise.joints is ANNOTATED]
+    assert min(spread) * 1.01 > 0.4 * 0.107 * 0.46
+    assert max(spread) < 1.61 * 0.107 * 0.46
     assert max(noise.misses for noise in drawn) <= 0.5
     assert all(0.3 < noise.score < 1 for noise in drawn)
+
+
+@pytest.mark.parametrize("tau_s", [0.1, 0.5])
+def test_lasting_errors_last_as_long_as_they_should(tau_s: float) -> None:
+    view = watcher(replace(SILENT, lasting=0.01, tau_s=tau_s), people=1)
+    points = np.stack([view.look(body()[None])[0].keypoints[0] for _ in range(1500)])
+    error = points - points.mean(axis=0)
+    next_frame = float((error[1:] * error[:-1]).mean() / error.var())
+    assert next_frame == pytest.approx(np.exp(-1 / (15 * tau_s)), abs=0.06)
+
+
+def test_made_windows_have_their_share_in_the_calibration() -> None:
+    rng = np.random.default_rng(2)
+    label, made_label = rng.integers(0, 2, 100), rng.integers(0, 2, 1000)
+    shy, sure = 0.5 * (2 * label - 1) + rng.normal(0, 1, 100), 9.0 * (2 * made_label - 1)
+    alone = calibrate(shy, label)[0]
+    low, high = (calibrate_both(shy, label, MadeMargins(sure, made_label, share))[0] for share in (0.1, 0.9))
+    assert alone == pytest.approx(calibrate_both(shy, label, None)[0])
+    assert high < low < alone + 1e-6
 
 
 def test_a_fight_counts_where_a_fighter_is_seen_for_a_second() -> None:

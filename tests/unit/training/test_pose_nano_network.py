@@ -171,7 +171,7 @@ def test_a_resumed_run_goes_on_exactly_where_it_was(views: Views, tmp_path: Path
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_learning_lowers_the_loss(views: Views, bfloat16: bool) -> None:  # noqa: FBT001  # a parameter of the test
+def test_learning_lowers_the_loss(views: Views, bfloat16: bool) -> None:
     torch.manual_seed(1)
     learner = trainer(Plan(rate=2e-3, finish_at=100, decay=0), bfloat16=bfloat16)
     image, batch = next(batches(views, 0, 4, workers=0, core=None))
