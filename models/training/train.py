@@ -32,7 +32,7 @@ from recipes import RECIPES, Recipe
 
 NOBODY = -20.0
 """Margin of a clip without a window: nobody was seen well enough, so the agent says nothing."""
-CALIBRATION_SHARE = 0.3
+CALIBRATION_SHARE = 0.45
 """Weight of simulated windows in the calibration."""
 FOREST_WINDOWS = 3000
 """Simulated windows of each label that a forest is grown on; more bring nothing, and every one costs time."""

@@ -1,8 +1,10 @@
 """The averaged weights of a run -> a sealed bundle: one ONNX graph with suppression inside, known answers, manifest.
 
-    python -m pose_nano.export --checkpoint runs/pose-nano/last.pt --bundle models/pose-nano --version 0.1.0 [--figures figures.json]
+    python -m pose_nano.export --checkpoint runs/pose-nano/last.pt --bundle models/pose-nano --version 0.3.0 \
+        [--figures figures.json] [--weights models/training/pose_nano/weights.pt]
 
-The graph is compared with PyTorch at batches of 1 and 3 and timed bare. CARD.md is written by hand.
+The graph is compared with PyTorch at batches of 1 and 3 and timed bare. CARD.md is written by hand. --weights also keeps the
+averaged weights themselves, in 16 bits: what the next training begins with, since a graph no longer knows its batch norms.
 """
 
 from __future__ import annotations
@@ -37,6 +39,12 @@ def load_detector(checkpoint: Path) -> PoseNanoDetector:
     network = PoseNano()
     network.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["average"])
     return PoseNanoDetector(network.eval()).eval()
+
+
+def save_weights(checkpoint: Path, file: Path) -> None:
+    """The averaged weights of a checkpoint in float16, to be read by `Trainer.start_from` and `load_detector`."""
+    average = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
+    torch.save({"average": {name: v.half() if v.is_floating_point() else v for name, v in average.items()}}, file)
 
 
 def golden_images() -> NDArray[np.float32]:
@@ -128,7 +136,10 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--version", required=True)
     parser.add_argument("--figures", type=Path, help="JSON with measured figures for the manifest")
+    parser.add_argument("--weights", type=Path, help="file to keep the averaged weights in, float16")
     arguments = parser.parse_args()
+    if arguments.weights:
+        save_weights(arguments.checkpoint, arguments.weights)
     detector, bundle = load_detector(arguments.checkpoint), arguments.bundle
     bundle.mkdir(parents=True, exist_ok=True)
     model = bundle / "model.onnx"

@@ -111,7 +111,7 @@ class Trainer:
         self.seen, self.steps = content["seen"], content["steps"]
 
     def start_from(self, file: Path) -> None:
-        """Begin with the averaged weights of another run, or of `restore.py`; the optimiser starts anew."""
+        """Begin with the averaged weights of another run, or those that `export.py --weights` kept; the optimiser starts anew."""
         weights = torch.load(file, map_location=self.device, weights_only=True)["average"]
         self.network.load_state_dict(weights)
         self.average.load_state_dict(weights)

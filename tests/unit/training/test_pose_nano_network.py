@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch, the agent d
 
 from pose_nano.augment import Recipe  # noqa: E402  # after the skip
 from pose_nano.decoder import DecoderOptions, PoseNanoDetector  # noqa: E402
+from pose_nano.export import load_detector, save_weights  # noqa: E402
 from pose_nano.geometry import POINT_STRIDE, STRIDE  # noqa: E402
 from pose_nano.losses import Batch, focal, losses, total  # noqa: E402
 from pose_nano.network import Maps, PoseNano, parameter_count  # noqa: E402
@@ -147,6 +148,18 @@ def test_a_new_run_begins_with_the_averaged_weights_of_another(views: Views, tmp
     for learner in (second.network, second.average):
         for name, value in first.average.state_dict().items():
             torch.testing.assert_close(learner.state_dict()[name], value, msg=name)
+
+
+def test_weights_kept_in_16_bits_begin_a_run_and_make_the_bundle(tmp_path: Path) -> None:
+    first, second = trainer(Plan(1e-3, 8, 0)), trainer(Plan(1e-3, 8, 0))
+    first.save(tmp_path / "last.pt")
+    save_weights(tmp_path / "last.pt", tmp_path / "weights.pt")
+    assert (tmp_path / "weights.pt").stat().st_size < 0.2 * (tmp_path / "last.pt").stat().st_size
+    second.start_from(tmp_path / "weights.pt")
+    kept = load_detector(tmp_path / "weights.pt").network.state_dict()
+    for name, value in first.average.state_dict().items():
+        torch.testing.assert_close(second.network.state_dict()[name], value, rtol=1e-3, atol=1e-6, msg=name)
+        torch.testing.assert_close(kept[name], value, rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_a_resumed_run_goes_on_exactly_where_it_was(views: Views, tmp_path: Path) -> None:
