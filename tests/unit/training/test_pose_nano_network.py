@@ -154,7 +154,7 @@ def test_weights_kept_in_16_bits_begin_a_run_and_make_the_bundle(tmp_path: Path)
     first, second = trainer(Plan(1e-3, 8, 0)), trainer(Plan(1e-3, 8, 0))
     first.save(tmp_path / "last.pt")
     save_weights(tmp_path / "last.pt", tmp_path / "weights.pt")
-    assert (tmp_path / "weights.pt").stat().st_size < 0.2 * (tmp_path / "last.pt").stat().st_size
+    assert (tmp_path / "weights.pt").stat().st_size < 0.3 * (tmp_path / "last.pt").stat().st_size
     second.start_from(tmp_path / "weights.pt")
     kept = load_detector(tmp_path / "weights.pt").network.state_dict()
     for name, value in first.average.state_dict().items():
