@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,15 +112,8 @@ def main() -> None:
     parser.add_argument("--poses", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--long-tracks",
-        action="store_true",
-        help="leave out people seen for less than 10 steps: for the first round of fights",
-    )
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.service]
-    if arguments.long_tracks:
-        recipe = replace(recipe, window=WINDOW)
     samples = build(recipe, arguments.poses, arguments.data)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     samples.save(arguments.out)

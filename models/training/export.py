@@ -1,6 +1,6 @@
 """Trained networks -> a sealed bundle: one ONNX graph, known answers, manifest.
 
-    python models/training/export.py fight --runs runs/fight --bundle models/fight-stgcn --version 0.2.0
+    python models/training/export.py fight --runs runs/fight --bundle models/fight-stgcn --version 0.3.0
 
 The networks are averaged and mixed with the forest in one graph (their logits), the shift of the calibration is in it, its temperature is in the
 manifest. The graph is compared with PyTorch and timed on one core. CARD.md is written by hand.
@@ -60,6 +60,8 @@ def load_model(recipe: Recipe, runs: Path, shift: float) -> Mixture:
 def export(recipe: Recipe, runs: Path, bundle: Path) -> float:
     """Write model.onnx and golden.npz; returns the calibration's temperature."""
     calibration = json.loads((runs / "folds.json").read_text())
+    if (calibration["members"], calibration["forest_weight"]) != (recipe.members, recipe.forest_weight):
+        raise SystemExit("folds.json calibrates another mixture: run train.py --stage folds with the recipe's members")
     model = load_model(recipe, runs, calibration["shift"])
     example = torch.from_numpy(golden_input())
     bundle.mkdir(parents=True, exist_ok=True)

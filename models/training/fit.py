@@ -35,11 +35,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     network = SlimSTGCN(width=recipe.width, drop=recipe.drop, wide=recipe.wide)
     if start is not None:
-        own = network.state_dict()
-        # A wide head has columns that the pre-trained one lacks: they begin as they are.
-        network.load_state_dict(
-            {name: value for name, value in start.state_dict().items() if value.shape == own[name].shape}, strict=False
-        )
+        network.load_state_dict(start.state_dict())
     average = copy.deepcopy(network).eval()
     decay = [p for p in network.parameters() if p.ndim > 1]
     rest = [p for p in network.parameters() if p.ndim <= 1]

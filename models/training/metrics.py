@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+_STILL = 1e-9
 
 
 def sigmoid(margin: Array) -> Array:
@@ -24,22 +25,33 @@ def calibrate(
     weight: how many clips a row counts for, 1 if not given. A normal prior towards temperature 1 and shift 0 worth about
     `prior` clips keeps it sane for few clips.
     """
-    slope, offset = 1.0, 0.0
     weight = np.ones(len(margin)) if weight is None else weight
     design = np.stack((margin, np.ones_like(margin)), axis=1)
-    for _ in range(50):
-        p = sigmoid(design @ np.array((slope, offset)))
-        gradient = design.T @ (weight * (p - label)) + prior * 0.25 * np.array((slope - 1, offset))
+    start = np.array((1.0, 0.0))
+
+    def loss(line: Array) -> float:
+        logit = design @ line
+        fit = float((weight * (np.logaddexp(0, logit) - label * logit)).sum())
+        return fit + prior * 0.125 * float(((line - start) ** 2).sum())
+
+    found = start
+    for _ in range(100):  # Newton; a full step may overshoot where margins are large, so it is halved until it helps
+        p = sigmoid(design @ found)
+        gradient = design.T @ (weight * (p - label)) + prior * 0.25 * (found - start)
         hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + prior * 0.25 * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
-        slope, offset = slope - step[0], offset - step[1]
-        slope = max(slope, 0.05)
+        while np.abs(step).max() > _STILL and loss(found - step) > loss(found):
+            step = step / 2
+        found = found - step
+        if np.abs(step).max() <= _STILL:
+            break
+    slope, offset = max(float(found[0]), 0.05), float(found[1])
     return 1 / slope, offset / slope
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MadeMargins:
-    """Margins and labels of made windows that no model has trained on; share: of the calibration's weight."""
+    """Margins (N,) and labels (N,) 0-1 of made windows that no model has trained on; share: of the calibration's weight."""
 
     margin: Array
     label: NDArray[np.integer]

@@ -44,15 +44,28 @@ def synthetic_pool(file: Path) -> Pool:
     return Pool(tensor, label, len(label) / 2 / np.bincount(label)[label])
 
 
-def simulated_pool(file: Path, service: str, most: int = 0) -> Pool:
-    """The windows of simulated.py for `service` that are clearly one or the other; both labels alike, and among the
+def seeds_of(files: Sequence[Path]) -> set[int]:
+    """The scenes that files of simulated.py were made from."""
+    seeds: set[int] = set()
+    for file in files:
+        with np.load(file) as arrays:
+            seeds |= set(arrays["seed"].tolist())
+    return seeds
+
+
+def simulated_pool(files: Sequence[Path], service: str, most: int = 0) -> Pool:
+    """The windows of files of simulated.py for `service` that are clearly one or the other; both labels alike, and among the
     negatives each scenario. most: windows of each label at the most, drawn at random; 0 = all."""
-    with np.load(file) as arrays:
-        rows = np.flatnonzero((arrays["service"] == service) & (arrays["label"] >= 0))
-        if most:
-            rng, label = np.random.default_rng(0), arrays["label"][rows]
-            rows = np.concatenate([rng.permutation(rows[label == value])[:most] for value in (0, 1)])
-        tensor, label, scenario = arrays["tensor"][rows], arrays["label"][rows], arrays["scenario"][rows]
+    parts: list[tuple[NDArray[np.float16], NDArray[np.int8], NDArray[np.str_]]] = []
+    for file in files:
+        with np.load(file) as arrays:
+            rows = np.flatnonzero((arrays["service"] == service) & (arrays["label"] >= 0))
+            parts.append((arrays["tensor"][rows], arrays["label"][rows], arrays["scenario"][rows]))
+    tensor, label, scenario = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if most:
+        rng = np.random.default_rng(0)
+        kept = np.concatenate([rng.permutation(np.flatnonzero(label == value))[:most] for value in (0, 1)])
+        tensor, label, scenario = tensor[kept], label[kept], scenario[kept]
     kind = np.where(label == 1, "the action", scenario)
     _, inverse, count = np.unique(kind, return_inverse=True, return_counts=True)
     weight = 1 / count[inverse]

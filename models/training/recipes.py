@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.config.schema import Component, ServiceConfig, WindowConfig
 
 WINDOW = WindowConfig(length=100, stride=50, rate_hz=30.0, people=4, min_track_frames=10, min_mean_score=0.1)
-"""The shipped configuration uses the same figures: a model sees in the field what it saw in training."""
+"""As in the shipped configuration, but for the stride, which there is 15 (docs/adr/0006): windows to train on need not overlap so
+much."""
 SHORT_TRACKS = WINDOW.model_copy(update={"min_track_frames": 4, "min_mean_score": 0.05})
 """For fights: in a clinch tracks break all the time, and a doubtful pose is better than nobody."""
 
@@ -22,6 +23,7 @@ class Recipe:
     selection: dict[Component, float]
     steps: int
     members: int
+    pretraining_steps: int = field(default=1200, kw_only=True)
     learning_rate: float
     window: WindowConfig = WINDOW
     width: int = 16
@@ -33,15 +35,14 @@ class Recipe:
     batch: int = 16
     ema: float = 0.97
     simulated: float = 0.4
-    """Share of the training windows that come from simulated scenes; the rest are real."""
+    """Share of the training windows that come from simulated scenes; the rest are real, but for motion-capture falls
+    (`train.SYNTHETIC_BESIDE_SCENES`)."""
     trees: int = 0
     """Of the forest that judges beside the networks; 0 = none. The other figures of it are those of `forest.grow`."""
     leaf: float = 2.0
     features: float = 0.2
     forest_simulated: float = 0.4
     forest_weight: float = 0.5
-
-    pretraining_steps: int = 1200
 
     def pretraining(self) -> Recipe:
         """The same network on made windows alone, of which there are many."""

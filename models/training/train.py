@@ -6,6 +6,7 @@
 pretrain: a network on made windows alone (simulated scenes, synthetic falls); the others start from it when its file is there.
 folds: five folds of the training clips, grouped by source video (falls: by subject), so a camera is never on both sides.
 cross: the same over the development clips too, for the figure over all clips; nothing is chosen or shipped from it.
+--calibration: simulated windows of other seeds, which weigh `CALIBRATION_SHARE` in the calibration.
 release: the networks that ship, on all training clips. dev: the figures on the development clips, to be run once, last.
 Every network is a file in --out and is not trained again when it is there, so a stopped run goes on.
 """
@@ -27,7 +28,7 @@ from forest import Forest, grow
 from metrics import MadeMargins, calibrate_both, cross_fitted, figures, joined, sigmoid
 from network import Mixture, SlimSTGCN
 from numpy.typing import NDArray
-from pools import mixed, real_pool, real_rows, simulated_pool, synthetic_pool, with_nobody
+from pools import mixed, real_pool, real_rows, seeds_of, simulated_pool, synthetic_pool, with_nobody
 from recipes import RECIPES, Recipe
 
 NOBODY = -20.0
@@ -48,7 +49,7 @@ class Files:
 
     out: Path
     synthetic: Path | None
-    simulated: Path | None
+    simulated: tuple[Path, ...] = ()
     calibration: Path | None = None
 
     def made(self, recipe: Recipe) -> list[tuple[Pool, float]]:
@@ -56,26 +57,26 @@ class Files:
         pools = []
         if self.synthetic is not None:
             pools.append((synthetic_pool(self.synthetic), SYNTHETIC_BESIDE_SCENES if self.simulated else SYNTHETIC))
-        if self.simulated is not None:
+        if self.simulated:
             pools.append((simulated_pool(self.simulated, recipe.service), recipe.simulated))
         return pools
 
 
 class ForestTable:
-    """What forests are grown on: the statistics of every real and simulated window, computed once."""
+    """What forests are grown on: the statistics of every real window and of some simulated ones, computed once."""
 
     def __init__(self, recipe: Recipe, samples: Samples, files: Files) -> None:
         self._recipe = recipe
         self._label = samples.label
         self._real = statistics(samples.tensor)
         self._made: tuple[NDArray[np.float64], Pool] | None = None
-        if files.simulated is not None:
+        if files.simulated:
             made = simulated_pool(files.simulated, recipe.service, FOREST_WINDOWS)
             # Real clips are short, simulated windows full: those come cropped and disturbed.
             self._made = statistics(augmented(made.tensor, seed=0)), made
 
     def grow(self, rows: NDArray[np.intp], weight: NDArray[np.float64]) -> Forest:
-        """A forest on these real windows and all simulated ones."""
+        """A forest on these real windows and the simulated ones."""
         features, label = self._real[rows], self._label[rows]
         if self._made is not None:
             made_features, made = self._made
@@ -108,6 +109,8 @@ class Trainer:
             return _loaded(file, recipe)
         pretrained = file.parent / "pretrained.pt"
         start = _loaded(pretrained, recipe) if pretrained.is_file() else None
+        if start is None:
+            print(f"no {pretrained}: {name} begins with random weights", flush=True)
         network = fit(recipe, self._pool(use), seed, start)
         _save(network, file)
         return network
@@ -121,7 +124,9 @@ class Trainer:
         """What `model` says of the windows of `--calibration`; empty where there are none."""
         if self.files.calibration is None:
             return []
-        pool = simulated_pool(self.files.calibration, self.recipe.service)
+        pool = simulated_pool([self.files.calibration], self.recipe.service)
+        if not len(pool.label):
+            raise SystemExit(f"{self.files.calibration}: no windows of {self.recipe.service} to calibrate on")
         return [MadeMargins(margins(model, pool.tensor), pool.label, CALIBRATION_SHARE)]
 
     def _forest(self, name: str, use: NDArray[np.bool_]) -> Forest:
@@ -147,7 +152,10 @@ def _save(module: torch.nn.Module, file: Path) -> None:
 
 
 def clip_margins(model: Mixture, samples: Samples, use: NDArray[np.bool_], variant: str) -> dict[int, float]:
-    """Highest margin over a clip's windows, as `evaluate action` takes it; clips without a window are missing."""
+    """Highest margin over a clip's windows at the recipe's stride; clips without a window are missing.
+
+    The shipped stride is shorter, so `evaluate action` sees more windows of a clip that is longer than one.
+    """
     rows = np.flatnonzero(use[samples.clip] & (samples.variant == variant) & samples.regular)
     best: dict[int, float] = {}
     for row, value in zip(rows.tolist(), margins(model, samples.tensor[rows]).tolist(), strict=True):
@@ -163,7 +171,7 @@ def by_group(group: NDArray[np.str_], probability: NDArray[np.float64], label: N
 
 
 def run_folds(trainer: Trainer, stage: str, members: int) -> None:
-    """Out-of-fold margins -> calibration and figures, saved as STAGE.json."""
+    """Out-of-fold margins -> calibration and figures, saved as STAGE.json; every clip's probability as STAGE.csv."""
     samples, clips = trainer.samples, trainer.clips
     prefix = "cross" if stage == "cross" else "fold"
     margin = np.full(len(clips.fold), NOBODY)
@@ -188,6 +196,8 @@ def run_folds(trainer: Trainer, stage: str, members: int) -> None:
         ],
         "by_source": by_group(clips.group[everyone], calibrated[everyone], clips.label[everyone]),
         "made": figures(sigmoid((made.margin + shift) / temperature), made.label) if made else None,
+        "members": members,
+        "forest_weight": trainer.recipe.forest_weight,
         "temperature": temperature,
         "shift": shift,
         "without_window": [samples.files[i] for i in np.flatnonzero(everyone & ~seen).tolist()],
@@ -234,23 +244,30 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--synthetic", type=Path, help="of make_synthetic.py")
-    parser.add_argument("--simulated", type=Path, help="of simulated.py")
+    parser.add_argument("--simulated", type=Path, nargs="+", default=[], help="of simulated.py")
     parser.add_argument("--calibration", type=Path, help="of simulated.py, other seeds: windows that only calibrate")
     parser.add_argument("--stage", choices=("pretrain", "folds", "cross", "release", "dev"), default="folds")
-    parser.add_argument("--members", type=int, default=1, help="networks a fold; the release has the recipe's number")
+    parser.add_argument("--members", type=int, help="networks a fold; default: as many as the recipe releases")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipe = RECIPES[arguments.service]
-    files = Files(arguments.out, arguments.synthetic, arguments.simulated, arguments.calibration)
+    files = Files(arguments.out, arguments.synthetic, tuple(arguments.simulated), arguments.calibration)
     if arguments.stage == "pretrain":
-        _save(fit(recipe.pretraining(), mixed(files.made(recipe)), 0), arguments.out / "pretrained.pt")
+        made, file = files.made(recipe), arguments.out / "pretrained.pt"
+        if not made:
+            parser.error("--stage pretrain needs --simulated or --synthetic")
+        if not file.is_file():
+            _save(fit(recipe.pretraining(), mixed(made), 0), file)
         return
+    shared = seeds_of(files.simulated) & seeds_of([files.calibration] if files.calibration else [])
+    if shared:
+        parser.error(f"--calibration has {len(shared)} seeds of --simulated: it would calibrate on what was trained on")
     samples = Samples.load(arguments.windows)
     clips = Clips(arguments.service, samples, arguments.data, dev_too=arguments.stage == "cross")
     trainer = Trainer(recipe, samples, clips, files)
     if arguments.stage in {"folds", "cross"}:
-        run_folds(trainer, arguments.stage, arguments.members)
+        run_folds(trainer, arguments.stage, arguments.members or recipe.members)
         return
     model = trainer.model("release", recipe.members, 100, clips.split == "train")
     if arguments.stage == "dev":

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from agent.types import FloatArray, ImageArray
+from pose_nano.geometry import CANVAS
 from pose_nano.store import PAD, Annotations, Sample
 
 MIRROR = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
@@ -25,8 +26,8 @@ class Recipe:
     """How wild the views are. canvas: (H, W) px; zoom: range of person size relative to the whole picture on the network's
     final canvas; mosaic, lying: probabilities of four pictures in one and of a turn by any angle up to 110 degrees."""
 
-    canvas: tuple[int, int] = (288, 384)
-    final: tuple[int, int] = (384, 512)
+    canvas: tuple[int, int] = CANVAS
+    final: tuple[int, int] = CANVAS
     zoom: tuple[float, float] = (0.55, 1.8)
     turn_degrees: float = 20.0
     lying: float = 0.1

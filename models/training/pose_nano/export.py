@@ -26,10 +26,9 @@ from agent.simulation.scene import build_scene
 from agent.simulation.scripts import build_script
 from agent.simulation.sensor import CLEAN
 from pose_nano.decoder import PoseNanoDetector
+from pose_nano.geometry import CANVAS
 from pose_nano.network import PoseNano, parameter_count
 
-CANVAS = (384, 512)
-"""(H, W) px; a 4:3 picture fills it."""
 INPUT, DETS, KEYPOINTS = "input", "dets", "keypoints"
 _GOLDEN_SEEDS = (11, 12, 13)
 
@@ -44,7 +43,9 @@ def load_detector(checkpoint: Path) -> PoseNanoDetector:
 def save_weights(checkpoint: Path, file: Path) -> None:
     """The averaged weights of a checkpoint in float16, to be read by `Trainer.start_from` and `load_detector`."""
     average = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
-    torch.save({"average": {name: v.half() if v.is_floating_point() else v for name, v in average.items()}}, file)
+    partial = file.with_suffix(".partial")
+    torch.save({"average": {name: v.half() if v.is_floating_point() else v for name, v in average.items()}}, partial)
+    partial.replace(file)
 
 
 def golden_images() -> NDArray[np.float32]:
@@ -138,8 +139,6 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="JSON with measured figures for the manifest")
     parser.add_argument("--weights", type=Path, help="file to keep the averaged weights in, float16")
     arguments = parser.parse_args()
-    if arguments.weights:
-        save_weights(arguments.checkpoint, arguments.weights)
     detector, bundle = load_detector(arguments.checkpoint), arguments.bundle
     bundle.mkdir(parents=True, exist_ok=True)
     model = bundle / "model.onnx"
@@ -156,6 +155,8 @@ def main() -> None:
         f"ms_{threads}_threads": round(milliseconds(open_session(model, threads), images), 1) for threads in (1, 2)
     }
     seal_bundle(bundle, manifest_fields(arguments.version, figures))
+    if arguments.weights:
+        save_weights(arguments.checkpoint, arguments.weights)
     print(f"{load_bundle(bundle).title}: {figures}")
 
 

@@ -7,7 +7,10 @@ import numpy as np
 STRIDE = 8
 """Input px per cell of the maps of people."""
 POINT_STRIDE = 4
-"""Input px per cell of the maps of key points: an eye is 2 px from where it may be off for a half of OKS."""
+"""Input px per cell of the maps of key points. Of a person of 34 px (square root of the box area) an eye that is 2 px off has an
+OKS of 0.5, so cells of 8 px are too coarse."""
+CANVAS = (384, 512)
+"""(H, W) px of the network's input; a 4:3 picture fills it."""
 OKS_SIGMAS = np.array(
     [.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089, .089], np.float32
 )  # fmt: skip

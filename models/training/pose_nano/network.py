@@ -1,8 +1,9 @@
 """The network of `pose-nano`: plain convolutions, a feature pyramid to stride 8, dense maps of people and of key points.
 
-Maps of people on a grid of stride 8, of key points on one of stride 4, in the tradition of CenterNet (Zhou et al. 2019, arXiv:1904.07850) and PersonLab (Papandreou et
-al. 2018, arXiv:1803.08225): where people's centres and their key points are, from each cell the person's box and 17 key points
-(in units of the person's size), and from each cell near a key point the way to it. `decoder.py` makes people of them.
+Maps of people on a grid of stride 8, of key points on one of stride 4, in the tradition of CenterNet (Zhou et al. 2019,
+arXiv:1904.07850) and PersonLab (Papandreou et al. 2018, arXiv:1803.08225): where people's centres and their key points are, from
+each cell the person's box and 17 key points (in units of the person's size), and from each cell near a key point the way to it.
+`decoder.py` makes people of them.
 """
 
 from __future__ import annotations

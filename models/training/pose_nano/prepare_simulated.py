@@ -2,9 +2,10 @@
 
     python -m pose_nano.prepare_simulated --mocap data/mocap --backgrounds shards/real --scenes 1000 --first-seed 0 --out shards/simulated
 
-Scenes are the agent's scripted scenarios in the agent's own places, and captured poses in any company (`staged.py`), seen by cameras
-on walls and in hands, in simulated places and in front of pictures of the shard `--backgrounds` (its people stay labelled where
-nobody stands before them). Seeds from 1000001 on are those of hold-out scenes and refused.
+Scenes are the agent's scripted scenarios in the agent's own places, each in two of them (the second has a seed 100,003 higher), and
+captured poses in any company (`staged.py`), seen by cameras on walls and in hands, in simulated places and in front of pictures of
+the shard `--backgrounds` (its people stay labelled where nobody stands before them). Seeds from 1000001 on are those of hold-out
+scenes and refused.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def scene_pictures(seed: int, shots: int, material: Material) -> Iterator[Sample
         script = build_script(scenario, seed=seed, people=people)
         for number in range(_VIEWS):
             scene = build_scene(script, seed=seed + number * _NEXT_VIEW, width=WIDTH, height=HEIGHT)
-            for t_s in np.sort(rng.uniform(0, 40, shots // _VIEWS)):
+            for t_s in np.sort(rng.uniform(0, 40, shots // _VIEWS + (number < shots % _VIEWS))):
                 shot = scene.shot(float(t_s))
                 yield Sample(shot.image, annotations_of(shot.truth))
         return
@@ -138,8 +139,11 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    if arguments.first_seed + arguments.scenes + _VIEWS * _NEXT_VIEW > HOLDOUT_SEEDS:
-        parser.error(f"seeds from {HOLDOUT_SEEDS} on are for hold-out scenes")
+    last = arguments.first_seed + arguments.scenes - 1 + (_VIEWS - 1) * _NEXT_VIEW
+    if last >= HOLDOUT_SEEDS:
+        parser.error(
+            f"seeds from {HOLDOUT_SEEDS} on are for hold-out scenes; the last one here is {last} (a play is seen {_VIEWS} times)"
+        )
     cv2.setNumThreads(1)
     backgrounds = Shard(arguments.backgrounds) if arguments.backgrounds else None
     material = Material(load_motions(arguments.mocap), backgrounds, arguments.scripted)

@@ -23,7 +23,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from agent.pose.preprocess import Letterbox
 from agent.runtime.bundle import GOLDEN, load_bundle, seal_bundle, write_golden
-from pose_nano.export import CANVAS, DETS, INPUT, KEYPOINTS, golden_images, milliseconds, open_session
+from pose_nano.export import DETS, INPUT, KEYPOINTS, golden_images, milliseconds, open_session
+from pose_nano.geometry import CANVAS
 from pose_nano.store import Shard
 
 _PICTURES = 48

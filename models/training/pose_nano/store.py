@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.types import NUM_KEYPOINTS, FloatArray, ImageArray
+from pose_nano.geometry import CANVAS
 
-HEIGHT, WIDTH = 384, 512
+HEIGHT, WIDTH = CANVAS
 PAD = 114
 
 Bools = NDArray[np.bool_]

@@ -23,12 +23,12 @@ _OWNED = 0.35  # cells whose centre score is at least this answer for their pers
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Targets:
-    """Of one picture, R x C cells of people and Q x D = 2 R x 2 C of key points; float32.
+    """Of one picture, R x C cells of people and 2 R x 2 C of key points; float32.
 
-    centres: (R, C) 0-1, -1 unknown; keypoints: (17, Q, D) 0-1, -1 unknown; owner_weight: (R, C), > 0 where `boxes`
-    (R, C, 4) xyxy px and `poses` (17, 2, R, C) px count; pose_weight: (17, R, C) of the latter; offsets: (17, 2, Q, D) px from the
-    cell's centre with offset_weight (17, Q, D). The weights of poses and offsets hold 1 / (2 sigma s) per px: what is left
-    of an error is what OKS sees.
+    centres: (R, C) 0-1, -1 unknown; keypoints: (17, 2 R, 2 C) 0-1, -1 unknown; owner_weight: (R, C), > 0 where `boxes`
+    (R, C, 4) xyxy px and `poses` (17, 2, R, C) px count; pose_weight: (17, R, C) of the latter; offsets: (17, 2, 2 R, 2 C) px from the
+    cell's centre with offset_weight (17, 2 R, 2 C). pose_scale, offset_scale: 1 / (2 sigma s) per px, so that what is left of an
+    error is what OKS sees; the weights are the trust in a label.
     """
 
     centres: FloatArray
@@ -81,7 +81,7 @@ def draw(people: Annotations, height: int, width: int) -> Targets:
     radius = np.clip(_OFFSET_RADIUS * size, _OFFSET_LEAST_PX, _OFFSET_MOST_PX)[:, None, None, None]
     believed = people.weights[:, :, None, None]
     relative = np.where((believed > 0) & (distance2 < radius**2), distance2 / radius**2, np.inf)
-    nearest = relative.argmin(axis=0)  # (17, Q, D)
+    nearest = relative.argmin(axis=0)  # (17, 2 R, 2 C)
     kinds = np.arange(NUM_KEYPOINTS)[:, None, None]
     close = np.isfinite(np.take_along_axis(relative, nearest[None], axis=0)[0])
     scale = 1 / (2 * OKS_SIGMAS[None] * size[:, None])  # (P, 17)

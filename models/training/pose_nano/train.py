@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pose_nano.augment import Recipe
+from pose_nano.geometry import CANVAS
 from pose_nano.losses import WEIGHTS, Batch, losses, total
 from pose_nano.network import PoseNano
 from pose_nano.optimiser import optimiser_for
@@ -157,7 +158,8 @@ def train(arguments: argparse.Namespace) -> None:
     last = run / "last.pt"
     if last.exists():
         trainer.load(last)
-        print(f"going on after {trainer.seen} pictures", flush=True)
+        unused = f"; --start {arguments.start} is not used" if arguments.start else ""
+        print(f"going on after {trainer.seen} pictures{unused}", flush=True)
     elif arguments.start:
         trainer.start_from(arguments.start)
     recipe = Recipe(canvas=arguments.canvas, zoom=arguments.zoom, mosaic=arguments.mosaic)
@@ -195,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--source", type=_source, action="append", required=True, metavar="SHARD:SHARE")
-    parser.add_argument("--canvas", type=_size, default=(288, 384), metavar="HxW")
+    parser.add_argument("--canvas", type=_size, default=CANVAS, metavar="HxW")
     parser.add_argument("--zoom", type=_range, default=(0.55, 1.8), metavar="LOW-HIGH")
     parser.add_argument("--mosaic", type=float, default=0.25)
     parser.add_argument("--batch", type=int, default=24)

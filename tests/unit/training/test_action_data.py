@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ import simulated
 from clipset import FOLDS, folds_by_source, folds_by_subject
 from dataset import fall_label
 from metrics import MadeMargins, calibrate, calibrate_both, cross_fitted, expected_calibration_error, sigmoid
+from pools import seeds_of, simulated_pool
+from recipes import RECIPES
 from simulated import ANNOTATED, HEIGHT, LOOSE, WIDTH, Noise, Watcher, draw_noise, label_of, scene_windows
 
+from agent.config.load import load_config
 from agent.simulation.camera import hang_camera
 from agent.simulation.values import Interval
 from agent.types import Window
@@ -138,6 +142,58 @@ def test_lasting_errors_last_as_long_as_they_should(tau_s: float) -> None:
     error = points - points.mean(axis=0)
     next_frame = float((error[1:] * error[:-1]).mean() / error.var())
     assert next_frame == pytest.approx(np.exp(-1 / (15 * tau_s)), abs=0.06)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 60.0])
+def test_calibration_ends_at_the_best_line_however_large_the_margins(scale: float) -> None:
+    rng = np.random.default_rng(3)
+    label = rng.integers(0, 2, 120)
+    margin = scale * (2 * label - 1) + rng.normal(0, 1, 120)
+    temperature, shift = calibrate(margin, label)
+    slope, offset = 1 / temperature, shift / temperature
+    error = sigmoid(slope * margin + offset) - label
+    if slope > 0.05:
+        assert float(error @ margin) + slope - 1 == pytest.approx(0, abs=1e-5)
+        assert float(error.sum()) + offset == pytest.approx(0, abs=1e-5)
+    assert 0.01 < temperature < 20
+
+
+def test_a_weight_of_two_is_the_row_twice() -> None:
+    rng = np.random.default_rng(4)
+    label = rng.integers(0, 2, 40)
+    margin = 2.0 * label - 1 + rng.normal(0, 1, 40)
+    twice = np.arange(40) < 10
+    repeated = np.concatenate((margin, margin[twice])), np.concatenate((label, label[twice]))
+    assert calibrate(margin, label, 1.0 + twice) == pytest.approx(calibrate(*repeated))
+
+
+def simulated_file(path: Path, seed: int, label: list[int], service: str = "fight") -> Path:
+    count = len(label)
+    np.savez(
+        path, tensor=np.full((count, 4, 100, 17, 3), seed, np.float16), label=np.array(label, np.int8),
+        service=np.array([service] * count), seed=np.full(count, seed), scenario=np.array(["crowd", "hug"] * count)[:count],
+    )  # fmt: skip
+    return path
+
+
+def test_simulated_windows_of_several_files_are_one_pool(tmp_path: Path) -> None:
+    files = [simulated_file(tmp_path / "a.npz", 1, [0, 0, 1, -1]), simulated_file(tmp_path / "b.npz", 2, [0] * 8 + [1])]
+    pool = simulated_pool(files, "fight")
+    assert (pool.label == 1).sum() == 2
+    assert len(pool.label) == 12
+    assert pool.weight[pool.label == 1].sum() == pytest.approx(pool.weight[pool.label == 0].sum())
+    few = simulated_pool(files, "fight", most=3)
+    assert np.bincount(few.label).tolist() == [3, 2]
+    assert np.array_equal(few.tensor, simulated_pool(files, "fight", most=3).tensor)
+    assert len(simulated_pool(files, "fall").label) == 0
+    assert seeds_of(files) == {1, 2}
+
+
+def test_the_recipes_windows_are_those_of_the_shipped_configuration(repo_dir: Path) -> None:
+    shipped = load_config([repo_dir / "configs" / "default.yaml"], env={}).services
+    for name, recipe in RECIPES.items():
+        assert recipe.window.model_copy(update={"stride": 15}) == shipped[name].window
+        assert recipe.selection == shipped[name].selection
 
 
 def test_made_windows_have_their_share_in_the_calibration() -> None:

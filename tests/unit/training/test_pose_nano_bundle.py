@@ -31,7 +31,7 @@ def test_it_keeps_to_its_limits(repo_dir: Path) -> None:
 
 def test_the_batch_is_open_and_changes_no_answer(repo_dir: Path) -> None:
     session = onnxruntime.InferenceSession(repo_dir / "models" / "pose-nano" / "model.onnx")
-    scene = build_scene(build_script("crowd", seed=4, people=5), seed=4, width=384, height=288)
+    scene = build_scene(build_script("crowd", seed=4, people=5), seed=4, width=512, height=384)
     image = scene.shot(5.0).image.transpose(2, 0, 1)[None].astype(np.float32)
     (one, _), (three, keypoints) = (session.run(None, {"input": np.repeat(image, count, 0)}) for count in (1, 3))
     assert three.shape == (3, 30, 5)

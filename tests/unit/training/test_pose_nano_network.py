@@ -119,6 +119,30 @@ def test_a_peak_of_somebody_else_is_left_to_them() -> None:
     assert float(keypoints[0, left, 9, 2]) < 0.1
 
 
+def test_maps_of_people_and_of_key_points_have_their_own_grids_and_stay_exact_in_bfloat16() -> None:
+    torch.manual_seed(2)
+    network, image = PoseNano().eval(), torch.rand(2, 3, 64, 96) * 255
+    with torch.inference_mode():
+        exact = network(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            short = network(image)
+    for field in fields(Maps):
+        one, other = getattr(exact, field.name), getattr(short, field.name)
+        stride = POINT_STRIDE if field.name in {"keypoints", "offsets"} else STRIDE
+        assert one.shape[-2:] == (64 // stride, 96 // stride)
+        assert other.dtype == torch.float32
+        torch.testing.assert_close(other, one, rtol=0.05, atol=0.05 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize("people", [person(), Annotations.empty()])
+def test_targets_fit_the_maps(people: Annotations) -> None:
+    targets, maps = draw(people, 64, 96), PoseNano().eval()(torch.zeros(1, 3, 64, 96))
+    assert targets.keypoints.shape == maps.keypoints.shape[1:]
+    assert targets.offsets.shape == maps.offsets.shape[1:]
+    assert targets.poses.shape == maps.poses.shape[1:]
+    assert targets.centres.shape == maps.centres.shape[2:]
+
+
 def test_an_untrained_network_sees_nobody() -> None:
     dets, _ = PoseNanoDetector(PoseNano().eval()).eval()(torch.full((2, 3, 64, 96), 114.0))
     assert float(dets.detach()[..., 4].max()) < 0.1

@@ -78,6 +78,15 @@ def test_a_scene_gives_pictures_with_people_on_them() -> None:
     assert sum(len(sample.people) for sample in samples) > 0
 
 
+@pytest.mark.parametrize("shots", [1, 4, 5])
+def test_a_scripted_play_gives_as_many_pictures_in_two_places(shots: int) -> None:
+    samples: list[Sample] = list(scene_pictures(6, shots, Material([MOTION], None, scripted=1.0)))
+    assert len(samples) == shots
+    if shots > 1:
+        first, last = samples[0].image.astype(int), samples[-1].image.astype(int)
+        assert np.abs(first[:60, :60].mean(axis=(0, 1)) - last[:60, :60].mean(axis=(0, 1))).max() > 2
+
+
 def test_seeds_of_hold_out_scenes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arguments = ["--mocap", "x", "--scenes", "1", "--first-seed", str(HOLDOUT_SEEDS), "--out", str(tmp_path / "s")]
     monkeypatch.setattr(sys, "argv", ["prepare_simulated", *arguments])
