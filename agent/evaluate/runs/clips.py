@@ -28,7 +28,7 @@ class Examples:
 class ClipRun:
     """results: of all clips that could be read; failed: clips with a problem; strips: title -> file.
 
-    baseline: `CardMeter.means` over all of their frames and windows.
+    baseline: `CardMeter.means` over every frame and window, those of clips that broke off included.
     """
 
     results: list[ClipResult]
