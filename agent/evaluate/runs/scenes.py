@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from agent.types import ActionScores, Event, EventPhase
 WINDOW_SHARE = 1 / 3
 WHOLE_SHARE = 0.8
 """A window that an incident fills by the first, or that holds this much of the incident, should be called; one that the
-incident only touches is not judged."""
+incident only touches is not judged, nor one during which the camera saw less than `SEEN_SHARE` of the incident's people."""
 _STRIP_S = 6.0
 _IDLE = frozenset({"stand", "walk", "talk"})
 
@@ -203,7 +204,9 @@ def _judge(config: AgentConfig, run: SceneRun, script: Script, watcher: SceneWat
         seen = tuple(one for one in matching.missed if one not in hidden)
         matchings[name] = replace(matching, missed=seen, covered=tuple(one for one in matching.covered if one in seen))
         unseen[name] = hidden
-        windows[name] = _judge_windows(run, name, incidents, watcher.scores)
+        shown = [one for one in watcher.scores if one.service == name and 0 <= one.probability <= 1]
+        seen_share = partial(_seen_share, intervals=own, seen=watcher.seen)
+        windows[name] = _judge_windows(run, incidents, shown, seen_share)
     boxes = (MotBoxes.join(watcher.truth), MotBoxes.join(watcher.tracks), 1, len(watcher.truth))
     return _Judged(run, script, matchings, unseen, windows, boxes, sorted(set(watcher.failures)))
 
@@ -251,25 +254,41 @@ def _seen_share(incident: Incident, intervals: Iterable[Interval], seen: dict[in
 
 
 def _judge_windows(
-    run: SceneRun, service: str, incidents: Sequence[Incident], scores: Iterable[ActionScores]
+    run: SceneRun,
+    incidents: Sequence[Incident],
+    scores: Iterable[ActionScores],
+    seen_share: Callable[[Incident], float],
 ) -> list[ClipResult]:
-    """Each verdict on a window that clearly holds the action or clearly does not."""
+    """Each verdict of one service on a window that clearly holds the action, before the camera's eyes, or clearly does not.
+
+    seen_share: how much of an incident's people the camera saw on average, 0-1.
+    """
     results = []
     for one in scores:
-        if one.service != service or not 0 <= one.probability <= 1:
-            continue
         start_s, end_s = one.t_start_ns / 1e9, one.t_end_ns / 1e9
-        inside = [(max(0.0, min(end_s, i.end_s) - max(start_s, i.start_s)), i.end_s - i.start_s) for i in incidents]
+        held = [i for i in incidents if _holds(start_s, end_s, i)]
         near = any(start_s < max(i.end_s + AFTER_S, i.lasts_s) and end_s > i.start_s - BEFORE_S for i in incidents)
-        if any(held_s >= min(WINDOW_SHARE * (end_s - start_s), WHOLE_SHARE * whole_s) for held_s, whole_s in inside):
-            label = service
-        elif not near:
+        if any(seen_share(_part(i, start_s, end_s)) >= SEEN_SHARE for i in held):
+            label = one.service
+        elif not held and not near:
             label = "other"
         else:
             continue
         file = f"{run.scenario} seed {run.seed} at {end_s:.1f} s"
         results.append(ClipResult(file, label, one.probability, run.scenario))
     return results
+
+
+def _part(incident: Incident, start_s: float, end_s: float) -> Incident:
+    """What of `incident` lies between two moments."""
+    return replace(incident, start_s=max(start_s, incident.start_s), end_s=min(end_s, incident.end_s))
+
+
+def _holds(start_s: float, end_s: float, incident: Incident) -> bool:
+    """Whether enough of `incident` is between two moments for a window there to be called."""
+    part = _part(incident, start_s, end_s)
+    whole_s = incident.end_s - incident.start_s
+    return max(0.0, part.end_s - part.start_s) >= min(WINDOW_SHARE * (end_s - start_s), WHOLE_SHARE * whole_s)
 
 
 def _service_report(name: str, judged: Sequence[_Judged], hours: float) -> dict[str, Any]:
