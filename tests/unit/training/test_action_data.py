@@ -12,7 +12,6 @@ import simulated
 from clipset import FOLDS, folds_by_source, folds_by_subject
 from dataset import fall_label
 from metrics import MadeMargins, calibrate, calibrate_both, cross_fitted, expected_calibration_error, sigmoid
-from pools import seeds_of, simulated_pool
 from recipes import RECIPES
 from simulated import ANNOTATED, HEIGHT, LOOSE, WIDTH, Noise, Watcher, draw_noise, label_of, scene_windows
 
@@ -165,28 +164,6 @@ def test_a_weight_of_two_is_the_row_twice() -> None:
     twice = np.arange(40) < 10
     repeated = np.concatenate((margin, margin[twice])), np.concatenate((label, label[twice]))
     assert calibrate(margin, label, 1.0 + twice) == pytest.approx(calibrate(*repeated))
-
-
-def simulated_file(path: Path, seed: int, label: list[int], service: str = "fight") -> Path:
-    count = len(label)
-    np.savez(
-        path, tensor=np.full((count, 4, 100, 17, 3), seed, np.float16), label=np.array(label, np.int8),
-        service=np.array([service] * count), seed=np.full(count, seed), scenario=np.array(["crowd", "hug"] * count)[:count],
-    )  # fmt: skip
-    return path
-
-
-def test_simulated_windows_of_several_files_are_one_pool(tmp_path: Path) -> None:
-    files = [simulated_file(tmp_path / "a.npz", 1, [0, 0, 1, -1]), simulated_file(tmp_path / "b.npz", 2, [0] * 8 + [1])]
-    pool = simulated_pool(files, "fight")
-    assert (pool.label == 1).sum() == 2
-    assert len(pool.label) == 12
-    assert pool.weight[pool.label == 1].sum() == pytest.approx(pool.weight[pool.label == 0].sum())
-    few = simulated_pool(files, "fight", most=3)
-    assert np.bincount(few.label).tolist() == [3, 2]
-    assert np.array_equal(few.tensor, simulated_pool(files, "fight", most=3).tensor)
-    assert len(simulated_pool(files, "fall").label) == 0
-    assert seeds_of(files) == {1, 2}
 
 
 def test_the_recipes_windows_are_those_of_the_shipped_configuration(repo_dir: Path) -> None:

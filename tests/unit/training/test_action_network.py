@@ -14,6 +14,7 @@ from augment import augment  # noqa: E402  # after the check for PyTorch
 from forest import MAX_DEPTH, Forest, grow  # noqa: E402
 from motion import MotionStatistics  # noqa: E402
 from network import Mixture, SlimSTGCN  # noqa: E402
+from pools import seeds_of, simulated_pool  # noqa: E402
 
 
 def windows(count: int, seed: int = 0) -> torch.Tensor:
@@ -137,3 +138,25 @@ def test_a_mixture_is_the_mean_of_its_parts() -> None:
         own = torch.stack([member(window)[:, 1] - member(window)[:, 0] for member in members]).mean(0)
         margin = Mixture(members, forest, 0.25).eval().margin(window)
         assert torch.allclose(margin, 0.75 * own + 0.25 * forest.margin(MotionStatistics()(window)), atol=1e-5)
+
+
+def simulated_file(path: Path, seed: int, label: list[int], service: str = "fight") -> Path:
+    count = len(label)
+    np.savez(
+        path, tensor=np.full((count, 4, 100, 17, 3), seed, np.float16), label=np.array(label, np.int8),
+        service=np.array([service] * count), seed=np.full(count, seed), scenario=np.array(["crowd", "hug"] * count)[:count],
+    )  # fmt: skip
+    return path
+
+
+def test_simulated_windows_of_several_files_are_one_pool(tmp_path: Path) -> None:
+    files = [simulated_file(tmp_path / "a.npz", 1, [0, 0, 1, -1]), simulated_file(tmp_path / "b.npz", 2, [0] * 8 + [1])]
+    pool = simulated_pool(files, "fight")
+    assert (pool.label == 1).sum() == 2
+    assert len(pool.label) == 12
+    assert pool.weight[pool.label == 1].sum() == pytest.approx(pool.weight[pool.label == 0].sum())
+    few = simulated_pool(files, "fight", most=3)
+    assert np.bincount(few.label).tolist() == [3, 2]
+    assert np.array_equal(few.tensor, simulated_pool(files, "fight", most=3).tensor)
+    assert len(simulated_pool(files, "fall").label) == 0
+    assert seeds_of(files) == {1, 2}
