@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError, field_validator
 
-from agent.config.schema import PoseConfig, Section
+from agent.config.schema import PoseConfig, Probability, Section
 from agent.errors import ConfigError, ConfigProblem, ModelError
 from agent.pose.preprocess import Anchor, Channels, Geometry, Letterbox, check_image
 from agent.runtime.backend import Precision, SessionSettings, TensorSpec
@@ -34,6 +34,9 @@ class RtmoOptions(Section):
     """(H, W) px, or one number for a square; only for graphs that leave it open."""
     anchor: Anchor | None = None
     channels: Channels | None = None
+    keypoint_threshold: Probability = 0.0
+    """Key points that score less are guesses: they get the score 0, with which nobody downstream looks at them. A network puts most
+    of those that are outside the picture somewhere inside, and whoever walks out of it seems to sink."""
     precision: Precision = "fp32"
     """Of TensorRT engines. FP16 engines have lost all detections with some exports: use a bundle with golden data."""
     spinning: bool = False
@@ -96,6 +99,7 @@ class RtmoEstimator:
         if not isinstance(letterbox, LetterboxInput):
             raise ModelError(f"{bundle.title}: input {self._input.name!r} should have letterbox pre-processing")
         self._canvas = _canvas(self._input, manifest, options)
+        self._keypoint_threshold = options.keypoint_threshold
         self._letterbox = Letterbox(
             self._canvas,
             self._fixed_batch or self._max_batch,
@@ -190,10 +194,12 @@ class RtmoEstimator:
         np.clip(boxes, 0, np.array([place.width, place.height], np.float32), out=boxes)
         seen = (boxes[:, 1] > boxes[:, 0]).all(axis=1)  # padded rows of TensorRT's NMS have no area
         rows, boxes = rows[seen][: self._config.max_people], boxes[seen][: self._config.max_people]
+        keypoint_scores = _probability(keypoints[rows, :, 2])
+        keypoint_scores[keypoint_scores < self._keypoint_threshold] = 0.0
         return People(
             boxes=boxes.reshape(-1, 4),
             keypoints=place.to_source(keypoints[rows, :, :2]),
-            keypoint_scores=_probability(keypoints[rows, :, 2]),
+            keypoint_scores=keypoint_scores,
             scores=_probability(dets[rows, 4]),
         )
 

@@ -47,6 +47,19 @@ def rows(count: int, score: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
     return dets, np.full((count, 17, 3), 5.0, np.float32)
 
 
+def test_key_points_that_are_guesses_are_not_seen(make: Callable[..., RtmoEstimator]) -> None:
+    dets, keypoints = rows(1)
+    keypoints[0, :, 2] = np.linspace(0.1, 0.9, 17)
+    scores = {
+        threshold: make(extra_dets=dets, extra_keypoints=keypoints, options={"keypoint_threshold": threshold})
+        .estimate([scene((64, 96), None)])[0]
+        .keypoint_scores[0]
+        for threshold in (0.0, 0.3)
+    }
+    np.testing.assert_allclose(scores[0.0], keypoints[0, :, 2], atol=1e-6)
+    np.testing.assert_allclose(scores[0.3], np.where(keypoints[0, :, 2] < 0.3, 0, keypoints[0, :, 2]), atol=1e-6)
+
+
 def test_it_is_a_pose_estimator_named_after_its_file(make: Callable[..., RtmoEstimator]) -> None:
     estimator = make()
     assert isinstance(estimator, PoseEstimator)
