@@ -96,6 +96,7 @@ class Trainer:
         self.recipe, self.samples, self.clips, self.files = recipe, samples, clips, files
         self._table: ForestTable | None = None
         self._made: list[tuple[Pool, float]] | None = None
+        self._calibration: Pool | None = None
 
     def model(self, name: str, members: int, seed: int, use: NDArray[np.bool_]) -> Mixture:
         """`members` networks and the forest, called `name`, of the clips in `use`."""
@@ -124,7 +125,9 @@ class Trainer:
         """What `model` says of the windows of `--calibration`; empty where there are none."""
         if self.files.calibration is None:
             return []
-        pool = simulated_pool([self.files.calibration], self.recipe.service)
+        if self._calibration is None:
+            self._calibration = simulated_pool([self.files.calibration], self.recipe.service)
+        pool = self._calibration
         if not len(pool.label):
             raise SystemExit(f"{self.files.calibration}: no windows of {self.recipe.service} to calibrate on")
         return [MadeMargins(margins(model, pool.tensor), pool.label, CALIBRATION_SHARE)]
