@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """Windows to draw from. tensor: (N, M, T, V, 3) float16; label: (N,); weight: (N,) relative chance to be drawn."""
+    """Windows to draw from. tensor: (N, M, T, V, 3) float16; label: (N,); weight: (N,) relative chance to be drawn; doubt: (N,)
+    smoothing of the label, 0-1: what a clip is called need not hold for each of its windows, the simulation's truth does."""
 
     tensor: NDArray[np.float16]
     label: NDArray[np.int8]
     weight: NDArray[np.float64]
+    doubt: NDArray[np.float64]
 
 
 def fit(
@@ -51,9 +53,7 @@ def fit(
         rows = rng.choice(len(chance), recipe.batch, p=chance)
         window = augment(torch.from_numpy(pool.tensor[rows].astype(np.float32)), generator)
         network.train()
-        loss = nn.functional.cross_entropy(
-            network(window), torch.from_numpy(pool.label[rows].astype(np.int64)), label_smoothing=recipe.label_smoothing
-        )
+        loss = nn.functional.cross_entropy(network(window), _smoothed(pool.label[rows], pool.doubt[rows]))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -67,6 +67,12 @@ def fit(
             )
             total = 0.0
     return average
+
+
+def _smoothed(label: NDArray[np.int8], doubt: NDArray[np.float64]) -> Tensor:
+    """(N, 2) float32 target probabilities of the rest and the action."""
+    action = label * (1 - doubt) + doubt / 2
+    return torch.from_numpy(np.stack((1 - action, action), axis=1).astype(np.float32))
 
 
 def margins(model: Mixture, tensor: NDArray[np.float16], batch: int = 64) -> NDArray[np.float64]:

@@ -11,6 +11,9 @@ from clipset import Clips
 from fit import Pool
 from numpy.typing import NDArray
 
+REAL_DOUBT = 0.05
+"""Label smoothing (Szegedy et al. 2016) of windows of real clips."""
+
 
 def real_rows(
     service: str, samples: Samples, clips: Clips, use: NDArray[np.bool_]
@@ -34,14 +37,14 @@ def real_rows(
 def real_pool(service: str, samples: Samples, clips: Clips, use: NDArray[np.bool_]) -> Pool:
     """See `real_rows`."""
     rows, weight = real_rows(service, samples, clips, use)
-    return Pool(samples.tensor[rows], samples.label[rows], weight)
+    return Pool(samples.tensor[rows], samples.label[rows], weight, np.full(len(rows), REAL_DOUBT))
 
 
 def synthetic_pool(file: Path) -> Pool:
     """The windows of make_synthetic.py, both labels alike."""
     with np.load(file) as arrays:
         tensor, label = arrays["tensor"], arrays["label"]
-    return Pool(tensor, label, len(label) / 2 / np.bincount(label)[label])
+    return Pool(tensor, label, len(label) / 2 / np.bincount(label)[label], np.zeros(len(label)))
 
 
 def seeds_of(files: Sequence[Path]) -> set[int]:
@@ -71,7 +74,7 @@ def simulated_pool(files: Sequence[Path], service: str, most: int = 0) -> Pool:
     weight = 1 / count[inverse]
     for value in (0, 1):
         weight[label == value] *= len(label) / 2 / max(weight[label == value].sum(), 1e-9)
-    return Pool(tensor, label, weight)
+    return Pool(tensor, label, weight, np.zeros(len(label)))
 
 
 def mixed(pools: Sequence[tuple[Pool, float]]) -> Pool:
@@ -82,6 +85,7 @@ def mixed(pools: Sequence[tuple[Pool, float]]) -> Pool:
         np.concatenate([pool.tensor for pool, _ in pools]),
         np.concatenate([pool.label for pool, _ in pools]),
         np.concatenate([pool.weight * (share * total / pool.weight.sum()) for pool, share in pools]),
+        np.concatenate([pool.doubt for pool, _ in pools]),
     )
 
 
@@ -91,4 +95,5 @@ def with_nobody(pool: Pool) -> Pool:
         np.concatenate((pool.tensor, np.zeros_like(pool.tensor[:1]))),
         np.append(pool.label, np.int8(0)),
         np.append(pool.weight, 0.01 * pool.weight.sum()),
+        np.append(pool.doubt, 0.0),
     )

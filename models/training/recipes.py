@@ -31,7 +31,6 @@ class Recipe:
     """See `network.Statistics`."""
     drop: float = 0.3
     weight_decay: float = 0.02
-    label_smoothing: float = 0.05
     batch: int = 16
     ema: float = 0.97
     simulated: float = 0.4

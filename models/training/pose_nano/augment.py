@@ -24,7 +24,8 @@ _LEAST_KEYPOINTS = 3
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How wild the views are. canvas: (H, W) px; zoom: range of person size relative to the whole picture on the network's
-    final canvas; mosaic, lying: probabilities of four pictures in one and of a turn by any angle up to 110 degrees."""
+    final canvas; mosaic, lying, distorted: probabilities of four pictures in one, of a turn by any angle up to 110 degrees and of
+    `distort`."""
 
     canvas: tuple[int, int] = CANVAS
     final: tuple[int, int] = CANVAS
@@ -32,6 +33,7 @@ class Recipe:
     turn_degrees: float = 20.0
     lying: float = 0.1
     mosaic: float = 0.25
+    distorted: float = 1.0
 
 
 def view(draw: Callable[[], Sample], recipe: Recipe, rng: np.random.Generator) -> Sample:
@@ -39,7 +41,7 @@ def view(draw: Callable[[], Sample], recipe: Recipe, rng: np.random.Generator) -
     height, width = recipe.canvas
     if rng.random() >= recipe.mosaic:
         image, people = _place(draw(), recipe.canvas, recipe, rng, 1.0)
-        return Sample(distort(image, rng), people)
+        return Sample(_distorted(image, recipe, rng), people)
     image = np.full((height, width, 3), PAD, np.uint8)
     row, column = (int(side * rng.uniform(0.35, 0.65)) for side in (height, width))
     parts = []
@@ -49,7 +51,11 @@ def view(draw: Callable[[], Sample], recipe: Recipe, rng: np.random.Generator) -
             image[top:bottom, left:right] = tile if rng.random() < 0.5 else distort(tile, rng)
             shift = np.array([left, top], np.float32)
             parts.append(replace(people, boxes=people.boxes + np.tile(shift, 2), keypoints=people.keypoints + shift))
-    return Sample(distort(image, rng), Annotations.joined(parts))
+    return Sample(_distorted(image, recipe, rng), Annotations.joined(parts))
+
+
+def _distorted(image: ImageArray, recipe: Recipe, rng: np.random.Generator) -> ImageArray:
+    return distort(image, rng) if rng.random() < recipe.distorted else image
 
 
 def _place(

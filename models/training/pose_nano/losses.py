@@ -1,4 +1,4 @@
-"""What training minimises: focal loss of the score maps, distances in units of OKS, overlap of boxes."""
+"""What training minimises: focal loss of the score maps, left told from right, distances in units of OKS, overlap of boxes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agent.types import NUM_KEYPOINTS
 from pose_nano.geometry import STRIDE
 from pose_nano.network import Maps
 
-WEIGHTS = {"centres": 1.0, "keypoints": 1.0, "sides": 1.0, "poses": 0.6, "offsets": 0.7}
+WEIGHTS = {"centres": 1.0, "keypoints": 1.0, "left_right": 0.5, "sides": 1.0, "poses": 0.6, "offsets": 0.7}
+_LEFT, _RIGHT = slice(1, NUM_KEYPOINTS, 2), slice(2, NUM_KEYPOINTS, 2)
+_NEAR = 0.3
+"""Cells whose target is at least this say whether a key point is the left or the right one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +40,7 @@ def losses(maps: Maps, batch: Batch) -> dict[str, Tensor]:
     return {
         "centres": focal(maps.centres[:, 0], batch.centres),
         "keypoints": focal(maps.keypoints, batch.keypoints),
+        "left_right": left_right_loss(maps.keypoints, batch.keypoints),
         "sides": (overlap_loss(maps.sides, batch.boxes) * batch.owner_weight).sum() / owned,
         "poses": _distance(maps.poses, batch.poses, batch.pose_scale, batch.pose_weight),
         "offsets": _distance(maps.offsets, batch.offsets, batch.offset_scale, batch.offset_weight),
@@ -57,6 +62,20 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
     loss_negative = functional.softplus(logits) * probability**2 * negative_weight
     loss = (loss_positive + loss_negative) * known
     return loss.sum() / positive.sum().clamp(min=1.0)
+
+
+def left_right_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy between the maps of a left and a right key point where one of them is: (B, 17, R, C) both.
+
+    The focal loss is content with half a peak in each map, and then both ankles of a person are put on the same foot.
+    """
+    left, right = target[:, _LEFT], target[:, _RIGHT]
+    best = torch.maximum(left, right)
+    share = left.clamp(min=0) / (left.clamp(min=0) + right.clamp(min=0)).clamp(min=1e-6)
+    weight = best * (2 * share - 1).abs() * ((left >= 0) & (right >= 0) & (best >= _NEAR))
+    difference = logits[:, _LEFT] - logits[:, _RIGHT]
+    loss = functional.binary_cross_entropy_with_logits(difference, share, reduction="none")
+    return (loss * weight).sum() / weight.sum().clamp(min=1.0)
 
 
 def overlap_loss(sides: Tensor, boxes: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Prepared pictures on disk: one memory-mapped array of pixels and one file of people, so that training decodes no JPEG.
 
 A shard is a folder:
-    images.npy   (N, 384, 512, 3) uint8 BGR, each picture at the top left, the rest 114
+    images.npy   (N, 480, 640, 3) uint8 BGR, each picture at the top left, the rest 114
     people.npz   sizes (N, 2) int64 height and width of each picture; counts (N,) int64 people per picture; of all P people in
                  the order of the pictures: boxes (P, 4) float32 xyxy px; keypoints (P, 17, 2) float32 px; weights (P, 17)
                  float32, how much the position is believed, 0-1; seen (P, 17) float32, what the score map should say there:
@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.types import NUM_KEYPOINTS, FloatArray, ImageArray
-from pose_nano.geometry import CANVAS
 
-HEIGHT, WIDTH = CANVAS
+HEIGHT, WIDTH = 480, 640
 PAD = 114
 
 Bools = NDArray[np.bool_]

@@ -162,7 +162,9 @@ def train(arguments: argparse.Namespace) -> None:
         print(f"going on after {trainer.seen} pictures{unused}", flush=True)
     elif arguments.start:
         trainer.start_from(arguments.start)
-    recipe = Recipe(canvas=arguments.canvas, zoom=arguments.zoom, mosaic=arguments.mosaic)
+    recipe = Recipe(
+        canvas=arguments.canvas, zoom=arguments.zoom, mosaic=arguments.mosaic, distorted=arguments.distorted
+    )
     views = Views(arguments.source, recipe, arguments.seed)
     log, saved = Log(run / "log.csv"), time.monotonic()
     stream = batches(views, trainer.seen, arguments.batch, workers=arguments.workers, core=arguments.worker_core)
@@ -200,6 +202,9 @@ def main() -> None:
     parser.add_argument("--canvas", type=_size, default=CANVAS, metavar="HxW")
     parser.add_argument("--zoom", type=_range, default=(0.55, 1.8), metavar="LOW-HIGH")
     parser.add_argument("--mosaic", type=float, default=0.25)
+    parser.add_argument(
+        "--distorted", type=float, default=1.0, help="share of pictures whose colours and sharpness are changed"
+    )
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--finish-at", type=int, required=True)

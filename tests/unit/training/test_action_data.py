@@ -105,6 +105,30 @@ def test_without_noise_the_estimator_says_what_the_camera_sees() -> None:
     assert np.allclose(people.keypoints, exact[rows], atol=1e-2)
 
 
+def test_key_points_outside_the_picture_are_put_inside_where_the_estimator_does_so() -> None:
+    joints = np.stack((body(-0.8), body(1.2)))
+    outside = 0
+    for aside_m in np.linspace(0, 8, 33):
+        moved = joints + np.array([aside_m, 0, 0])
+        (free, rows), (kept, same) = watcher(SILENT).look(moved), watcher(replace(SILENT, inside=True)).look(moved)
+        assert sorted(rows) == sorted(same)
+        free_points, kept_points = free.keypoints[np.argsort(rows)], kept.keypoints[np.argsort(same)]
+        there = ((free_points >= 0) & (free_points <= (WIDTH - 1, HEIGHT - 1))).all(axis=-1)
+        np.testing.assert_array_equal(free_points[there], kept_points[there])
+        assert ((kept_points >= 0) & (kept_points <= (WIDTH - 1, HEIGHT - 1))).all()
+        outside += int((~there).sum())
+    assert outside > 20
+
+
+def test_key_points_that_score_little_are_hidden_where_the_estimator_does_so() -> None:
+    noise = replace(SILENT, score=0.5, spread=0.2)
+    joints = np.stack((body(-0.8), body(1.2)))
+    all_scores = watcher(noise).look(joints)[0].keypoint_scores
+    kept = watcher(replace(noise, least_score=0.4)).look(joints)[0].keypoint_scores
+    np.testing.assert_array_equal(kept, np.where(all_scores < 0.4, 0, all_scores))
+    assert 0 < (kept == 0).sum() < kept.size
+
+
 def test_nobody_off_stage_is_reported() -> None:
     joints = np.stack((body(), np.full((17, 3), np.nan)))
     _, rows = watcher(SILENT).look(joints)
@@ -132,6 +156,8 @@ def test_drawn_noise_stays_within_what_was_measured() -> None:
     assert max(spread) < 1.61 * 0.107 * 0.46
     assert max(noise.misses for noise in drawn) <= 0.5
     assert all(0.3 < noise.score < 1 for noise in drawn)
+    assert 0.6 < np.mean([noise.inside for noise in drawn]) < 0.8
+    assert 0.25 < np.mean([noise.least_score > 0 for noise in drawn]) < 0.42
 
 
 @pytest.mark.parametrize("tau_s", [0.1, 0.5])

@@ -160,3 +160,4 @@ def test_simulated_windows_of_several_files_are_one_pool(tmp_path: Path) -> None
     assert np.array_equal(few.tensor, simulated_pool(files, "fight", most=3).tensor)
     assert len(simulated_pool(files, "fall").label) == 0
     assert seeds_of(files) == {1, 2}
+    assert not pool.doubt.any(), "the simulation's truth is not smoothed"

@@ -10,11 +10,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch, the agent does not")
 
-from pose_nano.augment import Recipe  # noqa: E402  # after the skip
+from pose_nano.augment import MIRROR, Recipe  # noqa: E402  # after the skip
 from pose_nano.decoder import DecoderOptions, PoseNanoDetector  # noqa: E402
 from pose_nano.export import load_detector, save_weights  # noqa: E402
 from pose_nano.geometry import POINT_STRIDE, STRIDE  # noqa: E402
-from pose_nano.losses import Batch, focal, losses, total  # noqa: E402
+from pose_nano.losses import Batch, focal, left_right_loss, losses, total  # noqa: E402
 from pose_nano.network import Maps, PoseNano, parameter_count  # noqa: E402
 from pose_nano.store import Annotations, ShardWriter  # noqa: E402
 from pose_nano.stream import Source, Views, batches  # noqa: E402
@@ -77,6 +77,16 @@ def test_unknown_cells_do_not_count() -> None:
     target = torch.tensor([[-1.0, 0.0, 1.0]])
     assert float(focal(torch.tensor([[9.0, -9.0, 9.0]]), target)) == pytest.approx(0, abs=1e-5)
     assert float(focal(torch.tensor([[-9.0, 9.0, 9.0]]), target)) > 1
+
+
+def test_both_ankles_on_the_same_foot_cost_what_telling_them_apart_does_not() -> None:
+    people = person(x=60)
+    target = batch_of(people).keypoints
+    told = left_right_loss(perfect_maps(people).keypoints, target)
+    either = torch.maximum(target, target[:, MIRROR]).clamp(1e-4, 1 - 1e-4)
+    assert float(told) < 0.05
+    assert float(left_right_loss(torch.logit(either), target)) == pytest.approx(np.log(2), abs=1e-4)
+    assert float(left_right_loss(torch.zeros_like(target), torch.full_like(target, -1))) == 0
 
 
 def test_two_people_are_decoded_where_they_are() -> None:
@@ -226,5 +236,5 @@ def test_the_rate_warms_up_stays_and_decays() -> None:
 
 
 def test_the_parts_of_the_loss_are_weighed() -> None:
-    parts = {name: torch.tensor(1.0) for name in ("centres", "keypoints", "sides", "poses", "offsets")}
-    assert float(total(parts)) == pytest.approx(4.3)
+    parts = {name: torch.tensor(1.0) for name in ("centres", "keypoints", "left_right", "sides", "poses", "offsets")}
+    assert float(total(parts)) == pytest.approx(4.8)
