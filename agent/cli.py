@@ -73,8 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--pose-plugin", metavar="NAME", help="pose estimator plug-in, e.g. posenet (default: the shipped pose-nano)"
     )
     demo.add_argument("--pose-model", type=Path, metavar="FILE", help="the plug-in's model file")
-    demo.add_argument("--port", type=int, default=8080, help="of the live page (default 8080)")
-    demo.add_argument("--mqtt-port", type=int, default=1883, help="of the embedded broker (default 1883)")
+    demo.add_argument("--port", type=int, default=8080, help="of the live page (default 8080; 0: any)")
+    demo.add_argument("--mqtt-port", type=int, default=1883, help="of the embedded broker (default 1883; 0: any)")
     demo.set_defaults(config=[])
 
     analyze = _command(commands, "analyze", "analyze", "poses, tracks and events of video files")

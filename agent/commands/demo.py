@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -25,10 +26,13 @@ from agent.config.schema import AgentConfig
 from agent.errors import DataError
 from agent.events.cloudevents import ReceivedEvent, parse
 from agent.mqtt.broker import EmbeddedBroker
+from agent.net import free_port, require_free
+from agent.observe.logging import configure_logging
 from agent.types import CameraPhase
 
 SCENE = "sim://?scenario=mixed&seed={seed}&people=4&fps=30"
 _CAMERA = "demo"
+_HOST = "127.0.0.1"
 _LONGEST_LINE = 120
 
 
@@ -36,8 +40,11 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Print the events as a subscriber receives them; ends after --seconds or with Ctrl-C."""
     if bool(args.pose_plugin) != bool(args.pose_model):
         return complain("--pose-plugin and --pose-model go together", EXIT_USAGE)
+    if args.video is not None and not args.video.is_file():
+        return complain(f"--video {args.video}: there is no such file", EXIT_USAGE)
     with tempfile.TemporaryDirectory(prefix="recognizer-demo-") as folder:
         config = demo_config(args, Path(folder), env)
+        configure_logging(config.log)
         return run_loop(lambda: _demo(config, env, args.seconds))
 
 
@@ -50,8 +57,9 @@ def demo_config(args: argparse.Namespace, folder: Path, env: Mapping[str, str]) 
         "device_id": "demo",
         "state_dir": str(folder),
         "cameras": [camera],
-        "mqtt": {"protocol": "3.1.1", "port": args.mqtt_port},
+        "mqtt": {"protocol": "3.1.1", "port": args.mqtt_port or free_port(_HOST)},
         "http": {"port": args.port},
+        "log": {"level": "warning", "format": "console"},
         # It draws its own pictures, and may use all of the machine for it.
         "health": {"publish_interval_s": 5, "governor": {"enabled": False}},
     }
@@ -65,8 +73,10 @@ def demo_config(args: argparse.Namespace, folder: Path, env: Mapping[str, str]) 
 
 
 async def _demo(config: AgentConfig, env: Mapping[str, str], seconds: float | None) -> None:
+    require_free(config.http.host, config.http.port, "--port")
+    require_free(_HOST, config.mqtt.port, "--mqtt-port")
     async with AsyncExitStack() as stack:
-        broker = await stack.enter_async_context(EmbeddedBroker("127.0.0.1", config.mqtt.port))
+        broker = await stack.enter_async_context(EmbeddedBroker(_HOST, config.mqtt.port))
         config = config.model_copy(update={"mqtt": config.mqtt.model_copy(update={"port": broker.port})})
         agent = Agent(config, environ=env, load=lambda: config)
         printer = _Printer(lambda: _judge(agent))
@@ -90,17 +100,26 @@ def _judge(agent: Agent) -> SceneJudge | None:
 
 async def _until_stopped(agent: Agent, config: AgentConfig, seconds: float | None, printer: _Printer) -> None:
     await agent.ready_event.wait()
-    if agent.http is not None:
-        await agent.http.started.wait()
-        print(f"live page      http://127.0.0.1:{agent.http.port}/")
-    print(f"subscribe      mosquitto_sub -h 127.0.0.1 -p {config.mqtt.port} -t '{config.mqtt.base_topic}/#' -v")
-    print("stop           Ctrl-C", flush=True)
     try:
-        await asyncio.sleep(seconds if seconds is not None else float("inf"))
+        async with asyncio.timeout(seconds):
+            if agent.http is not None:
+                await agent.http.started.wait()
+                _say(f"live page      http://127.0.0.1:{agent.http.port}/")
+            _say(f"subscribe      mosquitto_sub -h 127.0.0.1 -p {config.mqtt.port} -t '{config.mqtt.base_topic}/#' -v")
+            _say("stop           Ctrl-C")
+            await asyncio.Event().wait()
+    except TimeoutError:
+        pass  # it was to last that long
     finally:
         for line in [*_speed(agent), *printer.closing()]:
-            print(line, flush=True)
+            _say(line)
         agent.stop()
+
+
+def _say(line: str) -> None:
+    """One write, so that lines of other threads and of the log do not run into it."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _speed(agent: Agent) -> list[str]:
@@ -130,11 +149,11 @@ class _Printer:
         except DataError:
             text = message.payload.decode("utf-8", "replace")
             cut = text if len(text) <= _LONGEST_LINE else text[: _LONGEST_LINE - 3] + "..."
-            print(f"mqtt  {message.topic}  {cut}", flush=True)
+            _say(f"mqtt  {message.topic}  {cut}")
             return
-        print(_describe(event), flush=True)
+        _say(_describe(event))
         if self._judge is not None and (verdict := self._judge.verdict(event)):
-            print(f"      scene: {verdict}", flush=True)
+            _say(f"      scene: {verdict}")
 
     def closing(self) -> list[str]:
         return self._judge.closing() if self._judge is not None else []
@@ -145,7 +164,7 @@ def _subscribe(port: int, topic: str, show: Callable[[MQTTMessage], None]) -> Cl
     client = Client(CallbackAPIVersion.VERSION2, client_id="recognizer-demo-subscriber")
     client.on_connect = lambda client, *_: client.subscribe(topic, qos=1)
     client.on_message = lambda _client, _data, message: show(message)
-    client.connect("127.0.0.1", port)
+    client.connect(_HOST, port)
     client.loop_start()
     return client
 

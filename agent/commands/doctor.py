@@ -8,7 +8,6 @@ import errno
 import json
 import platform
 import shutil
-import socket
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -31,6 +30,7 @@ from agent.errors import ConfigError, RecognizerError
 from agent.health.probes import Probes
 from agent.mqtt.client import MqttClient
 from agent.mqtt.topics import Topics
+from agent.net import check_free
 from agent.observe.logging import mask_text
 from agent.outbox.history import EventArchive
 from agent.plugins import installed
@@ -185,10 +185,7 @@ async def _try_mqtt(config: AgentConfig) -> Outcome:
 
 def _http(config: AgentConfig) -> Outcome:
     try:
-        family, _, _, _, address = socket.getaddrinfo(config.http.host, config.http.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        check_free(config.http.host, config.http.port)
     except OSError as error:
         hint = " (is the agent running already?)" if error.errno == errno.EADDRINUSE else ""
         return "warn", f"{config.http.host}:{config.http.port}: {error.strerror}{hint}"

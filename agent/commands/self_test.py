@@ -15,7 +15,7 @@ PLAN = ScenePlan(runs=(ScenarioRuns(scenario="mixed", seeds=(1,), seconds=45.0),
 
 
 def self_test(config: AgentConfig) -> Iterator[Finding]:
-    """One finding about the speed, one a service. Takes as long as the models need for 45 s of video.
+    """One finding about the speed, one a service: bad when it finds nothing of what there is, warn for single mistakes. Takes as long as the models need for 45 s of video.
 
     Raises what loading the models raises: ConfigError, ModelError, TrustError.
     """
@@ -35,4 +35,4 @@ def _service(name: str, figures: dict[str, float]) -> Finding:
         return Finding(check, "warn", f"the scene shows no {name}: not tested")
     text = f"{figures['found']} of {figures['incidents']} found, {figures['false_alarms']} false alarms"
     right = figures["found"] == figures["incidents"] and not figures["false_alarms"]
-    return Finding(check, "good" if right else "warn", text)
+    return Finding(check, "good" if right else "warn" if figures["found"] else "bad", text)

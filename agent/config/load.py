@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from agent.config.paths import LocatedStr, PulledModels, models_dir, resource_dir
+from agent.config.documents import Layer, Location, problem_of
+from agent.config.paths import PulledModels, models_dir, resource_dir
 from agent.config.schema import AgentConfig
 from agent.errors import ConfigError, ConfigProblem
-
-Location = tuple[str | int, ...]
-
-_VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
-
-_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/@]+@")
 
 
 def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pulled_models: bool = True) -> AgentConfig:
@@ -29,7 +20,7 @@ def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pull
     Mappings merge key by key, everything else (lists too) is replaced whole. Raises ConfigError with all problems; one of
     them is a `catalogue:` model that has not been pulled, unless need_pulled_models is False.
     """
-    layers = [_Layer(path, env) for path in (resource_dir("configs") / "default.yaml", *files)]
+    layers = [Layer(path, env) for path in (resource_dir("configs") / "default.yaml", *files)]
     merged: Any = {}
     places: dict[Location, tuple[str, int]] = {}
     problems: list[ConfigProblem] = []
@@ -42,95 +33,11 @@ def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pull
         config = AgentConfig.model_validate(merged, context=_pulled_models(merged, env, required=need_pulled_models))
     except ValidationError as error:
         named = {problem.path for problem in problems}  # a variable that is not set needs no second complaint
-        found = [_problem(item, places) for item in error.errors(include_url=False)]
+        found = [problem_of(item, places, AgentConfig) for item in error.errors(include_url=False)]
         problems += [problem for problem in found if problem.path not in named]
     if problems:
         raise ConfigError(problems)
     return config
-
-
-@dataclass(slots=True)
-class _Layer:
-    """One file: its values with variables filled in, and where each of them stands."""
-
-    path: Path
-    env: Mapping[str, str]
-    places: dict[Location, tuple[str, int]] = field(default_factory=dict)
-    problems: list[ConfigProblem] = field(default_factory=list)
-
-    def read(self) -> dict[str, Any]:
-        root = self._compose()
-        if root is None:
-            return {}
-        value = self._build(root, ())
-        if isinstance(value, dict):
-            return value
-        self._fail("the top level must be a mapping (key: value)", root.start_mark.line + 1)
-        return {}
-
-    def _compose(self) -> yaml.Node | None:
-        try:
-            return yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except OSError as error:
-            self._fail(f"cannot be read: {error.strerror}", hint="give the path of a YAML file")
-        except UnicodeDecodeError as error:
-            self._fail(f"is not UTF-8 text (byte {error.start})")
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 0
-            self._fail(f"not valid YAML: {error.problem}", line, hint="check indentation, quotes and colons")
-        except yaml.YAMLError as error:
-            self._fail(f"not valid YAML: {' '.join(str(error).split())}")
-        return None
-
-    def _fail(self, message: str, line: int = 0, *, hint: str = "") -> None:
-        self.problems.append(ConfigProblem(message, file=str(self.path), line=line, hint=hint))
-
-    def _build(self, node: yaml.Node, where: Location) -> Any:
-        self.places[where] = (str(self.path), node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
-            return self._build_mapping(node, where)
-        if isinstance(node, yaml.SequenceNode):
-            return [self._build(item, (*where, index)) for index, item in enumerate(node.value)]
-        return self._build_scalar(node, where)
-
-    def _build_mapping(self, node: yaml.MappingNode, where: Location) -> dict[str, Any]:
-        built: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in built:
-                path = _dotted((*where, key))
-                self.problems.append(ConfigProblem("given twice", str(self.path), line, path, "keep one of them"))
-            built[key] = self._build(value_node, (*where, key))
-            self.places[(*where, key)] = (str(self.path), line)
-        return built
-
-    def _build_scalar(self, node: yaml.Node, where: Location) -> Any:
-        text = self._substitute(str(node.value), node.start_mark.line + 1, where)
-        loader = yaml.SafeLoader("")
-        tag = node.tag
-        if text != node.value and getattr(node, "style", None) is None:  # plain: what was filled in may be a number
-            tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-        try:
-            value = loader.construct_object(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark))
-        except (yaml.YAMLError, ValueError) as error:
-            message = f"not a valid value: {' '.join(str(error).split())}"
-            self.problems.append(ConfigProblem(message, str(self.path), node.start_mark.line + 1, _dotted(where)))
-            return None
-        return LocatedStr(value, self.path.absolute().parent) if isinstance(value, str) else value
-
-    def _substitute(self, text: str, line: int, where: Location) -> str:
-        def fill(match: re.Match[str]) -> str:
-            if match[0] == "$$":
-                return "$"
-            if match[1] in self.env:
-                return self.env[match[1]]
-            if match[2] is None:
-                hint = f"set it, or write ${{{match[1]}:-default}}"
-                message = f"the environment variable {match[1]} is not set"
-                self.problems.append(ConfigProblem(message, str(self.path), line, _dotted(where), hint))
-            return match[3] or ""
-
-        return _VARIABLE.sub(fill, text) if "$" in text else text
 
 
 def _pulled_models(tree: dict[str, Any], env: Mapping[str, str], *, required: bool) -> PulledModels:
@@ -142,58 +49,3 @@ def _merge(below: Any, above: Any) -> Any:
     if isinstance(below, dict) and isinstance(above, dict):
         return below | {key: _merge(below.get(key), value) for key, value in above.items()}
     return above
-
-
-def _dotted(where: Location) -> str:
-    return ".".join(str(part) for part in where)
-
-
-def _problem(item: Any, places: Mapping[Location, tuple[str, int]]) -> ConfigProblem:
-    """A pydantic error with the place of the nearest key that stands in a file."""
-    where: Location = tuple(part for part in item["loc"] if part != "[key]")
-    known = next((where[:n] for n in range(len(where), -1, -1) if where[:n] in places), None)
-    file, line = places[known] if known is not None else ("", 0)
-    message, hint = str(item["msg"]).removeprefix("Value error, "), ""
-    if item["type"] == "extra_forbidden":
-        message, hint = "unknown key", _suggest(where)
-    elif item["type"] == "missing":
-        message, hint = "required key is missing", "add it"
-    elif item["type"] == "pulled_model":
-        hint = item["ctx"].get("hint", "")
-        message = f"{item['input']}: {message}"
-    elif isinstance(item.get("input"), str | int | float) and "password" not in _dotted(where):
-        message = f"{message}, got {mask_userinfo(str(item['input']))!r}"
-    return ConfigProblem(message, file, line, _dotted(where), hint)
-
-
-def mask_userinfo(text: str) -> str:
-    """`text` with the user and password of URLs left out: a configuration error is shown, logged and published."""
-    return _USERINFO.sub(r"\1***@", text)
-
-
-def _suggest(where: Location) -> str:
-    model = _model_at(where[:-1])
-    if model is None:
-        return ""
-    names = list(model.model_fields)
-    longer = [name for name in names if name.startswith(str(where[-1]))]
-    close = longer or difflib.get_close_matches(str(where[-1]), names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(names)}"
-
-
-def _model_at(where: Location) -> type[BaseModel] | None:
-    """The section whose keys stand at `where`."""
-    model: type[BaseModel] = AgentConfig
-    for part in where:
-        if str(part) in model.model_fields:
-            section = _section_in(model.model_fields[str(part)].annotation)
-            if section is None:
-                return None
-            model = section
-    return model
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

@@ -20,9 +20,9 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
+from agent.config.documents import read_document
 from agent.config.schema import Section
 from agent.errors import ConfigError, ConfigProblem
-from agent.evaluate.documents import read_document
 
 
 class Bar(Section):
@@ -72,7 +72,7 @@ class Outcome:
 
 def read_bars(path: Path, name: str) -> dict[str, Bar]:
     """The bars for the report `name`. Raises ConfigError: unreadable, malformed, or no bars of that name in it."""
-    bars = read_document(path, _GateFile).bars
+    bars = read_document(path, _GateFile, env={}).bars
     if not bars.get(name):
         hint = f"it has {', '.join(bars) or 'none'}; --bars picks one"
         raise ConfigError([ConfigProblem(f"no bars for {name!r}", str(path), path="bars", hint=hint)])

@@ -13,13 +13,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from agent.config.documents import read_document
 from agent.config.schema import Section
 from agent.errors import ConfigError, ConfigProblem
-from agent.evaluate.documents import read_document
 from agent.simulation.scripts import MAX_PEOPLE, SCENARIOS
 
+
+def _known() -> str:
+    return f"known: {', '.join(SCENARIOS)}"
+
+
+def _scenario(name: str) -> str:
+    if name not in SCENARIOS:
+        raise ValueError(f"unknown scenario {name!r}; {_known()}")
+    return name
+
+
+Scenario = Annotated[str, AfterValidator(_scenario)]
 People = Annotated[int, Field(ge=1, le=MAX_PEOPLE)]
 Pixels = Annotated[int, Field(ge=64, le=4096)]
 
@@ -27,7 +39,7 @@ Pixels = Annotated[int, Field(ge=64, le=4096)]
 class ScenarioRuns(Section):
     """One scenario, as often as there are seeds."""
 
-    scenario: str
+    scenario: Scenario
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1,), min_length=1)
     people: People = 4
     seconds: float = Field(default=60.0, gt=0)
@@ -62,29 +74,23 @@ class ScenePlan(Section):
 
 
 def read_plan(path: Path) -> ScenePlan:
-    """The plan in a YAML file. Raises ConfigError with file and key."""
-    plan = read_document(path, ScenePlan)
-    unknown = [
-        ConfigProblem(f"unknown scenario {run.scenario!r}", str(path), path=f"runs.{number}", hint=_known())
-        for number, run in enumerate(plan.runs)
-        if run.scenario not in SCENARIOS
-    ]
-    if unknown:
-        raise ConfigError(unknown)
-    return plan
+    """The plan in a YAML file. Raises ConfigError with file, line and key."""
+    return read_document(path, ScenePlan, env={})
 
 
 def plan_of(minutes: float, seeds: Sequence[int], people: int, only: Sequence[str] = ()) -> ScenePlan:
-    """Every scenario (or `only` these) with every seed, `minutes` in all. Raises ConfigError for an unknown scenario."""
-    wrong = [name for name in only if name not in SCENARIOS]
-    if wrong:
-        raise ConfigError([ConfigProblem(f"unknown scenario {name!r}", path="--only", hint=_known()) for name in wrong])
+    """Every scenario (or `only` these) with every seed, `minutes` in all. Raises ConfigError: unknown scenario, too many people."""
+    problems = [
+        ConfigProblem(f"unknown scenario {name!r}", path="--only", hint=_known())
+        for name in only
+        if name not in SCENARIOS
+    ]
+    if people > MAX_PEOPLE:
+        problems.append(ConfigProblem(f"at most {MAX_PEOPLE} people fit on the stage, got {people}", path="--people"))
+    if problems:
+        raise ConfigError(problems)
     chosen = only or SCENARIOS
     seconds = minutes * 60 / (len(chosen) * len(seeds))
     return ScenePlan(
         runs=tuple(ScenarioRuns(scenario=name, seeds=tuple(seeds), people=people, seconds=seconds) for name in chosen)
     )
-
-
-def _known() -> str:
-    return f"known: {', '.join(SCENARIOS)}"

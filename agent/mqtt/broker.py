@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 from typing import Any, Self
 
 from agent.errors import ConfigError, ConfigProblem
+from agent.net import free_port, require_free
 
 _QUIET = ("amqtt", "transitions")
 _SHUTDOWN_S = 3.0
@@ -22,7 +22,7 @@ class EmbeddedBroker:
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.host = host
-        self.port = port or _free_port(host)
+        self.port = port or free_port(host)
         self._broker: Any = None
         self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
 
@@ -35,7 +35,7 @@ class EmbeddedBroker:
             raise ConfigError([problem]) from error
         for name in _QUIET:  # it reports every packet and every failed start with a traceback of its own
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        _check_free(self.host, self.port)
+        require_free(self.host, self.port, "mqtt.port")
         settings = {
             "listeners": {"default": {"type": "tcp", "bind": f"{self.host}:{self.port}"}},
             "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
@@ -85,21 +85,3 @@ class EmbeddedBroker:
         if connections:
             await asyncio.wait(connections, timeout=_SHUTDOWN_S)
         await asyncio.sleep(0)  # transports close in the next turn
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _check_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            hint = "stop the program that uses it, or choose another port"
-            raise ConfigError(
-                [ConfigProblem(f"{host}:{port}: {error.strerror}", path="mqtt.port", hint=hint)]
-            ) from error

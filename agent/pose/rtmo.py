@@ -55,7 +55,7 @@ def create(config: PoseConfig, *, machine: Accelerators | None = None) -> RtmoEs
     """
     options = _read_options(config)
     if config.model is None:
-        hint = "a bundle folder or an RTMO .onnx file; `recognizer-agent models pull` fetches one"
+        hint = "an RTMO model (`recognizer-agent models pull` fetches one), or shipped:pose-nano to try things out"
         raise ConfigError([ConfigProblem("the estimator 'rtmo' needs a model", path="pose.model", hint=hint)])
     bundle = load_bundle(config.model)
     if bundle.manifest and bundle.manifest.task != "pose":

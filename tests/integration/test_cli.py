@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -306,8 +307,8 @@ def test_the_self_test_says_what_the_models_found_in_a_scene_with_a_fight(shell:
     box["services"]["fight"] |= {"options": {"script": [0.0]}, "window": {"min_track_frames": 1}}
     done = shell.run("doctor", "--self-test", "--config", shell.config(box | {"http": {"port": 0}}), "--json")
     found = findings(done)
-    assert done.returncode == GOOD, found
-    assert found["self-test: fight"] == ("warn", "0 of 1 found, 0 false alarms")
+    assert done.returncode == FAILED, found
+    assert found["self-test: fight"] == ("bad", "0 of 1 found, 0 false alarms")
     assert found["self-test: speed"][1].endswith("frames/s of a simulated camera, drawing included")
 
 
@@ -376,6 +377,20 @@ def test_bug_of_a_plug_in_is_named_without_secrets(shell: Shell) -> None:
     assert "FileNotFoundError" in done.stderr
     assert "Traceback" not in done.stderr
     assert "s3cret" not in done.stderr
+
+
+@pytest.mark.timeout(60)
+def test_demo_says_what_keeps_it_from_starting(shell: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        page = shell.run("demo", "--seconds", "2", "--port", port, "--mqtt-port", "0")
+        broker = shell.run("demo", "--seconds", "2", "--port", "0", "--mqtt-port", port)
+    for done, option in ((page, "--port"), (broker, "--mqtt-port")):
+        assert done.returncode == CONFIG
+        assert re.search(rf"{option}: 127\.0\.0\.1:{port}: Address already in use \(hint: ", done.stderr)
+    no_file = shell.run("demo", "--seconds", "2", "--video", shell.folder / "none.mp4")
+    assert no_file.returncode == USAGE
+    assert "none.mp4: there is no such file" in no_file.stderr
 
 
 def test_demo_wants_the_plugin_and_its_model_together(shell: Shell) -> None:

@@ -28,8 +28,9 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     ("pipeline", {"pipeline": ("agent.pipeline.*",)}),
     ("services", {
         "upkeep": (
-            "agent.causes", "agent.health.reasons", "agent.observe.*", "agent.plugins", "agent.sdnotify", "agent.supervise",
+            "agent.causes", "agent.health.reasons", "agent.net", "agent.observe.*", "agent.plugins", "agent.sdnotify", "agent.supervise",
         ),
+        "documents": ("agent.config.documents",),
         "inference": ("agent.runtime.*",),
         "drawing": ("agent.overlay", "agent.events.privacy"),
         "simulation": ("agent.simulation.*",),

@@ -10,6 +10,7 @@ averaged weights themselves, in 16 bits: what the next training begins with, sin
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -61,6 +62,8 @@ def golden_images() -> NDArray[np.float32]:
 
 def export_graph(detector: PoseNanoDetector, file: Path) -> None:
     """Write the ONNX graph: opset 17, batch open, size fixed."""
+    detector = copy.deepcopy(detector)
+    detector.network.absorb_gain()
     axes = {name: {0: "batch"} for name in (INPUT, DETS, KEYPOINTS)}
     torch.onnx.export(
         detector, (torch.full((2, 3, *CANVAS), 114.0),), str(file), input_names=[INPUT], output_names=[DETS, KEYPOINTS],

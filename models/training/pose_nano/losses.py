@@ -12,7 +12,7 @@ from agent.types import NUM_KEYPOINTS
 from pose_nano.geometry import STRIDE
 from pose_nano.network import Maps
 
-WEIGHTS = {"centres": 1.0, "keypoints": 1.0, "left_right": 0.5, "sides": 1.0, "poses": 0.6, "offsets": 0.7}
+WEIGHTS = {"centres": 1.0, "keypoints": 1.0, "left_right": 1.5, "sides": 1.0, "poses": 0.6, "offsets": 0.7}
 _LEFT, _RIGHT = slice(1, NUM_KEYPOINTS, 2), slice(2, NUM_KEYPOINTS, 2)
 _NEAR = 0.3
 """Cells whose target is at least this say whether a key point is the left or the right one."""

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from agent.types import NUM_KEYPOINTS
 from pose_nano.geometry import POINT_STRIDE, STRIDE
 
+GREY, CONTRAST = 114.0, 64.0
+"""What the input is centred on, the padding's value, and divided by."""
 PRIOR_LOGIT = -4.0
 """Of the score maps before training: few cells are positive (Lin et al. 2017, arXiv:1708.02002, section 4.1)."""
 
@@ -76,6 +78,7 @@ class PoseNano(nn.Module):
     def __init__(self, shape: Shape | None = None) -> None:
         super().__init__()
         shape = shape or Shape()
+        self.gain = 1 / CONTRAST
         self.stem = Convolution(3, shape.channels[0], stride=2)
         self.stages = nn.ModuleList(
             nn.Sequential(Convolution(inputs, outputs, stride=2), *(Residual(outputs) for _ in range(count)))
@@ -103,9 +106,15 @@ class PoseNano(nn.Module):
         with torch.no_grad():
             self.person_head[-1].bias[1:5] = 1.5  # boxes start at 2 x 36 px
 
+    @torch.no_grad()
+    def absorb_gain(self) -> None:
+        """Move the input's gain into the first weights: the same answers, one pass over the picture less."""
+        self.stem[0].weight.mul_(self.gain)
+        self.gain = 1.0
+
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> (B, pyramid, H / 8, W / 8) and, for key points, (B, points, H / 4, W / 4)."""
-        x = self.stem((image - 114.0) * (1 / 64.0))
+        x = self.stem((image - GREY) * self.gain if self.gain != 1 else image - GREY)
         levels = []
         for stage in self.stages:
             x = stage(x)

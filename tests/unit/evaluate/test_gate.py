@@ -53,11 +53,14 @@ def test_what_is_no_number_misses_its_bar(value: object) -> None:
         ("bars: {action/fight: {accuracy: {min: high}}}", "bars.action/fight.accuracy.min"),
         ("bars: {action/fight: {accuracy: {}}}", "min or max is needed"),
         ("bars: {action/fight: {accuracy: {min: 2, max: 1}}}", "min must not exceed max"),
-        ("bars: {action/fight: {accuracy: {least: 1}}}", "least"),
+        (
+            "bars:\n  action/fight:\n    accuracy: {mim: 1}",
+            r"gate.yaml:3:bars.action/fight.accuracy.mim: unknown key \(hint: did you mean 'min'\?\)",
+        ),
         ("bars: {action/fall: {accuracy: {min: 1}}}", "no bars for 'action/fight'.*it has action/fall"),
         ("bars: {action/fight: {}}", "no bars for 'action/fight'"),
-        ("", "valid dictionary"),
-        ("bars: [", "gate.yaml:1: not YAML"),
+        ("", "bars: required key is missing"),
+        ("bars: [", r"gate.yaml:1: not valid YAML.*hint: check"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_place(tmp_path: Path, text: str, said: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from agent.errors import ConfigError
 from agent.evaluate.scenarios import plan_of, read_plan
-from agent.simulation.scripts import SCENARIOS
+from agent.simulation.scripts import MAX_PEOPLE, SCENARIOS
 
 
 def plan(folder: Path, text: str) -> Path:
@@ -38,17 +38,22 @@ def test_without_a_file_every_scenario_gets_its_share_of_the_time() -> None:
     assert [run.scenario for run in plan_of(10, [1], 5, ["crowd"]).runs] == ["crowd"]
     with pytest.raises(ConfigError, match=r"unknown scenario 'ballet'.*crowd"):
         plan_of(10, [1], 5, ["ballet"])
+    with pytest.raises(ConfigError, match=rf"--people: at most {MAX_PEOPLE} people"):
+        plan_of(10, [1], MAX_PEOPLE + 1)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("runs: []", "runs"),
-        ("runs: [{scenario: ballet}]", r"runs\.0: unknown scenario 'ballet'.*crowd"),
+        ("runs:\n  - {scenario: ballet}", r"plan.yaml:2:runs\.0\.scenario: unknown scenario 'ballet'.*crowd"),
         ("runs: [{scenario: crowd, people: 0}]", r"runs\.0\.people"),
         ("runs: [{scenario: crowd, seconds: -1}]", r"runs\.0\.seconds"),
-        ("runs: [{scenario: crowd, speed: 2}]", r"runs\.0\.speed"),
-        ("runs: [", "not YAML"),
+        (
+            "runs: [{scenario: crowd, poeple: 2}]",
+            r"plan.yaml:1:runs\.0\.poeple: unknown key \(hint: did you mean 'people'\?\)",
+        ),
+        ("runs: [", "not valid YAML"),
     ],
 )
 def test_a_wrong_plan_is_refused_with_its_place(tmp_path: Path, text: str, said: str) -> None:

@@ -237,4 +237,4 @@ def test_the_rate_warms_up_stays_and_decays() -> None:
 
 def test_the_parts_of_the_loss_are_weighed() -> None:
     parts = {name: torch.tensor(1.0) for name in ("centres", "keypoints", "left_right", "sides", "poses", "offsets")}
-    assert float(total(parts)) == pytest.approx(4.8)
+    assert float(total(parts)) == pytest.approx(5.8)

@@ -1,0 +1,174 @@
+"""YAML files with the place of every value, and pydantic's complaints about them with file, line and hint."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from agent.config.paths import LocatedStr
+from agent.errors import ConfigError, ConfigProblem
+
+Location = tuple[str | int, ...]
+Document = TypeVar("Document", bound=BaseModel)
+
+_VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
+_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/@]+@")
+
+
+def read_document(path: Path, model: type[Document], *, env: Mapping[str, str]) -> Document:
+    """The file as a `model`. Raises ConfigError with every problem where it stands."""
+    layer = Layer(path, env)
+    tree = layer.read()
+    if layer.problems:
+        raise ConfigError(layer.problems)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        problems = [problem_of(item, layer.places, model) for item in error.errors(include_url=False)]
+        raise ConfigError(problems) from error
+
+
+@dataclass(slots=True)
+class Layer:
+    """One file: its values with variables filled in, and where each of them stands."""
+
+    path: Path
+    env: Mapping[str, str]
+    places: dict[Location, tuple[str, int]] = field(default_factory=dict)
+    problems: list[ConfigProblem] = field(default_factory=list)
+
+    def read(self) -> dict[str, Any]:
+        root = self._compose()
+        if root is None:
+            self.places[()] = (str(self.path), 1)
+            return {}
+        value = self._build(root, ())
+        if isinstance(value, dict):
+            return value
+        self._fail("the top level must be a mapping (key: value)", root.start_mark.line + 1)
+        return {}
+
+    def _compose(self) -> yaml.Node | None:
+        try:
+            return yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except OSError as error:
+            self._fail(f"cannot be read: {error.strerror}", hint="give the path of a YAML file")
+        except UnicodeDecodeError as error:
+            self._fail(f"is not UTF-8 text (byte {error.start})")
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 0
+            self._fail(f"not valid YAML: {error.problem}", line, hint="check indentation, quotes and colons")
+        except yaml.YAMLError as error:
+            self._fail(f"not valid YAML: {' '.join(str(error).split())}")
+        return None
+
+    def _fail(self, message: str, line: int = 0, *, hint: str = "") -> None:
+        self.problems.append(ConfigProblem(message, file=str(self.path), line=line, hint=hint))
+
+    def _build(self, node: yaml.Node, where: Location) -> Any:
+        self.places[where] = (str(self.path), node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            return self._build_mapping(node, where)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._build(item, (*where, index)) for index, item in enumerate(node.value)]
+        return self._build_scalar(node, where)
+
+    def _build_mapping(self, node: yaml.MappingNode, where: Location) -> dict[str, Any]:
+        built: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in built:
+                path = _dotted((*where, key))
+                self.problems.append(ConfigProblem("given twice", str(self.path), line, path, "keep one of them"))
+            built[key] = self._build(value_node, (*where, key))
+            self.places[(*where, key)] = (str(self.path), line)
+        return built
+
+    def _build_scalar(self, node: yaml.Node, where: Location) -> Any:
+        text = self._substitute(str(node.value), node.start_mark.line + 1, where)
+        loader = yaml.SafeLoader("")
+        tag = node.tag
+        if text != node.value and getattr(node, "style", None) is None:  # plain: what was filled in may be a number
+            tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+        try:
+            value = loader.construct_object(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark))
+        except (yaml.YAMLError, ValueError) as error:
+            message = f"not a valid value: {' '.join(str(error).split())}"
+            self.problems.append(ConfigProblem(message, str(self.path), node.start_mark.line + 1, _dotted(where)))
+            return None
+        return LocatedStr(value, self.path.absolute().parent) if isinstance(value, str) else value
+
+    def _substitute(self, text: str, line: int, where: Location) -> str:
+        def fill(match: re.Match[str]) -> str:
+            if match[0] == "$$":
+                return "$"
+            if match[1] in self.env:
+                return self.env[match[1]]
+            if match[2] is None:
+                hint = f"set it, or write ${{{match[1]}:-default}}"
+                message = f"the environment variable {match[1]} is not set"
+                self.problems.append(ConfigProblem(message, str(self.path), line, _dotted(where), hint))
+            return match[3] or ""
+
+        return _VARIABLE.sub(fill, text) if "$" in text else text
+
+
+def _dotted(where: Location) -> str:
+    return ".".join(str(part) for part in where)
+
+
+def problem_of(item: Any, places: Mapping[Location, tuple[str, int]], model: type[BaseModel]) -> ConfigProblem:
+    """A pydantic error with the place of the nearest key that stands in a file."""
+    where: Location = tuple(part for part in item["loc"] if part != "[key]")
+    known = next((where[:n] for n in range(len(where), -1, -1) if where[:n] in places), None)
+    file, line = places[known] if known is not None else ("", 0)
+    message, hint = str(item["msg"]).removeprefix("Value error, "), ""
+    if item["type"] == "extra_forbidden":
+        message, hint = "unknown key", _suggest(where, model)
+    elif item["type"] == "missing":
+        message, hint = "required key is missing", "add it"
+    elif item["type"] == "pulled_model":
+        hint = item["ctx"].get("hint", "")
+        message = f"{item['input']}: {message}"
+    elif isinstance(item.get("input"), str | int | float) and "password" not in _dotted(where):
+        message = f"{message}, got {mask_userinfo(str(item['input']))!r}"
+    return ConfigProblem(message, file, line, _dotted(where), hint)
+
+
+def mask_userinfo(text: str) -> str:
+    """`text` with the user and password of URLs left out: a configuration error is shown, logged and published."""
+    return _USERINFO.sub(r"\1***@", text)
+
+
+def _suggest(where: Location, root: type[BaseModel]) -> str:
+    section = _model_at(where[:-1], root)
+    if section is None:
+        return ""
+    names = list(section.model_fields)
+    longer = [name for name in names if name.startswith(str(where[-1]))]
+    close = longer or difflib.get_close_matches(str(where[-1]), names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(names)}"
+
+
+def _model_at(where: Location, model: type[BaseModel]) -> type[BaseModel] | None:
+    """The section of `model` whose keys stand at `where`."""
+    for part in where:
+        if str(part) in model.model_fields:
+            section = _section_in(model.model_fields[str(part)].annotation)
+            if section is None:
+                return None
+            model = section
+    return model
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
