@@ -62,7 +62,7 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
     mosquitto.kill()
 
 
-def test_people_in_a_car_park_are_seen_and_nothing_is_alarmed(
+def test_people_in_a_car_park_are_watched_and_the_first_seconds_alarm_nobody(
     repo_dir: Path, shared_dir: Path, tmp_path: Path, broker: Mosquitto
 ) -> None:
     subscriber = Subscriber(broker.port)
@@ -73,6 +73,22 @@ def test_people_in_a_car_park_are_seen_and_nothing_is_alarmed(
     wait_for(lambda: subscriber.payloads("box/status")[-1:] == [b"offline"], "the goodbye")
     subscriber.close()
     assert subscriber.events() == []
+
+
+def test_eighty_seconds_of_a_car_park_raise_no_more_false_alarms_than_the_card_admits(
+    repo_dir: Path, shared_dir: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("recognizer_posenet_litert", reason="needs the plug-in examples/plugins/posenet_litert")
+    command = (
+        sys.executable, "-m", "agent", "analyze", shared_dir / "data/video/vtest.avi", "--out", tmp_path,
+        "--config", repo_dir / "configs/posenet.yaml",
+    )  # fmt: skip
+    subprocess.run(
+        [str(part) for part in command], check=True, env=os.environ | {"POSENET_MODEL": str(shared_dir / MODEL)}
+    )
+    events = json.loads((tmp_path / "vtest" / "summary.json").read_text())["events"]
+    assert events.get("fall", 0) == 0
+    assert events.get("fight", 0) <= 1
 
 
 def test_fight_in_an_http_stream_reaches_the_subscriber(
