@@ -84,12 +84,19 @@ def _bars_name(args: argparse.Namespace) -> str:
     return f"action/{args.service}" if args.what == "action" else str(args.what)
 
 
-def _print_figures(report: Mapping[str, Any], prefix: str = "") -> None:
+def _print_figures(report: Mapping[str, Any]) -> None:
     for name, value in report.items():
         if isinstance(value, bool):
             continue
         if isinstance(value, int | float):
-            print(f"{prefix + name:>16} {value:.4f}" if isinstance(value, float) else f"{prefix + name:>16} {value}")
+            print(f"{name:>16} {value:.4f}" if isinstance(value, float) else f"{name:>16} {value}")
+    for name, figures in report.get("services", {}).items():
+        median = figures["delay_s"]["median"]
+        after = "" if median is None else f" after {median:.1f} s"
+        print(
+            f"{name:>16} {figures['found']} of {figures['incidents']} found{after},"
+            f" {figures['false_alarms']} false alarms ({figures['false_alarms_per_hour']:.1f} an hour)"
+        )
 
 
 def _unpaired(args: argparse.Namespace) -> str:

@@ -110,13 +110,6 @@ for service in fight fall; do
     fi
 done
 
-name=action-fight-dev
-if wanted $name && there $name "$DATA/fight/clips.csv" models/pose-nano/model.onnx; then
-    # shellcheck disable=SC2086
-    measure $name action --service fight --data "$DATA/fight/clips.csv" --where split=dev --sources "$DATA/fight/sources.csv" \
-        --examples 0 $nano --gate $GATE --note "the 40 dev clips of the surveillance camera fight data set: cameras never trained on"
-fi
-
 name=action-fight-dev-posenet
 model=$POSENET/posenet_mobilenet_v1_075_481_641_quant.tflite
 if wanted $name && there $name "$DATA/fight/clips.csv" "$model"; then

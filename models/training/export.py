@@ -139,7 +139,10 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.service]
     temperature = export(recipe, arguments.runs, arguments.bundle)
-    figures: dict[str, object] = {"ms_per_window_one_core": round(milliseconds(arguments.bundle), 2)}
+    figures: dict[str, object] = {
+        "ms_per_window_one_core": round(milliseconds(arguments.bundle), 2),
+        "recipe": recipe.digest,
+    }
     for name, key in (("folds", "cross_fitted"), ("cross", "cross_fitted"), ("dev", None)):
         file = arguments.runs / f"{name}.json"
         if file.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,6 +47,11 @@ class Recipe:
     def pretraining(self) -> Recipe:
         """The same network on made windows alone, of which there are many."""
         return replace(self, steps=self.pretraining_steps, batch=32, learning_rate=4e-3)
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits of everything above: what tables of figures and a bundle's manifest agree on."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 
     def service_config(self) -> ServiceConfig:
         """As the agent would configure it."""

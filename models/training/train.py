@@ -216,11 +216,13 @@ def _write_predictions(file: Path, trainer: Trainer, probability: NDArray[np.flo
     clips, recipe = trainer.clips, trainer.recipe
     with file.open("w", newline="") as stream:
         table = csv.writer(stream)
-        table.writerow(("file", "label", "source", "fold", "probability"))
+        table.writerow(("file", "label", "source", "fold", "probability", "recipe"))
         for row in np.flatnonzero(clips.fold >= 0).tolist():
             label = recipe.service if clips.label[row] else recipe.negative
             source = clips.group[row].partition(":")[2]
-            table.writerow((trainer.samples.files[row], label, source, clips.fold[row], f"{probability[row]:.4f}"))
+            table.writerow(
+                (trainer.samples.files[row], label, source, clips.fold[row], f"{probability[row]:.4f}", recipe.digest)
+            )
 
 
 def run_dev(model: Mixture, trainer: Trainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,9 @@ def judged(shell: Shell, script: list[float], *more: object) -> tuple[int, dict[
         "evaluate", "events", "--scenarios", plan, "--poses", "truth", "--config", config, "--report", report, *more
     )
     assert "Traceback" not in done.stderr
+    assert re.search(
+        r"^ +fight [01] of 1 found( after [\d.]+ s)?, \d false alarms \([\d.]+ an hour\)$", done.stdout, re.MULTILINE
+    )
     return done.returncode, json.loads(report.read_text()), done.stderr
 
 
@@ -257,6 +261,8 @@ def test_baseline_of_the_models_between_picture_and_verdict(shell: Shell) -> Non
 
 
 def test_an_unknown_scenario_is_refused(shell: Shell) -> None:
-    done = shell.run("evaluate", "events", "--only", "ballet", "--report", shell.folder / "r.json")
+    done = shell.run("evaluate", "events", "--only", "ballet", "--people", 99, "--report", shell.folder / "r.json")
     assert done.returncode == 78
     assert "unknown scenario 'ballet'" in done.stderr
+    assert "--people: at most" in done.stderr
+    assert "Traceback" not in done.stderr
