@@ -29,13 +29,24 @@ class Pool:
 
 
 def fit(
-    recipe: Recipe, pool: Pool, seed: int, start: SlimSTGCN | None = None, note: Callable[[str], None] = print
+    recipe: Recipe,
+    pool: Pool,
+    seed: int,
+    start: SlimSTGCN | None = None,
+    note: Callable[[str], None] = print,
+    *,
+    change: Callable[[SlimSTGCN], None] = lambda _: None,
+    disturb: Callable[[Tensor, torch.Generator], Tensor] = augment,
 ) -> SlimSTGCN:
-    """The trained network (its weights averaged over the last steps), in evaluation mode; `start`: weights to begin with."""
+    """The trained network (its weights averaged over the last steps), in evaluation mode.
+
+    start: weights to begin with; change: what is done to the network before; disturb: the augmentation of each batch.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     network = SlimSTGCN(width=recipe.width, drop=recipe.drop, wide=recipe.wide)
+    change(network)
     if start is not None:
         network.load_state_dict(start.state_dict())
     average = copy.deepcopy(network).eval()
@@ -51,7 +62,7 @@ def fit(
     started, total = time.monotonic(), 0.0
     for step in range(steps):
         rows = rng.choice(len(chance), recipe.batch, p=chance)
-        window = augment(torch.from_numpy(pool.tensor[rows].astype(np.float32)), generator)
+        window = disturb(torch.from_numpy(pool.tensor[rows].astype(np.float32)), generator)
         network.train()
         loss = nn.functional.cross_entropy(network(window), _smoothed(pool.label[rows], pool.doubt[rows]))
         optimiser.zero_grad()

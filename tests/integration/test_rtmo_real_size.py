@@ -35,6 +35,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PAPER_PARAMETERS = 9.9e6
 OFFICIAL_BYTES = 39_636_400
 """Of RTMO-s as published (ONNX, FP32)."""
+RTMO_IOU = 0.65
+"""Above which the weaker of two boxes is dropped (rtmo-s of MMPose: nms_thr)."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,28 @@ def test_batches_of_one_to_four_give_what_single_pictures_give(estimator: RtmoEs
     for count in (2, 3, 4):
         for alone, together in zip(single, estimator.estimate(pictures[:count]), strict=False):
             assert_same(alone, together)
+
+
+def test_suppression_inside_the_graph_leaves_nobody_twice(exported: Exported) -> None:
+    session = onnxruntime.InferenceSession(str(exported.full), providers=["CPUExecutionProvider"])
+    overlaps = []
+    for seed in (1, 2, 3):
+        feeds = {"input": noise(seed).transpose(2, 0, 1)[None].astype(np.float32)}
+        (dets,) = session.run(["dets"], feeds)
+        boxes, scores = dets[0, :, :4].astype(np.float64), dets[0, :, 4]
+        assert len(boxes) > 5
+        assert scores.min() >= 0
+        assert scores.max() <= 1
+        low, high = (
+            np.maximum(boxes[:, None, :2], boxes[None, :, :2]),
+            np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]),
+        )
+        inner = np.maximum(high - low, 0).prod(axis=-1)
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=-1)
+        overlap = inner / (area[:, None] + area[None] - inner)
+        overlaps.append(overlap[np.triu_indices(len(boxes), 1)].max())
+    assert max(overlaps) <= RTMO_IOU + 1e-3
+    assert max(overlaps) > RTMO_IOU / 2, "nothing overlaps here, so nothing was tested"
 
 
 def test_empty_pictures_have_nobody_in_them(estimator: RtmoEstimator) -> None:

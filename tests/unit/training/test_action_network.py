@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
-from augment import augment  # noqa: E402  # after the check for PyTorch
+from ablate import NEARNESS, Change, silence  # noqa: E402  # after the check for PyTorch
+from augment import augment  # noqa: E402
 from forest import MAX_DEPTH, Forest, grow  # noqa: E402
 from motion import MotionStatistics  # noqa: E402
 from network import Mixture, SlimSTGCN  # noqa: E402
@@ -73,6 +75,23 @@ def test_faster_people_have_higher_statistics_of_speed() -> None:
     slow[..., :2] = slow[:, :, 60:61, :, :2] * (slow[..., 2:] > 0)
     statistics = MotionStatistics()
     assert statistics(windows(2))[:, 0].min() > statistics(slow)[:, 0].max()
+
+
+def test_a_silenced_stream_changes_nothing_any_more() -> None:
+    torch.manual_seed(0)
+    window = torch.rand(2, 4, 100, 17, 3)
+    elsewhere = window.clone()
+    elsewhere[:, 1:, ..., :2] += 0.4
+    for off, differs in (((), True), (NEARNESS, False)):
+        network = SlimSTGCN(wide=False).eval()
+        silence(off, network)
+        with torch.inference_mode():
+            one, other = copy.deepcopy(network)(window), copy.deepcopy(network)(elsewhere)
+        assert bool((one - other).abs().max() > 1e-4) == differs
+    narrowed = Change(people=2, steps=50).windows(window.numpy().astype(np.float16))
+    assert not narrowed[:, 2:].any()
+    assert not narrowed[:, :, :50].any()
+    assert narrowed[:, :2, 50:].all()
 
 
 def test_a_forest_learns_what_there_is_to_learn() -> None:
