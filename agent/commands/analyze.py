@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agent.cli import EXIT_FAILED, EXIT_GOOD
-from agent.config.load import load_config
+from agent.commands.trial import load_trial_config
 from agent.config.schema import AgentConfig
 from agent.errors import SourceError
 from agent.offline import Recorder, Summary, count_frames, run_video
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 
     So does a video of which a part was lost, or on which a model failed.
     """
-    config = load_config(args.config, env=env)
+    config = load_trial_config(args.config, env=env)
     summaries = asyncio.run(_analyze_all(config, args.videos, args.out))
     if args.json:
         print(json.dumps([asdict(summary) for summary in summaries]))

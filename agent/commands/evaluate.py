@@ -15,6 +15,7 @@ from rich.progress import Progress, track
 
 from agent import __version__
 from agent.cli import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE
+from agent.commands.trial import load_trial_config
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig
 from agent.evaluate.action import ClipColumns, action_report, read_clips, read_predictions
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     if wrong := _unpaired(args):
         _tell(f"error: {wrong}")
         return EXIT_USAGE
-    config = load_config(args.config, env=env)
+    config = (load_trial_config if _estimates_poses(args) else load_config)(args.config, env=env)
     bars = read_bars(args.gate, args.bars or _bars_name(args)) if args.gate else None
     prepare(args.report)
     measured = _MEASURE[args.what](config, args)
@@ -65,6 +66,12 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     for one in missed:
         _tell(f"missed: {one}")
     return EXIT_FAILED if measured.failed or missed else EXIT_GOOD
+
+
+def _estimates_poses(args: argparse.Namespace) -> bool:
+    if args.what == "events":
+        return bool(args.poses == "estimator")
+    return args.what == "pose" or (args.what == "action" and args.data is not None)
 
 
 def _tell(line: str) -> None:

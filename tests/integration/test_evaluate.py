@@ -260,6 +260,19 @@ def test_baseline_of_the_models_between_picture_and_verdict(shell: Shell) -> Non
     assert found["baseline"]["action/fight"]["window_confidence"] == pytest.approx(0.8, abs=0.05)
 
 
+def test_without_a_configured_pose_model_the_small_one_is_taken_and_said_to_be(shell: Shell) -> None:
+    report = shell.folder / "r.json"
+    done = shell.run("evaluate", "events", "--only", "empty", "--minutes", "0.02", "--report", report)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("note: no pose model is configured (pose.model), so pose-nano is taken")
+    assert json.loads(report.read_text())["about"]["models"]["pose"].startswith("pose-nano")
+    truth = shell.run(
+        "evaluate", "events", "--only", "empty", "--minutes", "0.02", "--poses", "truth", "--report", report
+    )
+    assert truth.returncode == 0
+    assert "note:" not in truth.stderr
+
+
 def test_an_unknown_scenario_is_refused(shell: Shell) -> None:
     done = shell.run("evaluate", "events", "--only", "ballet", "--people", 99, "--report", shell.folder / "r.json")
     assert done.returncode == 78
