@@ -230,7 +230,7 @@ def scene_windows(seed: int) -> list[tuple[str, Window, int]]:
     camera = hang_camera(places.astype(np.float32), rng, width=WIDTH, height=HEIGHT)
     watcher = Watcher(camera, draw_noise(rng), joints.shape[1], fps, rng)
     tracker = ByteTracker(TRACKING, fps=fps)
-    windows = ActionWindows("simulated", _services())
+    windows = ActionWindows("simulated", services())
     actor_of: dict[int, set[int]] = {}
     found = []
     for number, frame in enumerate(joints):
@@ -244,7 +244,7 @@ def scene_windows(seed: int) -> list[tuple[str, Window, int]]:
     return [(window.service, window, label_of(window, script.intervals, actor_of)) for window in found]
 
 
-def _services() -> dict[str, ServiceConfig]:
+def services() -> dict[str, ServiceConfig]:
     """As trained, falls at the shorter stride of the shipped configuration: they are over soon."""
     fall = RECIPES["fall"].service_config()
     shorter = fall.window.model_copy(update={"stride": FALL_STRIDE})
@@ -279,6 +279,23 @@ def label_of(window: Window, intervals: Sequence[Interval], actor_of: dict[int, 
     return 1 if 1 in marks else min(marks)
 
 
+def save_windows(file: Path, rows: Sequence[tuple[str, Window, int, int]]) -> None:
+    """Rows of service, window, label and seed as one npz file, which `pools.simulated_pool` reads."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    label = np.array([row[2] for row in rows], np.int8)
+    service = np.array([row[0] for row in rows])
+    np.savez_compressed(
+        file,
+        tensor=np.stack([row[1].tensor.astype(np.float16) for row in rows]),
+        service=service,
+        label=label,
+        seed=np.array([row[3] for row in rows], np.int32),
+        scenario=np.array([SCENARIOS[row[3] % len(SCENARIOS)] for row in rows]),
+    )
+    for name in SERVICES:
+        print(name, np.unique(label[service == name], return_counts=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -286,20 +303,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for seed in range(*arguments.seeds):
-        rows += [(s, window.tensor.astype(np.float16), label, seed) for s, window, label in scene_windows(seed)]
+        rows += [(service, window, label, seed) for service, window, label in scene_windows(seed)]
         if seed % 10 == 0:
             print(seed, len(rows), flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        arguments.out,
-        tensor=np.stack([row[1] for row in rows]),
-        service=np.array([row[0] for row in rows]),
-        label=np.array([row[2] for row in rows], np.int8),
-        seed=np.array([row[3] for row in rows], np.int32),
-        scenario=np.array([SCENARIOS[row[3] % len(SCENARIOS)] for row in rows]),
-    )
-    for service in SERVICES:
-        print(service, np.unique([row[2] for row in rows if row[0] == service], return_counts=True))
+    save_windows(arguments.out, rows)
 
 
 if __name__ == "__main__":

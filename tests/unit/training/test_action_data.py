@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import drawn
 import numpy as np
 import pytest
 import simulated
@@ -16,6 +17,7 @@ from recipes import RECIPES
 from simulated import ANNOTATED, HEIGHT, LOOSE, WIDTH, Noise, Watcher, draw_noise, label_of, scene_windows
 
 from agent.config.load import load_config
+from agent.recognition import create_estimator
 from agent.simulation.camera import hang_camera
 from agent.simulation.values import Interval
 from agent.types import Window
@@ -225,3 +227,15 @@ def test_simulated_windows_come_again_with_the_seed(monkeypatch: pytest.MonkeyPa
     assert {service for service, _, _ in first} == {"fight", "fall"}
     assert all(np.array_equal(one[1].tensor, two[1].tensor) for one, two in zip(first, again, strict=True))
     assert [row[2] for row in first] == [row[2] for row in again]
+
+
+def test_windows_of_drawn_scenes_show_who_acts_in_them(monkeypatch: pytest.MonkeyPatch, repo_dir: Path) -> None:
+    monkeypatch.setattr(drawn, "SECONDS", 12.0)
+    monkeypatch.setattr(drawn, "RATES_HZ", (8.0,))
+    config = load_config([repo_dir / "configs" / "pose-nano.yaml"], env={})
+    seed = next(n for n in range(100, 200) if drawn.SCENARIOS[n % len(drawn.SCENARIOS)] == "fight")
+    found = drawn.scene_windows(seed, config, create_estimator(config))
+    assert {service for service, _, _ in found} == {"fight", "fall"}
+    assert {label for service, _, label in found if service == "fight"} >= {1}
+    assert {label for service, _, label in found if service == "fall"} == {0}
+    assert max(window.tensor[..., 2].max() for _, window, _ in found) > 0.3
