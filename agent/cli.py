@@ -110,6 +110,9 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--images", type=Path, action="append", required=True, metavar="DIR", help="one per --annotations"
     )
     pose.add_argument("--score-threshold", type=fraction, default=0.0, help="leave out people below it (default 0)")
+    pose.add_argument(
+        "--examples", type=natural_number, default=6, metavar="N", help="pictures of the N worst images, faces blurred"
+    )
     tracking = kinds.add_parser("tracking", help="HOTA, MOTA, IDF1 on MOT files")
     tracking.add_argument("--detections", type=Path, action="append", required=True, metavar="DET.txt")
     tracking.add_argument("--truth", type=Path, action="append", required=True, metavar="GT.txt")

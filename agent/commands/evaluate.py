@@ -23,7 +23,7 @@ from agent.evaluate.gate import check, read_bars
 from agent.evaluate.output import clear_pictures, pictures_of, prepare, write_page, write_report
 from agent.evaluate.pose import read_coco
 from agent.evaluate.runs.clips import Examples, only_service, run_clips
-from agent.evaluate.runs.images import evaluate_pose
+from agent.evaluate.runs.images import draw_worst, evaluate_pose
 from agent.evaluate.runs.scenes import run_scenes
 from agent.evaluate.scenarios import plan_of, read_plan
 from agent.evaluate.tracking import evaluate_sequences
@@ -126,12 +126,16 @@ def _shown(what: str, items: Sequence[T]) -> Iterable[T]:
 
 def _pose(config: AgentConfig, args: argparse.Namespace) -> Measured:
     truth = read_coco(list(zip(args.annotations, args.images, strict=True)))
-    report, _ = evaluate_pose(
+    clear_pictures(args.report)
+    report, found = evaluate_pose(
         config, truth, score_threshold=args.score_threshold, progress=lambda ids: _shown("images", ids)
     )
     for name in report["unreadable"]:
         _tell(f"error: {name} is no image that can be read; left out")
-    return Measured(report, {"pose": report["model"]}, failed=len(report["unreadable"]))
+    least_score = max(args.score_threshold, config.pose.score_threshold)
+    folder = pictures_of(args.report)
+    pictures = draw_worst(truth, found, report, folder, count=args.examples, least_score=least_score)
+    return Measured(report, {"pose": report["model"]}, len(report["unreadable"]), pictures)
 
 
 def _tracking(config: AgentConfig, args: argparse.Namespace) -> Measured:

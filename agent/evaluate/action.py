@@ -235,6 +235,17 @@ def roc(probability: NDArray[np.float64], truth: NDArray[np.bool_]) -> list[dict
     return points
 
 
+def corners(curve: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The points of `roc` at which the curve turns: thousands of verdicts, the same line."""
+
+    def straight(before: Mapping[str, float], point: Mapping[str, float], after: Mapping[str, float]) -> bool:
+        return any(before[axis] == point[axis] == after[axis] for axis in ("false_alarm_rate", "recall"))
+
+    inner = zip(curve, curve[1:], curve[2:], strict=False)
+    kept = [point for before, point, after in inner if not straight(before, point, after)]
+    return [dict(point) for point in (*curve[:1], *kept, *curve[1:][-1:])]
+
+
 def area_under_roc(probability: NDArray[np.float64], truth: NDArray[np.bool_]) -> float | None:
     """How often a positive clip gets the higher probability than a negative one, equal ones half (Mann-Whitney)."""
     positive, negative = probability[truth][:, None], probability[~truth][None]

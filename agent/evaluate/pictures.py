@@ -6,6 +6,7 @@ Everything is drawn without a display, in PNG without metadata, so that equal re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _action(report: Mapping[str, Any]) -> Figures:
     return figures
 
 
-def _action_panels(figure: Any, report: Mapping[str, Any]) -> None:
+def _action_panels(figure: Any, report: Mapping[str, Any], unit: str = "clips") -> None:
     matrix, curve, calibration = figure.subplots(1, 3)
     _confusion(matrix, report["confusion_matrix"], report["service"])
     curve.plot([0, 1], [0, 1], color=_QUIET, linestyle=":")
@@ -125,7 +126,9 @@ def _action_panels(figure: Any, report: Mapping[str, Any]) -> None:
         color=_TRUTH,
         alpha=0.7,
     )
-    _axes(calibration, "probability given", "share that was so", f"Reliability, ECE {report['ece']:.3f} (area = clips)")
+    _axes(
+        calibration, "probability given", "share that was so", f"Reliability, ECE {report['ece']:.3f} (area = {unit})"
+    )
 
 
 def _confusion(axes: Any, counts: Mapping[str, int], service: str) -> None:
@@ -169,6 +172,10 @@ def _events(report: Mapping[str, Any]) -> Figures:
         name: [hit["delay_s"] for scenario in report["scenarios"] for hit in scenario["services"][name]["hits"]]
         for name in report["services"]
     }
+    for name, told in report["services"].items():
+        if windows := told.get("windows"):
+            paint = partial(_action_panels, report={**windows, "service": name}, unit="windows")
+            figures[f"Single verdicts: {name}"] = (f"verdicts-{name}", (13, 4), paint)
     if any(delays.values()):
         figures["Delay from onset to event"] = ("delays", (6, 3.4), lambda figure: _delays(figure, delays))
     return figures

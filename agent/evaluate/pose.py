@@ -77,6 +77,22 @@ def read_coco(sets: Sequence[tuple[Path, Path]]) -> CocoTruth:
     return truth
 
 
+def annotated_people(truth: CocoTruth, image_id: int) -> People:
+    """Those who are to be found in an image, as people with scores of 1; key points that are not labelled score 0."""
+    rows = [
+        item
+        for item in truth.dataset["annotations"]
+        if item["image_id"] == image_id and item["num_keypoints"] > 0 and not item["iscrowd"]
+    ]
+    if not rows:
+        return People.empty()
+    triples = np.array([item["keypoints"] for item in rows], np.float32).reshape(-1, NUM_KEYPOINTS, 3)
+    boxes = np.array([item["bbox"] for item in rows], np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    labelled = (triples[..., 2] > 0).astype(np.float32)
+    return People(boxes, np.ascontiguousarray(triples[..., :2]), labelled, np.ones(len(rows), np.float32))
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -52,6 +52,7 @@ measure() {  # measure NAME KIND ARGUMENTS...
 
 coco="--annotations $DATA/pose/coco-mini/annotations/person_keypoints_train2017.json --images $DATA/pose/coco-mini/train2017
       --annotations $DATA/pose/mmpose-coco/test_coco.json --images $DATA/pose/mmpose-coco"
+coco="$coco --examples 0"
 coco_note="84 COCO images with 98 people (evaluation only)"
 echo "pose: {estimator: rtmo, model: shipped:pose-nano}" >"$WORK/nano.yaml"
 nano="--config $WORK/nano.yaml"

@@ -66,6 +66,11 @@ def test_evaluate_pose(shell: Shell) -> None:
     assert "AP50 0.6" in done.stdout
     assert "| 2.png | 2 | 2 |" in report.with_suffix(".md").read_text()
     assert (report.parent / "pose" / "precision.png").is_file()
+    worst = cv2.imread(str(report.parent / "pose" / "missed-1.jpg"))
+    height, width = worst.shape[:2]
+    assert worst[:, : width // 2].std() > 5, "the people who were to be found are drawn"
+    assert worst[height // 3 :, width // 2 + 3 :].std() < 2, "on the other side nobody is: nobody was found"
+    assert not (report.parent / "pose" / "missed-2.jpg").exists(), "the other images are right"
 
     gate = shell.folder / "gate.yaml"
     gate.write_text("bars: {pose: {AP50: {min: 0.6}}, strict: {AP50: {min: 0.9}, AR: {min: 0.1}}}")
@@ -222,6 +227,9 @@ def test_events_of_simulated_scenes_are_matched_with_the_truth(shell: Shell) -> 
     assert report["baseline"] == {"action/fight": {"window_confidence": pytest.approx(0.9)}}, "noisy truth is no model"
     page = (shell.folder / "events.md").read_text()
     assert "![Time lines](events/timelines.png)" in page
+    assert "![Single verdicts: fight](events/verdicts-fight.png)" in page
+    curve = fight["windows"]["roc"]
+    assert (curve[0]["recall"], curve[-1]["recall"]) == (0, 1)
 
 
 def test_what_was_missed_is_drawn_and_fails_the_gate(shell: Shell) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ import numpy as np
 from agent.config.schema import AgentConfig
 from agent.drift.card import CardMeter
 from agent.errors import DataError
-from agent.evaluate.pose import CocoTruth, pose_report
+from agent.evaluate.pose import CocoTruth, annotated_people, pose_report
+from agent.evaluate.strips import save_strip, shrink, side_by_side
+from agent.events.privacy import head_regions, obscure
+from agent.overlay import Mode, draw
 from agent.ports import PoseEstimator
 from agent.recognition import create_estimator
-from agent.types import ImageArray, People
+from agent.types import FrameStamp, ImageArray, People, Tracks, TrackState
 
+_PANEL_PX = 480
 Progress = Callable[[list[int]], Iterable[int]]
 """Wraps the image ids to show how far the work is."""
 
@@ -77,6 +82,45 @@ def _estimate_all(
         found[image_id] = estimator.estimate([image])[0]
         times_ms.append((time.perf_counter() - started) * 1e3)
     return found, times_ms, unreadable
+
+
+def draw_worst(
+    truth: CocoTruth,
+    found: Mapping[int, People],
+    report: Mapping[str, Any],
+    folder: Path,
+    *,
+    count: int,
+    least_score: float,
+) -> dict[str, Path]:
+    """The `count` images of which most people were missed, in `folder`: title -> picture of truth and answer side by side.
+
+    Heads are made unrecognisable, of people who were annotated and of those who were found. least_score: of people drawn.
+    """
+    drawn: dict[str, Path] = {}
+    for number, row in enumerate([row for row in report["missed"] if row["missed"]][:count], 1):
+        image_id = row["image_id"]
+        image = read_image(truth.paths[image_id])
+        if image is None:
+            continue
+        wanted, answer = annotated_people(truth, image_id), found[image_id]
+        for people in (wanted, answer):
+            for regions in head_regions(people):
+                obscure(image, regions)
+        panels = [_drawn(image, people) for people in (wanted, answer.take(answer.scores >= least_score))]
+        title = f"Annotated and found: {row['file']}, {row['missed']} of {row['people']} people missed at OKS 0.5"
+        drawn[title] = folder / f"missed-{number}.jpg"
+        save_strip(drawn[title], side_by_side(panels))
+    return drawn
+
+
+def _drawn(image: ImageArray, people: People) -> ImageArray:
+    small = shrink(image, _PANEL_PX)
+    height, width = image.shape[:2]
+    stamp = FrameStamp("image", 0, 0, datetime(1970, 1, 1, tzinfo=UTC), width, height)
+    count = len(people)
+    tracks = Tracks(stamp, people, np.arange(1, count + 1), np.full(count, int(TrackState.TRACKED)))
+    return draw(small, tracks, mode=Mode.MINIMAL)
 
 
 def read_image(path: Path) -> ImageArray | None:

@@ -16,7 +16,7 @@ from agent.causes import first_cause
 from agent.config.schema import AgentConfig
 from agent.drift.card import POSE, CardMeter
 from agent.errors import ConfigError, ConfigProblem
-from agent.evaluate.action import ClipResult, action_report
+from agent.evaluate.action import ClipResult, action_report, corners
 from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, Matching, event_figures, match, merge
 from agent.evaluate.mot import MotBoxes
 from agent.evaluate.runs.playback import SEEN_SHARE, SceneStream, SceneWatcher, TruthEstimator
@@ -297,7 +297,8 @@ def _service_report(name: str, judged: Sequence[_Judged], hours: float) -> dict[
     windows = [result for one in judged for result in one.windows[name]]
     if windows:
         verdicts = action_report(windows, name)
-        figures["windows"] = {key: value for key, value in verdicts.items() if key not in ("service", "clips", "roc")}
+        figures["windows"] = {key: value for key, value in verdicts.items() if key not in ("service", "clips")}
+        figures["windows"]["roc"] = corners(verdicts["roc"])
         figures["windows"]["count"] = len(windows)
     return figures
 

@@ -13,6 +13,7 @@ from agent.evaluate.action import (
     ClipColumns,
     ClipResult,
     action_report,
+    corners,
     expected_calibration_error,
     read_clips,
     read_predictions,
@@ -153,6 +154,15 @@ def test_a_report_by_source() -> None:
         "street": {"clips": 2, "positive": 1, "missed": 0, "false_alarms": 1, "accuracy": 0.5},
     }
     assert "by_source" not in action_report(results(("fight", 0.5)), "fight")
+
+
+def test_a_curve_keeps_the_points_at_which_it_turns() -> None:
+    rates = [(0.0, 0.0), (0.0, 0.4), (0.0, 0.8), (0.1, 0.8), (0.2, 0.8), (0.3, 0.9), (1.0, 1.0)]
+    curve = [{"threshold": 0.5, "false_alarm_rate": x, "recall": y} for x, y in rates]
+    kept = [(point["false_alarm_rate"], point["recall"]) for point in corners(curve)]
+    assert kept == [(0.0, 0.0), (0.0, 0.8), (0.2, 0.8), (0.3, 0.9), (1.0, 1.0)]
+    assert corners(curve[:1]) == curve[:1]
+    assert corners([]) == []
 
 
 def test_roc_and_its_area() -> None:
