@@ -41,7 +41,7 @@ from agent.outbox.store import OutboxStore
 from agent.recognition import Recognition, open_recognition
 from agent.sdnotify import Notifier
 from agent.supervise import EDGE, ProgressWatch, Stage, StagedShutdown, feed_watchdog, supervise
-from agent.types import CameraPhase, CameraStatus, Event, Lane
+from agent.types import CameraPhase, CameraStatus, Event, Lane, action_slot
 
 _log = structlog.get_logger(__name__)
 
@@ -211,7 +211,7 @@ class Agent:
 
     def _on_action_batch(self, service: str, items: int, seconds: float) -> None:
         self.metrics.observe_classification(service, seconds)
-        self.drift.observe_latency(f"action/{service}", items, seconds)
+        self.drift.observe_latency(action_slot(service), items, seconds)
 
     def _announce_ready(self) -> None:
         self.ready = True

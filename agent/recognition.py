@@ -25,7 +25,7 @@ from agent.plugins import create_action_classifier, create_pose_estimator
 from agent.ports import ActionClassifier, FrameStream, PipelineListener, PoseEstimator
 from agent.runtime.engines import EngineProgress
 from agent.tracking.bytetrack import ByteTracker
-from agent.types import FloatArray, ImageArray, People
+from agent.types import POSE_SLOT, FloatArray, ImageArray, People, action_slot
 
 SWITCH_INTERVAL_S = 0.0005
 """An inference thread that comes back from native code waits for the interpreter up to this long while the loop computes;
@@ -62,14 +62,14 @@ class Recognition:
     @property
     def models(self) -> dict[str, str]:
         """Name of the model in each slot: `pose`, `action/<service>`."""
-        actions = {f"action/{name}": classifier.name for name, (classifier, _) in self._classifiers.items()}
-        return {"pose": self.estimator.name} | actions
+        actions = {action_slot(name): classifier.name for name, (classifier, _) in self._classifiers.items()}
+        return {POSE_SLOT: self.estimator.name} | actions
 
     @property
     def slots(self) -> dict[str, PoseEstimator | ActionClassifier]:
         """The model in each slot."""
-        actions = {f"action/{name}": classifier for name, (classifier, _) in self._classifiers.items()}
-        return {"pose": self.estimator, **actions}
+        actions = {action_slot(name): classifier for name, (classifier, _) in self._classifiers.items()}
+        return {POSE_SLOT: self.estimator, **actions}
 
     @property
     def upgrades(self) -> dict[str, EngineProgress | None]:

@@ -28,6 +28,13 @@ SKELETON = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
     (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
 )  # fmt: skip
+POSE_SLOT = "pose"
+"""The slot of the pose model: what reports, metrics and manifests call its place."""
+
+
+def action_slot(service: str) -> str:
+    """The slot of a service's model."""
+    return f"action/{service}"
 
 
 def _freeze(owner: str, name: str, array: NDArray[np.generic], shape: tuple[int | None, ...]) -> None:

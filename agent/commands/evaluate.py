@@ -27,6 +27,7 @@ from agent.evaluate.runs.images import draw_worst, evaluate_pose
 from agent.evaluate.runs.scenes import run_scenes
 from agent.evaluate.scenarios import plan_of, read_plan
 from agent.evaluate.tracking import evaluate_sequences
+from agent.types import action_slot
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ def _about(measured: Measured, note: str) -> dict[str, Any]:
 
 
 def _bars_name(args: argparse.Namespace) -> str:
-    return f"action/{args.service}" if args.what == "action" else str(args.what)
+    return action_slot(args.service) if args.what == "action" else str(args.what)
 
 
 def _print_figures(report: Mapping[str, Any]) -> None:

@@ -15,14 +15,13 @@ from typing import Any, Protocol, runtime_checkable
 import structlog
 
 from agent.config.schema import DriftConfig
-from agent.drift.card import POSE
 from agent.drift.signals import Reading
 from agent.drift.watch import DriftWatch, Key, Model
 from agent.errors import DeviceMemoryError, ModelError
 from agent.health.reasons import Reason, reason_key
 from agent.observe.metrics import Metrics
 from agent.ports import HealthSink
-from agent.types import ActionScores, Event, People
+from agent.types import POSE_SLOT, ActionScores, Event, People
 
 _log = structlog.get_logger(__name__)
 
@@ -217,7 +216,7 @@ def _sentence(key: Key, model: str, reading: Reading) -> str:
     place = f" at {key.camera}" if key.camera else ""
     if reading.current is None or reading.baseline is None:
         return f"{key.signal} of {model}{place}"
-    if key.slot == POSE and key.signal == "people_per_frame":
+    if key.slot == POSE_SLOT and key.signal == "people_per_frame":
         return f"{key.signal}{place}: stability index {reading.current:.2f}, drift from {reading.limit:.2f}"
     return (
         f"{key.signal} of {model}{place}: {reading.current:.3g}, {reading.change:+.0%} against {reading.baseline:.3g} "

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from agent.types import ActionScores, People
+from agent.types import POSE_SLOT, ActionScores, People, action_slot
 
-POSE = "pose"
 SIGNALS: Mapping[str, tuple[str, ...]] = {
     "pose": ("person_confidence", "keypoint_visibility"),
     "action": ("window_confidence",),
@@ -47,12 +46,12 @@ class CardMeter:
         """One frame."""
         if (seen := frame_means(people)) is not None:
             for signal, value in seen._asdict().items():
-                self._add(POSE, signal, value)
+                self._add(POSE_SLOT, signal, value)
 
     def observe_scores(self, scores: ActionScores) -> None:
         """One verdict."""
         if (confidence := window_confidence(scores)) is not None:
-            self._add(f"action/{scores.service}", "window_confidence", confidence)
+            self._add(action_slot(scores.service), "window_confidence", confidence)
 
     def means(self) -> dict[str, dict[str, float]]:
         """By slot (`pose`, `action/<service>`) and signal, 0-1; what was never observed is not in it."""

@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
 from agent.config.schema import DriftConfig
-from agent.drift.card import POSE, frame_means, window_confidence
+from agent.drift.card import frame_means, window_confidence
 from agent.drift.mixture import MixtureSignal
 from agent.drift.signals import AgreementSignal, MeanSignal, Pace, RateSignal, Reading, Signal
-from agent.types import ActionScores, Event, EventPhase, People
+from agent.types import POSE_SLOT, ActionScores, Event, EventPhase, People, action_slot
 
 KIND = "drift"
 HOURS_PER_CONDITION = 4
@@ -108,7 +108,7 @@ class DriftWatch:
         for key in [key for key in {**self._signals, **self._stored, **self._incidents} if which(key)]:
             self._signals.pop(key, None)
             self._stored.pop(key, None)
-            if key.slot == POSE:
+            if key.slot == POSE_SLOT:
                 self._eyes.pop(key.camera, None)
             self._gone.append((key, reason))
 
@@ -117,7 +117,7 @@ class DriftWatch:
     def observe_people(self, camera_id: str, people: People) -> None:
         """One frame. Without people it says nothing about the model, and is left out."""
         seen = frame_means(people)
-        if seen is None or POSE not in self._models:
+        if seen is None or POSE_SLOT not in self._models:
             return
         eyes = self._eyes.get(camera_id) or self._open_eyes(camera_id)
         eyes.confidence.observe(seen.person_confidence, self._condition)
@@ -126,7 +126,7 @@ class DriftWatch:
 
     def observe_scores(self, scores: ActionScores) -> None:
         """One verdict. Of neighbouring positive windows the first counts as a hit: one fight is one, however long."""
-        slot, confidence = f"action/{scores.service}", window_confidence(scores)
+        slot, confidence = action_slot(scores.service), window_confidence(scores)
         if slot not in self._models or confidence is None:
             return
         self._signal(Key("window_confidence", slot), MeanSignal).observe(confidence, self._condition)
@@ -232,9 +232,9 @@ class DriftWatch:
 
     def _open_eyes(self, camera_id: str) -> _Eyes:
         eyes = self._eyes[camera_id] = _Eyes(
-            self._signal(Key("person_confidence", POSE, camera_id), MeanSignal),
-            self._signal(Key("keypoint_visibility", POSE, camera_id), MeanSignal),
-            self._signal(Key("people_per_frame", POSE, camera_id), MixtureSignal),
+            self._signal(Key("person_confidence", POSE_SLOT, camera_id), MeanSignal),
+            self._signal(Key("keypoint_visibility", POSE_SLOT, camera_id), MeanSignal),
+            self._signal(Key("people_per_frame", POSE_SLOT, camera_id), MixtureSignal),
         )
         return eyes
 

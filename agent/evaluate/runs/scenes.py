@@ -14,7 +14,7 @@ import numpy as np
 
 from agent.causes import first_cause
 from agent.config.schema import AgentConfig
-from agent.drift.card import POSE, CardMeter
+from agent.drift.card import CardMeter
 from agent.errors import ConfigError, ConfigProblem
 from agent.evaluate.action import ClipResult, action_report, corners
 from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, Matching, event_figures, match, merge
@@ -29,7 +29,7 @@ from agent.recognition import Recognition, open_recognition
 from agent.simulation.scene import SimulatedScene, build_scene
 from agent.simulation.scripts import build_script
 from agent.simulation.values import Interval, Script, Truth
-from agent.types import ActionScores, Event, EventPhase
+from agent.types import POSE_SLOT, ActionScores, Event, EventPhase
 
 WINDOW_SHARE = 1 / 3
 WHOLE_SHARE = 0.8
@@ -85,7 +85,7 @@ async def run_scenes(
         "tracking": score_sequences([one.boxes for one in judged]) if score_tracks else {},
         "hours": plan.hours,
         "fps": plan.fps,
-        "poses": models["pose"],
+        "poses": models[POSE_SLOT],
         "before_s": BEFORE_S,
         "after_s": AFTER_S,
         "speed": round(plan.hours * 3600 / (time.perf_counter() - started), 2),
@@ -93,7 +93,7 @@ async def run_scenes(
     }
     means = meter.means()
     if truth_poses:  # the noise is no model's
-        means.pop(POSE, None)
+        means.pop(POSE_SLOT, None)
     if means:
         report["baseline"] = means
     problems = [f"{one.run.scenario}, seed {one.run.seed}: {text}" for one in judged for text in one.failures]
