@@ -58,8 +58,9 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
     positive = (target > 0.999).float()
     probability = torch.sigmoid(logits)
     negative_weight = (1 - target.clamp(0, 1)) ** 4 * (1 - positive)
-    loss_positive = functional.softplus(-logits) * (1 - probability) ** 2 * positive
-    loss_negative = functional.softplus(logits) * probability**2 * negative_weight
+    cost = functional.softplus(logits)  # of calling it negative; of calling it positive: that less the logit
+    loss_positive = (cost - logits) * (1 - probability) ** 2 * positive
+    loss_negative = cost * probability**2 * negative_weight
     loss = (loss_positive + loss_negative) * known
     return loss.sum() / positive.sum().clamp(min=1.0)
 
@@ -70,10 +71,11 @@ def left_right_loss(logits: Tensor, target: Tensor) -> Tensor:
     The focal loss is content with half a peak in each map, and then both ankles of a person are put on the same foot.
     """
     left, right = target[:, _LEFT], target[:, _RIGHT]
-    best = torch.maximum(left, right)
-    share = left.clamp(min=0) / (left.clamp(min=0) + right.clamp(min=0)).clamp(min=1e-6)
-    weight = best * (2 * share - 1).abs() * ((left >= 0) & (right >= 0) & (best >= _NEAR))
-    difference = logits[:, _LEFT] - logits[:, _RIGHT]
+    near = (torch.maximum(left, right) >= _NEAR) & (left >= 0) & (right >= 0)
+    difference = logits[:, _LEFT][near] - logits[:, _RIGHT][near]  # few cells: all that follows is cheap
+    left, right = left[near], right[near]
+    share = left / (left + right)
+    weight = torch.maximum(left, right) * (2 * share - 1).abs()
     loss = functional.binary_cross_entropy_with_logits(difference, share, reduction="none")
     return (loss * weight).sum() / weight.sum().clamp(min=1.0)
 
@@ -96,6 +98,7 @@ def overlap_loss(sides: Tensor, boxes: Tensor) -> Tensor:
 
 def _distance(found: Tensor, wanted: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
     """Huber's loss of the error in units of the OKS fall-off: found, wanted (B, 17, 2, R, C), the others (B, 17, R, C)."""
-    error = (found - wanted) * scale[:, :, None]
-    loss = functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.5).sum(dim=2)
-    return (loss * weight).sum() / weight.sum().clamp(min=1.0)
+    counted = weight > 0  # few cells
+    error = (found.movedim(2, -1)[counted] - wanted.movedim(2, -1)[counted]) * scale[counted][:, None]
+    loss = functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.5).sum(dim=1)
+    return (loss * weight[counted]).sum() / weight.sum().clamp(min=1.0)
