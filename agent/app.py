@@ -41,7 +41,7 @@ from agent.outbox.store import OutboxStore
 from agent.recognition import Recognition, open_recognition
 from agent.sdnotify import Notifier
 from agent.supervise import EDGE, ProgressWatch, Stage, StagedShutdown, feed_watchdog, supervise
-from agent.types import CameraPhase, CameraStatus, Event, Lane, action_slot
+from agent.types import POSE_SLOT, CameraPhase, CameraStatus, Event, Lane, action_slot
 
 _log = structlog.get_logger(__name__)
 
@@ -207,7 +207,7 @@ class Agent:
 
     def _on_pose_batch(self, items: int, seconds: float) -> None:
         self.metrics.observe_pose(seconds)
-        self.drift.observe_latency("pose", items, seconds)
+        self.drift.observe_latency(POSE_SLOT, items, seconds)
 
     def _on_action_batch(self, service: str, items: int, seconds: float) -> None:
         self.metrics.observe_classification(service, seconds)
