@@ -121,7 +121,7 @@ fi
 
 name=events-truth
 if wanted $name && there $name models/human-motion; then
-    measure $name events --scenarios docs/reports/scenes.yaml --poses truth --examples 8 --gate $GATE \
+    measure $name events --scenarios docs/reports/scenes-long.yaml --poses truth --examples 8 --gate $GATE \
         --note "the action models by themselves: key points are the simulation's, with an estimator's noise"
 fi
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import time
 from pathlib import Path
 
@@ -108,3 +110,11 @@ def test_is_quick_on_one_core(classifier: StgcnClassifier) -> None:
         classifier.classify(window)
         times.append(time.perf_counter() - started)
     assert min(times) * 1e3 < MS_PER_WINDOW
+
+
+def test_the_table_of_folds_is_of_the_recipe_that_ships(repo_dir: Path, service: str, folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if "recipe" not in manifest["figures"]:
+        pytest.skip(f"{service}-stgcn {manifest['version']} was exported before bundles named their recipe")
+    with (repo_dir / "docs/reports/folds" / f"{service}.csv").open(newline="") as table:
+        assert {row["recipe"] for row in csv.DictReader(table)} == {manifest["figures"]["recipe"]}
