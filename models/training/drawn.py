@@ -18,7 +18,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from clips import EPOCH
-from numpy.typing import NDArray
 from simulated import HOLD_OUT, SCENARIOS, SECONDS, label_of, save_windows, services
 
 from agent.action.windows import ActionWindows
@@ -29,6 +28,7 @@ from agent.recognition import create_estimator
 from agent.simulation.scene import build_scene
 from agent.simulation.scripts import build_script
 from agent.simulation.values import Truth
+from agent.tracking.association import pairwise_iou
 from agent.tracking.bytetrack import ByteTracker
 from agent.types import FrameStamp, Tracks, Window
 
@@ -69,19 +69,11 @@ def _count_actors(shown: dict[int, Counter[int]], tracks: Tracks, truth: Truth) 
     """Whom each track shows in this frame: the actor whose box it overlaps most."""
     if not len(tracks.people) or not len(truth.boxes):
         return
-    overlap = _iou(tracks.people.boxes.astype(np.float64), np.nan_to_num(truth.boxes.astype(np.float64)))
+    overlap = pairwise_iou(tracks.people.boxes.astype(np.float64), np.nan_to_num(truth.boxes.astype(np.float64)))
     best = overlap.argmax(axis=1)
     for row, track in enumerate(tracks.track_ids.tolist()):
         if overlap[row, best[row]] >= _SAME_IOU:
             shown[track][int(truth.actor_ids[best[row]])] += 1
-
-
-def _iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = np.maximum(one[:, None, :2], other[None, :, :2]), np.minimum(one[:, None, 2:], other[None, :, 2:])
-    inner = np.maximum(high - low, 0).prod(axis=-1)
-    area = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=-1) for boxes in (one, other)]
-    overlap: NDArray[np.float64] = inner / np.maximum(area[0][:, None] + area[1][None] - inner, 1e-9)
-    return overlap
 
 
 def main() -> None:
