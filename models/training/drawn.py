@@ -69,7 +69,7 @@ def _count_actors(shown: dict[int, Counter[int]], tracks: Tracks, truth: Truth) 
     """Whom each track shows in this frame: the actor whose box it overlaps most."""
     if not len(tracks.people) or not len(truth.boxes):
         return
-    overlap = pairwise_iou(tracks.people.boxes.astype(np.float64), np.nan_to_num(truth.boxes.astype(np.float64)))
+    overlap = pairwise_iou(tracks.people.boxes.T.astype(np.float64), np.nan_to_num(truth.boxes.T.astype(np.float64)))
     best = overlap.argmax(axis=1)
     for row, track in enumerate(tracks.track_ids.tolist()):
         if overlap[row, best[row]] >= _SAME_IOU:
