@@ -1,7 +1,7 @@
 """The means of an evaluation report -> `figures.baseline` of a bundle's manifest: what the drift watch holds a device against.
 
-    recognizer-agent evaluate events --config configs/pose-nano.yaml --report events.json
-    python models/training/seal_baseline.py models/fight-stgcn events.json --material "10 minutes of simulated scenes, poses of pose-nano"
+    recognizer-agent evaluate action --service fall --data clips.csv --label-column kind --config configs/posenet.yaml --report fall.json
+    python models/training/seal_baseline.py models/fall-stgcn fall.json --material "14 real clips of one room, PoseNet 481x641"
 
 The report must be about this very model, name and version. Nothing else in the manifest changes. A new export has no baseline:
 measure and seal again.
