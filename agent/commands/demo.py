@@ -74,13 +74,11 @@ def demo_config(args: argparse.Namespace, folder: Path, env: Mapping[str, str]) 
 
 async def _demo(config: AgentConfig, env: Mapping[str, str], seconds: float | None) -> None:
     require_free(config.http.host, config.http.port, "--port")
-    require_free(_HOST, config.mqtt.port, "--mqtt-port")
     async with AsyncExitStack() as stack:
-        broker = await stack.enter_async_context(EmbeddedBroker(_HOST, config.mqtt.port))
-        config = config.model_copy(update={"mqtt": config.mqtt.model_copy(update={"port": broker.port})})
+        await stack.enter_async_context(EmbeddedBroker(_HOST, config.mqtt.port, key="--mqtt-port"))
         agent = Agent(config, environ=env, load=lambda: config)
         printer = _Printer(lambda: _judge(agent))
-        subscriber = _subscribe(broker.port, f"{config.mqtt.base_topic}/#", printer.show)
+        subscriber = _subscribe(config.mqtt.port, f"{config.mqtt.base_topic}/#", printer.show)
         stack.callback(subscriber.loop_stop)
         stack.callback(subscriber.disconnect)
         async with asyncio.TaskGroup() as group:

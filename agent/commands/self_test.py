@@ -15,7 +15,9 @@ PLAN = ScenePlan(runs=(ScenarioRuns(scenario="mixed", seeds=(1,), seconds=45.0),
 
 
 def self_test(config: AgentConfig) -> Iterator[Finding]:
-    """One finding about the speed, one a service: bad when it finds nothing of what there is, warn for single mistakes. Takes as long as the models need for 45 s of video.
+    """One finding about the speed, one a service: bad when it finds nothing of what there is, warn for single mistakes.
+
+    Takes as long as the models need for 45 s of video.
 
     Raises what loading the models raises: ConfigError, ModelError, TrustError.
     """

@@ -37,7 +37,7 @@ class CocoTruth:
     @property
     def people(self) -> int:
         """Annotated people with at least one key point; the others are neither wanted nor held against the estimator."""
-        return sum(item["num_keypoints"] > 0 and not item["iscrowd"] for item in self.dataset["annotations"])
+        return sum(_wanted(item) for item in self.dataset["annotations"])
 
     def without(self, image_ids: set[int]) -> CocoTruth:
         """The same without some images."""
@@ -77,13 +77,14 @@ def read_coco(sets: Sequence[tuple[Path, Path]]) -> CocoTruth:
     return truth
 
 
+def _wanted(item: Mapping[str, Any]) -> bool:
+    """Whether the estimator is asked to find this annotated person."""
+    return item["num_keypoints"] > 0 and not item["iscrowd"]
+
+
 def annotated_people(truth: CocoTruth, image_id: int) -> People:
     """Those who are to be found in an image, as people with scores of 1; key points that are not labelled score 0."""
-    rows = [
-        item
-        for item in truth.dataset["annotations"]
-        if item["image_id"] == image_id and item["num_keypoints"] > 0 and not item["iscrowd"]
-    ]
+    rows = [item for item in truth.dataset["annotations"] if item["image_id"] == image_id and _wanted(item)]
     if not rows:
         return People.empty()
     triples = np.array([item["keypoints"] for item in rows], np.float32).reshape(-1, NUM_KEYPOINTS, 3)

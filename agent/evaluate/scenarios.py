@@ -79,7 +79,10 @@ def read_plan(path: Path) -> ScenePlan:
 
 
 def plan_of(minutes: float, seeds: Sequence[int], people: int, only: Sequence[str] = ()) -> ScenePlan:
-    """Every scenario (or `only` these) with every seed, `minutes` in all. Raises ConfigError: unknown scenario, too many people."""
+    """Every scenario (or `only` these) with every seed, `minutes` in all.
+
+    Raises ConfigError: unknown scenario, too many people.
+    """
     problems = [
         ConfigProblem(f"unknown scenario {name!r}", path="--only", hint=_known())
         for name in only

@@ -17,11 +17,13 @@ _SHUTDOWN_S = 3.0
 class EmbeddedBroker:
     """amqtt on `host`:`port` while the context is open; port 0 = any free one. No authentication: loopback only.
 
-    Entering raises ConfigError when amqtt is not installed or the port is taken.
+    key: what the port is called where it was chosen, for the complaint that it is taken. Entering raises ConfigError for that, and
+    when amqtt is not installed.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, key: str = "mqtt.port") -> None:
         self.host = host
+        self._key = key
         self.port = port or free_port(host)
         self._broker: Any = None
         self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
@@ -35,7 +37,7 @@ class EmbeddedBroker:
             raise ConfigError([problem]) from error
         for name in _QUIET:  # it reports every packet and every failed start with a traceback of its own
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        require_free(self.host, self.port, "mqtt.port")
+        require_free(self.host, self.port, self._key)
         settings = {
             "listeners": {"default": {"type": "tcp", "bind": f"{self.host}:{self.port}"}},
             "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},

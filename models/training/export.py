@@ -140,11 +140,8 @@ def main() -> None:
     recipe = RECIPES[arguments.service]
     temperature = export(recipe, arguments.runs, arguments.bundle)
     figures: dict[str, object] = {}
-    for name, key in (
-        ("dev", None),
-        ("cross", "cross_fitted"),
-        ("folds", "cross_fitted"),
-    ):  # what was least chosen by first
+    # What was least chosen by comes first.
+    for name, key in (("dev", None), ("cross", "cross_fitted"), ("folds", "cross_fitted")):
         file = arguments.runs / f"{name}.json"
         if file.is_file():
             content = json.loads(file.read_text())

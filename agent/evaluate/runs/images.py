@@ -95,7 +95,8 @@ def draw_worst(
 ) -> dict[str, Path]:
     """The `count` images of which most people were missed, in `folder`: title -> picture of truth and answer side by side.
 
-    Heads are made unrecognisable, of people who were annotated and of those who were found. least_score: of people drawn; half of it: of those whose heads go.
+    Heads are made unrecognisable, of people who were annotated and of those who were found. least_score: of people drawn; half of
+    it: of those whose heads go.
     """
     drawn: dict[str, Path] = {}
     for number, row in enumerate([row for row in report["missed"] if row["missed"]][:count], 1):
