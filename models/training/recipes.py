@@ -37,6 +37,11 @@ class Recipe:
     simulated: float = 0.4
     """Share of the training windows that come from simulated scenes; the rest are real, but for motion-capture falls
     (`train.SYNTHETIC_BESIDE_SCENES`)."""
+    doubt_of_made: float = 0.0
+    """Smoothing of the labels of simulated windows while networks train. They are exact; but networks that are sure of them judge
+    the clips of real fights worse (docs/models.md)."""
+    calibration_simulated: float = 0.45
+    """Weight of simulated windows in the calibration."""
     trees: int = 0
     """Of the forest that judges beside the networks; 0 = none. The other figures of it are those of `forest.grow`."""
     leaf: float = 2.0
@@ -68,6 +73,7 @@ RECIPES = {
         learning_rate=2e-3,
         window=SHORT_TRACKS,
         wide=True,
+        doubt_of_made=0.05,
         trees=150,
         forest_weight=0.3,
     ),

@@ -6,7 +6,7 @@
 pretrain: a network on made windows alone (simulated scenes, synthetic falls); the others start from it when its file is there.
 folds: five folds of the training clips, grouped by source video (falls: by subject), so a camera is never on both sides.
 cross: the same over the development clips too, for the figure over all clips; nothing is chosen or shipped from it.
---calibration: simulated windows of other seeds, which weigh `CALIBRATION_SHARE` in the calibration.
+--calibration: simulated windows of other seeds, which have their share in the calibration.
 release: the networks that ship, on all training clips. dev: the figures on the development clips, to be run once, last.
 Every network is a file in --out and is not trained again when it is there, so a stopped run goes on.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,6 @@ from recipes import RECIPES, Recipe
 
 NOBODY = -20.0
 """Margin of a clip without a window: nobody was seen well enough, so the agent says nothing."""
-CALIBRATION_SHARE = 0.45
-"""Weight of simulated windows in the calibration."""
 FOREST_WINDOWS = 3000
 """Simulated windows of each label that a forest is grown on; more bring nothing, and every one costs time."""
 TEST_VARIANT = "481x641"
@@ -58,7 +56,9 @@ class Files:
         if self.synthetic is not None:
             pools.append((synthetic_pool(self.synthetic), SYNTHETIC_BESIDE_SCENES if self.simulated else SYNTHETIC))
         if self.simulated:
-            pools.append((simulated_pool(self.simulated, recipe.service), recipe.simulated))
+            scenes = simulated_pool(self.simulated, recipe.service)
+            scenes = replace(scenes, doubt=np.full_like(scenes.doubt, recipe.doubt_of_made))
+            pools.append((scenes, recipe.simulated))
         return pools
 
 
@@ -130,7 +130,7 @@ class Trainer:
         pool = self._calibration
         if not len(pool.label):
             raise SystemExit(f"{self.files.calibration}: no windows of {self.recipe.service} to calibrate on")
-        return [MadeMargins(margins(model, pool.tensor), pool.label, CALIBRATION_SHARE)]
+        return [MadeMargins(margins(model, pool.tensor), pool.label, self.recipe.calibration_simulated)]
 
     def _forest(self, name: str, use: NDArray[np.bool_]) -> Forest:
         file = self.files.out / f"{name}-forest.pt"

@@ -1,7 +1,7 @@
 """The averaged weights of a run -> a sealed bundle: one ONNX graph with suppression inside, known answers, manifest.
 
     python -m pose_nano.export --checkpoint runs/pose-nano/last.pt --bundle models/pose-nano --version 0.3.0 \
-        [--figures figures.json] [--weights models/training/pose_nano/weights.pt]
+        [--size 448x608] [--figures figures.json] [--weights models/training/pose_nano/weights.pt]
 
 The graph is compared with PyTorch at batches of 1 and 3 and timed bare. CARD.md is written by hand. --weights also keeps the
 averaged weights themselves, in 16 bits: what the next training begins with, since a graph no longer knows its batch norms.
@@ -27,7 +27,7 @@ from agent.simulation.scene import build_scene
 from agent.simulation.scripts import build_script
 from agent.simulation.sensor import CLEAN
 from pose_nano.decoder import PoseNanoDetector
-from pose_nano.geometry import CANVAS
+from pose_nano.geometry import CANVAS, size_of
 from pose_nano.network import PoseNano, parameter_count
 
 INPUT, DETS, KEYPOINTS = "input", "dets", "keypoints"
@@ -49,9 +49,9 @@ def save_weights(checkpoint: Path, file: Path) -> None:
     partial.replace(file)
 
 
-def golden_images() -> NDArray[np.float32]:
-    """(3, 3, H, W): simulated scenes without sensor noise, which pack well."""
-    letterbox = Letterbox(CANVAS, len(_GOLDEN_SEEDS))
+def golden_images(size: tuple[int, int]) -> NDArray[np.float32]:
+    """(3, 3, H, W) of `size` H, W: simulated scenes without sensor noise, which pack well."""
+    letterbox = Letterbox(size, len(_GOLDEN_SEEDS))
     shots = [
         build_scene(build_script("crowd", seed=seed, people=6), seed=seed, sensor=CLEAN, night=False).shot(6.0).image
         for seed in _GOLDEN_SEEDS
@@ -60,13 +60,13 @@ def golden_images() -> NDArray[np.float32]:
     return np.array(batch, np.float32)
 
 
-def export_graph(detector: PoseNanoDetector, file: Path) -> None:
-    """Write the ONNX graph: opset 17, batch open, size fixed."""
+def export_graph(detector: PoseNanoDetector, file: Path, size: tuple[int, int]) -> None:
+    """Write the ONNX graph: opset 17, batch open, `size` (H, W) fixed."""
     detector = copy.deepcopy(detector)
     detector.network.absorb_gain()
     axes = {name: {0: "batch"} for name in (INPUT, DETS, KEYPOINTS)}
     torch.onnx.export(
-        detector, (torch.full((2, 3, *CANVAS), 114.0),), str(file), input_names=[INPUT], output_names=[DETS, KEYPOINTS],
+        detector, (torch.full((2, 3, *size), 114.0),), str(file), input_names=[INPUT], output_names=[DETS, KEYPOINTS],
         opset_version=17, dynamic_axes=axes, dynamo=False,
     )  # fmt: skip
 
@@ -108,7 +108,7 @@ def milliseconds(session: onnxruntime.InferenceSession, images: NDArray[np.float
     return float(np.median(sorted(times)[: repeats // 4]) * 1e3)
 
 
-def manifest_fields(version: str, figures: dict[str, Any]) -> dict[str, Any]:
+def manifest_fields(version: str, size: tuple[int, int], figures: dict[str, Any]) -> dict[str, Any]:
     """manifest.json without the checksums."""
     return {
         "name": "pose-nano",
@@ -118,7 +118,7 @@ def manifest_fields(version: str, figures: dict[str, Any]) -> dict[str, Any]:
         "inputs": [
             {
                 "name": INPUT,
-                "shape": ["batch", 3, *CANVAS],
+                "shape": ["batch", 3, *size],
                 "preprocessing": {"kind": "letterbox", "anchor": "top_left", "channels": "bgr", "pad_value": 114},
             }
         ],
@@ -139,14 +139,15 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--version", required=True)
+    parser.add_argument("--size", type=size_of, default=CANVAS, metavar="HxW", help="of the input, multiples of 32")
     parser.add_argument("--figures", type=Path, help="JSON with measured figures for the manifest")
     parser.add_argument("--weights", type=Path, help="file to keep the averaged weights in, float16")
     arguments = parser.parse_args()
     detector, bundle = load_detector(arguments.checkpoint), arguments.bundle
     bundle.mkdir(parents=True, exist_ok=True)
     model = bundle / "model.onnx"
-    export_graph(detector, model)
-    session, images = open_session(model, 1), golden_images()
+    export_graph(detector, model, arguments.size)
+    session, images = open_session(model, 1), golden_images(arguments.size)
     noise = np.random.default_rng(0).uniform(0, 255, images.shape).round().astype(np.float32)
     for batch in (images, images[:1], noise):
         compare(detector, session, batch)
@@ -157,7 +158,7 @@ def main() -> None:
     figures |= {
         f"ms_{threads}_threads": round(milliseconds(open_session(model, threads), images), 1) for threads in (1, 2)
     }
-    seal_bundle(bundle, manifest_fields(arguments.version, figures))
+    seal_bundle(bundle, manifest_fields(arguments.version, arguments.size, figures))
     if arguments.weights:
         save_weights(arguments.checkpoint, arguments.weights)
     print(f"{load_bundle(bundle).title}: {figures}")

@@ -20,7 +20,7 @@ import numpy as np
 
 from agent.simulation.scene import SimulatedScene, build_scene
 from agent.simulation.scripts import SCENARIOS, build_script
-from agent.simulation.values import Truth
+from agent.simulation.values import Script, Truth
 from agent.types import FloatArray, ImageArray
 from pose_nano.staged import CAST_S, StagedScript, load_motions, near_camera
 from pose_nano.store import Annotations, Sample, Shard, ShardWriter
@@ -31,6 +31,8 @@ HOLDOUT_SEEDS = 1_000_001
 HIDDEN_WEIGHT = 0.6
 _LEAST_SHARE = 0.12
 _NEAR, _PICTURE = 0.5, 0.45
+_PLAY_S = 40.0
+_FALLS = ("fall", "fall-rise", "mixed")
 _VIEWS, _NEXT_VIEW = 2, 100_003
 """Places, cameras and clothes in which one scripted play is seen, since the play costs more than its pictures."""
 
@@ -58,23 +60,29 @@ def _rows(people: Annotations, rows: np.ndarray) -> Annotations:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """What staged scenes are made of. scripted: share of scenes that are the agent's scenarios all the same."""
+    """What staged scenes are made of. scripted: share of scenes that are the agent's scenarios all the same; fallen: share of these
+    in which people fall and which are seen while somebody does or lies: such poses are few in what cameras see, and matter most."""
 
     motions: list[FloatArray]
     backgrounds: Shard | None
     scripted: float
+    fallen: float = 0.0
 
 
 def scene_pictures(seed: int, shots: int, material: Material) -> Iterator[Sample]:
     """`shots` pictures of the scene `seed`."""
     rng = np.random.default_rng([seed, 7])
     if rng.random() < material.scripted:
-        scenario = _scenario(rng)
+        fallen = material.fallen > 0 and rng.random() < material.fallen
+        scenario = str(rng.choice(_FALLS)) if fallen else _scenario(rng)
         people = int(rng.integers(1, 7))
         script = build_script(scenario, seed=seed, people=people)
+        moments = _fallen_moments(script) if fallen else None
         for number in range(_VIEWS):
             scene = build_scene(script, seed=seed + number * _NEXT_VIEW, width=WIDTH, height=HEIGHT)
-            for t_s in np.sort(rng.uniform(0, 40, shots // _VIEWS + (number < shots % _VIEWS))):
+            count = shots // _VIEWS + (number < shots % _VIEWS)
+            times = rng.uniform(0, _PLAY_S, count) if moments is None else rng.choice(moments, count)
+            for t_s in np.sort(times):
                 shot = scene.shot(float(t_s))
                 yield Sample(shot.image, annotations_of(shot.truth))
         return
@@ -84,6 +92,13 @@ def scene_pictures(seed: int, shots: int, material: Material) -> Iterator[Sample
         shot = scene.shot(cast * CAST_S + float(rng.uniform(0.1, CAST_S * 0.9)))
         people = annotations_of(shot.truth)
         yield Sample(shot.image, Annotations.joined([people, _still_seen(behind, people)]))
+
+
+def _fallen_moments(script: Script) -> FloatArray | None:
+    """Times at which somebody falls or lies; None where nobody does."""
+    times = np.arange(0, _PLAY_S, 0.2)
+    low = [any(actor.action in {"fall", "lie"} for actor in script.actors(float(t_s))) for t_s in times]
+    return times[low] if any(low) else None
 
 
 def _scenario(rng: np.random.Generator) -> str:
@@ -134,6 +149,9 @@ def main() -> None:
     parser.add_argument("--mocap", type=Path, required=True)
     parser.add_argument("--backgrounds", type=Path, help="shard of real pictures to put people on")
     parser.add_argument("--scripted", type=float, default=0.25, help="share of scripted scenes")
+    parser.add_argument(
+        "--fallen", type=float, default=0.0, help="share of scripted scenes seen while somebody falls or lies"
+    )
     parser.add_argument("--scenes", type=int, required=True)
     parser.add_argument("--shots", type=int, default=6, help="pictures per scene")
     parser.add_argument("--first-seed", type=int, required=True)
@@ -146,7 +164,7 @@ def main() -> None:
         )
     cv2.setNumThreads(1)
     backgrounds = Shard(arguments.backgrounds) if arguments.backgrounds else None
-    material = Material(load_motions(arguments.mocap), backgrounds, arguments.scripted)
+    material = Material(load_motions(arguments.mocap), backgrounds, arguments.scripted, arguments.fallen)
     writer, people = ShardWriter(arguments.out, arguments.scenes * arguments.shots), 0
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.scenes):
         for sample in scene_pictures(seed, arguments.shots, material):

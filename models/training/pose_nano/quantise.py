@@ -24,7 +24,6 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from agent.pose.preprocess import Letterbox
 from agent.runtime.bundle import GOLDEN, load_bundle, seal_bundle, write_golden
 from pose_nano.export import DETS, INPUT, KEYPOINTS, golden_images, milliseconds, open_session
-from pose_nano.geometry import CANVAS
 from pose_nano.store import Shard
 
 _PICTURES = 48
@@ -34,8 +33,8 @@ _LEFT_ALONE = 2
 class _Pictures(CalibrationDataReader):
     """Pictures of a shard, evenly spread, one at a time."""
 
-    def __init__(self, shard: Shard, count: int) -> None:
-        self._shard, self._letterbox = shard, Letterbox(CANVAS)
+    def __init__(self, shard: Shard, count: int, size: tuple[int, int]) -> None:
+        self._shard, self._letterbox = shard, Letterbox(size)
         self._left = list(np.linspace(0, len(shard) - 1, count).astype(int))
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
@@ -45,14 +44,14 @@ class _Pictures(CalibrationDataReader):
         return {INPUT: np.array(batch, np.float32)}
 
 
-def quantise(source: Path, shard: Shard, target: Path) -> None:
-    """Write the INT8 graph of the FP32 graph `source`."""
+def quantise(source: Path, shard: Shard, target: Path, size: tuple[int, int]) -> None:
+    """Write the INT8 graph of the FP32 graph `source`, whose input is `size` (H, W)."""
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         convolutions = [node.name for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
         quantize_static(
-            str(prepared), str(target), _Pictures(shard, _PICTURES), quant_format=QuantFormat.QDQ, per_channel=True,
+            str(prepared), str(target), _Pictures(shard, _PICTURES, size), quant_format=QuantFormat.QDQ, per_channel=True,
             reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             nodes_to_quantize=convolutions[:-_LEFT_ALONE], op_types_to_quantize=["Conv", "Add", "Relu"],
         )  # fmt: skip
@@ -67,11 +66,12 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    quantise(load_bundle(arguments.bundle).model, Shard(arguments.calibration), out / "model.onnx")
-    session, images = open_session(out / "model.onnx", 1), golden_images()
+    fields: dict[str, Any] = json.loads((arguments.bundle / "manifest.json").read_text())
+    height, width = fields["inputs"][0]["shape"][2:]
+    quantise(load_bundle(arguments.bundle).model, Shard(arguments.calibration), out / "model.onnx", (height, width))
+    session, images = open_session(out / "model.onnx", 1), golden_images((height, width))
     outputs = session.run([DETS, KEYPOINTS], {INPUT: images})
     write_golden(out / GOLDEN, {INPUT: images.astype(np.uint8)}, dict(zip((DETS, KEYPOINTS), outputs, strict=True)))
-    fields: dict[str, Any] = json.loads((arguments.bundle / "manifest.json").read_text())
     measured = json.loads(arguments.figures.read_text()) if arguments.figures else {}
     measured |= {"parameters": fields["figures"]["parameters"], "model_bytes": (out / "model.onnx").stat().st_size}
     measured |= {f"ms_{n}_threads": round(milliseconds(open_session(out / "model.onnx", n), images), 1) for n in (1, 2)}

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pose_nano.augment import Recipe
-from pose_nano.geometry import CANVAS
+from pose_nano.geometry import CANVAS, size_of
 from pose_nano.losses import WEIGHTS, Batch, losses, total
 from pose_nano.network import PoseNano
 from pose_nano.optimiser import optimiser_for
@@ -163,7 +163,12 @@ def train(arguments: argparse.Namespace) -> None:
     elif arguments.start:
         trainer.start_from(arguments.start)
     recipe = Recipe(
-        canvas=arguments.canvas, zoom=arguments.zoom, mosaic=arguments.mosaic, distorted=arguments.distorted
+        canvas=arguments.canvas,
+        zoom=arguments.zoom,
+        turn_degrees=arguments.turn,
+        lying=arguments.lying,
+        mosaic=arguments.mosaic,
+        distorted=arguments.distorted,
     )
     views = Views(arguments.source, recipe, arguments.seed)
     log, saved = Log(run / "log.csv"), time.monotonic()
@@ -185,11 +190,6 @@ def _source(text: str) -> Source:
     return Source(Path(folder), float(share))
 
 
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return int(height), int(width)
-
-
 def _range(text: str) -> tuple[float, float]:
     low, _, high = text.partition("-")
     return float(low), float(high)
@@ -199,11 +199,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--source", type=_source, action="append", required=True, metavar="SHARD:SHARE")
-    parser.add_argument("--canvas", type=_size, default=CANVAS, metavar="HxW")
+    parser.add_argument("--canvas", type=size_of, default=CANVAS, metavar="HxW")
     parser.add_argument("--zoom", type=_range, default=(0.55, 1.8), metavar="LOW-HIGH")
     parser.add_argument("--mosaic", type=float, default=0.25)
     parser.add_argument(
         "--distorted", type=float, default=1.0, help="share of pictures whose colours and sharpness are changed"
+    )
+    parser.add_argument(
+        "--turn", type=float, default=20.0, help="degrees; two standard deviations of the pictures' turn"
+    )
+    parser.add_argument(
+        "--lying", type=float, default=0.1, help="share of pictures turned by any angle up to 110 degrees"
     )
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--rate", type=float, default=2e-3)

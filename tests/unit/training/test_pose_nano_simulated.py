@@ -87,6 +87,17 @@ def test_a_scripted_play_gives_as_many_pictures_in_two_places(shots: int) -> Non
         assert np.abs(first[:60, :60].mean(axis=(0, 1)) - last[:60, :60].mean(axis=(0, 1))).max() > 2
 
 
+def test_pictures_of_the_fallen_show_somebody_who_falls_or_lies() -> None:
+    wide = {}
+    for fallen in (0.0, 1.0):
+        material = Material([MOTION], None, scripted=1.0, fallen=fallen)
+        people = [sample.people for seed in (21, 22, 23) for sample in scene_pictures(seed, 8, material)]
+        sides = np.concatenate([each.boxes[:, 2:] - each.boxes[:, :2] for each in people])
+        wide[fallen] = float((sides[:, 0] > sides[:, 1]).mean())
+    assert wide[1.0] > 3 * wide[0.0]
+    assert wide[1.0] > 0.05
+
+
 def test_seeds_of_hold_out_scenes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arguments = ["--mocap", "x", "--scenes", "1", "--first-seed", str(HOLDOUT_SEEDS), "--out", str(tmp_path / "s")]
     monkeypatch.setattr(sys, "argv", ["prepare_simulated", *arguments])
