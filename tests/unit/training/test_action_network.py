@@ -17,6 +17,8 @@ from forest import MAX_DEPTH, Forest, grow  # noqa: E402
 from motion import MotionStatistics  # noqa: E402
 from network import Mixture, SlimSTGCN  # noqa: E402
 from pools import seeds_of, simulated_pool  # noqa: E402
+from recipes import RECIPES  # noqa: E402
+from train import Files  # noqa: E402
 
 
 def windows(count: int, seed: int = 0) -> torch.Tensor:
@@ -180,3 +182,12 @@ def test_simulated_windows_of_several_files_are_one_pool(tmp_path: Path) -> None
     assert len(simulated_pool(files, "fall").label) == 0
     assert seeds_of(files) == {1, 2}
     assert not pool.doubt.any(), "the simulation's truth is not smoothed"
+
+
+@pytest.mark.parametrize("service", ["fight", "fall"])
+def test_a_network_is_as_sure_of_made_windows_as_its_recipe_says(tmp_path: Path, service: str) -> None:
+    recipe = RECIPES[service]
+    files = Files(tmp_path, None, (simulated_file(tmp_path / "a.npz", 1, [0, 0, 1], service),))
+    ((pool, share),) = files.made(recipe)
+    assert share == recipe.simulated
+    assert pool.doubt.tolist() == [recipe.doubt_of_made] * 3
