@@ -134,7 +134,7 @@ def action_report(clips: Sequence[ClipResult], service: str, threshold: float = 
 
     A clip is called positive at `threshold` or more. Without a positive call precision is 0, without a positive clip
     recall is 0. accuracy_95: Wilson's interval; auc: area under `roc`, None when only one kind of clip is there;
-    reliability: the bins of `ece`; by_source: calls per source, where sources are known.
+    ece_by_chance: the `ece` that a perfectly calibrated model would show; reliability: the bins of `ece`; by_source: calls per source, where sources are known.
     Raises ValueError for no clips or a probability outside 0-1.
     """
     if not clips:
@@ -157,6 +157,7 @@ def action_report(clips: Sequence[ClipResult], service: str, threshold: float = 
         "recall": recall,
         "f1": _ratio(2 * precision * recall, precision + recall),
         "ece": expected_calibration_error(probability, truth),
+        "ece_by_chance": calibration_error_by_chance(probability),
         "auc": area_under_roc(probability, truth),
         "false_alarm_rate": _ratio(false_alarms, int((~truth).sum())),
         "confusion_matrix": counts,
@@ -201,6 +202,15 @@ def expected_calibration_error(probability: NDArray[np.float64], truth: NDArray[
     count = np.bincount(index, minlength=ECE_BINS)
     gap = np.bincount(index, probability - truth, minlength=ECE_BINS)
     return float(np.abs(gap).sum() / max(count.sum(), 1))
+
+
+def calibration_error_by_chance(probability: NDArray[np.float64]) -> float:
+    """The `expected_calibration_error` to expect where every probability (N,) is right: few clips never fall out evenly.
+
+    Mean absolute deviation of the sum of each bin's clips, taken as normal (Roelofs et al. 2022, arXiv:2012.08668, on the bias).
+    """
+    spread = np.bincount(_bins(probability), probability * (1 - probability), minlength=ECE_BINS)
+    return float(np.sqrt(2 / np.pi * spread).sum() / max(len(probability), 1))
 
 
 def reliability(probability: NDArray[np.float64], truth: NDArray[np.bool_]) -> list[dict[str, float]]:

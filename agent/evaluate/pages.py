@@ -121,7 +121,11 @@ def _action(report: Mapping[str, Any]) -> tuple[str, list[str]]:
         for row in report["reliability"]
     ]
     header = ("probability", "clips", "mean probability", "share positive")
-    sections.append("## Reliability\n\n" + table(header, bins))
+    chance = (
+        f"Over {len(clips)} clips a model whose every probability is right would show an ECE of about "
+        f"{report['ece_by_chance']:.3f}."
+    )
+    sections.append(f"## Reliability\n\n{chance}\n\n" + table(header, bins))
     sections.append("## Clips, the most wrong first\n\n" + _clips(clips, service, report["threshold"]))
     return f"Action: {service}", sections
 

@@ -13,6 +13,7 @@ from agent.evaluate.action import (
     ClipColumns,
     ClipResult,
     action_report,
+    calibration_error_by_chance,
     corners,
     expected_calibration_error,
     read_clips,
@@ -98,6 +99,15 @@ def test_calibration_error_of_a_perfect_and_of_an_overconfident_model() -> None:
     assert expected_calibration_error(np.where(truth, 1.0, 0.0), truth) == 0
     assert expected_calibration_error(np.full(100, 0.5), truth) == pytest.approx(0)
     assert expected_calibration_error(np.full(100, 0.95), truth) == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize("count", [40, 200, 5000])
+def test_calibration_error_by_chance_is_that_of_outcomes_drawn_from_the_probabilities(count: int) -> None:
+    rng = np.random.default_rng(1)
+    probability = rng.beta(0.8, 0.8, count)
+    drawn = [expected_calibration_error(probability, rng.random(count) < probability) for _ in range(300)]
+    assert calibration_error_by_chance(probability) == pytest.approx(np.mean(drawn), rel=0.1)
+    assert calibration_error_by_chance(np.round(probability)) == 0  # who is always sure and right is never off
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan")])
