@@ -82,7 +82,8 @@ class MeanSignal:
     """A mean that must not move in the harmful direction: CUSUM over blocks, residuals from a profile over conditions.
 
     shift: relative change to be found, negative for a fall. logarithmic: geometric means, for times with a long tail.
-    card: the mean that the model's card promises; it replaces the learned level, not the learned profile.
+    card: the mean that the model's card promises, of one that must not fall: where it is above what was learned, it takes the
+    place of the learned level (not of the learned profile). Below, it would only hide a fall from what this device knows.
     """
 
     def __init__(self, pace: Pace, shift: float, *, logarithmic: bool = False, card: float | None = None) -> None:
@@ -144,7 +145,7 @@ class MeanSignal:
         self._alarm.require(self._pace.limit * baseline.widening(self._shift))
 
     def _judge(self, baseline: MeanBaseline, cells: Cells, t_s: float) -> bool:
-        deviation = baseline.deviation(cells, self._card)
+        deviation = baseline.deviation(cells, self._promised(baseline))
         self._blocks += 1
         self._smooth += max(EWMA_WEIGHT, 1 / self._blocks) * (deviation - self._smooth)
         if self._alarm.at_rest:
@@ -155,13 +156,18 @@ class MeanSignal:
             self._smooth = self._run[1] / self._run[0]
         return changed
 
+    def _promised(self, baseline: MeanBaseline) -> float | None:
+        """The card's level where it asks for more than what was learned."""
+        return self._card if self._card is not None and self._card > baseline.overall else None
+
     @property
     def reading(self) -> Reading:
-        basis = "card" if self._card is not None else "local"
         baseline = self._baseline
         if baseline is None:
+            basis = "card" if self._card is not None else "local"
             return Reading(None, None, 0.0, 0.0, self._figure, basis, self._blocks, active=False)
-        level = baseline.overall if self._card is None else self._card
+        promised = self._promised(baseline)
+        basis, level = ("local", baseline.overall) if promised is None else ("card", promised)
         change = math.expm1(self._smooth) if self._logarithmic else self._smooth
         level = math.exp(level) if self._logarithmic else level
         strength = max(0.0, self._sign * self._smooth) / self._shift

@@ -119,7 +119,16 @@ def test_an_empty_street_ends_no_block() -> None:
     assert signal.reading.blocks == 0, "too few to judge"
 
 
-def test_card_replaces_the_learned_level() -> None:
+def test_a_card_that_promises_less_than_was_learned_hides_no_fall() -> None:
+    values = [0.95] * (3 * DAY) + [0.80] * (2 * DAY)
+    signal = MeanSignal(PACE, -0.10, card=0.75)
+    ((block, active),) = turns(signal, values)
+    assert active
+    assert 3 * DAY < block < 4 * DAY
+    assert (signal.reading.basis, signal.reading.baseline) == ("local", pytest.approx(0.95))
+
+
+def test_a_card_that_promises_more_replaces_the_learned_level() -> None:
     values = [0.6] * (3 * DAY)
     local, card = MeanSignal(PACE, -0.10), MeanSignal(PACE, -0.10, card=0.75)
     assert turns(local, values) == []
