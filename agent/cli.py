@@ -151,7 +151,7 @@ def _add_evaluate_events(kinds: argparse._SubParsersAction[argparse.ArgumentPars
     )
     events.add_argument("--scenarios", type=Path, metavar="PLAN.yaml", help="which scenes; else every scenario:")
     events.add_argument("--minutes", type=positive_number, default=10.0, metavar="N", help="in all (default 10)")
-    events.add_argument("--seeds", type=natural_number, nargs="+", default=[1], metavar="SEED")
+    events.add_argument("--seeds", type=natural_number, nargs="+", default=[1_000_001], metavar="SEED")
     events.add_argument("--people", type=whole_number, default=4, metavar="N", help="in a scene (default 4)")
     events.add_argument("--only", nargs="+", default=[], metavar="SCENARIO")
     events.add_argument(

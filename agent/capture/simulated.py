@@ -39,7 +39,7 @@ class SimulatedCamera:
     scenario: str = SCENARIOS[0]
     width: int = 640
     height: int = 480
-    fps: float = 25.0
+    fps: float = 30.0
     live: bool = True
     seconds: float = 0.0
     place: str = ""
