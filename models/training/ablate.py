@@ -1,9 +1,9 @@
-"""What single choices of the fight model give: each left out or changed by itself, five folds grouped by source.
+"""What single choices give: each left out or changed by itself, folds grouped by source (falls: by subject).
 
-    python models/training/ablate.py --windows runs/fight.npz --data DATA --out runs/ablations [--only NAME...]
+    python models/training/ablate.py fight --windows runs/fight.npz --data DATA --out runs/ablations [--only NAME...]
 
 One network a fold on real clips alone, from random weights: what is compared are the choices, not what ships. Every finished
-line is kept in OUT/ablations.csv and not computed again. The sampling error of 160 clips is 0.03, so smaller differences are hints.
+line is kept in OUT/SERVICE-ablations.csv and not computed again. The sampling error of 160 clips is 0.03, so smaller differences are hints.
 """
 
 from __future__ import annotations
@@ -90,14 +90,15 @@ def _as_it_is(window: Tensor, _generator: torch.Generator) -> Tensor:
     return window
 
 
-def out_of_fold(change: Change, samples: Samples, clips: Clips) -> dict[str, float]:
+def out_of_fold(service: str, change: Change, samples: Samples, clips: Clips) -> dict[str, float]:
     """Figures over the training clips, each judged by a network that saw nothing of its source."""
-    recipe = replace(RECIPES["fight"], wide=change.statistics)
+    recipe = RECIPES[service]
+    recipe = replace(recipe, wide=recipe.wide and change.statistics)
     margin = np.full(len(clips.fold), NOBODY)
     disturb: Callable[[Tensor, torch.Generator], Tensor] = augment if change.augmented else _as_it_is
     for number in sorted(set(clips.fold[clips.fold >= 0].tolist())):
         held = clips.fold == number
-        pool = real_pool("fight", samples, clips, (clips.fold >= 0) & ~held)
+        pool = real_pool(service, samples, clips, (clips.fold >= 0) & ~held)
         pool = Pool(change.windows(pool.tensor), pool.label, pool.weight, pool.doubt)
         network = fit(recipe, pool, number, note=lambda _: None, change=partial(silence, change.off), disturb=disturb)
         rows = np.flatnonzero(held[samples.clip] & (samples.variant == TEST_VARIANT) & samples.regular)
@@ -109,6 +110,7 @@ def out_of_fold(change: Change, samples: Samples, clips: Clips) -> dict[str, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("service", choices=sorted(RECIPES))
     parser.add_argument("--windows", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -116,14 +118,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     samples = Samples.load(arguments.windows)
-    clips = Clips("fight", samples, arguments.data)
-    table = arguments.out / "ablations.csv"
+    clips = Clips(arguments.service, samples, arguments.data)
+    table = arguments.out / f"{arguments.service}-ablations.csv"
     arguments.out.mkdir(parents=True, exist_ok=True)
     done = {row["choice"] for row in csv.DictReader(table.open(newline=""))} if table.is_file() else set()
     for name in arguments.only:
-        if name in done:
+        if name in done or (CHANGES[name].statistics is False and not RECIPES[arguments.service].wide):
             continue
-        found = out_of_fold(CHANGES[name], samples, clips)
+        found = out_of_fold(arguments.service, CHANGES[name], samples, clips)
         row = {"choice": name, **{key: f"{found[key]:.4f}" for key in ("accuracy", "auc", "f1")}}
         fresh = not table.is_file()
         with table.open("a", newline="") as stream:

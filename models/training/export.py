@@ -46,14 +46,19 @@ def golden_input() -> NDArray[np.float32]:
     return np.round(window, 3)
 
 
-def load_model(recipe: Recipe, runs: Path, shift: float) -> Mixture:
-    """The networks (and the forest, where the recipe has one) that `train.py` released."""
+def load_parts(recipe: Recipe, runs: Path, name: str) -> tuple[list[SlimSTGCN], Forest | None]:
+    """The networks (and the forest, where the recipe has one) that `train.py` made under `name`."""
     members = []
     for number in range(recipe.members):
         member = SlimSTGCN(width=recipe.width, drop=recipe.drop, wide=recipe.wide)
-        member.load_state_dict(torch.load(runs / f"release-{number}.pt", weights_only=True))
+        member.load_state_dict(torch.load(runs / f"{name}-{number}.pt", weights_only=True))
         members.append(member)
-    forest = Forest.loaded(torch.load(runs / "release-forest.pt", weights_only=True)) if recipe.trees else None
+    return members, Forest.loaded(torch.load(runs / f"{name}-forest.pt", weights_only=True)) if recipe.trees else None
+
+
+def load_model(recipe: Recipe, runs: Path, shift: float) -> Mixture:
+    """What `train.py` released."""
+    members, forest = load_parts(recipe, runs, "release")
     return Mixture(members, forest, recipe.forest_weight, shift).eval()
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -54,6 +57,41 @@ def test_the_committed_index_fits_the_committed_reports(repo_dir: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (folder / "README.md").read_text() == module.index(folder), "run docs/reports/index.py"
+
+
+def _pose(report: dict[str, Any]) -> list[str]:
+    return [f"AP {report['AP']:.2f}", f"AP50 {report['AP50']:.2f}"]
+
+
+def _events(report: dict[str, Any]) -> list[str]:
+    fight, fall = report["services"]["fight"], report["services"]["fall"]
+    return [
+        f"fights {fight['found']} of {fight['incidents']} after {fight['delay_s']['median']:.1f} s",
+        f", {fight['false_alarms_per_hour']:.1f} false alarms an hour",
+        f"falls {fall['found']} of {fall['incidents']} after {fall['delay_s']['median']:.1f} s",
+        f" s, {fall['false_alarms_per_hour']:.1f}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("action-fight-folds", lambda report: [f"accuracy {report['accuracy']:.2f}"]),
+        ("action-fall-folds", lambda report: [f"F1 {report['f1']:.2f}"]),
+        ("events-truth", _events),
+        ("events-nano", _events),
+        ("pose-simulated-nano", _pose),
+        ("pose-coco-nano", _pose),
+    ],
+)
+def test_readme_says_what_the_reports_say(
+    repo_dir: Path, name: str, figures: Callable[[dict[str, Any]], list[str]]
+) -> None:
+    report = json.loads((repo_dir / f"docs/reports/{name}.json").read_text())
+    rows = [row for row in (repo_dir / "README.md").read_text().splitlines() if f"(docs/reports/{name}.md)" in row]
+    assert len(rows) == 1
+    for figure in figures(report):
+        assert figure in rows[0]
 
 
 def test_every_picture_of_a_page_is_committed_and_none_is_a_frame_of_real_footage(repo_dir: Path) -> None:

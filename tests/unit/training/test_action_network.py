@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -13,6 +15,9 @@ torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
 from ablate import NEARNESS, Change, silence  # noqa: E402  # after the check for PyTorch
 from augment import augment  # noqa: E402
+from choices import judged, mixtures  # noqa: E402
+from clips import Samples  # noqa: E402
+from fit import margins  # noqa: E402
 from forest import MAX_DEPTH, Forest, grow  # noqa: E402
 from motion import MotionStatistics  # noqa: E402
 from network import Mixture, SlimSTGCN  # noqa: E402
@@ -191,3 +196,36 @@ def test_a_network_is_as_sure_of_made_windows_as_its_recipe_says(tmp_path: Path,
     ((pool, share),) = files.made(recipe)
     assert share == recipe.simulated
     assert pool.doubt.tolist() == [recipe.doubt_of_made] * 3
+
+
+def test_mixtures_of_the_folds_models_are_judged_out_of_fold(tmp_path: Path) -> None:
+    recipe = replace(RECIPES["fight"], members=2, width=8, trees=12)
+    torch.manual_seed(4)
+    networks = {}
+    for fold in range(2):
+        torch.save(
+            small_forest(MotionStatistics()(windows(1)).shape[1], fold).state_dict(), tmp_path / f"fold{fold}-forest.pt"
+        )
+        for number in range(2):
+            networks[fold, number] = SlimSTGCN(width=8, wide=True).eval()
+            torch.save(networks[fold, number].state_dict(), tmp_path / f"fold{fold}-{number}.pt")
+    tensor = windows(8).numpy().astype(np.float16)
+    clip = np.arange(8, dtype=np.int32) // 2  # two windows each of four clips; a fifth has none, a sixth is in no fold
+    samples = Samples(
+        tensor,
+        np.zeros(8, np.int8),
+        clip,
+        np.array(["481x641"] * 8),
+        np.zeros(8, np.float32),
+        np.ones(8, bool),
+        ("",) * 6,
+    )
+    clips = SimpleNamespace(fold=np.array([0, 1, 0, 1, 0, -1]), label=np.array([1, 0, 0, 1, 0, 1]))
+    rows = list(judged(recipe, tmp_path, samples, clips, "481x641"))  # type: ignore[arg-type]  # of Clips, what is used
+    assert [(row["networks"], row["forest"]) for row in rows] == list(mixtures(recipe))
+    of_clip = {
+        number: margins(Mixture([networks[number % 2, 0]]).eval(), tensor[2 * number : 2 * number + 2]).max()
+        for number in range(4)
+    }
+    right = [(of_clip[number] > 0) == (clips.label[number] == 1) for number in range(4)] + [True]  # nobody: no fight
+    assert float(str(rows[0]["accuracy"])) == pytest.approx(np.mean(right), abs=1e-4)
