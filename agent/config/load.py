@@ -17,8 +17,9 @@ from agent.errors import ConfigError, ConfigProblem
 def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pulled_models: bool = True) -> AgentConfig:
     """The shipped `configs/default.yaml` with `files` laid over it, last one wins.
 
-    Mappings merge key by key, everything else (lists too) is replaced whole. Raises ConfigError with all problems; one of
-    them is a `catalogue:` model that has not been pulled, unless need_pulled_models is False.
+    Mappings merge key by key, everything else (lists too) is replaced whole; a `cpu_model` goes with the `model` that it
+    stands in for. Raises ConfigError with all problems; one of them is a `catalogue:` model that has not been pulled, unless
+    need_pulled_models is False.
     """
     layers = [Layer(path, env) for path in (resource_dir("configs") / "default.yaml", *files)]
     merged: Any = {}
@@ -47,5 +48,7 @@ def _pulled_models(tree: dict[str, Any], env: Mapping[str, str], *, required: bo
 
 def _merge(below: Any, above: Any) -> Any:
     if isinstance(below, dict) and isinstance(above, dict):
+        if "model" in above:  # another model: its stand-in would be served in its place, unasked
+            below = {key: value for key, value in below.items() if key != "cpu_model"}
         return below | {key: _merge(below.get(key), value) for key, value in above.items()}
     return above

@@ -84,6 +84,9 @@ class PoseConfig(Section):
     """Name of an entry point in the group `recognizer_agent.pose_estimators`."""
     model: ConfigPath | None = None
     """Bundle folder or model file; `shipped:NAME` for one that comes with the agent, `catalogue:NAME` for a pulled one."""
+    cpu_model: ConfigPath | None = None
+    """Estimator `rtmo`: what stands in for `model` where only the CPU can serve, such as the same weights in 8 bits. A file that names
+    `model` without it drops the one of the files below."""
     device: Device = "auto"
     threads: int = Field(default=0, ge=0, le=256)
     """Intra-op threads on the CPU; 0 = one per core."""

@@ -116,12 +116,13 @@ class BatchWorker(Generic[In, Out]):
     def _call(self, items: list[In]) -> Sequence[Out]:
         try:
             outputs = self._function(items)
+            count = len(outputs)
         except RecognizerError:
             raise
         except Exception as error:  # a plug-in's bug must cost its frame, not the camera
             raise ModelError(f"{self.name} failed with {type(error).__name__}: {error}") from error
-        if len(outputs) != len(items):
-            raise ModelError(f"{self.name} returned {len(outputs)} results for {len(items)} inputs")
+        if count != len(items):
+            raise ModelError(f"{self.name} returned {count} results for {len(items)} inputs")
         return outputs
 
     def _hand_over(self, results: list[tuple[asyncio.Future[Out], Out | None, RecognizerError | None]]) -> None:

@@ -19,7 +19,7 @@ from agent.pose.preprocess import Anchor, Channels, Geometry, Letterbox, check_i
 from agent.runtime.backend import Precision, SessionSettings, TensorSpec
 from agent.runtime.batching import BatchLimiter
 from agent.runtime.bundle import Bundle, check_golden, load_bundle
-from agent.runtime.devices import Accelerators
+from agent.runtime.devices import Accelerators, plan_devices, probe_accelerators
 from agent.runtime.engines import EngineProgress
 from agent.runtime.manifest import InputInfo, LetterboxInput
 from agent.runtime.selfcheck import card_baseline, golden_agreement
@@ -49,7 +49,8 @@ class RtmoOptions(Section):
 
 
 def create(config: PoseConfig, *, machine: Accelerators | None = None) -> RtmoEstimator:
-    """The entry point `rtmo`. machine: what to believe about this machine instead of looking.
+    """The entry point `rtmo`, with `cpu_model` where only the CPU can serve. An accelerator that fails to open leaves `model` on
+    the CPU. machine: what to believe about this machine instead of looking.
 
     Raises ConfigError (no model named, wrong options, device absent), ModelError, TrustError.
     """
@@ -57,10 +58,13 @@ def create(config: PoseConfig, *, machine: Accelerators | None = None) -> RtmoEs
     if config.model is None:
         hint = "an RTMO model (`recognizer-agent models pull` fetches one), or shipped:pose-nano to try things out"
         raise ConfigError([ConfigProblem("the estimator 'rtmo' needs a model", path="pose.model", hint=hint)])
-    bundle = load_bundle(config.model)
+    machine = machine or probe_accelerators()
+    plan = plan_devices(config.device, machine, engine_cache=config.engine_cache is not None, path="pose.device")
+    bundle = load_bundle(config.cpu_model if config.cpu_model and plan.cpu_only else config.model)
     if bundle.manifest and bundle.manifest.task != "pose":
         problem = f"{bundle.title} is a model for {bundle.manifest.task!r}, not for 'pose'"
-        raise ConfigError([ConfigProblem(problem, path="pose.model")])
+        key = "pose.cpu_model" if bundle.path == config.cpu_model else "pose.model"
+        raise ConfigError([ConfigProblem(problem, path=key)])
     session = create_session(
         bundle.model,
         device=config.device,

@@ -81,6 +81,11 @@ class Plan:
     build: Device | None = None
     required: bool = False
 
+    @property
+    def cpu_only(self) -> bool:
+        """No accelerator serves, now or once its engine stands."""
+        return self.serve == (CPU,) and self.build is None
+
 
 def parse_device(text: str) -> Device | None:
     """`cpu`, `cuda`, `cuda:1`, `tensorrt:0`; None for `auto`."""

@@ -17,7 +17,7 @@ INTRO = """# Reports
 What the parts reach, measured by commands of this repository. `make reports` makes all of it again (`docs/reports/make.sh`
 says what each one needs and skips what is not there); [docs/evaluation.md](../evaluation.md) explains the figures,
 [configs/release-gate.yaml](../../configs/release-gate.yaml) holds the bars. Times in the reports are of busy development
-machines.
+machines; [speed](speed.md) is what the shipped models take by themselves.
 """
 
 

@@ -73,8 +73,16 @@ if wanted $name && there $name "$DATA/pose" models/pose-nano/model.onnx; then
     measure $name pose $coco $nano --note "$coco_note" --gate $GATE --bars pose/real
 fi
 
+echo "pose: {model: shipped:pose-nano}" >"$WORK/fp32.yaml"
+fp32="$nano --config $WORK/fp32.yaml"  # the larger bundle of more exact numbers and a smaller picture
+name=pose-coco-nano-fp32
+if wanted $name && there $name "$DATA/pose" models/pose-nano/model.onnx; then
+    # shellcheck disable=SC2086
+    measure $name pose $coco $fp32 --note "$coco_note" --gate $GATE --bars pose/real
+fi
+
 name=pose-simulated-nano
-if wanted $name && there $name models/pose-nano/model.onnx; then
+if { wanted pose-simulated-nano || wanted pose-simulated-nano-fp32; } && there $name models/pose-nano/model.onnx; then
     sets=""
     for scenario in crowd fight fall mixed near-misses exercise; do
         for seed in 2000001 2000002; do
@@ -84,9 +92,28 @@ if wanted $name && there $name models/pose-nano/model.onnx; then
             sets="$sets --annotations $out/person_keypoints.json --images $out/img1"
         done
     done
-    # shellcheck disable=SC2086
-    measure $name pose $sets $nano --note "12 simulated scenes that were never trained on" --gate $GATE --bars pose/simulated
+    for name in pose-simulated-nano pose-simulated-nano-fp32; do
+        wanted $name || continue
+        variant=$nano
+        [ $name = pose-simulated-nano ] || variant=$fp32
+        # shellcheck disable=SC2086
+        measure $name pose $sets $variant --note "12 simulated scenes that were never trained on" --gate $GATE --bars pose/simulated
+    done
     rm -rf "${WORK:?}"/*-2000001 "${WORK:?}"/*-2000002
+fi
+
+name=speed
+if wanted $name && there $name models/pose-nano/model.onnx; then
+    echo "measure  $name"
+    {
+        printf '# speed\n\n`recognizer-agent models bench` on two threads (pose) and on one (actions), batch 1, CPU; a bare session beside the agent'"'"'s own path. '
+        printf 'Measured on a shared machine: %s.\n' "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
+        for model in pose-nano:2 pose-nano-int8:2 fight-stgcn:1 fall-stgcn:1; do
+            printf '\n## %s\n\n```\n' "${model%:*}"
+            recognizer-agent models bench "shipped:${model%:*}" --threads "${model#*:}" --batch 1 --provider cpu
+            printf '```\n'
+        done
+    } >"$REPORTS/$name.md" || missed="$missed $name"
 fi
 
 name=tracking-mot15

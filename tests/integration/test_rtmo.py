@@ -15,11 +15,11 @@ import pytest
 from fakes.graphs import rtmo_graph
 
 from agent.config.schema import BatchConfig, PoseConfig
-from agent.errors import ModelError, TrustError
+from agent.errors import ConfigError, ModelError, TrustError
 from agent.plugins import create_pose_estimator
 from agent.ports import PoseEstimator
 from agent.pose.preprocess import Letterbox
-from agent.pose.rtmo import RtmoEstimator, RtmoOptions
+from agent.pose.rtmo import RtmoEstimator, RtmoOptions, create
 from agent.runtime.backend import Backend, SessionSettings
 from agent.runtime.bundle import load_bundle, seal_bundle, write_golden
 from agent.runtime.devices import CPU, Accelerators, Device, Kind, Plan
@@ -142,6 +142,27 @@ def test_a_bundle_that_was_touched_or_answers_wrongly_never_serves(bundle: Path)
     seal_bundle(bundle, fields)
     with pytest.raises(ModelError, match=r"a person of score 0\.90 at \[10, 10, 30, 60\] should not be there"):
         create_pose_estimator(PoseConfig(model=bundle))
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "served"),
+    [("auto", (), "small"), ("auto", ("Pretend GPU (9.9)",), "rtmo-t 1.0.0"), ("cpu", ("Pretend GPU (9.9)",), "small")],
+)
+def test_the_model_for_cpus_stands_in_where_only_the_cpu_can_serve(
+    bundle: Path, tmp_path: Path, device: str, gpus: tuple[str, ...], served: str
+) -> None:
+    small = rtmo_graph(tmp_path / "small.onnx", size=CANVAS)
+    machine = Accelerators("1.32.0", ("CUDAExecutionProvider", "CPUExecutionProvider"), gpus)
+    estimator = create(PoseConfig(model=bundle, cpu_model=small, device=device), machine=machine)
+    assert estimator.name == served
+    assert len(estimator.estimate([walker((240, 320), 3)[0]])[0]) == 1
+    estimator.close()
+
+
+def test_a_model_for_cpus_of_another_task_is_named_by_its_key(bundle: Path, repo_dir: Path) -> None:
+    config = PoseConfig(model=bundle, cpu_model=repo_dir / "models" / "fall-stgcn", device="cpu")
+    with pytest.raises(ConfigError, match=r"pose\.cpu_model: fall-stgcn .* is a model for 'action'"):
+        create(config)
 
 
 def test_where_tensorrt_turns_out_not_to_work_the_agent_goes_on_and_says_so(bundle: Path, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ class Doubler:
             raise FatalError("dead device")
         if -3 in items:
             raise ZeroDivisionError("bug")
+        if -5 in items:
+            return None  # type: ignore[return-value]  # as a plug-in's bug may
         return [2 * item for item in items if item != -4]
 
 
@@ -71,6 +73,7 @@ async def test_bad_item_costs_only_itself() -> None:
 
 async def test_bug_in_a_plug_in_is_a_model_error() -> None:
     assert await run(Doubler(), [1, -3, 2]) == [2, "ModelError", 4]
+    assert await run(Doubler(), [1, -5, 2]) == [2, "ModelError", 4]
 
 
 async def test_wrong_number_of_results_is_a_model_error() -> None:

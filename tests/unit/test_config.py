@@ -41,6 +41,15 @@ def test_later_layers_win_key_by_key(tmp_path: Path) -> None:
     assert (mqtt.host, mqtt.port) == ("a.example", 2)
 
 
+def test_the_model_for_cpus_goes_with_the_model_that_it_stands_in_for(tmp_path: Path) -> None:
+    site = write(tmp_path, "pose: {model: /m, cpu_model: /m-int8}\n", "site.yaml")
+    box = write(tmp_path, "pose: {threads: 2}\n", "box.yaml")
+    assert load_config([site, box], env={}).pose.cpu_model == Path("/m-int8")
+    other = write(tmp_path, "pose: {model: /other}\n", "other.yaml")
+    pose = load_config([site, other], env={}).pose
+    assert (pose.model, pose.cpu_model) == (Path("/other"), None)
+
+
 def test_variables_are_filled_in_and_keep_their_type(tmp_path: Path) -> None:
     text = (
         "mqtt:\n  host: '${HOST}'\n  port: ${PORT:-1884}\n  username: $${x}\n"

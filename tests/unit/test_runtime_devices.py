@@ -46,11 +46,21 @@ def test_auto_takes_the_best_there_is_and_never_waits_for_an_engine(
 ) -> None:
     plan = plan_devices("auto", machine, engine_cache=cache)
     assert (plan.serve, plan.build, plan.required) == (serve, build, False)
+    assert plan.cpu_only == (not machine.gpus)
 
 
 def test_a_device_asked_for_has_no_stand_in() -> None:
     assert plan_devices("cuda", FULL, engine_cache=True).serve == (Device(Kind.CUDA),)
     assert plan_devices("cpu", FULL, engine_cache=True).serve == (CPU,)
+    assert plan_devices("cpu", FULL, engine_cache=True).cpu_only
+
+
+def test_a_cpu_that_waits_for_its_engine_is_not_all_there_is() -> None:
+    providers = ("TensorrtExecutionProvider", "CPUExecutionProvider")
+    machine = Accelerators("1.31.1", providers, ("Orin (8.7)",), "12060 R36", "10.3.0")
+    plan = plan_devices("auto", machine, engine_cache=True)
+    assert plan.serve == (CPU,)
+    assert not plan.cpu_only
 
 
 def test_tensorrt_asked_for_serves_on_cuda_until_its_engine_stands_and_is_required() -> None:

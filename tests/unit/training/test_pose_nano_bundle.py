@@ -11,6 +11,7 @@ import pytest
 from agent.config.load import load_config
 from agent.pose.rtmo import RtmoEstimator, create
 from agent.runtime.bundle import load_bundle
+from agent.runtime.devices import Accelerators
 from agent.simulation.scene import build_scene
 from agent.simulation.scripts import build_script
 
@@ -21,8 +22,19 @@ BUNDLES = ("pose-nano", "pose-nano-int8")
 def estimator(repo_dir: Path, request: pytest.FixtureRequest) -> RtmoEstimator:
     """Opened as the shipped configuration says; the golden answers are compared on the way."""
     config = load_config([repo_dir / "configs" / "pose-nano.yaml"], env={})
-    changed = {"model": repo_dir / "models" / request.param, "device": "cpu", "threads": 1}
+    changed = {"model": repo_dir / "models" / request.param, "cpu_model": None, "device": "cpu", "threads": 1}
     return create(config.pose.model_copy(update=changed))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "served"), [((), "pose-nano-int8"), (("Pretend GPU (9.9)",), "pose-nano")], ids=["cpu", "gpu"]
+)
+def test_the_quantised_one_is_for_cpus_only(repo_dir: Path, gpus: tuple[str, ...], served: str) -> None:
+    config = load_config([repo_dir / "configs" / "pose-nano.yaml"], env={})
+    machine = Accelerators("1.32.0", ("CUDAExecutionProvider", "CPUExecutionProvider"), gpus)
+    estimator = create(config.pose, machine=machine)
+    assert estimator.name.split()[0] == served
+    estimator.close()
 
 
 @pytest.mark.parametrize("name", BUNDLES)
