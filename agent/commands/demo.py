@@ -23,7 +23,7 @@ from agent.commands.scene_judge import SceneJudge
 from agent.config.load import load_config
 from agent.config.paths import resource_dir
 from agent.config.schema import AgentConfig
-from agent.errors import DataError
+from agent.errors import DataError, SourceError
 from agent.events.cloudevents import ReceivedEvent, parse
 from agent.mqtt.broker import EmbeddedBroker
 from agent.net import free_port, require_free
@@ -73,6 +73,7 @@ def demo_config(args: argparse.Namespace, folder: Path, env: Mapping[str, str]) 
 
 
 async def _demo(config: AgentConfig, env: Mapping[str, str], seconds: float | None) -> None:
+    """Raises SourceError at the end when the camera gave no picture."""
     require_free(config.http.host, config.http.port, "--port")
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(EmbeddedBroker(_HOST, config.mqtt.port, key="--mqtt-port"))
@@ -85,6 +86,8 @@ async def _demo(config: AgentConfig, env: Mapping[str, str], seconds: float | No
             running = group.create_task(agent.run(), name="agent")
             waiting = group.create_task(_until_stopped(agent, config, seconds, printer), name="demo")
             running.add_done_callback(lambda _: waiting.cancel())
+    if not waiting.cancelled() and (blind := waiting.result()):
+        raise SourceError(f"no picture came from {blind}")
 
 
 def _judge(agent: Agent) -> SceneJudge | None:
@@ -96,7 +99,8 @@ def _judge(agent: Agent) -> SceneJudge | None:
     return SceneJudge(source.intervals, source.origin_ns, kinds)
 
 
-async def _until_stopped(agent: Agent, config: AgentConfig, seconds: float | None, printer: _Printer) -> None:
+async def _until_stopped(agent: Agent, config: AgentConfig, seconds: float | None, printer: _Printer) -> str:
+    """What is wrong with the camera after `seconds`, if it gave no picture; empty otherwise."""
     await agent.ready_event.wait()
     try:
         async with asyncio.timeout(seconds):
@@ -112,6 +116,12 @@ async def _until_stopped(agent: Agent, config: AgentConfig, seconds: float | Non
         for line in [*_speed(agent), *printer.closing()]:
             _say(line)
         agent.stop()
+    return _blind(agent)
+
+
+def _blind(agent: Agent) -> str:
+    statuses = agent.cameras.statuses() if agent.cameras is not None else []
+    return ", ".join(status.error or "the camera" for status in statuses if not status.frames)
 
 
 def _say(line: str) -> None:

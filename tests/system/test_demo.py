@@ -73,6 +73,15 @@ def test_ctrl_c_ends_it_and_the_page_lives_until_then(leavings: Path, tmp_path: 
     assert "Traceback" not in rest
 
 
+@pytest.mark.timeout(120)
+def test_a_camera_that_is_not_there_is_named_and_fails_the_demo(leavings: Path) -> None:
+    with demo(leavings, "--camera", 63, "--seconds", 3) as running:
+        said, _ = running.communicate(timeout=100)
+    assert running.returncode == 1, said
+    assert has(r"^error: no picture came from /dev/video63: no such device \(is the camera plugged in\?\)$", said)
+    assert "Traceback" not in said
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_fight_and_a_fall_are_printed_and_match_the_scene(leavings: Path) -> None:
