@@ -80,6 +80,10 @@ def build_parser() -> argparse.ArgumentParser:
     analyze = _command(commands, "analyze", "analyze", "poses, tracks and events of video files")
     analyze.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
     analyze.add_argument("--out", type=Path, required=True, metavar="DIR", help="results go to DIR/<video name>/")
+    analyze.add_argument(
+        "--overlay", action="store_true",
+        help="also draw people, tracks and events on its frames: DIR/<video name>/overlay.mp4, faces blurred",
+    )  # fmt: skip
     _config_option(analyze)
     _json_option(analyze)
 
@@ -91,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     doctor = _command(commands, "doctor", "doctor", "look for what keeps this box from working")
     doctor.add_argument(
-        "--self-test", action="store_true", help="also let the models watch a simulated scene (a minute)"
+        "--self-test", action="store_true", help="also try the models on a simulated scene (some seconds)"
     )
     _config_option(doctor)
     _json_option(doctor)
@@ -159,7 +163,7 @@ def _add_evaluate_events(kinds: argparse._SubParsersAction[argparse.ArgumentPars
         help="truth: exact key points with noise in place of the pose estimator",
     )  # fmt: skip
     events.add_argument(
-        "--examples", type=natural_number, default=6, metavar="N", help="strips of the N worst mistakes"
+        "--examples", type=natural_number, default=6, metavar="N", help="strips of the N worst mistakes, tracks drawn"
     )
 
 

@@ -22,7 +22,7 @@ from agent.config.schema import CameraConfig
 from agent.errors import RecognizerError, SourceError
 from agent.evaluate.mot import write_tracks
 from agent.events.cloudevents import render
-from agent.ports import PipelineListener
+from agent.ports import PipelineListener, VideoSource
 from agent.recognition import Recognition
 from agent.types import ActionScores, Event, FloatArray, Frame, People, Tracks
 
@@ -48,13 +48,18 @@ async def run_video(
 
 def count_frames(path: Path) -> int:
     """How many frames the video says it has, 0 = it does not say. Blocks while it opens."""
-    source = build_source(_as_camera(path)).source
+    source = file_source(path)
     try:
         return source.open().frame_count
     except SourceError:
         return 0
     finally:
         source.close()
+
+
+def file_source(path: Path) -> VideoSource:
+    """The frames of a file or folder as `run_video` sees them, for a look of one's own; not open yet."""
+    return build_source(_as_camera(path)).source
 
 
 def _as_camera(path: Path) -> CameraConfig:

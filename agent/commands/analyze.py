@@ -17,53 +17,93 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agent.cli import EXIT_FAILED, EXIT_GOOD
 from agent.commands.trial import load_trial_config
 from agent.config.schema import AgentConfig
-from agent.errors import SourceError
-from agent.offline import Recorder, Summary, count_frames, run_video
+from agent.errors import DataError, RecognizerError, SourceError
+from agent.offline import FileProgress, Recorder, Summary, count_frames, run_video
+from agent.overlay_video import OVERLAY, SceneNotes, draw_overlay
+from agent.ports import PipelineListener
 from agent.recognition import Recognition, open_recognition
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     """A video that cannot be read is reported and costs exit code 1, the others are analysed all the same.
 
-    So does a video of which a part was lost, or on which a model failed.
+    So does a video of which a part was lost, or on which a model failed, or whose overlay cannot be drawn.
     """
     config = load_trial_config(args.config, env=env)
-    summaries = asyncio.run(_analyze_all(config, args.videos, args.out))
+    results = asyncio.run(_analyze_all(config, args.videos, args.out, overlay=args.overlay))
+    summaries = [summary for summary, _ in results]
     if args.json:
         print(json.dumps([asdict(summary) for summary in summaries]))
     else:
         for summary in summaries:
             print(_describe(summary))
-    return EXIT_FAILED if any(summary.error or summary.failures for summary in summaries) else EXIT_GOOD
+    failed = any(summary.error or summary.failures or not drawn for summary, drawn in results)
+    return EXIT_FAILED if failed else EXIT_GOOD
 
 
-async def _analyze_all(config: AgentConfig, videos: Sequence[Path], out: Path) -> list[Summary]:
+async def _analyze_all(
+    config: AgentConfig, videos: Sequence[Path], out: Path, *, overlay: bool
+) -> list[tuple[Summary, bool]]:
+    """Per video what was found in it, and whether its overlay was drawn if one was asked for."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         async with open_recognition(config) as recognition:
-            names = output_names(videos)
-            return [
-                await _analyze(recognition, video, out / name, config.device_id, progress)
-                for video, name in zip(videos, names, strict=True)
-            ]
+            job = _Job(recognition, progress, overlay=overlay)
+            named = zip(videos, output_names(videos), strict=True)
+            return [await job.analyze(video, out / name) for video, name in named]
 
 
-async def _analyze(recognition: Recognition, video: Path, out: Path, device_id: str, progress: Progress) -> Summary:
-    task = progress.add_task(video.name, total=None)
+class _Job:
+    """Videos one after the other through the same models. overlay: draw what was found in each."""
 
-    def advance(done: int, total: int) -> None:
-        progress.update(task, completed=done, total=total or None)
+    def __init__(self, recognition: Recognition, progress: Progress, *, overlay: bool) -> None:
+        self._recognition = recognition
+        self._config = recognition.config
+        self._progress = progress
+        self._overlay = overlay
 
-    recorder = Recorder(out, video, device_id=device_id, models=recognition.models, progress=advance)
-    try:
-        with recorder:
-            if not progress.disable:
-                recorder.total_frames = await asyncio.to_thread(count_frames, video)
-            recorder.summary.error = await run_video(recognition, video, recorder)
-    except SourceError as error:
-        progress.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-    return recorder.summary
+    async def analyze(self, video: Path, out: Path) -> tuple[Summary, bool]:
+        """See `_analyze_all`. What is wrong with the video or its overlay has been told."""
+        recorder = Recorder(
+            out,
+            video,
+            device_id=self._config.device_id,
+            models=self._recognition.models,
+            progress=self._bar(video.name),
+        )
+        if not self._overlay:
+            await self._record(video, recorder, recorder)
+            return recorder.summary, True
+        alert = {name: service.rules.alert_threshold for name, service in self._config.services.items()}
+        with SceneNotes(recorder, out, alert) as notes:
+            await self._record(video, recorder, notes)
+            return recorder.summary, await self._draw(video, notes, out / OVERLAY)
+
+    async def _record(self, video: Path, recorder: Recorder, listener: PipelineListener) -> None:
+        try:
+            with recorder:
+                if not self._progress.disable:
+                    recorder.total_frames = await asyncio.to_thread(count_frames, video)
+                recorder.summary.error = await run_video(self._recognition, video, listener)
+        except SourceError as error:
+            self._tell(error)
+
+    async def _draw(self, video: Path, notes: SceneNotes, path: Path) -> bool:
+        blur_faces, progress = self._config.evidence.blur_faces, self._bar(f"{video.name}: {path.name}")
+        try:
+            await draw_overlay(video, notes, path, blur_faces=blur_faces, progress=progress)
+        except (DataError, SourceError) as error:
+            self._tell(error)
+            return False
+        return True
+
+    def _bar(self, text: str) -> FileProgress:
+        task = self._progress.add_task(text, total=None)
+        return lambda done, total: self._progress.update(task, completed=done, total=total or None)
+
+    def _tell(self, error: RecognizerError) -> None:
+        self._progress.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
 
 
 def output_names(videos: Sequence[Path]) -> list[str]:

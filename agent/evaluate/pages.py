@@ -9,6 +9,8 @@ from agent.evaluate.gate import Outcome
 
 _SHOWN = 20
 """Rows of a table of single images; the JSON has all of them."""
+_SWITCHES_SHOWN = 8
+"""Of one person; the JSON has all of them."""
 
 
 def page(
@@ -99,7 +101,22 @@ def _tracking(report: Mapping[str, Any]) -> tuple[str, list[str]]:
     if sequences := report.get("sequences"):
         rows = [(name, *(figures[key] for key in names)) for name, figures in sequences.items()]
         sections.append("## By sequence\n\n" + table(("sequence", *names), rows))
+    if worst := report.get("worst"):
+        header = ("sequence", "person", "boxes", "missed", "longest miss", "switches", "frame: track before > after")
+        title = "## People followed worst, by switches and then by boxes without a track"
+        sections.append(f"{title}\n\n{table(header, map(_lapses, worst))}")
     return "Tracking", sections
+
+
+def _lapses(person: Mapping[str, Any]) -> tuple[object, ...]:
+    """A row about somebody whom the tracker lost or took for another."""
+    miss, switches = person["longest_miss"], person["switches"]
+    shown = ", ".join(f"{frame}: {before} > {after}" for frame, before, after in switches[:_SWITCHES_SHOWN])
+    return (
+        person["sequence"], person["person"], person["boxes"], person["missed"],
+        f"{miss[0]}-{miss[1]}" if miss else None, len(switches),
+        shown + (", ..." if len(switches) > _SWITCHES_SHOWN else ""),
+    )  # fmt: skip
 
 
 def _action(report: Mapping[str, Any]) -> tuple[str, list[str]]:

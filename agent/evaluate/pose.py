@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,10 +30,19 @@ _CURVE_STEP = 5  # COCO's 101 recall points, thinned for the report
 
 @dataclass(frozen=True, slots=True)
 class CocoTruth:
-    """Annotated images. dataset: COCO's dictionary, image ids renumbered from 1; paths: the file of each image id."""
+    """Annotated images. paths: the file of each image id.
+
+    dataset: COCO's dictionary, image ids renumbered from 1; file names of several folders start at what these have in
+    common, so that `fight-1/img1/000001.jpg` and `fall-1/img1/000001.jpg` can be told apart.
+    """
 
     dataset: dict[str, Any]
     paths: dict[int, Path]
+
+    @property
+    def names(self) -> dict[int, str]:
+        """What the report calls each image."""
+        return {image["id"]: image["file_name"] for image in self.dataset["images"]}
 
     @property
     def people(self) -> int:
@@ -59,10 +69,10 @@ def read_coco(sets: Sequence[tuple[Path, Path]]) -> CocoTruth:
         "info": {}, "images": [], "annotations": [], "categories": [{"id": PERSON, "name": "person"}],
     }  # fmt: skip
     paths: dict[int, Path] = {}
-    for file, folder in sets:
+    for (file, folder), name in zip(sets, _names([folder for _, folder in sets]), strict=True):
         content = _read_json(file)
         try:
-            _append(dataset, paths, content, folder)
+            _append(dataset, paths, content, folder, name)
         except (KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"
             raise DataError(f"{file}: not COCO key-point annotations ({what})") from error
@@ -103,13 +113,23 @@ def _read_json(path: Path) -> Any:
         raise DataError(f"{path}: not JSON: {error}") from error
 
 
-def _append(dataset: dict[str, Any], paths: dict[int, Path], content: Any, folder: Path) -> None:
-    """Add one annotation file; ids are renumbered, since files of different origin use the same ones."""
+def _names(folders: Sequence[Path]) -> list[Path]:
+    """What tells the folders apart: their paths from the last one that holds all of them, `.` for a single one."""
+    absolute = [Path(os.path.normpath(folder.absolute())) for folder in folders]
+    common = os.path.commonpath(absolute) if absolute else ""
+    return [folder.relative_to(common) for folder in absolute]
+
+
+def _append(dataset: dict[str, Any], paths: dict[int, Path], content: Any, folder: Path, name: Path) -> None:
+    """Add one annotation file; ids are renumbered, since files of different origin use the same ones.
+
+    name: what file names in the report begin with.
+    """
     new_ids: dict[int, int] = {}
     for image in content["images"]:
         new_ids[image["id"]] = number = len(paths) + 1
         paths[number] = folder / image["file_name"]
-        dataset["images"].append({"id": number, "file_name": image["file_name"]})
+        dataset["images"].append({"id": number, "file_name": (name / image["file_name"]).as_posix()})
     for item in content["annotations"]:
         if item.get("category_id", PERSON) != PERSON:
             continue
@@ -190,7 +210,7 @@ def _rows(image_id: int, people: People) -> list[dict[str, Any]]:
 
 def _missed(truth: CocoTruth, evaluation: Any) -> list[dict[str, Any]]:
     """Per image with people: how many are annotated and how many of them nobody found at OKS 0.5."""
-    files = {image["id"]: image["file_name"] for image in truth.dataset["images"]}
+    files = truth.names
     everybody = evaluation.params.areaRng[0]
     rows = []
     for result in evaluation.evalImgs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from agent.config.schema import TrackingConfig
 from agent.errors import ConfigError, ConfigProblem, DataError, ModelError
+from agent.evaluate.lapses import Lapses, lapses_of, worst
 from agent.evaluate.mot import MotBoxes, read_detections, read_truth, sequence_fps
 from agent.tracking import ByteTracker
 from agent.tracking.association import assign, pairwise_iou
@@ -48,11 +49,11 @@ def evaluate_tracking(
 
     Returns fractions 0-1 `HOTA`, `MOTA` (may be negative), `IDF1` and `id_consistency`, the count `id_switches`,
     `ms_per_frame` (median of the tracker's time) and, to read them by, `ms_per_frame_p95`, `fps`, `frames`,
-    `detections`, `dropped_detections`, `truth_boxes`, `truth_ids`, `track_boxes`, `track_ids` and `by_alpha`.
+    `detections`, `dropped_detections`, `truth_boxes`, `truth_ids`, `track_boxes`, `track_ids`, `by_alpha` and `worst`.
 
     id_consistency: of all ground-truth boxes that were matched (IoU 0.5 or more, a pair of the frame before goes first),
     the share that carries the identity which its person carries most often. by_alpha: HOTA and its parts over the IoU
-    that counts as a match.
+    that counts as a match. worst: the people who were followed worst, see `agent.evaluate.lapses`, matched in the same way.
 
     Raises DataError (files), ConfigError (fps), ModelError (TrackEval is not installed).
     """
@@ -87,6 +88,7 @@ def evaluate_sequences(
     }
     for count in next(iter(runs.values())).counts:
         report[count] = sum(run.counts[count] for run in runs.values())
+    report["worst"] = worst({name: run.lapses for name, run in runs.items()})
     if len(runs) > 1:
         report["sequences"] = {name: _scores(metrics, [run.frames], curves=False) for name, run in runs.items()}
     return report
@@ -100,6 +102,7 @@ class _SequenceRun:
     times_ms: NDArray[np.float64]
     fps: float
     counts: dict[str, int]
+    lapses: list[Lapses]
 
 
 def _track_sequence(detections: Path, truth: Path, config: TrackingConfig, fps: float | None) -> _SequenceRun:
@@ -119,7 +122,8 @@ def _track_sequence(detections: Path, truth: Path, config: TrackingConfig, fps: 
         "track_boxes": len(tracks),
         "track_ids": len(np.unique(tracks.ids)),
     }
-    return _SequenceRun(_pair(wanted, tracks, first, last), times_ms, float(rate), counts)
+    frames = _pair(wanted, tracks, first, last)
+    return _SequenceRun(frames, times_ms, float(rate), counts, _lapses(frames, wanted, tracks, first))
 
 
 def _sequence_name(detections: Path, truth: Path) -> str:
@@ -169,7 +173,14 @@ def _identities_carried(frames: list[_Frame]) -> NDArray[np.int64]:
     truth_ids = 1 + max(int(frame.truth.max(initial=-1)) for frame in frames)
     track_ids = 1 + max(int(frame.tracks.max(initial=0)) for frame in frames)
     count = np.zeros((truth_ids, track_ids), np.int64)
-    before = np.full(truth_ids, -1)
+    for matched, carried in _matches(frames):
+        count[matched, carried] += 1
+    return count
+
+
+def _matches(frames: list[_Frame]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Per frame the people that were matched (IoU 0.5 or more, a pair of the frame before goes first) and their tracks."""
+    before = np.full(1 + max(int(frame.truth.max(initial=-1)) for frame in frames), -1)
     for frame in frames:
         goes_on = before[frame.truth][:, None] == frame.tracks
         # The bonus outweighs whatever the two other pairs could gain that a pair that goes on keeps apart.
@@ -178,8 +189,20 @@ def _identities_carried(frames: list[_Frame]) -> NDArray[np.int64]:
         matched, carried = frame.truth[pairs.rows], frame.tracks[pairs.columns]
         before[:] = -1
         before[matched] = carried
-        count[matched, carried] += 1
-    return count
+        yield matched, carried
+
+
+def _lapses(frames: list[_Frame], wanted: MotBoxes, tracks: MotBoxes, first: int) -> list[Lapses]:
+    """What happened to each person, under the identities of the files; `frames` as `_pair` makes them."""
+    truth_ids, track_ids = np.unique(wanted.ids), np.unique(tracks.ids)
+    return lapses_of(
+        (
+            number,
+            truth_ids[frame.truth].tolist(),
+            dict(zip(truth_ids[matched].tolist(), track_ids[carried].tolist(), strict=True)),
+        )
+        for number, (frame, (matched, carried)) in enumerate(zip(frames, _matches(frames), strict=True), start=first)
+    )
 
 
 def _metrics() -> tuple[Any, Any, Any]:

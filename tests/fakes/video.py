@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -41,15 +42,23 @@ def make_video(
     fps: int = FPS,
     codec: str = "libx264",
     first: int = 0,
+    times_ms: Sequence[int] = (),
 ) -> Path:
-    """Write numbered pictures first, first + 1, ...; the container follows from the suffix."""
+    """Write numbered pictures first, first + 1, ...; the container follows from the suffix.
+
+    times_ms: when each is shown, in place of `fps`.
+    """
     options = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        if times_ms:
+            stream.codec_context.time_base = Fraction(1, 1000)
         for index in range(frames):
             frame = av.VideoFrame.from_ndarray(numbered_image(first + index, size), "bgr24")
+            if times_ms:
+                frame.pts, frame.time_base = times_ms[index], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
 import jsonschema
+import numpy as np
 import pytest
 from fakes.plugin import save_recording
 from fakes.replay import walkers
@@ -141,17 +143,14 @@ def test_output_names_stay_in_their_folder_and_apart(tmp_path: Path, monkeypatch
     assert names[:2] == ["a", "a-2"]
 
 
-def test_an_interrupted_run_leaves_only_partial_files(shell: Shell) -> None:
-    endless = video(shell, "long.mp4", 2500)
-    out = shell.folder / "out"
-    command = shell.command("analyze", endless, "--config", config(shell), "--out", out)
+def interrupted_once_written(shell: Shell, file: Path, *arguments: object) -> None:
+    """Run `analyze` in a process of its own until something is in `file`, then press Ctrl-C."""
     process = subprocess.Popen(
-        command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        shell.command("analyze", *arguments), env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - ignored in CI shells
     )  # fmt: skip
-    poses = out / "long" / "poses.jsonl.partial"
     deadline = time.monotonic() + 30
-    while not (poses.exists() and poses.stat().st_size):
+    while not (file.exists() and file.stat().st_size):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -159,6 +158,13 @@ def test_an_interrupted_run_leaves_only_partial_files(shell: Shell) -> None:
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"Traceback" not in stderr
+
+
+def test_an_interrupted_run_leaves_only_partial_files(shell: Shell) -> None:
+    endless, out = video(shell, "long.mp4", 2500), shell.folder / "out"
+    interrupted_once_written(
+        shell, out / "long" / "poses.jsonl.partial", endless, "--config", config(shell), "--out", out
+    )
     assert {path.suffix for path in (out / "long").iterdir()} == {".partial"}
 
 
@@ -170,6 +176,73 @@ def test_an_output_folder_that_cannot_be_written_is_one_line(shell: Shell, kind:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"error: {out}")
     assert "Traceback" not in done.stderr
+
+
+# --- overlay ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_overlay_shows_people_and_events_and_changes_nothing_else(shell: Shell) -> None:
+    times_ms = [40 * n if n < 20 else 800 + 100 * (n - 20) for n in range(FRAMES)]
+    clip = make_video(shell.folder / "clip.mkv", FRAMES, size=SIZE, times_ms=times_ms)
+    made, outs = config(shell), [shell.folder / name for name in ("plain", "drawn")]
+    for out, more in zip(outs, ([], ["--overlay"]), strict=True):
+        done = shell.run("analyze", clip, "--config", made, "--out", out, *more)
+        assert done.returncode == 0, done.stderr
+    plain, drawn = (out / "clip" for out in outs)
+    assert {path.name for path in drawn.iterdir()} - {path.name for path in plain.iterdir()} == {"overlay.mp4"}
+    for name in ("poses.jsonl", "tracks.txt", "windows.jsonl"):
+        assert (plain / name).read_bytes() == (drawn / name).read_bytes()
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (plain, drawn)]
+    for summary in summaries:
+        del summary["wall_s"], summary["frames_per_s"]
+    assert summaries[0] == summaries[1]
+
+    with av.open(str(drawn / "overlay.mp4")) as container:
+        frames = list(container.decode(video=0))
+    assert [round(1000 * float(frame.time)) for frame in frames] == times_ms
+    images = [frame.to_ndarray(format="bgr24").astype(int) for frame in frames]
+    assert {image.shape for image in images} == {(SIZE[1], SIZE[0], 3)}
+    boxes = [[float(value) for value in line.split(",")] for line in (drawn / "tracks.txt").read_text().splitlines()]
+    assert len({row[0] for row in boxes}) > FRAMES / 2
+    for frame, _, left, top, width, height, *_ in boxes:
+        area = images[int(frame) - 1][round(top + height / 2) - 3 :, round(left + width) - 3 :][:7, :7]
+        assert area.size == 0 or np.ptp(area, axis=2).max() > 60, "the right edge of the box, on grey"
+
+    ends = [(round(1000 * window["t_end"]), window["probability"]) for window in lines(drawn / "windows.jsonl")]
+    following = [t_ms for t_ms, _ in ends[1:]] + times_ms[-1:]
+    runs = [(t_ms, until) for (t_ms, probability), until in zip(ends, following, strict=True) if probability > 0.5]
+    red = [(image[28:44, 5:90, 2] - image[28:44, 5:90, 1]).mean() > 80 for image in images]  # the second bar
+    assert red == [any(start <= t_ms <= end for start, end in runs) for t_ms in times_ms]
+    assert 0 < sum(red) < FRAMES
+
+
+def test_a_folder_that_takes_no_overlay_costs_the_overlay_alone(shell: Shell) -> None:
+    out = shell.folder / "out"
+    (out / "a" / "overlay.mp4" / "in the way").mkdir(parents=True)
+    videos = [video(shell, "a.mp4", 5), video(shell, "b.mp4", 5)]
+    done = shell.run("analyze", *videos, "--config", config(shell), "--out", out, "--overlay")
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: {out}/a/overlay.mp4: the overlay cannot be written: Is a directory"
+    assert len(lines(out / "a" / "poses.jsonl")) == len(lines(out / "b" / "poses.jsonl")) == 5
+    assert (out / "b" / "overlay.mp4").is_file()
+    assert done.stdout.count("5 frames at") == 2
+
+
+def test_an_interrupted_overlay_leaves_the_other_files_whole(shell: Shell) -> None:
+    clip, out = video(shell, "long.mp4", 1500), shell.folder / "out"
+    partial = out / "long" / "overlay.mp4.partial"
+    interrupted_once_written(shell, partial, clip, "--config", config(shell), "--out", out, "--overlay")
+    assert [path.name for path in (out / "long").iterdir() if path.suffix == ".partial"] == [partial.name]
+    assert len(lines(out / "long" / "poses.jsonl")) == 1500
+
+
+def test_an_unreadable_video_is_told_once_and_has_no_overlay(shell: Shell) -> None:
+    bad, out = shell.folder / "bad.mp4", shell.folder / "out"
+    bad.write_bytes(b"no video at all" * 100)
+    done = shell.run("analyze", bad, "--config", config(shell), "--out", out, "--overlay")
+    assert done.returncode == 1
+    assert [line[:6] for line in done.stderr.splitlines() if "not a readable video" in line].count("error:") == 1
+    assert not (out / "bad" / "overlay.mp4").exists()
 
 
 # --- evaluate action --------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from fakes.plugin import save_recording
 from fakes.replay import walkers
 from test_cli import Shell
 
+from agent.evaluate.strips import WIDTH_PX
+from agent.overlay import track_colour
 from agent.types import People
 
 IMAGES = 3
@@ -242,8 +244,11 @@ def test_what_was_missed_is_drawn_and_fails_the_gate(shell: Shell) -> None:
         "missed: services.fight.recall: 0, wanted at least 0.5",
         "missed: services.fight.delay_s.median: not in the report, wanted at most 3",
     ]
-    strip = cv2.imread(str(shell.folder / "events" / "mistake-1.jpg"))
+    strip = cv2.imread(str(shell.folder / "events" / "mistake-1.jpg")).astype(int)
     assert strip.std() > 10
+    followed = np.abs(strip - track_colour(1)).max(axis=2) < 60
+    panels = [followed[:, left : left + WIDTH_PX].sum() for left in range(0, strip.shape[1], WIDTH_PX + 3)]
+    assert min(panels) > 100, "box, skeleton and number of the first one in every frame"
     assert "![Missed: fight from" in (shell.folder / "events.md").read_text()
 
 

@@ -52,7 +52,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
         "catalogue": ("agent.catalogue.*",),
     }),
     ("recognition", {"recognition": ("agent.recognition",)}),
-    ("users of recognition", {"offline": ("agent.offline",), "daemon": ("agent.daemon.*",)}),
+    ("users of recognition", {"offline": ("agent.offline", "agent.overlay_video"), "daemon": ("agent.daemon.*",)}),
     ("measurements", {"measurements": ("agent.evaluate.runs.*",)}),
     ("composition root", {"app": ("agent.app",)}),
     ("command line", {"cli": ("agent.cli",)}),

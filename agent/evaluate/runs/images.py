@@ -50,7 +50,7 @@ def evaluate_pose(
     if not kept.people:
         raise DataError(f"no annotated image can be read, the first: {next(iter(truth.paths.values()))}")
     report = {"model": name, **pose_report(kept, found), "ms_per_image": float(np.median(times_ms))}
-    report["unreadable"] = [truth.paths[image_id].name for image_id in sorted(unreadable)]
+    report["unreadable"] = [truth.names[image_id] for image_id in sorted(unreadable)]
     if score_threshold <= config.pose.score_threshold and (means := _means(found, config.pose.score_threshold)):
         report["baseline"] = means
     return report, found

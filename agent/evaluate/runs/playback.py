@@ -93,16 +93,19 @@ class SceneWatcher:
     """A PipelineListener that keeps events, verdicts and tracks, and from `on_truth` what they are held against.
 
     seen: actor id -> (time in s, visible share 0-1) of each frame; truth, tracks: the boxes of each frame, counted from 1,
-    truth without people of whom less than `SEEN_SHARE` is seen. progress: called once a frame; meter: told what is seen.
+    truth without people of whom less than `SEEN_SHARE` is seen; kept: whom the agent followed, with key points, in every
+    `keep_every`-th frame from the first on (0 = in none). progress: called once a frame; meter: told what is seen.
     """
 
-    def __init__(self, progress: Callable[[], None], meter: CardMeter) -> None:
+    def __init__(self, progress: Callable[[], None], meter: CardMeter, *, keep_every: int = 0) -> None:
         self.events: list[Event] = []
         self.scores: list[ActionScores] = []
         self.failures: list[str] = []
         self.seen: dict[int, list[tuple[float, float]]] = defaultdict(list)
         self.truth: list[MotBoxes] = []
         self.tracks: list[MotBoxes] = []
+        self.kept: list[Tracks] = []
+        self._keep_every = keep_every
         self._progress = progress
         self._meter = meter
 
@@ -115,6 +118,8 @@ class SceneWatcher:
 
     def on_tracks(self, frame: Frame, people: People, tracks: Tracks, tracking_s: float) -> None:
         self.tracks.append(MotBoxes.of_frame(frame.stamp.seq + 1, tracks.track_ids, tracks.people.boxes))
+        if self._keep_every and frame.stamp.seq % self._keep_every == 0:
+            self.kept.append(tracks)
         self._meter.observe_people(people)
         self._progress()
 

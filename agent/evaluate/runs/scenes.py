@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,10 @@ from agent.errors import ConfigError, ConfigProblem
 from agent.evaluate.action import ClipResult, action_report, corners
 from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, Matching, event_figures, match, merge
 from agent.evaluate.mot import MotBoxes
+from agent.evaluate.runs.mistakes import Mistake, kept_every, mistakes_of, save_strips, worst
 from agent.evaluate.runs.playback import SEEN_SHARE, SceneStream, SceneWatcher, TruthEstimator
 from agent.evaluate.scenarios import ScenePlan, SceneRun
 from agent.evaluate.sketch import SketchScene
-from agent.evaluate.strips import FRAMES, WIDTH_PX, save_strip, shrink, side_by_side
 from agent.evaluate.tracking import score_sequences
 from agent.evaluate.truth_poses import NoisyTruth
 from agent.recognition import Recognition, open_recognition
@@ -35,7 +35,6 @@ WINDOW_SHARE = 1 / 3
 WHOLE_SHARE = 0.8
 """A window that an incident fills by the first, or that holds this much of the incident, should be called; one that the
 incident only touches is not judged, nor one during which the camera saw less than `SEEN_SHARE` of the incident's people."""
-_STRIP_S = 6.0
 _IDLE = frozenset({"stand", "walk", "talk"})
 
 
@@ -61,8 +60,8 @@ async def run_scenes(
     """Run every scene of `plan` through the services of `config` and match their events with what happened.
 
     truth_poses: noisy truth in place of pictures and the configured pose estimator. examples: folder and number of strips
-    of missed incidents and false alarms. score_tracks: also hold the tracks against the truth, which needs TrackEval.
-    progress: called once a frame.
+    of missed incidents and false alarms, the people that the agent followed drawn on them. score_tracks: also hold the
+    tracks against the truth, which needs TrackEval. progress: called once a frame.
 
     The report: `services` (per service the figures of `event_figures`, `unseen` incidents, and `windows`: the single
     verdicts as `action_report` has them), `tracking` (HOTA, MOTA, IDF1, id_switches, id_consistency), `scenarios` (every
@@ -74,12 +73,17 @@ async def run_scenes(
     if not services:
         raise ConfigError([ConfigProblem("no service is enabled", path="services")])
     estimator = TruthEstimator() if truth_poses else None
+    folder, count = examples or (None, 0)
     started, meter = time.perf_counter(), CardMeter()
+    judged: list[_Judged] = []
+    mistakes: list[Mistake] = []
     async with open_recognition(config, estimator=estimator) as recognition:
         models = recognition.models
-        judged = [
-            await _run_scene(recognition, estimator, run, plan, SceneWatcher(progress, meter)) for run in plan.scenes()
-        ]
+        for run in plan.scenes():
+            watcher = SceneWatcher(progress, meter, keep_every=kept_every(plan.fps) if count else 0)
+            judged.append(await _run_scene(recognition, estimator, run, plan, watcher))
+            found = mistakes_of(run, judged[-1].matchings, watcher, config.services, plan.fps)
+            mistakes = worst([*mistakes, *found], count)  # the tracks of all other moments go with the watcher
     report: dict[str, Any] = {
         "services": {name: _service_report(name, judged, plan.hours) for name in services},
         "tracking": score_sequences([one.boxes for one in judged]) if score_tracks else {},
@@ -97,7 +101,7 @@ async def run_scenes(
     if means:
         report["baseline"] = means
     problems = [f"{one.run.scenario}, seed {one.run.seed}: {text}" for one in judged for text in one.failures]
-    strips = _save_strips(judged, plan, *examples) if examples else {}
+    strips = save_strips(mistakes, partial(_build, plan=plan), folder) if folder else {}
     return EventsRun(report, models, problems, strips)
 
 
@@ -301,28 +305,3 @@ def _service_report(name: str, judged: Sequence[_Judged], hours: float) -> dict[
         figures["windows"]["roc"] = corners(verdicts["roc"])
         figures["windows"]["count"] = len(windows)
     return figures
-
-
-def _save_strips(judged: Sequence[_Judged], plan: ScenePlan, folder: Path, count: int) -> dict[str, Path]:
-    """False alarms, the surest first, and missed incidents, drawn again from their scenes."""
-    mistakes = sorted((mistake for one in judged for mistake in _mistakes(one)), key=lambda mistake: mistake[:2])
-    files: dict[str, Path] = {}
-    for number, (_, text, run, start_s) in enumerate(mistakes[:count], start=1):
-        scene = _build(run, plan)
-        times = np.linspace(start_s, start_s + _STRIP_S, FRAMES)
-        path = folder / f"mistake-{number}.jpg"
-        save_strip(path, side_by_side([shrink(scene.shot(float(t_s)).image, WIDTH_PX) for t_s in times]))
-        files[text] = path
-    return files
-
-
-def _mistakes(one: _Judged) -> Iterator[tuple[float, str, SceneRun, float]]:
-    """Rank (smallest first), caption, scene and begin of the strip."""
-    where = f"{one.run.scenario}, seed {one.run.seed}"
-    for name, matching in one.matchings.items():
-        for alarm in matching.false_alarms:
-            text = f"False alarm: {name} at {alarm.detected_s:.1f} s ({where}), confidence {alarm.confidence:.2f}"
-            yield -alarm.confidence, text, one.run, max(0.0, alarm.detected_s - _STRIP_S)
-        for incident in matching.missed:
-            text = f"Missed: {name} from {incident.start_s:.1f} s ({where})"
-            yield 0.0, text, one.run, max(0.0, incident.start_s - 0.5)

@@ -114,6 +114,35 @@ def test_sets_that_use_the_same_ids_stay_apart(write: Write) -> None:
     assert report["AP"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        (["a/img1", "b/img1"], ["a/img1/0.png", "b/img1/0.png"]),
+        (["run/a", "run/b/../b"], ["a/0.png", "b/0.png"]),
+        (["a", "a/b"], ["0.png", "b/0.png"]),
+        (["a"], ["0.png"]),
+        (["a", "a"], ["0.png", "0.png"]),
+    ],
+)
+def test_images_of_several_folders_are_named_with_what_tells_these_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: list[str], named: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sets = []
+    for number, folder in enumerate(folders):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "0.png").touch()
+        file = Path(f"{number}.json")
+        content = {"images": [{"id": 70, "file_name": "0.png"}], "annotations": [annotation(1, 70, 10, 10)]}
+        file.write_text(json.dumps(content))
+        sets.append((file, Path(folder)))
+    truth = read_coco(sets)
+    assert list(truth.names.values()) == named
+    missed = pose_report(truth, {})["missed"]
+    assert [row["file"] for row in missed] == sorted(named)
+    assert [truth.names[row["image_id"]] for row in missed] == sorted(named)
+
+
 def test_images_left_out_take_their_people_along(write: Write) -> None:
     truth = read_coco([write([annotation(1, 70, 10, 10), annotation(2, 71, 50, 60)])])
     rest = truth.without({2})
