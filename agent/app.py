@@ -148,10 +148,9 @@ class Agent:
         await self._listener.on_event(event)
 
     def _report_database(self, report: OpenReport) -> None:
-        if report.set_aside is not None:
-            detail = f"the event database was damaged ({report.damage}) and lies now at {report.set_aside}"
-            self.health.raise_reason(Reason.EVENTS_LOST, detail)
-            _log.error("database_set_aside", file=str(report.set_aside), damage=report.damage, skipped=report.skipped)
+        if report.damage:
+            where = f" and lies now at {report.set_aside}" if report.set_aside is not None else ""
+            self.health.raise_reason(Reason.EVENTS_LOST, f"the event database was damaged ({report.damage}){where}")
 
     def _lanes(self) -> dict[str, Lane]:
         return {name: Lane[service.lane.upper()] for name, service in self.config.services.items()}

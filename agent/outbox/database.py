@@ -14,6 +14,7 @@ from pathlib import Path
 from agent.errors import StorageError
 from agent.outbox.faults import is_damage, storage_error
 from agent.outbox.sequence import BLOCK, SequenceReserve
+from agent.outbox.wal import inspect
 
 _BUSY_TIMEOUT_S = 2.0
 _WAL_KEEP_BYTES = 16 * 1024 * 1024
@@ -25,7 +26,7 @@ class OpenReport:
     """What opening the database found.
 
     next_sequence: the number the next alarm or event gets. created: there was no usable database.
-    set_aside: where the damaged file lies now. damage: why it was set aside.
+    set_aside: where the damaged file lies now. damage: why it was set aside, or what of the write-ahead log was lost.
     skipped: numbers (first, last) that may or may not have been given out and will not be used again, or None.
     sequence_known: False when neither the database nor the reserve file could say where counting had stopped.
     """
@@ -62,21 +63,26 @@ def sole_owner(path: Path) -> Iterator[None]:
 def open_database(path: Path, reserve: SequenceReserve) -> tuple[sqlite3.Connection, OpenReport]:
     """The one connection that writes, in WAL mode with FULL synchronisation, checked and migrated.
 
-    A damaged file is renamed to `<name>.corrupt-<time>` and a new one takes its place.
+    A damaged file is renamed to `<name>.corrupt-<time>` and a new one takes its place. Where commits of the write-ahead log are
+    damaged, counting goes on at the bound: their numbers were given out.
     Raises StorageFullError, StorageError; the latter also for a database of a newer agent.
     """
     set_aside, damage, salvaged = None, "", None
     try:
+        log = inspect(path.with_name(f"{path.name}-wal"))
         try:
-            connection, created = _open_checked(path)
+            connection, created, frames = _open_checked(path)
+            cut = log.lost(frames)
         except _DamagedError as error:
-            damage = str(error)
+            damage, cut = str(error), False
             set_aside = _set_aside(path)
             salvaged = _salvage_sequence(set_aside)
-            connection, created = _open_checked(path)
+            connection, created, _ = _open_checked(path)
         known = set_aside is None or salvaged is not None or reserve.bound is not None
         try:
-            exact, following = _settle_sequence(connection, reserve, fresh=created, salvaged=salvaged)
+            if cut:
+                damage, known = "commits in the write-ahead log are damaged and lost", reserve.bound is not None
+            exact, following = _settle_sequence(connection, reserve, fresh=created or cut, salvaged=salvaged)
         except BaseException:
             connection.close()
             raise
@@ -113,8 +119,8 @@ def migrate(connection: sqlite3.Connection) -> bool:
     return bool(version == 0)
 
 
-def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """A sound database and whether it is new."""
+def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool, int]:
+    """A sound database, whether it is new, and how many good frames its write-ahead log had."""
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     try:
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has an effect in an empty file only
@@ -123,6 +129,7 @@ def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool]:
         connection.execute(f"PRAGMA journal_size_limit={_WAL_KEEP_BYTES}")
         connection.execute("PRAGMA temp_store=MEMORY")
         _check(connection)
+        frames = _frames(connection)  # before anything is written
         created = migrate(connection)
     except sqlite3.DatabaseError as error:
         connection.close()
@@ -132,7 +139,13 @@ def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool]:
     except BaseException:
         connection.close()
         raise
-    return connection, created
+    return connection, created, frames
+
+
+def _frames(connection: sqlite3.Connection) -> int:
+    """Good frames in the write-ahead log, which are moved to the database on the way."""
+    _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return int(frames)
 
 
 def _check(connection: sqlite3.Connection) -> None:

@@ -215,9 +215,9 @@ class OutboxStore:
             self._opened.set_exception(outcome.failure)
 
     def _note_opened(self, report: OpenReport) -> None:
-        if report.set_aside is not None:
+        if report.damage:
             log.error(
-                "outbox_damaged", set_aside=str(report.set_aside), damage=report.damage, skipped=report.skipped,
+                "outbox_damaged", set_aside=report.set_aside and str(report.set_aside), damage=report.damage, skipped=report.skipped,
                 sequence_known=report.sequence_known,
             )  # fmt: skip
         elif report.skipped is not None:

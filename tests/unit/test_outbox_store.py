@@ -291,6 +291,74 @@ async def test_damage_inside_a_page_is_found_at_open_and_the_sequence_salvaged(p
         assert number == 1
 
 
+async def test_a_log_that_is_damaged_in_its_middle_repeats_no_number(path: Path, tmp_path: Path) -> None:
+    async with opened(path) as store:
+        for _ in range(8):
+            await store.put(message())
+        copy = crash_copy(path, tmp_path / "crash")
+    log = copy.with_name("events.db-wal")
+    whole, page = log.read_bytes(), 4096
+    for frame in range((len(whole) - 32) // (24 + page)):
+        shutil.rmtree(tmp_path / "trial", ignore_errors=True)
+        shutil.copytree(copy.parent, tmp_path / "trial")
+        trial = tmp_path / "trial" / copy.name
+        damaged = bytearray(whole)
+        damaged[32 + frame * (24 + page) + 24 + 100] ^= 1
+        trial.with_name(log.name).write_bytes(damaged)
+        async with opened(trial) as store:
+            report = store.report
+            number = await store.put(message()) or 0
+        assert number > 8, frame
+        assert report.damage, frame
+        assert report.skipped is not None, frame
+        assert report.skipped[1] == number - 1
+
+
+async def test_a_log_whose_header_is_damaged_repeats_no_number(path: Path, tmp_path: Path) -> None:
+    async with opened(path) as store:
+        for _ in range(3):
+            await store.put(message())
+        copy = crash_copy(path, tmp_path / "crash")
+    log = copy.with_name("events.db-wal")
+    damaged = bytearray(log.read_bytes())
+    damaged[17] ^= 1  # a salt
+    log.write_bytes(damaged)
+    async with opened(copy) as store:
+        assert store.report.damage
+        assert (await store.put(message()) or 0) > 3
+
+
+@pytest.mark.parametrize("cut", [0, 10, 24, 2000])
+async def test_a_transaction_that_a_crash_cut_off_is_no_damage(path: Path, tmp_path: Path, cut: int) -> None:
+    async with opened(path) as store:
+        for _ in range(3):
+            await store.put(message())
+        before = path.with_name("events.db-wal").stat().st_size
+        copy = crash_copy(path, tmp_path / "crash")
+        await store.put(message())
+        torn = path.with_name("events.db-wal").read_bytes()[: before + cut]
+    copy.with_name("events.db-wal").write_bytes(torn)
+    async with opened(copy) as store:
+        assert not store.report.damage
+        assert store.report.skipped is None
+        assert await store.put(message()) == 4
+
+
+async def test_a_log_with_frames_of_an_older_generation_is_no_damage(path: Path, tmp_path: Path) -> None:
+    async with opened(path) as store:
+        for _ in range(20):
+            await store.put(message())
+        with contextlib.closing(sqlite3.connect(path)) as reader:
+            reader.execute(
+                "PRAGMA wal_checkpoint(PASSIVE)"
+            )  # all is in the database: the next commit begins the log anew
+        await store.put(message())
+        copy = crash_copy(path, tmp_path / "crash")
+    async with opened(copy) as store:
+        assert not store.report.damage
+        assert await store.put(message()) == 22
+
+
 async def test_a_deleted_database_does_not_start_the_sequence_again(path: Path) -> None:
     async with opened(path) as store:
         await store.put(message())
