@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from agent.types import FloatArray, ImageArray
-from pose_nano.geometry import CANVAS
+from pose_nano.geometry import CANVAS, TRAINED_AT
 from pose_nano.store import PAD, Annotations, Sample
 
 MIRROR = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
@@ -25,15 +25,16 @@ _LEAST_KEYPOINTS = 3
 class Recipe:
     """How wild the views are. canvas: (H, W) px; zoom: range of person size relative to the whole picture on the network's
     final canvas; mosaic, lying, distorted: probabilities of four pictures in one, of a turn by any angle up to 110 degrees and of
-    `distort`."""
+    `distort`; hidden: who shows no key point is looked at 1 + hidden times as often as who shows all."""
 
     canvas: tuple[int, int] = CANVAS
-    final: tuple[int, int] = CANVAS
+    final: tuple[int, int] = TRAINED_AT
     zoom: tuple[float, float] = (0.55, 1.8)
     turn_degrees: float = 20.0
     lying: float = 0.1
     mosaic: float = 0.25
     distorted: float = 1.0
+    hidden: float = 0.0
 
 
 def view(draw: Callable[[], Sample], recipe: Recipe, rng: np.random.Generator) -> Sample:
@@ -71,7 +72,7 @@ def _place(
     turn = np.deg2rad(angle)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     matrix = matrix @ np.diag([scale * stretch * (-1 if mirrored else 1), scale / stretch])
-    focus = _focus(sample, rng)
+    focus = _focus(sample, recipe, rng)
     aim = np.array([canvas[1], canvas[0]]) * rng.uniform(0.2, 0.8, 2)
     # A picture smaller than the canvas stays inside it; one that is larger covers it, mostly.
     span = np.abs(matrix) @ np.array([width, height])
@@ -93,12 +94,13 @@ def _place(
     return image, clip(people, canvas)  # type: ignore[return-value]  # OpenCV's stubs do not know the dtype
 
 
-def _focus(sample: Sample, rng: np.random.Generator) -> FloatArray:
+def _focus(sample: Sample, recipe: Recipe, rng: np.random.Generator) -> FloatArray:
     """(2,) px of the source: mostly near somebody."""
     size = np.array([sample.image.shape[1], sample.image.shape[0]], np.float32)
-    known = sample.people.boxes[sample.people.labelled]
-    if len(known) and rng.random() < 0.95:
-        box = known[rng.integers(len(known))]
+    known = sample.people.labelled
+    if known.any() and rng.random() < 0.95:
+        chance = 1 + recipe.hidden * (sample.people.seen[known] < 1).mean(axis=1)
+        box = sample.people.boxes[known][rng.choice(len(chance), p=chance / chance.sum())]
         return (box[:2] + (box[2:] - box[:2]) * rng.uniform(0.2, 0.8, 2)).astype(np.float32)
     return (size * rng.random(2)).astype(np.float32)
 

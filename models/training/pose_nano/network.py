@@ -28,7 +28,7 @@ class Shape:
     the pyramid and the heads; points: channels at stride 4, where key points are placed."""
 
     channels: tuple[int, int, int, int, int] = (16, 24, 48, 96, 160)
-    blocks: tuple[int, int, int, int] = (0, 1, 2, 2)
+    blocks: tuple[int, int, int, int] = (0, 1, 3, 2)
     pyramid: int = 56
     points: int = 32
 
@@ -61,12 +61,17 @@ class Convolution(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions and a skip (He et al. 2016). Dense ones: on a CPU they run nearer to peak than depth-wise ones."""
+    """Two 3 x 3 convolutions and a skip (He et al. 2016). Dense ones: on a CPU they run nearer to peak than depth-wise ones.
+
+    A new one passes on what it gets (Goyal et al. 2017, arXiv:1706.02677, section 5.1), so a trained network may grow: its input
+    comes from a ReLU.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first = Convolution(channels, channels)
         self.second = Convolution(channels, channels, activation=False)
+        nn.init.zeros_(self.second[1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x + self.second(self.first(x)))
@@ -87,6 +92,7 @@ class PoseNano(nn.Module):
         width = shape.pyramid
         self.lateral = nn.ModuleList(Convolution(channels, width, 1) for channels in shape.channels[2:])
         self.merge = nn.ModuleList(Convolution(width, width) for _ in range(2))
+        self.refine = Residual(width)
         self.coarse_points = nn.Sequential(
             Convolution(width, width), Convolution(width, shape.points, 1, activation=False)
         )
@@ -121,7 +127,7 @@ class PoseNano(nn.Module):
             levels.append(x)
         coarse = self.lateral[2](levels[3])
         middle = self.merge[1](self.lateral[1](levels[2]) + _double(coarse))
-        fine: Tensor = self.merge[0](self.lateral[0](levels[1]) + _double(middle))
+        fine: Tensor = self.refine(self.merge[0](self.lateral[0](levels[1]) + _double(middle)))
         points = torch.relu(_double(self.coarse_points(fine)) + self.fine_points(levels[0]))
         return fine, points
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from agent.simulation.export import MIN_VISIBLE_SHARE
 from agent.simulation.scene import SimulatedScene, build_scene
 from agent.simulation.scripts import SCENARIOS, build_script
 from agent.simulation.values import Script, Truth
@@ -29,7 +30,7 @@ WIDTH, HEIGHT = 640, 480
 HOLDOUT_SEEDS = 1_000_001
 """The first of them; see holdout.sh."""
 HIDDEN_WEIGHT = 0.6
-_LEAST_SHARE = 0.12
+_LEAST_SEEN = 2
 _NEAR, _PICTURE = 0.5, 0.45
 _PLAY_S = 40.0
 _FALLS = ("fall", "fall-rise", "mixed")
@@ -41,7 +42,7 @@ def annotations_of(truth: Truth) -> Annotations:
     """Exact labels; who hardly shows becomes an unknown region."""
     sides = truth.boxes[:, 2:] - truth.boxes[:, :2]
     valid = np.isfinite(truth.boxes).all(axis=1) & (sides > 1).all(axis=1)
-    labelled = (truth.visible_share >= _LEAST_SHARE) & ((truth.visibility == 2).sum(axis=1) >= 3)
+    labelled = (truth.visible_share >= MIN_VISIBLE_SHARE) & ((truth.visibility == 2).sum(axis=1) >= _LEAST_SEEN)
     people = Annotations(
         boxes=truth.boxes,
         keypoints=truth.keypoints,

@@ -2,9 +2,10 @@
 
     python -m pose_nano.quantise --bundle models/pose-nano --calibration shards/simulated --out models/pose-nano-int8
 
-Static quantisation of ONNX Runtime, weights per channel. Weights keep 7 bits: without VNNI, products of two full 8-bit numbers
-overflow the 16-bit sums of AVX2, and the answers would depend on the CPU. The last two convolutions of the graph, the head that says
-where people are and how large, stay in FP32. Measure AP of both bundles before one replaces the other.
+Static quantisation of ONNX Runtime, weights per channel, ranges of activations at the 99.999th percentile (5 GB of memory for 48
+pictures). Weights keep 7 bits: without VNNI, products of two full 8-bit numbers overflow the 16-bit sums of AVX2, and the answers
+would depend on the CPU. The heads and the features of key points stay in FP32: places need more than 8 bits (a quarter of the
+error for 1.5 ms). Measure AP of both bundles before one replaces the other.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from agent.pose.preprocess import Letterbox
@@ -27,7 +28,7 @@ from pose_nano.export import DETS, INPUT, KEYPOINTS, golden_images, milliseconds
 from pose_nano.store import Shard
 
 _PICTURES = 48
-_LEFT_ALONE = 2
+_IN_FP32 = ("person_head", "point_head", "coarse_points.1", "fine_points")
 
 
 class _Pictures(CalibrationDataReader):
@@ -49,11 +50,13 @@ def quantise(source: Path, shard: Shard, target: Path, size: tuple[int, int]) ->
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        convolutions = [node.name for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
+        names = [node.name for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
+        quantised = [name for name in names if not any(f"/{part}" in name for part in _IN_FP32)]
         quantize_static(
             str(prepared), str(target), _Pictures(shard, _PICTURES, size), quant_format=QuantFormat.QDQ, per_channel=True,
             reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            nodes_to_quantize=convolutions[:-_LEFT_ALONE], op_types_to_quantize=["Conv", "Add", "Relu"],
+            nodes_to_quantize=quantised, op_types_to_quantize=["Conv", "Add", "Relu"],
+            calibrate_method=CalibrationMethod.Percentile,
         )  # fmt: skip
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,53 +18,94 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pose_nano.augment import Recipe, view
+from pose_nano.geometry import checked_size
 from pose_nano.losses import Batch
 from pose_nano.store import Sample, Shard
 from pose_nano.targets import Targets, draw
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A shard and how often it is drawn from, relative to the others."""
+class Mix:
+    """What some of the batches are made of. share: of the batches, relative to the other mixes; sources: shards, and how often
+    each is drawn from, relative to the others."""
 
-    folder: Path
-    share: float
+    sources: Mapping[Path, float]
+    recipe: Recipe
+    share: float = 1.0
+
+
+def read_mixes(file: Path, shards: Path) -> list[Mix]:
+    """The tables `[[mix]]` of a TOML file: share, sources (folders in `shards`) and the fields of `Recipe`.
+
+    Raises ValueError, with the file's name and what is wrong.
+    """
+    try:
+        tables = tomllib.loads(file.read_text())["mix"]
+        return [_mix(table, shards) for table in tables]
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}; wanted: tables [[mix]] with share, sources and fields of Recipe") from error
+
+
+def _mix(table: dict[str, Any], shards: Path) -> Mix:
+    recipe = {key: value for key, value in table.items() if key not in {"share", "sources"}}
+    if "canvas" in recipe:
+        height, width = recipe["canvas"]
+        recipe["canvas"] = checked_size((height, width))
+    if "zoom" in recipe:
+        recipe["zoom"] = tuple(recipe["zoom"])
+    sources = {shards / name: float(share) for name, share in table["sources"].items()}
+    missing = [str(folder) for folder in sources if not (folder / "people.npz").exists()]
+    if missing:
+        raise ValueError(f"no shard at {', '.join(missing)}")
+    return Mix(sources, Recipe(**recipe), float(table["share"]))
 
 
 class Views(Dataset[dict[str, Tensor]]):
-    """Augmented pictures by number, with their targets."""
+    """Augmented pictures by number, with their targets; all `batch` numbers of one batch are of one mix."""
 
-    def __init__(self, sources: Sequence[Source], recipe: Recipe, seed: int) -> None:
-        self._sources, self._recipe, self._seed = sources, recipe, seed
-        self._shards: list[Shard] = []  # opened where they are read: memory maps do not travel well between processes
-        shares = np.array([source.share for source in sources])
-        self._shares = shares / shares.sum()
+    def __init__(self, mixes: Sequence[Mix], seed: int, batch: int) -> None:
+        self._mixes, self._seed, self.batch = mixes, seed, batch
+        self._shards: dict[
+            Path, Shard
+        ] = {}  # opened where they are read: memory maps do not travel well between processes
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        self._shards = self._shards or [Shard(source.folder) for source in self._sources]
+        shares = [mix.share for mix in self._mixes]
+        mix = self._mixes[_chosen(shares, np.random.default_rng([self._seed, number // self.batch, 1]))]
         rng = np.random.default_rng([self._seed, number])
-        sample = view(lambda: self._draw(rng), self._recipe, rng)
-        targets = draw(sample.people, *self._recipe.canvas)
+        sample = view(lambda: self._draw(mix.sources, rng), mix.recipe, rng)
+        targets = draw(sample.people, *mix.recipe.canvas)
         arrays = {
             field.name: torch.from_numpy(np.ascontiguousarray(getattr(targets, field.name)))
             for field in fields(Targets)
         }
         return {"image": torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1))), **arrays}
 
-    def _draw(self, rng: np.random.Generator) -> Sample:
-        shard = self._shards[int(rng.choice(len(self._shards), p=self._shares))]
+    def _draw(self, sources: Mapping[Path, float], rng: np.random.Generator) -> Sample:
+        folder = list(sources)[_chosen(list(sources.values()), rng)]
+        if folder not in self._shards:
+            self._shards[folder] = Shard(folder)
+        shard = self._shards[folder]
         return shard[int(rng.integers(len(shard)))]
 
 
-def batches(views: Views, first: int, size: int, *, workers: int, core: int | None) -> Iterator[tuple[Tensor, Batch]]:
+def _chosen(shares: Sequence[float], rng: np.random.Generator) -> int:
+    weights = np.array(shares)
+    return int(rng.choice(len(weights), p=weights / weights.sum()))
+
+
+def batches(
+    views: Views, first: int, *, workers: int = 0, core: int | None = None, part: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[Tensor, Batch]]:
     """Endless batches from sample number `first` on: images (B, 3, H, W) float32, and targets.
 
-    core: the CPU that the workers keep to, None = any.
+    core: the CPU that the workers keep to, None = any; part: (number, count) of the process among those that share each batch.
     """
+    size = views.batch // part[1]
+    starts = count(first // views.batch * views.batch + part[0] * size, views.batch)
     loader = DataLoader(
         views,
-        batch_size=size,
-        sampler=range(first, 1 << 40),  # type: ignore[arg-type]  # any iterable with a length does
+        batch_sampler=(range(start, start + size) for start in starts),  # type: ignore[arg-type]  # any iterable does
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=lambda _: _settle(core),
@@ -71,6 +116,11 @@ def batches(views: Views, first: int, size: int, *, workers: int, core: int | No
 
 
 def _settle(core: int | None) -> None:
+    for asked in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # those who end a group of processes mean the trainer, which saves first
+        signal.signal(asked, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     if core is not None:

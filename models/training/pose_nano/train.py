@@ -1,13 +1,14 @@
 """Trains `pose-nano`; goes on where a stopped run was.
 
-    python -m pose_nano.train --run runs/pose-nano --source shards/real:1 --source shards/sim:1 \
-        --canvas 192x256 --batch 24 --finish-at 60000 [--decay 10000] [--bfloat16] [--start weights.pt]
+    python -m pose_nano.train --run runs/pose-nano --mixes mixes.toml --shards shards \
+        --batch 24 --finish-at 60000 [--decay 10000] [--bfloat16] [--start weights.pt]
 
 RUN/last.pt holds everything: weights, their average, optimiser, how many pictures were seen (data order follows from it).
 The rate is constant after a warm-up and falls to nothing over the last `--decay` pictures before `--finish-at`
 (warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395), so a run that is to go on later is kept without decay.
 RUN/log.csv gets a row per `--report` steps. A GPU is used when there is one; `--bfloat16` more than doubles the speed of CPUs that
-multiply in it (`avx512_bf16` or `amx_bf16` among the flags of /proc/cpuinfo) and slows others down.
+multiply in it (`avx512_bf16` or `amx_bf16` among the flags of /proc/cpuinfo) and slows others down. Several cores work best as
+several processes that share each batch: `torchrun --nproc-per-node 2 -m pose_nano.train ... --threads 1`.
 """
 
 from __future__ import annotations
@@ -16,22 +17,21 @@ import argparse
 import copy
 import csv
 import signal
-import threading
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
-from pose_nano.augment import Recipe
-from pose_nano.geometry import CANVAS, size_of
 from pose_nano.losses import WEIGHTS, Batch, losses, total
-from pose_nano.network import PoseNano
+from pose_nano.network import PoseNano, Residual
 from pose_nano.optimiser import optimiser_for
-from pose_nano.stream import Source, Views, batches
+from pose_nano.stream import Views, batches, read_mixes
 
+MIXES = Path(__file__).with_name("mixes.toml")
 WARM_UP = 6_000
 """Pictures until the rate is full."""
 AVERAGE = 0.998
@@ -55,15 +55,16 @@ class Plan:
 class Trainer:
     """Network, average, optimiser and count; everything that a checkpoint holds."""
 
-    def __init__(self, plan: Plan, device: torch.device, *, bfloat16: bool) -> None:
-        self.device, self.plan, self.bfloat16 = device, plan, bfloat16
+    def __init__(self, plan: Plan, device: torch.device, *, bfloat16: bool, processes: int = 1) -> None:
+        self.device, self.plan, self.bfloat16, self.processes = device, plan, bfloat16, processes
         self.network = PoseNano().to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(requires_grad=False)
         self.optimiser = optimiser_for(self.network, plan.rate)
         self.seen = self.steps = 0
+        self.ending = False
 
     def step(self, image: Tensor, batch: Batch) -> dict[str, float]:
-        """One step on one batch; the parts of the loss and `total`."""
+        """One step on one batch, or this process's part of it; the parts of the loss and `total`."""
         self.network.train()
         for group in self.optimiser.param_groups:
             group["lr"] = self.plan.at(self.seen)
@@ -74,12 +75,23 @@ class Trainer:
         loss = total(parts)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if self.processes > 1:
+            self._agree()
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimiser.step()
-        self.seen += len(image)
+        self.seen += len(image) * self.processes
         self.steps += 1
         self._update_average()
         return {name: float(value.detach()) for name, value in parts.items()} | {"total": float(loss.detach())}
+
+    def _agree(self) -> None:
+        """The mean of all processes' gradients, and the end as soon as one of them is asked to end."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients] + [torch.full((1,), float(self.ending), device=self.device)])
+        torch.distributed.all_reduce(flat)
+        for gradient, mean in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view(gradient.shape) / self.processes)
+        self.ending = bool(flat[-1] > 0)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -112,10 +124,17 @@ class Trainer:
         self.seen, self.steps = content["seen"], content["steps"]
 
     def start_from(self, file: Path) -> None:
-        """Begin with the averaged weights of another run, or those that `export.py --weights` kept; the optimiser starts anew."""
+        """Begin with the averaged weights of another run, or those that `export.py --weights` kept; the optimiser starts anew.
+
+        The run may have been of a smaller network: new residual blocks begin as nothing. Raises ValueError for any other difference.
+        """
         weights = torch.load(file, map_location=self.device, weights_only=True)["average"]
-        self.network.load_state_dict(weights)
-        self.average.load_state_dict(weights)
+        blocks = {name for name, module in self.network.named_modules() if isinstance(module, Residual)}
+        missing, unknown = self.network.load_state_dict(weights, strict=False)
+        odd = unknown + [name for name in missing if not any(name.startswith(f"{block}.") for block in blocks)]
+        if odd:
+            raise ValueError(f"{file}: not weights of this network or of a smaller one: {', '.join(odd[:3])} ...")
+        self.average.load_state_dict(self.network.state_dict())
 
 
 class Log:
@@ -146,13 +165,15 @@ class Log:
 
 def train(arguments: argparse.Namespace) -> None:
     """Until `finish_at` pictures were seen or the process is asked to end (SIGTERM, SIGINT): then a checkpoint is written."""
-    ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
+    number, processes = _join()
+    if arguments.batch % processes:
+        raise SystemExit(f"--batch {arguments.batch} is not a multiple of the {processes} processes")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(arguments.seed)
     plan = Plan(arguments.rate, arguments.finish_at, arguments.decay)
-    trainer = Trainer(plan, device, bfloat16=arguments.bfloat16 or device.type == "cuda")
+    trainer = Trainer(plan, device, bfloat16=arguments.bfloat16 or device.type == "cuda", processes=processes)
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, lambda *_: setattr(trainer, "ending", True))
     run: Path = arguments.run
     run.mkdir(parents=True, exist_ok=True)
     last = run / "last.pt"
@@ -162,55 +183,38 @@ def train(arguments: argparse.Namespace) -> None:
         print(f"going on after {trainer.seen} pictures{unused}", flush=True)
     elif arguments.start:
         trainer.start_from(arguments.start)
-    recipe = Recipe(
-        canvas=arguments.canvas,
-        zoom=arguments.zoom,
-        turn_degrees=arguments.turn,
-        lying=arguments.lying,
-        mosaic=arguments.mosaic,
-        distorted=arguments.distorted,
-    )
-    views = Views(arguments.source, recipe, arguments.seed)
+    views = Views(read_mixes(arguments.mixes, arguments.shards), arguments.seed, arguments.batch)
     log, saved = Log(run / "log.csv"), time.monotonic()
-    stream = batches(views, trainer.seen, arguments.batch, workers=arguments.workers, core=arguments.worker_core)
+    stream = batches(
+        views, trainer.seen, workers=arguments.workers, core=arguments.worker_core, part=(number, processes)
+    )
     for image, batch in stream:
         log.add(trainer.step(image, batch))
-        if trainer.steps % arguments.report == 0:
+        first, done = number == 0, trainer.seen >= arguments.finish_at or trainer.ending
+        if first and trainer.steps % arguments.report == 0:
             log.write(trainer.seen, arguments.batch, trainer.plan.at(trainer.seen))
-        done = trainer.seen >= arguments.finish_at or ending.is_set()
-        if done or time.monotonic() - saved > arguments.save_s:
+        if first and (done or time.monotonic() - saved > arguments.save_s):
             trainer.save(last)
             saved = time.monotonic()
         if done:
-            return
+            break
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 
 
-def _source(text: str) -> Source:
-    folder, _, share = text.rpartition(":")
-    return Source(Path(folder), float(share))
-
-
-def _range(text: str) -> tuple[float, float]:
-    low, _, high = text.partition("-")
-    return float(low), float(high)
+def _join() -> tuple[int, int]:
+    """This process's number among those that `torchrun` started, and their count."""
+    if not torch.distributed.is_torchelastic_launched():
+        return 0, 1
+    torch.distributed.init_process_group("gloo")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--source", type=_source, action="append", required=True, metavar="SHARD:SHARE")
-    parser.add_argument("--canvas", type=size_of, default=CANVAS, metavar="HxW")
-    parser.add_argument("--zoom", type=_range, default=(0.55, 1.8), metavar="LOW-HIGH")
-    parser.add_argument("--mosaic", type=float, default=0.25)
-    parser.add_argument(
-        "--distorted", type=float, default=1.0, help="share of pictures whose colours and sharpness are changed"
-    )
-    parser.add_argument(
-        "--turn", type=float, default=20.0, help="degrees; two standard deviations of the pictures' turn"
-    )
-    parser.add_argument(
-        "--lying", type=float, default=0.1, help="share of pictures turned by any angle up to 110 degrees"
-    )
+    parser.add_argument("--mixes", type=Path, default=MIXES, help="TOML; default: how the shipped weights were made")
+    parser.add_argument("--shards", type=Path, required=True, help="folder of the prepared pictures")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--finish-at", type=int, required=True)
