@@ -15,9 +15,9 @@ from pose_nano.decoder import DecoderOptions, PoseNanoDetector  # noqa: E402
 from pose_nano.export import load_detector, save_weights  # noqa: E402
 from pose_nano.geometry import POINT_STRIDE, STRIDE  # noqa: E402
 from pose_nano.losses import Batch, focal, left_right_loss, losses, total  # noqa: E402
-from pose_nano.network import Maps, PoseNano, parameter_count  # noqa: E402
+from pose_nano.network import Maps, PoseNano, Shape, parameter_count  # noqa: E402
 from pose_nano.store import Annotations, ShardWriter  # noqa: E402
-from pose_nano.stream import Source, Views, batches  # noqa: E402
+from pose_nano.stream import Mix, Views, batches, read_mixes  # noqa: E402
 from pose_nano.targets import Targets, draw  # noqa: E402
 from pose_nano.train import Plan, Trainer  # noqa: E402
 from test_pose_nano_data import person  # noqa: E402
@@ -188,13 +188,64 @@ def test_an_untrained_network_sees_nobody() -> None:
 
 
 @pytest.fixture
-def views(tmp_path: Path) -> Views:
-    """A shard of two pictures, drawn from at 64 x 64 px."""
+def shard(tmp_path: Path) -> Path:
+    """A shard of two pictures."""
     writer = ShardWriter(tmp_path / "shard", 2)
     for shade in (40, 200):
         writer.add(np.full((240, 320, 3), shade, np.uint8), person())
     writer.close()
-    return Views([Source(tmp_path / "shard", 1.0)], Recipe(canvas=(64, 64)), seed=5)
+    return tmp_path / "shard"
+
+
+@pytest.fixture
+def views(shard: Path) -> Views:
+    """Drawn from at 64 x 64 px, two to a batch."""
+    return Views([Mix({shard: 1.0}, Recipe(canvas=(64, 64)))], seed=5, batch=2)
+
+
+def test_a_batch_is_of_one_mix_and_mixes_have_their_shares(shard: Path) -> None:
+    small, large = (Recipe(canvas=(side, side)) for side in (32, 64))
+    views = Views([Mix({shard: 1.0}, small, 3.0), Mix({shard: 1.0}, large, 1.0)], seed=1, batch=4)
+    sides = np.array([views[number]["image"].shape[1] for number in range(400)]).reshape(100, 4)
+    assert (sides == sides[:, :1]).all()
+    assert 0.6 < (sides[:, 0] == 32).mean() < 0.9
+
+
+def test_processes_share_a_batch(views: Views) -> None:
+    views.batch = 4
+    whole = batches(views, 4)
+    parts = [batches(views, 4, part=(number, 2)) for number in range(2)]
+    for _ in range(2):
+        image, batch = next(whole)
+        (first, first_batch), (second, second_batch) = (next(part) for part in parts)
+        torch.testing.assert_close(image, torch.cat((first, second)))
+        torch.testing.assert_close(batch.poses, torch.cat((first_batch.poses, second_batch.poses)))
+
+
+def test_mixes_are_read_from_a_file(shard: Path) -> None:
+    file = shard.parent / "mixes.toml"
+    file.write_text("[[mix]]\nshare = 2\ncanvas = [64, 96]\nlying = 0.5\nsources = {shard = 0.3}\n")
+    (mix,) = read_mixes(file, shard.parent)
+    assert (mix.share, mix.recipe.canvas, mix.recipe.lying) == (2.0, (64, 96), 0.5)
+    assert mix.sources == {shard: 0.3}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[mix]]\nshare = 1\nsources = {gone = 1}", "no shard at .*gone"),
+        ("[[mix]]\nshare = 1\nsources = {shard = 1}\nlaying = 1", "laying"),
+        ("[[mix]]\nshare = 1\nsources = {shard = 1}\ncanvas = [100, 64]", "multiples of 32"),
+        ("[[mix]]\nsources = {shard = 1}", "share"),
+        ("[[mix]\n", "line 1"),
+        ("", "mix"),
+    ],
+)
+def test_a_wrong_file_of_mixes_says_what_is_wrong(shard: Path, text: str, said: str) -> None:
+    file = shard.parent / "mixes.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"mixes.toml.*{said}"):
+        read_mixes(file, shard.parent)
 
 
 def trainer(plan: Plan, *, bfloat16: bool = False) -> Trainer:
@@ -204,7 +255,7 @@ def trainer(plan: Plan, *, bfloat16: bool = False) -> Trainer:
 def test_a_new_run_begins_with_the_averaged_weights_of_another(views: Views, tmp_path: Path) -> None:
     plan = Plan(rate=1e-3, finish_at=8, decay=0)
     first, second = trainer(plan), trainer(plan)
-    first.step(*next(batches(views, 0, 2, workers=0, core=None)))
+    first.step(*next(batches(views, 0)))
     first.save(tmp_path / "last.pt")
     second.start_from(tmp_path / "last.pt")
     assert second.seen == 0
@@ -225,22 +276,47 @@ def test_weights_kept_in_16_bits_begin_a_run_and_make_the_bundle(tmp_path: Path)
         torch.testing.assert_close(kept[name], value, rtol=1e-3, atol=1e-6, msg=name)
 
 
+def test_a_larger_network_begins_with_the_answers_of_a_smaller_one(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    smaller = PoseNano(Shape(blocks=(0, 0, 1, 1)))
+    for module in smaller.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # not the untrained ones, with which blocks do nothing
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+    torch.save({"average": smaller.state_dict()}, tmp_path / "smaller.pt")
+    larger = trainer(Plan(1e-3, 8, 0))
+    assert parameter_count(larger.network) > parameter_count(smaller)
+    larger.start_from(tmp_path / "smaller.pt")
+    image = torch.rand(1, 3, 64, 64) * 255
+    before, after = smaller.eval()(image), larger.average(image)
+    for part in fields(Maps):
+        torch.testing.assert_close(getattr(after, part.name), getattr(before, part.name), msg=part.name)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    weights = PoseNano().state_dict()
+    weights["stem.9.weight"] = weights.pop("stem.0.weight")
+    torch.save({"average": weights}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt: not weights of this network.*stem.9"):
+        trainer(Plan(1e-3, 8, 0)).start_from(tmp_path / "other.pt")
+
+
 def test_a_resumed_run_goes_on_exactly_where_it_was(views: Views, tmp_path: Path) -> None:
     plan = Plan(rate=1e-3, finish_at=8, decay=0)
     torch.manual_seed(1)
     whole, half = trainer(plan), trainer(plan)
     half.network.load_state_dict(whole.network.state_dict())
     half.average.load_state_dict(whole.average.state_dict())
-    stream = batches(views, 0, 2, workers=0, core=None)
+    stream = batches(views, 0)
     for _ in range(2):
         whole.step(*next(stream))
-    stream = batches(views, 0, 2, workers=0, core=None)
+    stream = batches(views, 0)
     half.step(*next(stream))
     half.save(tmp_path / "last.pt")
     resumed = trainer(plan)
     resumed.load(tmp_path / "last.pt")
     assert resumed.seen == 2
-    stream = batches(views, resumed.seen, 2, workers=0, core=None)
+    stream = batches(views, resumed.seen)
     resumed.step(*next(stream))
     for name, value in whole.average.state_dict().items():
         torch.testing.assert_close(resumed.average.state_dict()[name], value, msg=name)
@@ -250,7 +326,8 @@ def test_a_resumed_run_goes_on_exactly_where_it_was(views: Views, tmp_path: Path
 def test_learning_lowers_the_loss(views: Views, bfloat16: bool) -> None:
     torch.manual_seed(1)
     learner = trainer(Plan(rate=2e-3, finish_at=100, decay=0), bfloat16=bfloat16)
-    image, batch = next(batches(views, 0, 4, workers=0, core=None))
+    views.batch = 4
+    image, batch = next(batches(views, 0))
     first = learner.step(image, batch)["total"]
     learner.seen = 6_000  # past the warm-up
     for _ in range(8):
