@@ -56,19 +56,23 @@ def test_a_near_camera_has_somebody_before_it(seed: int) -> None:
 def test_truth_becomes_labels_and_who_hardly_shows_becomes_unknown() -> None:
     truth = Truth(
         t_s=0.0,
-        actor_ids=np.array([1, 2]),
-        boxes=np.array([[10, 10, 50, 90], [60, 10, 70, 90]], np.float32),
-        full_boxes=np.zeros((2, 4), np.float32),
-        keypoints=np.full((2, 17, 2), 30, np.float32),
-        visibility=np.stack([np.array([0, 1] + [2] * 15), np.full(17, 2)]),
-        visible_share=np.array([1.0, 0.05], np.float32),
-        actions=("walk", "walk"),
+        actor_ids=np.array([1, 2, 3]),
+        boxes=np.array([[10, 10, 50, 90], [60, 10, 70, 90], [60, 10, 70, 90]], np.float32),
+        full_boxes=np.zeros((3, 4), np.float32),
+        keypoints=np.full((3, 17, 2), 30, np.float32),
+        visibility=np.stack([np.array([0, 1] + [2] * 15), np.full(17, 2), np.array([2] + [1] * 16)]),
+        visible_share=np.array([1.0, 0.04, 0.3], np.float32),
+        actions=("walk", "walk", "walk"),
     )
     people = annotations_of(truth)
-    assert people.labelled.tolist() == [True, False]
+    assert people.labelled.tolist() == [
+        True,
+        False,
+        False,
+    ]  # of the second too little is seen, of the third one key point
     assert people.weights[0, 0] == 0 < people.weights[0, 1] < people.weights[0, 2] == 1
     assert people.seen[0, :3].tolist() == [0, -1, 1]  # outside, hidden: not asked for, seen
-    gone = replace(truth, boxes=np.full((2, 4), np.nan, np.float32))
+    gone = replace(truth, boxes=np.full((3, 4), np.nan, np.float32))
     assert len(annotations_of(gone)) == 0
 
 
