@@ -65,9 +65,8 @@ class Views(Dataset[dict[str, Tensor]]):
 
     def __init__(self, mixes: Sequence[Mix], seed: int, batch: int) -> None:
         self._mixes, self._seed, self.batch = mixes, seed, batch
-        self._shards: dict[
-            Path, Shard
-        ] = {}  # opened where they are read: memory maps do not travel well between processes
+        # Opened where they are read: memory maps do not travel well between processes.
+        self._shards: dict[Path, Shard] = {}
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         shares = [mix.share for mix in self._mixes]
@@ -116,10 +115,8 @@ def batches(
 
 
 def _settle(core: int | None) -> None:
-    for asked in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # those who end a group of processes mean the trainer, which saves first
+    # Who ends a group of processes means the trainer, which saves first.
+    for asked in (signal.SIGTERM, signal.SIGINT):
         signal.signal(asked, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -8,7 +8,8 @@ The rate is constant after a warm-up and falls to nothing over the last `--decay
 (warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395), so a run that is to go on later is kept without decay.
 RUN/log.csv gets a row per `--report` steps. A GPU is used when there is one; `--bfloat16` more than doubles the speed of CPUs that
 multiply in it (`avx512_bf16` or `amx_bf16` among the flags of /proc/cpuinfo) and slows others down. Several cores work best as
-several processes that share each batch: `torchrun --nproc-per-node 2 -m pose_nano.train ... --threads 1`.
+several processes that share each batch: `torchrun --nproc-per-node 2 -m -- pose_nano.train ... --threads 1`
+(without the `--` torchrun takes `--run` for an option of its own).
 """
 
 from __future__ import annotations
