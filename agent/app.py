@@ -20,6 +20,7 @@ from agent.daemon.drift import ModelWatch
 from agent.daemon.evidence import Evidence
 from agent.daemon.listener import AgentListener
 from agent.daemon.live import LiveHub
+from agent.daemon.losses import LossDesk
 from agent.daemon.monitor import Monitor, MonitorPorts, OutboxFigures, as_payload, camera_report
 from agent.daemon.orphans import close_orphans
 from agent.daemon.upkeep import Upkeep
@@ -122,8 +123,12 @@ class Agent:
         await asyncio.to_thread(prepare_state_dir, config.state_dir)
         self._stack.callback(self.notifier.close)
         self._stack.callback(self.live.close)
-        self.store = await OutboxStore.open(config.state_dir / config.outbox.file, config.outbox)
+        losses = LossDesk(self.topics, self.new_id, self.metrics, self.health)
+        self.store = await OutboxStore.open(
+            config.state_dir / config.outbox.file, config.outbox, announce=losses.announce
+        )
         self._stack.push_async_callback(self.store.close)
+        self.store.on_loss(losses.report)
         self._report_database(self.store.report)
         self.store.on_reopened(self._report_database)
         probes = Probes.open(config.state_dir)

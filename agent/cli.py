@@ -170,19 +170,25 @@ def _add_evaluate_events(kinds: argparse._SubParsersAction[argparse.ArgumentPars
 def _add_events(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     events = _command(commands, "events", "events", "the event history of this box")
     actions = events.add_subparsers(dest="what", metavar="WHAT", required=True)
-    for name, text in (("list", "newest events as a table"), ("export", "all events as JSON lines or CSV")):
-        action = actions.add_parser(name, help=text)
+    listing = actions.add_parser("list", help="newest events as a table")
+    export = actions.add_parser("export", help="all events as JSON lines or CSV")
+    dead = actions.add_parser("dead", help="messages that the broker refused for good, newest first")
+    backup = actions.add_parser("backup", help="copy the event database, also while the agent runs")
+    for action in (listing, export):
         action.add_argument("--since", metavar="TIME", help="ISO 8601, e.g. 2026-11-23T08:00+01:00")
         action.add_argument("--until", metavar="TIME")
         action.add_argument("--kind", help="fight, fall, ...")
         action.add_argument("--camera")
+    for action in (listing, dead):
+        action.add_argument("--limit", type=whole_number, default=50, metavar="N")
+        _json_option(action)
+    export.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
+    export.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
+    backup.add_argument(
+        "file", type=Path, metavar="FILE", help="a new file; put it in the place of the database to restore"
+    )
+    for action in actions.choices.values():
         _config_option(action)
-        if name == "list":
-            action.add_argument("--limit", type=whole_number, default=50, metavar="N")
-            _json_option(action)
-        else:
-            action.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
-            action.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
 
 
 def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -13,7 +13,18 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from agent.errors import RecognizerError
-from agent.types import ActionScores, CameraStatus, Event, FloatArray, Frame, ImageArray, Lane, People, Tracks
+from agent.types import (
+    ActionScores,
+    CameraStatus,
+    Event,
+    FloatArray,
+    Frame,
+    ImageArray,
+    Lane,
+    LossReason,
+    People,
+    Tracks,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +152,10 @@ class EventStore(Protocol):
 
         Raises StorageFullError, StorageError.
         """
+        ...
+
+    def give_up(self, lane: Lane, reason: LossReason) -> None:
+        """One message of `lane` will not be put any more: to be announced when the store can."""
         ...
 
 

@@ -232,6 +232,37 @@ class Lane(IntEnum):
     TELEMETRY = 3
 
 
+GAP = "gap"
+"""The kind of events that announce a Loss; they themselves are never given up for want of room or patience."""
+
+
+class LossReason(StrEnum):
+    """Why messages will not arrive."""
+
+    AGE = "age"  # waited longer than its lane allows
+    BYTES = "bytes"  # its lane was full: the oldest went
+    SPACE = "space"  # the disk was full
+    STORAGE = "storage"  # the database could not be written
+    REFUSED = "refused"  # the broker does not take it, now or ever
+    DAMAGE = "damage"  # the database was damaged
+    RESTORED = "restored"  # the database is an older copy of itself
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Messages that will not arrive any more.
+
+    lane: None = of several or unknown lanes. ranges: the sequences in question, first and last of each run, rising; empty in
+    lanes without a sequence. lost: how many messages; None where nobody knows which of the numbers were still to be delivered.
+    """
+
+    reason: LossReason
+    lane: Lane | None
+    ranges: tuple[tuple[int, int], ...]
+    lost: int | None
+    detail: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class OutboxRecord:
     """A committed message that waits for its acknowledgement.

@@ -1,8 +1,9 @@
-"""`recognizer-agent events list|export`: the event history, beside a running agent or without one."""
+"""`recognizer-agent events list|export|dead|backup`: the event history, beside a running agent or without one."""
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import sys
 from collections.abc import Mapping
@@ -14,23 +15,31 @@ from agent.cli import EXIT_GOOD, EXIT_USAGE
 from agent.commands.output import table_console
 from agent.config.load import load_config
 from agent.events.cloudevents import parse
+from agent.events.gaps import parse_gap
+from agent.outbox.backup import back_up
 from agent.outbox.history import EventArchive, EventQuery, EventRow
+from agent.outbox.tables import DeadLetter
 from agent.timeparse import parse_time
+from agent.types import GAP
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Print or write the events that the arguments ask for."""
+    """Print or write what the arguments ask for."""
     try:
-        query = EventQuery(
-            since=parse_time(args.since), until=parse_time(args.until), kind=args.kind or "", camera_id=args.camera or "",
-            limit=args.limit if args.what == "list" else None, newest_first=args.what == "list",
-        )  # fmt: skip
+        query = _query(args) if args.what in {"list", "export"} else EventQuery()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     config = load_config(args.config, env=env)
-    with EventArchive(config.state_dir / config.outbox.file) as archive:
-        if args.what == "list":
+    database = config.state_dir / config.outbox.file
+    if args.what == "backup":
+        size = back_up(database, args.file)
+        print(f"{size / 1e6:.1f} MB written to {args.file}", file=sys.stderr)
+        return EXIT_GOOD
+    with EventArchive(database) as archive:
+        if args.what == "dead":
+            _list_dead(archive.dead_letters(args.limit), as_json=args.json)
+        elif args.what == "list":
             _list(list(archive.events(query)), as_json=args.json)
         elif args.out is None:
             archive.export(query, sys.stdout, args.format)
@@ -40,19 +49,57 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     return EXIT_GOOD
 
 
+def _query(args: argparse.Namespace) -> EventQuery:
+    """Raises ValueError for a time that is none."""
+    listing = args.what == "list"
+    return EventQuery(
+        since=parse_time(args.since), until=parse_time(args.until), kind=args.kind or "", camera_id=args.camera or "",
+        limit=args.limit if listing else None, newest_first=listing,
+    )  # fmt: skip
+
+
 def _list(rows: list[EventRow], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([json.loads(row.payload) | {"delivery": row.delivery} for row in rows]))
         return
     table = Table("sequence", "time", "what", "camera", "for", "sure", "delivery", box=None, pad_edge=False)
     for row in rows:
-        event = parse(row.payload)
         time = row.t_utc.astimezone().isoformat(sep=" ", timespec="seconds")
-        table.add_row(
-            str(row.sequence), time, f"{row.kind} {row.phase}", row.camera_id,
-            f"{event.duration_s:.0f} s", f"{event.confidence:.0%}", row.delivery,
-        )  # fmt: skip
+        table.add_row(str(row.sequence), time, *_what(row), row.delivery)
     table_console().print(table if rows else "no events")
+
+
+def _what(row: EventRow) -> tuple[str, str, str, str]:
+    """What happened, where, for how long, how sure."""
+    if row.kind == GAP:
+        loss = parse_gap(row.payload).loss
+        return f"gap {loss.ranges[0][0]}-{loss.ranges[-1][1]}: {loss.reason}", "", "", ""
+    event = parse(row.payload)
+    return f"{row.kind} {row.phase}", row.camera_id, f"{event.duration_s:.0f} s", f"{event.confidence:.0%}"
+
+
+def _list_dead(letters: list[DeadLetter], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([_readable(letter) for letter in letters]))
+        return
+    table = Table("sequence", "refused", "topic", "attempts", "why", box=None, pad_edge=False)
+    for letter in letters:
+        time = letter.t_dead_utc.astimezone().isoformat(sep=" ", timespec="seconds")
+        table.add_row(str(letter.sequence or ""), time, letter.topic, str(letter.attempts), letter.reason)
+    table_console().print(table if letters else "no dead letters")
+
+
+def _readable(letter: DeadLetter) -> dict[str, object]:
+    return {
+        "sequence": letter.sequence,
+        "event_id": letter.event_id,
+        "lane": letter.lane.name.lower(),
+        "topic": letter.topic,
+        "refused_at": letter.t_dead_utc.isoformat(),
+        "attempts": letter.attempts,
+        "reason": letter.reason,
+        "payload_base64": base64.b64encode(letter.payload).decode("ascii"),
+    }
 
 
 def _report(count: int, file: TextIO) -> None:

@@ -234,8 +234,20 @@ class OutboxConfig(Section):
     commit_max_wait_ms: NonNegative = 2.0
     """Group commit: how long the writer gathers before it commits."""
     history_days: Positive = Field(default=30.0, json_schema_extra=LIVE)
-    state_max_age_s: Positive = 3600.0
-    telemetry_max_age_s: Positive = 600.0
+    max_bytes: int = Field(default=2_000_000_000, ge=1_000_000, json_schema_extra=LIVE)
+    """Of the database file; above it the oldest delivered events leave the history early."""
+    reserve_bytes: int = Field(default=16_777_216, ge=0)
+    """Disk space set aside for the moment when the disk is full, so that alarms still fit; 0 = none."""
+    alarm_max_age_s: Positive = Field(default=2_592_000.0, json_schema_extra=LIVE)
+    """What waits longer is given up, and announced as a gap."""
+    event_max_age_s: Positive = Field(default=2_592_000.0, json_schema_extra=LIVE)
+    state_max_age_s: Positive = Field(default=3600.0, json_schema_extra=LIVE)
+    telemetry_max_age_s: Positive = Field(default=600.0, json_schema_extra=LIVE)
+    alarm_max_bytes: int = Field(default=256_000_000, ge=10_000, json_schema_extra=LIVE)
+    """Of the payloads that wait in a lane; above it the oldest are given up, and announced as a gap."""
+    event_max_bytes: int = Field(default=512_000_000, ge=10_000, json_schema_extra=LIVE)
+    state_max_bytes: int = Field(default=16_000_000, ge=10_000, json_schema_extra=LIVE)
+    telemetry_max_bytes: int = Field(default=32_000_000, ge=10_000, json_schema_extra=LIVE)
 
 
 class TlsConfig(Section):
@@ -401,8 +413,9 @@ class AgentConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if "drift" in self.services:
-            raise ValueError("a service cannot be called 'drift': events of the agent itself have that kind")
+        for kind in ("drift", "gap"):
+            if kind in self.services:
+                raise ValueError(f"a service cannot be called {kind!r}: events of the agent itself have that kind")
         seen: set[str] = set()
         for camera in self.cameras:
             if camera.id in seen:

@@ -18,14 +18,14 @@ from agent.events.cloudevents import CONTENT_TYPE, DRIFT, render
 from agent.health.reasons import Reason, reason_key
 from agent.observe.metrics import CameraMetrics, Metrics
 from agent.ports import EventStore, HealthSink, Message
-from agent.types import ActionScores, Event, Frame, Lane, People, Tracks
+from agent.types import ActionScores, Event, Frame, Lane, LossReason, People, Tracks
 
 _log = structlog.get_logger(__name__)
 
 MODEL_ERROR_AFTER = 10
 """Failed inferences in a row that make it the model's fault."""
 STORE_RETRIES_S = (0.1, 0.5, 2.0)
-"""Waits between the attempts to commit an event; after the last one it is lost, counted and announced."""
+"""Waits between the attempts to commit an event; after the last one it is lost, counted, and announced as a gap."""
 
 
 class AgentListener:
@@ -137,7 +137,7 @@ class AgentListener:
                 _log.error("event_not_committed", event_id=event.event_id, error=str(error), retry_in_s=wait_s)
                 if wait_s is None:
                     self.events_lost += 1
-                    self._metrics.count_dropped_message(message.lane.name.lower(), "space" if full else "storage")
+                    self._store.give_up(message.lane, LossReason.SPACE if full else LossReason.STORAGE)
                     self._health.raise_reason(Reason.EVENTS_LOST, f"{self.events_lost} lost; last: {error}")
                     return None
             else:

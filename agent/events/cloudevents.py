@@ -34,7 +34,7 @@ _DRIFT_TYPES = {
     EventPhase.RESOLVED: "recognizer.drift.ended.v1",
 }
 _KNOWN_TYPES = frozenset({*_TYPES.values(), *_DRIFT_TYPES.values()})
-_SEQUENCE_DIGITS = 16  # every integer that JSON numbers carry exactly (below 2**53) fits
+SEQUENCE_DIGITS = 16  # every integer that JSON numbers carry exactly (below 2**53) fits
 _DRIFT_COMMON = frozenset(
     {
         "kind", "phase", "device", "camera", "incident_id", "sequence", "captured_at", "started_at", "duration_s",
@@ -87,10 +87,10 @@ def render(
         "source": _source(device_id, event.camera_id),
         "type": (_DRIFT_TYPES if event.kind == DRIFT else _TYPES)[event.phase],
         "subject": f"{event.kind}/{event.incident_id}",
-        "time": _rfc3339(emitted_utc),
+        "time": rfc3339(emitted_utc),
         "datacontenttype": "application/json",
         "dataschema": f"{DRIFT_SCHEMA_ID if event.kind == DRIFT else SCHEMA_ID}#/$defs/data",
-        "sequence": f"{sequence:0{_SEQUENCE_DIGITS}d}",
+        "sequence": f"{sequence:0{SEQUENCE_DIGITS}d}",
         "partitionkey": event.camera_id or device_id,
         "data": _data(event, device_id, sequence, models or {}),
     }
@@ -127,7 +127,7 @@ def parse(payload: bytes) -> ReceivedEvent:
 
 
 def load_schema(name: str = "event") -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of the messages: `event`, or `drift` for those of that kind."""
+    """The JSON Schema (draft 2020-12) of the messages: `event`, or `drift` and `gap` for those of that kind."""
     text = files("agent.events").joinpath(f"schemas/{name}.v1.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
@@ -141,8 +141,8 @@ def _data(event: Event, device_id: str, sequence: int, models: Mapping[str, str]
         "camera": event.camera_id,
         "incident_id": event.incident_id,
         "sequence": sequence,
-        "captured_at": _rfc3339(event.t_utc),
-        "started_at": _rfc3339(event.t_onset_utc),
+        "captured_at": rfc3339(event.t_utc),
+        "started_at": rfc3339(event.t_onset_utc),
         "duration_s": round(event.duration_s, 3),
     }
     if event.kind == DRIFT:
@@ -169,7 +169,7 @@ def _source(device_id: str, camera_id: str) -> str:
     return f"{device}/cameras/{camera_id}" if camera_id else device
 
 
-def _rfc3339(moment: datetime) -> str:
+def rfc3339(moment: datetime) -> str:
     """UTC to the millisecond, e.g. `2026-11-23T02:39:34.123Z`."""
     if moment.tzinfo is None:
         raise ValueError(f"time without an offset: {moment}")

@@ -167,9 +167,9 @@ class Metrics:
         """A publish that ended: `ok`, `retry` or `rejected`."""
         self._publish.labels(result).inc()
 
-    def count_dropped_message(self, lane: str, cause: str) -> None:
-        """A message that was given up: cause `age`, `space` or `rejected`."""
-        self._lost.labels(lane, cause).inc()
+    def count_lost_messages(self, lane: str, cause: str, count: int) -> None:
+        """Messages that were given up. cause: a LossReason."""
+        self._lost.labels(lane, cause).inc(count)
 
     def set_mqtt_connected(self, connected: bool) -> None:
         """The broker connection came or went."""

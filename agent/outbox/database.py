@@ -1,24 +1,32 @@
-"""Opening the event database: one owner, integrity check, migrations, and a fresh start beside a damaged file."""
+"""Opening the event database: one owner, integrity check, migrations, and a fresh start with what a damaged file still gives."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
 from agent.errors import StorageError
 from agent.outbox.faults import is_damage, storage_error
+from agent.outbox.files import SIDES, beside, remove_database, sync_folder
+from agent.outbox.limits import missing
+from agent.outbox.salvage import salvage
 from agent.outbox.sequence import BLOCK, SequenceReserve
 from agent.outbox.wal import inspect
+from agent.types import Loss, LossReason
 
 _BUSY_TIMEOUT_S = 2.0
 _WAL_KEEP_BYTES = 16 * 1024 * 1024
-_SIDE_FILES = ("", "-wal", "-shm")
+_SALVAGED = ".salvaged"
+_NUMBERS = "SELECT sequence FROM messages WHERE sequence IS NOT NULL ORDER BY sequence"
+_KEEP_DAMAGED = 2
+"""Damaged files that are kept for inspection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,8 @@ class OpenReport:
     set_aside: where the damaged file lies now. damage: why it was set aside, or what of the write-ahead log was lost.
     skipped: numbers (first, last) that may or may not have been given out and will not be used again, or None.
     sequence_known: False when neither the database nor the reserve file could say where counting had stopped.
+    salvaged: messages and pending deliveries that came over from the damaged file. losses: what has to be announced.
+    generation: the one that database and reserve file have agreed on.
     """
 
     next_sequence: int
@@ -37,6 +47,9 @@ class OpenReport:
     damage: str = ""
     skipped: tuple[int, int] | None = None
     sequence_known: bool = True
+    salvaged: tuple[int, int] = (0, 0)
+    losses: tuple[Loss, ...] = ()
+    generation: int = 0
 
 
 class _DamagedError(Exception):
@@ -63,26 +76,14 @@ def sole_owner(path: Path) -> Iterator[None]:
 def open_database(path: Path, reserve: SequenceReserve) -> tuple[sqlite3.Connection, OpenReport]:
     """The one connection that writes, in WAL mode with FULL synchronisation, checked and migrated.
 
-    A damaged file is renamed to `<name>.corrupt-<time>` and a new one takes its place. Where commits of the write-ahead log are
-    damaged, counting goes on at the bound: their numbers were given out.
+    A damaged file is renamed to `<name>.corrupt-<time>`; a new one takes its place with what can still be read of it. Where commits
+    may be missing (a damaged write-ahead log, an older copy), counting goes on at the bound: their numbers were given out.
     Raises StorageFullError, StorageError; the latter also for a database of a newer agent.
     """
-    set_aside, damage, salvaged = None, "", None
     try:
-        log = inspect(path.with_name(f"{path.name}-wal"))
+        connection, report = _open_or_replace(path)
         try:
-            connection, created, frames = _open_checked(path)
-            cut = log.lost(frames)
-        except _DamagedError as error:
-            damage, cut = str(error), False
-            set_aside = _set_aside(path)
-            salvaged = _salvage_sequence(set_aside)
-            connection, created, _ = _open_checked(path)
-        known = set_aside is None or salvaged is not None or reserve.bound is not None
-        try:
-            if cut:
-                damage, known = "commits in the write-ahead log are damaged and lost", reserve.bound is not None
-            exact, following = _settle_sequence(connection, reserve, fresh=created or cut, salvaged=salvaged)
+            return connection, _settle_sequence(connection, reserve, report)
         except BaseException:
             connection.close()
             raise
@@ -90,8 +91,61 @@ def open_database(path: Path, reserve: SequenceReserve) -> tuple[sqlite3.Connect
         raise storage_error(error, path) from error
     except _DamagedError as error:  # the new file is damaged too: the disk is
         raise StorageError(f"{path}: {error}") from error
-    skipped = (exact, following - 1) if following > exact else None
-    return connection, OpenReport(following, created, set_aside, damage, skipped, known)
+
+
+def _open_or_replace(path: Path) -> tuple[sqlite3.Connection, OpenReport]:
+    resumed = _finish_replacing(path)
+    log = inspect(beside(path, "-wal"))
+    try:
+        connection, created, frames = _open_checked(path)
+    except _DamagedError as error:
+        set_aside = _replace(path)
+        connection, _, _ = _open_checked(path)
+        return connection, OpenReport(
+            0, created=True, set_aside=set_aside, damage=str(error), salvaged=_count(connection)
+        )
+    if resumed:
+        damage = "a start that replaced a damaged database was cut off"
+        return connection, OpenReport(0, created=True, damage=damage, salvaged=_count(connection))
+    damage = "commits in the write-ahead log are damaged and lost" if log.lost(frames) else ""
+    return connection, OpenReport(0, created=created, damage=damage)
+
+
+def _count(connection: sqlite3.Connection) -> tuple[int, int]:
+    ask = "SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM outbox)"
+    messages, pending = connection.execute(ask).fetchone()
+    return messages, pending
+
+
+def _replace(path: Path) -> Path:
+    """Put a database with what can be salvaged in the place of the damaged one; returns where that lies now.
+
+    The new one is complete before the old one is moved, so that a start which is cut off can be finished by the next.
+    """
+    unfinished = beside(path, ".salvaging")
+    remove_database(unfinished)
+    connection, _, _ = _open_checked(unfinished)
+    with contextlib.closing(connection):
+        salvage(path, connection)
+    unfinished.rename(beside(path, _SALVAGED))
+    sync_folder(path.parent)
+    set_aside = _set_aside(path)
+    _finish_replacing(path)
+    _forget_older_damage(path)
+    return set_aside
+
+
+def _finish_replacing(path: Path) -> bool:
+    """Move a salvaged database to its place when nothing lies there; returns whether there was one."""
+    salvaged = beside(path, _SALVAGED)
+    if path.exists() or not salvaged.exists():
+        remove_database(salvaged)
+        return False
+    for suffix in SIDES:
+        beside(path, suffix).unlink(missing_ok=True)
+    salvaged.rename(path)
+    sync_folder(path.parent)
+    return True
 
 
 def migrate(connection: sqlite3.Connection) -> bool:
@@ -155,42 +209,61 @@ def _check(connection: sqlite3.Connection) -> None:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename the database and its side files; returns the new name of the database."""
+    """Rename the database and its side files; returns the new name of the database. It goes first: without it nobody reads its log."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     target = path.with_name(f"{path.name}.corrupt-{stamp}")
-    for suffix in _SIDE_FILES:
-        side = path.with_name(path.name + suffix)
-        if side.exists():
-            side.rename(target.with_name(target.name + suffix))
+    for suffix in SIDES:
+        if beside(path, suffix).exists():
+            os.link(beside(path, suffix), beside(target, suffix))
+    path.rename(target)
+    for suffix in SIDES:
+        beside(path, suffix).unlink(missing_ok=True)
+    sync_folder(path.parent)
     return target
 
 
-def _salvage_sequence(path: Path) -> int | None:
-    """The highest next sequence that the damaged file still tells, or None."""
-    found = []
-    for question in (
-        "SELECT value FROM meta WHERE key = 'next_sequence'",
-        "SELECT max(sequence) + 1 FROM messages",
-    ):
-        with (
-            contextlib.suppress(sqlite3.Error, TypeError, ValueError),
-            contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection,
-        ):
-            found.append(int(connection.execute(question).fetchone()[0]))
-    return max(found, default=None)
+def _forget_older_damage(path: Path) -> None:
+    """Damaged files must not fill the disk."""
+    found = path.parent.glob(f"{path.name}.corrupt-*")
+    for file in sorted(file for file in found if not file.name.endswith(SIDES))[:-_KEEP_DAMAGED]:
+        remove_database(file)
 
 
-def _settle_sequence(
-    connection: sqlite3.Connection, reserve: SequenceReserve, *, fresh: bool, salvaged: int | None
-) -> tuple[int, int]:
-    """The next number as the database knows it, and the one to go on with, which is stored in both homes."""
-    (stored,) = connection.execute("SELECT value FROM meta WHERE key = 'next_sequence'").fetchone()
+def _settle_sequence(connection: sqlite3.Connection, reserve: SequenceReserve, report: OpenReport) -> OpenReport:
+    """Decide with which number to go on, store it and a new generation in both homes, and say what is missing."""
+    meta = dict(connection.execute("SELECT key, value FROM meta"))
     (used,) = connection.execute("SELECT coalesce(max(sequence), 0) FROM messages").fetchone()
-    exact = following = max(stored, used + 1, salvaged or 0)
-    # A counter more than a block below the bound has lost commits: the file is an old copy.
-    if reserve.bound is not None and (fresh or reserve.bound > exact + BLOCK):
+    exact = following = max(meta["next_sequence"], used + 1)
+    # A counter more than a block below the bound has lost commits as well: a copy from before there were generations.
+    old = meta["copied"] == 1 or meta["generation"] < reserve.generation or (reserve.bound or 0) > exact + BLOCK
+    if reserve.bound is not None and (report.created or report.damage or old):
         following = max(exact, reserve.bound)
-    if following != stored:
-        connection.execute("UPDATE meta SET value = ? WHERE key = 'next_sequence'", (following,))
+    reserve_knew = reserve.bound is not None
+    generation = max(meta["generation"], reserve.generation) + 1
+    connection.execute(
+        "UPDATE meta SET value = CASE key WHEN 'next_sequence' THEN ? WHEN 'generation' THEN ? ELSE 0 END",
+        (following, generation),
+    )
     reserve.cover(following, following + 1)
-    return exact, following
+    reserve.renew(generation)
+    return replace(
+        report,
+        next_sequence=following,
+        generation=generation,
+        skipped=(exact, following - 1) if following > exact else None,
+        sequence_known=not report.damage or reserve_knew or exact > 1,
+        losses=_losses(connection, report, exact, following),
+    )
+
+
+def _losses(connection: sqlite3.Connection, report: OpenReport, exact: int, following: int) -> tuple[Loss, ...]:
+    """Which numbers a subscriber must not wait for."""
+    if report.damage and report.created:
+        numbers = (number for (number,) in connection.execute(_NUMBERS))
+        ranges = missing(numbers, 1, following)
+        detail = f"{report.damage}; {report.salvaged[0]} messages were salvaged, {report.salvaged[1]} of them to be delivered"
+    else:
+        ranges = missing([], exact, following)
+        detail = report.damage or ("the database was gone" if report.created else "an older copy was put back")
+    reason = LossReason.DAMAGE if report.damage or report.created else LossReason.RESTORED
+    return (Loss(reason, None, ranges, None, detail),) if ranges else ()

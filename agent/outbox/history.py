@@ -18,7 +18,7 @@ from agent.outbox.faults import storage_error
 from agent.outbox.tables import DeadLetter, from_us, select_dead_letters, to_us
 from agent.types import Lane
 
-Delivery = Literal["pending", "delivered", "dead"]
+Delivery = Literal["pending", "delivered", "dead", "lost"]
 
 _FIELDS = ("sequence", "t_utc", "kind", "phase", "camera_id", "delivery", "event_id", "topic")
 

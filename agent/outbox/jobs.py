@@ -11,7 +11,7 @@ from agent.errors import StorageError
 from agent.outbox.database import OpenReport
 from agent.outbox.tables import Tables
 from agent.ports import Message
-from agent.types import Lane
+from agent.types import Lane, Loss, LossReason
 
 
 @dataclass(slots=True)
@@ -24,21 +24,28 @@ class Put:
 
 @dataclass(slots=True)
 class Ask:
-    """A function of the tables. writes: inside the transaction, answered after its commit; else on its own after it."""
+    """A function of the tables. writes: inside the transaction, answered after its commit; else on its own after it.
+
+    reply: None = nobody waits.
+    """
 
     function: Callable[[Tables], Any]
-    reply: asyncio.Future[Any]
+    reply: asyncio.Future[Any] | None
     writes: bool = False
 
 
 @dataclass(slots=True)
 class Jobs:
-    """What the event loop hands over at a time. forget, attempts: row ids, nobody waits for them."""
+    """What the event loop hands over at a time.
+
+    forget, attempts: row ids; lost: messages that their producers gave up, as lane and reason. Nobody waits for these.
+    """
 
     puts: list[Put] = field(default_factory=list)
     asks: list[Ask] = field(default_factory=list)
     forget: list[int] = field(default_factory=list)
     attempts: list[int] = field(default_factory=list)
+    lost: list[tuple[Lane, LossReason]] = field(default_factory=list)
     stop: bool = False
 
     def add(self, more: Jobs) -> None:
@@ -47,17 +54,18 @@ class Jobs:
         self.asks += more.asks
         self.forget += more.forget
         self.attempts += more.attempts
+        self.lost += more.lost
         self.stop = self.stop or more.stop
 
     def __bool__(self) -> bool:
-        return bool(self.puts or self.asks or self.forget or self.attempts or self.stop)
+        return bool(self.puts or self.asks or self.forget or self.attempts or self.lost or self.stop)
 
 
 @dataclass(slots=True)
 class Answer:
     """The result of one job; error wins."""
 
-    reply: asyncio.Future[Any]
+    reply: asyncio.Future[Any] | None
     result: Any = None
     error: BaseException | None = None
 
@@ -67,12 +75,14 @@ class Outcome:
     """News from the writer thread.
 
     answers: in the order of the jobs. newest: highest committed row id of each lane that got new rows.
+    losses: what was given up, once that and its announcement are on disk.
     opened: the database was opened (at start, or again after an I/O error). stopped: the thread has ended; failure: why,
     when it could not even start.
     """
 
     answers: list[Answer] = field(default_factory=list)
     newest: dict[Lane, int] = field(default_factory=dict)
+    losses: list[Loss] = field(default_factory=list)
     opened: OpenReport | None = None
     failure: StorageError | None = None
     stopped: bool = False

@@ -3,6 +3,9 @@
 Beside the database lies a small file with an upper bound: no number at or above it has been given out. It is written,
 synced and renamed into place *before* a number beyond it is committed, once per block of numbers. The database knows
 the exact counter; when the database is gone, counting goes on at the bound: a gap of at most one block, never a repeat.
+
+The file also holds the database's generation, which rises with every opening and every minute with new numbers, in the
+database first: one whose generation is lower than the file's is an older copy.
 """
 
 from __future__ import annotations
@@ -10,40 +13,45 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from agent.outbox.files import sync_folder
+
 BLOCK = 10_000
 """Numbers per write of the file; no commit holds more rows than this."""
 
 
 class SequenceReserve:
-    """The bound in `path`. Used by the writer thread only."""
+    """The bound and the generation in `path`. Used by the writer thread only.
+
+    bound: the first number that was certainly not given out; None when the file is absent or unreadable.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.bound = self._read()
-        """The first number that was certainly not given out; None when the file is absent or unreadable."""
+        self.bound, self.generation = self._read()
 
     def cover(self, first: int, end: int) -> None:
         """Have the numbers `first` <= n < `end` below the bound, on disk. Raises OSError."""
         if self.bound is None or self.bound < end:
-            self._write(first + BLOCK)
+            self._write(first + BLOCK, self.generation)
 
-    def _read(self) -> int | None:
+    def renew(self, generation: int) -> None:
+        """Remember the database's generation, once the database has it on disk. Raises OSError."""
+        if self.bound is not None:
+            self._write(self.bound, generation)
+
+    def _read(self) -> tuple[int | None, int]:
         try:
-            bound = int(self._path.read_text(encoding="ascii"))
+            bound, *more = (int(word) for word in self._path.read_text(encoding="ascii").split())
         except (OSError, ValueError):
-            return None
-        return bound if bound > 0 else None
+            return None, 0
+        return (bound, more[0] if more else 0) if bound > 0 else (None, 0)
 
-    def _write(self, bound: int) -> None:
+    def _write(self, bound: int, generation: int) -> None:
         temporary = self._path.with_name(self._path.name + ".new")
         with temporary.open("w", encoding="ascii") as file:
-            file.write(f"{bound}\n")
+            file.write(f"{bound}\n{generation}\n")
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        self.bound = bound
+        sync_folder(self._path.parent)
+        self.bound, self.generation = bound, generation

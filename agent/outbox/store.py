@@ -15,10 +15,11 @@ from agent.errors import StorageError
 from agent.outbox.database import OpenReport
 from agent.outbox.history import EventQuery, EventRow, select_events
 from agent.outbox.jobs import Ask, Jobs, Outcome, Put
-from agent.outbox.tables import DeadLetter, LaneDepth, Tables, select_dead_letters
-from agent.outbox.writer import Writer, age_limit_us
+from agent.outbox.limits import max_age_us
+from agent.outbox.tables import SEQUENCED, DeadLetter, LaneDepth, Tables, select_dead_letters
+from agent.outbox.writer import Announce, Writer
 from agent.ports import Message
-from agent.types import Lane, OutboxRecord
+from agent.types import Lane, Loss, LossReason, OutboxRecord
 
 log = structlog.get_logger(__name__)
 
@@ -40,12 +41,14 @@ class OutboxStore:
     lane keeps the newest row of each topic.
     """
 
-    def __init__(self, path: Path, config: OutboxConfig, clock_us: Callable[[], int] = wall_clock_us) -> None:
+    def __init__(
+        self, path: Path, config: OutboxConfig, clock_us: Callable[[], int], announce: Announce | None
+    ) -> None:
         """Use `open`; this only prepares."""
         self._path = path.absolute()
         self._loop = asyncio.get_running_loop()
         self._clock_us = clock_us
-        self._writer = Writer(self._path, config, self._post, clock_us)
+        self._writer = Writer(self._path, config, self._post, clock_us, announce)
         self._config = config
         self._opened: asyncio.Future[OpenReport] = self._loop.create_future()
         self._stopped = asyncio.Event()
@@ -56,14 +59,24 @@ class OutboxStore:
         self._newest = dict.fromkeys(Lane, 0)
         self._on_commit: list[Callable[[], None]] = []
         self._on_reopened: list[Callable[[OpenReport], None]] = []
+        self._on_loss: list[Callable[[Loss], None]] = []
+        self._first_losses: list[Loss] = []  # until somebody listens
 
     @classmethod
-    async def open(cls, path: Path, config: OutboxConfig, clock_us: Callable[[], int] = wall_clock_us) -> Self:
+    async def open(
+        cls,
+        path: Path,
+        config: OutboxConfig,
+        clock_us: Callable[[], int] = wall_clock_us,
+        announce: Announce | None = None,
+    ) -> Self:
         """Open or create the database at `path` and start its thread; `report` says what was found.
 
-        clock_us: wall clock, microseconds since 1970 UTC. Raises StorageFullError, StorageError.
+        clock_us: wall clock, microseconds since 1970 UTC. announce: makes the message for subscribers of a Loss with sequences,
+        which is committed together with the loss; called on the store's thread. Without it losses are only told to `on_loss`.
+        Raises StorageFullError, StorageError.
         """
-        store = cls(path, config, clock_us)
+        store = cls(path, config, clock_us, announce)
         store._writer.start()
         await asyncio.shield(store._opened)
         return store
@@ -86,8 +99,15 @@ class OutboxStore:
         """Have `callback` called when the database had to be opened again after an I/O error, perhaps as a new file."""
         self._on_reopened.append(callback)
 
+    def on_loss(self, callback: Callable[[Loss], None]) -> None:
+        """Have `callback` called for everything that was given up, once that is on disk; at once for what opening found."""
+        self._on_loss.append(callback)
+        for loss in self._first_losses:
+            callback(loss)
+        self._first_losses.clear()
+
     def reconfigure(self, config: OutboxConfig) -> None:
-        """Apply the keys that may change while running (`history_days`)."""
+        """Apply the keys that may change while running: history and limits."""
         self._config = self._writer.config = config
 
     # --- the port -----------------------------------------------------------------------------------------------------
@@ -104,11 +124,19 @@ class OutboxStore:
         self._flush_this_turn()
         return await reply
 
+    def give_up(self, lane: Lane, reason: LossReason) -> None:
+        """One message of `lane` will not be put any more. With the next commit that works it is announced under a number of its own."""
+        self._jobs.lost.append((lane, reason))
+        self._flush_in_a_while()
+
     # --- the relay's side ---------------------------------------------------------------------------------------------
 
     async def fetch(self, lane: Lane, limit: int, after: int = 0) -> list[OutboxRecord]:
-        """Pending rows of `lane` with a row id above `after`, at most `limit`, in order of commit. Too old ones are left out."""
-        not_before_us = age_limit_us(self._config, lane, self._clock_us())
+        """Pending rows of `lane` with a row id above `after`, at most `limit`, in order of commit.
+
+        States and telemetry that are too old are left out; alarms and events wait until they are given up and announced.
+        """
+        not_before_us = 0 if lane in SEQUENCED else self._clock_us() - max_age_us(self._config, lane)
         return await self._ask(lambda tables: tables.fetch(lane, limit, after, not_before_us))
 
     def forget(self, row_ids: Iterable[int]) -> None:
@@ -197,12 +225,13 @@ class OutboxStore:
         if outcome.opened is not None:
             self._note_opened(outcome.opened)
         for answer in outcome.answers:
-            if answer.reply.done():  # its caller was cancelled
+            if answer.reply is None or answer.reply.done():  # nobody waits, or its caller was cancelled
                 continue
             if answer.error is not None:
                 answer.reply.set_exception(answer.error)
             else:
                 answer.reply.set_result(answer.result)
+        self._tell_losses(outcome.losses)
         if outcome.newest:
             for lane, row_id in outcome.newest.items():
                 self._newest[lane] = max(self._newest[lane], row_id)
@@ -213,6 +242,18 @@ class OutboxStore:
             self._stopped.set()
         if outcome.failure is not None:
             self._opened.set_exception(outcome.failure)
+
+    def _tell_losses(self, losses: list[Loss]) -> None:
+        for loss in losses:
+            log.error(
+                "messages_lost", reason=loss.reason.value, lane=loss.lane.name.lower() if loss.lane is not None else "",
+                lost=loss.lost, first=loss.ranges and loss.ranges[0][0], last=loss.ranges and loss.ranges[-1][1], detail=loss.detail,
+            )  # fmt: skip
+        if not self._on_loss:
+            self._first_losses += losses
+        for callback in self._on_loss:
+            for loss in losses:
+                callback(loss)
 
     def _note_opened(self, report: OpenReport) -> None:
         if report.damage:

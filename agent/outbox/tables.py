@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from agent.outbox.limits import runs
 from agent.ports import Message
-from agent.types import Lane, OutboxRecord
+from agent.types import GAP, Lane, Loss, LossReason, OutboxRecord
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SEQUENCED = frozenset({Lane.ALARM, Lane.EVENT})
@@ -48,6 +49,16 @@ AND t_created_us < ?
 AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = messages.message_id)
 AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = messages.message_id)
 """
+
+_OLDEST = """
+SELECT o.message_id, m.sequence, o.size_bytes, o.t_created_us FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
+WHERE o.lane = ? AND m.kind <> ? ORDER BY o.message_id LIMIT ?
+"""
+_OLDEST_DELIVERED = """
+SELECT message_id FROM messages AS m WHERE NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
+AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id) ORDER BY message_id LIMIT ?
+"""
+_AT_A_TIME = 1000
 
 Row = tuple[int, int, int | None, str, str, bytes, str, bool, str, str, str, int, int]
 
@@ -110,16 +121,19 @@ class Tables:
     """Reads and writes of one connection, with running totals of what is pending.
 
     The totals follow the statements; after a rollback the owner calls `recount`.
+    losses: what statements gave up since the owner emptied it.
     """
 
     def __init__(self, connection: sqlite3.Connection, clock_us: Callable[[], int]) -> None:
         self.connection = connection
         self._clock_us = clock_us
         self._totals: dict[Lane, tuple[int, int]] = {}
+        self.losses: list[Loss] = []
         self.recount()
 
     def recount(self) -> None:
-        """Take the totals from the table."""
+        """Take the totals from the table, after a rollback."""
+        self.losses.clear()
         self._totals = dict.fromkeys(Lane, (0, 0))
         for lane, rows, size in self.connection.execute(
             "SELECT lane, count(*), sum(size_bytes) FROM outbox GROUP BY lane"
@@ -130,6 +144,20 @@ class Tables:
         """The highest pending row id per lane, 0 for none."""
         ask = "SELECT coalesce(max(message_id), 0) FROM outbox WHERE lane = ?"
         return {lane: self.connection.execute(ask, (lane,)).fetchone()[0] for lane in Lane}
+
+    def size_bytes(self, lane: Lane) -> int:
+        """Payloads that wait in `lane`."""
+        return self._totals[lane][1]
+
+    def free_bytes(self) -> int:
+        """Pages inside the file that new rows can use."""
+        (pages,) = self.connection.execute("PRAGMA freelist_count").fetchone()
+        return int(pages) * self._page_bytes()
+
+    def used_bytes(self) -> int:
+        """Pages of the file that hold something."""
+        (pages,) = self.connection.execute("PRAGMA page_count").fetchone()
+        return int(pages) * self._page_bytes() - self.free_bytes()
 
     def max_row_id(self) -> int:
         """The highest row id in use, 0 for none."""
@@ -153,10 +181,13 @@ class Tables:
         )
         for row in rows:
             self._count(Lane(row[1]), 1, len(row[5]))
-        if any(row[2] is not None for row in rows):
-            self.connection.execute("UPDATE meta SET value = ? WHERE key = 'next_sequence'", (next_sequence,))
+        self.set_next_sequence(next_sequence)
         if any(row[1] == Lane.STATE for row in rows):
             self.delete([row_id for (row_id,) in self.connection.execute(_SUPERSEDED, (first,))])
+
+    def set_next_sequence(self, next_sequence: int) -> None:
+        """The number that the next alarm or event gets."""
+        self.connection.execute("UPDATE meta SET value = ? WHERE key = 'next_sequence'", (next_sequence,))
 
     def delete(self, row_ids: Collection[int]) -> None:
         """Forget pending deliveries, and outside the history also the messages. Unknown ids are fine."""
@@ -167,6 +198,14 @@ class Tables:
         self.connection.execute(_DROP, (ids,))  # a dead letter keeps its message
         self.connection.execute(f"DELETE FROM outbox WHERE message_id IN {_IDS}", (ids,))  # noqa: S608 - constants only
 
+    def set_generation(self, generation: int) -> None:
+        """Which edition of the database this is: see `agent.outbox.sequence`."""
+        self.connection.execute("UPDATE meta SET value = ? WHERE key = 'generation'", (generation,))
+
+    def vacuum(self, pages: int) -> None:
+        """Give at most so many free pages back to the file system; outside a transaction."""
+        self.connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+
     def count_attempts(self, row_ids: Collection[int]) -> None:
         """One more failed attempt for each of `row_ids`; one may be named more than once."""
         if not row_ids:
@@ -176,7 +215,7 @@ class Tables:
         self.connection.execute(f"UPDATE outbox SET attempts = {counted} WHERE message_id IN {_IDS}", (ids, ids))  # noqa: S608 - constants only
 
     def bury(self, row_id: int, reason: str) -> bool:
-        """Turn a pending delivery into a dead letter; False when it is not pending."""
+        """Turn a pending delivery into a dead letter, which is a loss; False when it is not pending."""
         moved = self.connection.execute(
             "INSERT INTO dead_letters (message_id, reason, attempts, t_dead_us) "
             "SELECT message_id, ?, attempts + 1, ? FROM outbox WHERE message_id = ?",
@@ -184,14 +223,47 @@ class Tables:
         ).rowcount
         self._uncount(json.dumps([row_id]))
         self.connection.execute("DELETE FROM outbox WHERE message_id = ?", (row_id,))
+        if moved:
+            ask = "SELECT lane, sequence, kind FROM messages WHERE message_id = ?"
+            lane, sequence, kind = self.connection.execute(ask, (row_id,)).fetchone()
+            if kind != GAP:  # who does not take the announcement would not take one of its own end
+                self._give_up(Lane(lane), LossReason.REFUSED, [sequence], reason)
         return moved == 1
 
     def expire(self, lane: Lane, before_us: int, limit: int) -> int:
-        """Drop pending rows of `lane` committed before `before_us`, at most `limit`; returns how many."""
-        ask = "SELECT message_id FROM outbox WHERE lane = ? AND t_created_us < ? ORDER BY message_id LIMIT ?"
-        ids = [row_id for (row_id,) in self.connection.execute(ask, (lane, before_us, limit))]
-        self.delete(ids)
-        return len(ids)
+        """Give up those of the `limit` oldest pending rows of `lane` that were committed before `before_us`; returns how many.
+
+        Events stay in the history.
+        """
+        rows = [row for row in self.connection.execute(_OLDEST, (lane, GAP, limit)) if row[3] < before_us]
+        if lane in SEQUENCED:
+            self._mark_lost([row[0] for row in rows], LossReason.AGE)
+        self.delete([row[0] for row in rows])
+        self._give_up(lane, LossReason.AGE, [row[1] for row in rows])
+        return len(rows)
+
+    def drop_oldest(self, lane: Lane, size_bytes: int, reason: LossReason) -> int:
+        """Give up the oldest pending rows of `lane`, at least `size_bytes` of payload if there are as many, and delete them.
+
+        Returns how many.
+        """
+        chosen: list[tuple[int, int | None]] = []
+        for row_id, sequence, size, _ in self.connection.execute(_OLDEST, (lane, GAP, _AT_A_TIME)).fetchall():
+            if size_bytes <= 0:
+                break
+            chosen.append((row_id, sequence))
+            size_bytes -= size
+        ids = json.dumps([row_id for row_id, _ in chosen])
+        self._uncount(ids)
+        for table in ("messages", "outbox"):
+            self.connection.execute(f"DELETE FROM {table} WHERE message_id IN {_IDS}", (ids,))  # noqa: S608 - constants only
+        self._give_up(lane, reason, [sequence for _, sequence in chosen])
+        return len(chosen)
+
+    def drop_history(self, limit: int) -> int:
+        """Delete the oldest messages that wait for nobody, at most `limit`; returns how many."""
+        ids = json.dumps([row_id for (row_id,) in self.connection.execute(_OLDEST_DELIVERED, (limit,))])
+        return self.connection.execute(f"DELETE FROM messages WHERE message_id IN {_IDS}", (ids,)).rowcount  # noqa: S608 - constants only
 
     def purge_history(self, before_us: int, limit: int, after: int = 0) -> int | None:
         """Drop messages committed before `before_us` that wait for nobody.
@@ -229,6 +301,18 @@ class Tables:
             oldest = self.connection.execute(ask, (lane,)).fetchone()
             result[lane] = LaneDepth(rows, size, max(0.0, (now_us - oldest[0]) / 1e6) if oldest else 0.0)
         return result
+
+    def _page_bytes(self) -> int:
+        return int(self.connection.execute("PRAGMA page_size").fetchone()[0])
+
+    def _mark_lost(self, row_ids: Collection[int], reason: LossReason) -> None:
+        ids = json.dumps(list(row_ids))
+        self.connection.execute(f"UPDATE messages SET lost = ? WHERE message_id IN {_IDS}", (reason.value, ids))  # noqa: S608 - constants only
+
+    def _give_up(self, lane: Lane, reason: LossReason, sequences: Sequence[int | None], detail: str = "") -> None:
+        if sequences:
+            numbers = sorted(number for number in sequences if number is not None)
+            self.losses.append(Loss(reason, lane, runs(numbers), len(sequences), detail))
 
     def _count(self, lane: Lane, rows: int, size_bytes: int) -> None:
         have = self._totals[lane]

@@ -8,53 +8,76 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from agent.config.schema import OutboxConfig
-from agent.errors import StorageError
+from agent.errors import StorageError, StorageFullError
 from agent.outbox.database import open_database, sole_owner
 from agent.outbox.faults import is_broken_connection, storage_error
 from agent.outbox.jobs import Answer, Ask, Jobs, Outcome, Put
+from agent.outbox.limits import SLACK, max_bytes, parts
+from agent.outbox.room import Room
 from agent.outbox.sequence import SequenceReserve
 from agent.outbox.tables import SEQUENCED, Row, Tables, message_row
-from agent.types import Lane
+from agent.outbox.upkeep import Upkeep
+from agent.ports import Message
+from agent.types import Lane, Loss, LossReason
 
 log = structlog.get_logger(__name__)
 
-_MAINTENANCE_EVERY_S = 60.0
-_MAINTENANCE_ROWS = 1000
-_US_PER_S = 1_000_000
-_US_PER_DAY = 86_400 * _US_PER_S
+Announce = Callable[[Loss], Message]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A transaction on its way. next_id, next_sequence: what the next row gets."""
+
+    next_id: int
+    next_sequence: int
+    rows: list[Row] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
 
 
 class Writer:
     """One thread, one connection.
 
-    post: called on this thread with each Outcome; hands it to the event loop.
-    clock_us: wall clock, microseconds since 1970 UTC.
+    post: called on this thread with each Outcome; hands it to the event loop. clock_us: wall clock, microseconds since 1970 UTC.
+    announce: makes the message that tells subscribers of a Loss; None = losses are only reported in the Outcome.
     """
 
     def __init__(
-        self, path: Path, config: OutboxConfig, post: Callable[[Outcome], None], clock_us: Callable[[], int]
+        self,
+        path: Path,
+        config: OutboxConfig,
+        post: Callable[[Outcome], None],
+        clock_us: Callable[[], int],
+        announce: Announce | None,
     ) -> None:
         self.config = config
         self._path = path
         self._post = post
         self._clock_us = clock_us
+        self._announce = announce
         self._queue: queue.SimpleQueue[Jobs] = queue.SimpleQueue()
         self._reserve = SequenceReserve(path.with_name(path.name + ".sequence"))
+        self._room = Room(path.with_name(path.name + ".reserve"), config.reserve_bytes)
+        self._upkeep = Upkeep(clock_us)
         self._tables: Tables | None = None
         self._next_id = 1
         self._next_sequence = 1
+        self._generation = 0
+        self._renewed_at = 0  # the next sequence when the generation rose
         self._company = 1  # puts in the last commit: as many are likely to come again
         self._forget: set[int] = set()
         self._attempts: list[int] = []
-        self._purged_to = 0
-        self._maintenance_due = time.monotonic() + _MAINTENANCE_EVERY_S
+        self._losses: list[Loss] = []
+        self._given_up: Counter[tuple[Lane, LossReason]] = Counter()
         self._thread = threading.Thread(target=self._main, name="outbox-writer", daemon=True)
 
     def start(self) -> None:
@@ -73,25 +96,26 @@ class Writer:
             try:
                 stack.enter_context(sole_owner(self._path))
                 stack.callback(self._close)
-                self._open(outcome)
+                self._open_at_start(outcome)
             except StorageError as error:
                 self._post(Outcome(failure=error, stopped=True))
                 return
+            self._commit([], [], outcome)  # what opening found missing is announced before anything else is committed
             self._post(outcome)
             stopping = False
             while not stopping:
                 jobs = self._gather()
                 stopping = jobs.stop
                 self._post(self._handle(jobs))
-                if time.monotonic() >= self._maintenance_due:
-                    self._maintain()
+                if time.monotonic() >= self._upkeep.due_s:
+                    self._post(self._maintain())
         self._post(Outcome(stopped=True))
 
     def _gather(self) -> Jobs:
         """Everything queued, and a moment's wait for the producers that shared the last commit."""
         jobs = Jobs()
         with contextlib.suppress(queue.Empty):
-            jobs.add(self._queue.get(timeout=max(0.0, self._maintenance_due - time.monotonic())))
+            jobs.add(self._queue.get(timeout=max(0.0, self._upkeep.due_s - time.monotonic())))
         deadline = time.monotonic() + self.config.commit_max_wait_ms / 1000
         while len(jobs.puts) < self.config.commit_max_rows and not jobs.stop:
             waits = 0 < len(jobs.puts) < self._company and not jobs.asks
@@ -104,6 +128,7 @@ class Writer:
     def _handle(self, jobs: Jobs) -> Outcome:
         self._forget.update(jobs.forget)
         self._attempts += jobs.attempts
+        self._given_up.update(jobs.lost)
         outcome = Outcome()
         changes = [ask for ask in jobs.asks if ask.writes]
         size = self.config.commit_max_rows
@@ -115,50 +140,75 @@ class Writer:
         return outcome
 
     def _commit(self, puts: list[Put], changes: list[Ask], outcome: Outcome) -> None:
-        """One transaction: all of it or nothing, and the answers that belong to it."""
-        if not (puts or changes or self._forget or self._attempts):
+        """One transaction: all of it or nothing, and the answers that belong to it. A full disk gets a second try."""
+        if not (puts or changes or self._forget or self._attempts or self._losses or self._given_up):
             return
         self._company = max(1, len(puts))
-        answers: list[Answer] = []
         try:
-            tables = self._open(outcome)
-            tables.connection.execute("BEGIN IMMEDIATE")
-            rows, next_sequence = self._rows(puts, answers)
-            if rows:
-                self._reserve.cover(self._next_sequence, next_sequence)
-                tables.insert(rows, next_sequence)
-            answers += [Answer(ask.reply, ask.function(tables)) for ask in changes]
-            tables.delete(self._forget)
-            tables.count_attempts(self._attempts)
-            tables.connection.execute("COMMIT")
+            try:
+                batch = self._transact(puts, changes, outcome)
+            except Exception as error:
+                if not isinstance(self._roll_back(error), StorageFullError):
+                    raise
+                self._room.release()
+                self._room.claim(self._open(outcome))
+                batch = self._transact(puts, changes, outcome)
         except Exception as error:  # noqa: BLE001 - the thread must live on and those who wait must hear of it
             problem = self._roll_back(error)
             outcome.answers += [Answer(put.reply, error=problem) for put in puts]
             outcome.answers += [Answer(ask.reply, error=problem) for ask in changes]
-            return
-        self._forget.clear()
-        self._attempts.clear()
-        if rows:
-            self._next_sequence = next_sequence
-            self._next_id = rows[-1][0] + 1
-            outcome.newest.update({Lane(row[1]): row[0] for row in rows})
-        outcome.answers += answers
+        else:
+            self._forget.clear()
+            self._attempts.clear()
+            self._losses.clear()
+            self._given_up.clear()
+            self._note(batch, outcome)
 
-    def _rows(self, puts: list[Put], answers: list[Answer]) -> tuple[list[Row], int]:
-        """The rows to insert and the sequence after them. A payload that fails is its producer's error and costs no number."""
-        rows: list[Row] = []
-        sequence, now_us = self._next_sequence, self._clock_us()
-        for put in puts:
-            number = sequence if put.message.lane in SEQUENCED else None
-            try:
-                payload = put.message.payload(number)
-                rows.append(message_row(put.message, self._next_id + len(rows), number, payload, now_us))
-            except Exception as error:  # noqa: BLE001 - whatever the producer's own function raises goes back to the producer
-                answers.append(Answer(put.reply, error=error))
-                continue
-            answers.append(Answer(put.reply, number))
-            sequence += number is not None
-        return rows, sequence
+    def _transact(self, puts: list[Put], changes: list[Ask], outcome: Outcome) -> _Batch:
+        tables = self._open(outcome)
+        batch = _Batch(self._next_id, self._next_sequence)
+        tables.connection.execute("BEGIN IMMEDIATE")
+        for put in self._admit(tables, puts, batch):
+            self._add(batch, put)
+        self._insert(tables, batch, batch.rows)
+        batch.answers += [Answer(ask.reply, ask.function(tables)) for ask in changes]
+        tables.delete(self._forget)
+        tables.count_attempts(self._attempts)
+        for lane in {Lane(row[1]) for row in batch.rows}:
+            self._keep_limit(tables, lane)
+        batch.losses = self._losses + self._number_given_up(batch) + tables.losses
+        self._insert(tables, batch, self._announcements(batch))
+        tables.connection.execute("COMMIT")
+        tables.losses.clear()
+        return batch
+
+    def _note(self, batch: _Batch, outcome: Outcome) -> None:
+        """The transaction is on disk."""
+        self._next_id, self._next_sequence = batch.next_id, batch.next_sequence
+        outcome.newest.update({Lane(row[1]): row[0] for row in batch.rows})
+        outcome.answers += batch.answers
+        outcome.losses += batch.losses
+
+    def _add(self, batch: _Batch, put: Put) -> None:
+        """A row for `put`. A payload that fails is its producer's error and costs no number."""
+        number = batch.next_sequence if put.message.lane in SEQUENCED else None
+        try:
+            batch.rows.append(self._row(put.message, batch.next_id, number))
+        except Exception as error:  # noqa: BLE001 - whatever the producer's own function raises goes back to the producer
+            batch.answers.append(Answer(put.reply, error=error))
+            return
+        batch.answers.append(Answer(put.reply, number))
+        batch.next_id += 1
+        batch.next_sequence += number is not None
+
+    def _row(self, message: Message, row_id: int, number: int | None) -> Row:
+        return message_row(message, row_id, number, message.payload(number), self._clock_us())
+
+    def _insert(self, tables: Tables, batch: _Batch, rows: Sequence[Row]) -> None:
+        if batch.next_sequence > self._next_sequence:
+            self._reserve.cover(self._next_sequence, batch.next_sequence)
+        if rows:
+            tables.insert(rows, batch.next_sequence)
 
     def _read(self, ask: Ask, outcome: Outcome) -> None:
         try:
@@ -184,7 +234,59 @@ class Writer:
             self._close()
         return problem
 
+    # --- losses -------------------------------------------------------------------------------------------------------
+
+    def _admit(self, tables: Tables, puts: list[Put], batch: _Batch) -> list[Put]:
+        """Those that may come in; on a full disk perhaps only the alarms."""
+        if not self._room.tight:
+            return puts
+        alarms = [put for put in puts if put.message.lane is Lane.ALARM]
+        if self._room.make(tables, len(alarms), len(puts) - len(alarms)):
+            return puts
+        full = StorageFullError(f"{self._path}: no room left on the disk, what there is is kept for alarms")
+        batch.answers += [Answer(put.reply, error=full) for put in puts if put.message.lane is not Lane.ALARM]
+        return alarms
+
+    def _keep_limit(self, tables: Tables, lane: Lane) -> None:
+        limit = max_bytes(self.config, lane)
+        while (excess := tables.size_bytes(lane) - limit) > 0:
+            if tables.drop_oldest(lane, excess + int(limit * SLACK), LossReason.BYTES) == 0:
+                break
+
+    def _number_given_up(self, batch: _Batch) -> list[Loss]:
+        """What never came in gets numbers as well: a hole that subscribers see, and that is announced."""
+        losses = []
+        for (lane, reason), count in self._given_up.items():
+            first = batch.next_sequence
+            if lane in SEQUENCED:
+                batch.next_sequence += count
+            runs = ((first, first + count - 1),) if lane in SEQUENCED else ()
+            losses.append(Loss(reason, lane, runs, count))
+        return losses
+
+    def _announcements(self, batch: _Batch) -> list[Row]:
+        if self._announce is None:
+            return []
+        rows = []
+        for loss in batch.losses:
+            for part in parts(loss) if loss.ranges else ():
+                rows.append(self._row(self._announce(part), batch.next_id, batch.next_sequence))
+                batch.next_id += 1
+                batch.next_sequence += 1
+        batch.rows += rows
+        return rows
+
     # --- connection ---------------------------------------------------------------------------------------------------
+
+    def _open_at_start(self, outcome: Outcome) -> None:
+        """A full disk must not keep the agent from starting."""
+        try:
+            self._open(outcome)
+        except StorageFullError:
+            self._room.release()
+            self._open(outcome)
+        else:
+            self._room.prepare()
 
     def _open(self, outcome: Outcome) -> Tables:
         """The tables, opened if need be. Row ids and sequences only rise, also across a new file."""
@@ -199,7 +301,8 @@ class Writer:
                 connection.close()
                 raise storage_error(error, self._path) from error
             self._tables = tables
-            self._purged_to = 0
+            self._generation = report.generation
+            self._losses += report.losses
             outcome.opened = dataclasses.replace(report, next_sequence=self._next_sequence)
         return self._tables
 
@@ -210,36 +313,30 @@ class Writer:
                 self._tables.connection.close()
             self._tables = None
 
-    def _maintain(self) -> None:
-        """Drop what is too old, a slice at a time so that no commit waits long; soon again when there is more."""
-        self._maintenance_due = time.monotonic() + _MAINTENANCE_EVERY_S
-        if self._tables is None:
-            return
+    # --- upkeep -------------------------------------------------------------------------------------------------------
+
+    def _maintain(self) -> Outcome:
+        """One slice of what is due; what it gives up is announced in the same transaction."""
+        outcome = Outcome()
+        if self._room.recover():
+            log.info("outbox_disk_has_space_again")
+        self._upkeep.begin(tight=self._room.tight)
+        renewed = self._generation + 1 if self._next_sequence > self._renewed_at else 0
+
+        def work(tables: Tables) -> None:
+            self._upkeep.give_up(tables, self.config)
+            if renewed:
+                tables.set_generation(renewed)
+
+        self._commit([], [Ask(work, None, writes=True)], outcome)
+        if any(answer.error is not None for answer in outcome.answers) or self._tables is None:
+            return outcome
         try:
-            self._tables.connection.execute("BEGIN IMMEDIATE")
-            more = self._drop_old(self._tables)
-            self._tables.connection.execute("COMMIT")
-        except sqlite3.Error as error:
+            if renewed:
+                self._generation, self._renewed_at = renewed, self._next_sequence
+                self._reserve.renew(renewed)
+            if not self._room.tight:
+                self._upkeep.shrink(self._tables)
+        except (sqlite3.Error, OSError) as error:
             self._roll_back(error)
-            return
-        if more:
-            self._maintenance_due = time.monotonic() + 1.0
-
-    def _drop_old(self, tables: Tables) -> bool:
-        now_us, more = self._clock_us(), False
-        for lane, max_age_s in (
-            (Lane.STATE, self.config.state_max_age_s),
-            (Lane.TELEMETRY, self.config.telemetry_max_age_s),
-        ):
-            before_us = now_us - int(max_age_s * _US_PER_S)
-            more |= tables.expire(lane, before_us, _MAINTENANCE_ROWS) == _MAINTENANCE_ROWS
-        before_us = now_us - int(self.config.history_days * _US_PER_DAY)
-        last = tables.purge_history(before_us, _MAINTENANCE_ROWS, self._purged_to)
-        self._purged_to = last or 0
-        return more or last is not None
-
-
-def age_limit_us(config: OutboxConfig, lane: Lane, now_us: int) -> int:
-    """Rows of `lane` committed before this are too old to be sent; 0 where there is no limit."""
-    limits: dict[Lane, Any] = {Lane.STATE: config.state_max_age_s, Lane.TELEMETRY: config.telemetry_max_age_s}
-    return now_us - int(limits[lane] * _US_PER_S) if lane in limits else 0
+        return outcome

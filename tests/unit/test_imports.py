@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     ("contracts", {"contracts": ("agent.config.paths", "agent.config.schema", "agent.ports")}),
     ("pure", {"pure": (
         "agent.tracking.*", "agent.action.history", "agent.action.selection", "agent.action.windows",
-        "agent.events.rules", "agent.events.ids", "agent.events.cloudevents", "agent.health.governor",
+        "agent.events.rules", "agent.events.ids", "agent.events.cloudevents", "agent.events.gaps", "agent.health.governor",
         "agent.drift.*",
     ), "simulation values": ("agent.simulation", "agent.simulation.values")}),
     ("pipeline", {"pipeline": ("agent.pipeline.*",)}),

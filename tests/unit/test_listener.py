@@ -21,7 +21,7 @@ from agent.events.evidence_writer import EvidenceWriter
 from agent.health.reasons import HealthState
 from agent.observe.metrics import Metrics
 from agent.ports import Message
-from agent.types import ActionScores, Event, EventPhase, Frame, FrameStamp, Lane, People, Tracks
+from agent.types import ActionScores, Event, EventPhase, Frame, FrameStamp, Lane, LossReason, People, Tracks
 
 FAILED = DataError("torn picture")
 
@@ -32,7 +32,11 @@ class Store:
     def __init__(self) -> None:
         self.faults: list[StorageError] = []
         self.kept: list[tuple[Message, bytes]] = []
+        self.given_up: list[tuple[Lane, LossReason]] = []
         self.attempts = 0
+
+    def give_up(self, lane: Lane, reason: LossReason) -> None:
+        self.given_up.append((lane, reason))
 
     async def put(self, message: Message) -> int:
         self.attempts += 1
@@ -164,7 +168,7 @@ async def test_an_event_that_cannot_be_committed_is_counted_announced_and_still_
     assert desk.store.attempts == 4
     assert desk.listener.events_lost == 1
     assert desk.reasons() == {"events_lost", "storage_full"}
-    assert desk.metric("messages_dropped_total", lane="alarm", cause="space") == 1
+    assert desk.store.given_up == [(Lane.ALARM, LossReason.SPACE)]
     assert desk.metric("events_total", kind="fight", phase="detected") == 0
     assert [incident["kind"] for incident in desk.live.active_incidents] == ["fight"]
     await desk.listener.on_event(event(phase=EventPhase.RESOLVED))

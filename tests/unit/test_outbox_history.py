@@ -134,7 +134,7 @@ async def test_old_history_is_purged_and_what_still_waits_is_not(tmp_path: Path)
         await store.put(Message(Lane.EVENT, f"id-{n}", "t", lambda _: b"x"))
     await store.delete([1, 2])
     now_us += 11 * day_us
-    store._writer._maintenance_due = 0.0  # a minute's wait otherwise
+    store._writer._upkeep.due_s = 0.0  # a minute's wait otherwise
     await store.put(Message(Lane.EVENT, "new", "t", lambda _: b"x"))
     await store.delete([5])  # answered after the maintenance that follows the put
     assert [row.event_id for row in await store.events(EventQuery())] == ["id-2", "id-3", "new"]

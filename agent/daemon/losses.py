@@ -1,0 +1,49 @@
+"""Losses of the event database: announced to subscribers, counted, and shown in health."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from agent.events.cloudevents import CONTENT_TYPE
+from agent.events.gaps import render_gap
+from agent.health.reasons import Reason
+from agent.mqtt.topics import Topics
+from agent.observe.metrics import Metrics
+from agent.ports import HealthSink, Message
+from agent.types import GAP, Lane, Loss, LossReason
+
+
+class LossDesk:
+    """`announce` runs on the store's thread, `report` on the event loop."""
+
+    def __init__(self, topics: Topics, new_id: Callable[[], str], metrics: Metrics, health: HealthSink) -> None:
+        self._topics = topics
+        self._new_id = new_id
+        self._metrics = metrics
+        self._health = health
+
+    def announce(self, loss: Loss) -> Message:
+        """The event that tells subscribers. It goes before everything else that waits."""
+        event_id, emitted_utc = self._new_id(), datetime.now(UTC)
+
+        def payload(sequence: int | None) -> bytes:
+            return render_gap(
+                loss, event_id=event_id, device_id=self._topics.device, sequence=sequence or 0, emitted_utc=emitted_utc
+            )
+
+        return Message(
+            Lane.ALARM, event_id, self._topics.event("", GAP), payload, CONTENT_TYPE, kind=GAP,
+            t_utc_iso=emitted_utc.isoformat(),
+        )  # fmt: skip
+
+    def report(self, loss: Loss) -> None:
+        """Count it, and raise `events_lost` where it concerns events. What the broker refused has a reason of its own."""
+        numbers = sum(last - first + 1 for first, last in loss.ranges)
+        lane = loss.lane.name.lower() if loss.lane is not None else "unknown"
+        self._metrics.count_lost_messages(lane, loss.reason.value, numbers if loss.lost is None else loss.lost)
+        if loss.ranges and loss.reason is not LossReason.REFUSED:
+            count = f"up to {numbers}" if loss.lost is None else str(loss.lost)
+            self._health.raise_reason(
+                Reason.EVENTS_LOST, f"{count} events lost ({loss.reason.value}) {loss.detail}".strip()
+            )
