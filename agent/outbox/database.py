@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
-from agent.errors import StorageError
+from agent.errors import StorageError, StorageFullError
 from agent.outbox.faults import is_damage, storage_error
 from agent.outbox.files import SIDES, beside, remove_database, sync_folder
 from agent.outbox.limits import missing
@@ -123,16 +123,28 @@ def _replace(path: Path) -> Path:
     The new one is complete before the old one is moved, so that a start which is cut off can be finished by the next.
     """
     unfinished = beside(path, ".salvaging")
-    remove_database(unfinished)
-    connection, _, _ = _open_checked(unfinished)
-    with contextlib.closing(connection):
-        salvage(path, connection)
+    try:
+        _build(unfinished, path)
+    except sqlite3.Error as error:
+        if not isinstance(storage_error(error, path), StorageFullError):
+            raise
+        _build(unfinished, None)  # better an agent that watches; what can be read stays in the damaged file
     unfinished.rename(beside(path, _SALVAGED))
     sync_folder(path.parent)
     set_aside = _set_aside(path)
     _finish_replacing(path)
     _forget_older_damage(path)
     return set_aside
+
+
+def _build(unfinished: Path, damaged: Path | None) -> None:
+    """A new database in one file, with what can be salvaged of `damaged`."""
+    remove_database(unfinished)
+    connection, _, _ = _open_checked(unfinished)
+    with contextlib.closing(connection):
+        if damaged is not None:
+            salvage(damaged, connection)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # on a full disk this fails, unlike closing
 
 
 def _finish_replacing(path: Path) -> bool:

@@ -25,7 +25,11 @@ _CLAIM_SHARE = 0.4
 """Of the reserve: turned into free pages. The log needs as much again to write them."""
 _MOST_SHARE = 0.05
 """Of the file system: the reserve is never more."""
-_SLICE = 1000
+_LOG_SHARE = 0.25
+"""Of the reserve: a log of this size may have to become pages of the database on a full disk."""
+_LOG_PAGES, _LEAST_LOG_PAGES, _PAGE_BYTES = 1000, 16, 4096  # the first is SQLite's own
+_SLICE = 50
+"""Messages of the history that go at a time: also their going has to fit into the log."""
 _LOOK_AGAIN_S = 10.0
 """Where no delivered history was left, it is not looked for again at once: that means passing over everything that waits."""
 
@@ -42,12 +46,21 @@ class Room:
         self._size = size_bytes
         self._history_from_s = 0.0
 
-    def prepare(self) -> None:
-        """Hold the reserve, or be tight from the start. On a small file system it is smaller."""
+    def fit(self) -> None:
+        """Before the database is opened, its folder being there: on a small file system the reserve is smaller."""
         with contextlib.suppress(OSError):
             state = os.statvfs(self._path.parent)
             self._size = min(self._size, int(state.f_blocks * state.f_frsize * _MOST_SHARE))
+
+    def prepare(self) -> None:
+        """Hold the reserve, or be tight from the start."""
         self.tight = not self._hold(self._size)
+
+    def bound_log(self, connection: sqlite3.Connection) -> None:
+        """Have the write-ahead log moved to the database before it is larger than what the reserve can take in."""
+        if self._size:
+            pages = min(_LOG_PAGES, int(self._size * _LOG_SHARE) // _PAGE_BYTES)
+            connection.execute(f"PRAGMA wal_autocheckpoint={max(_LEAST_LOG_PAGES, pages)}")
 
     def recover(self) -> bool:
         """Hold the reserve again once the disk has twice as much; returns whether the shortage has ended just now."""
@@ -66,7 +79,7 @@ class Room:
         """Right after `release`: have the space become free pages of the database, as far as they are missing. Never raises."""
         connection = tables.connection
         with contextlib.suppress(sqlite3.Error):
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute("PRAGMA wal_checkpoint(RESTART)")  # the log keeps its place on the disk and begins anew
         claim = int(self._size * _CLAIM_SHARE) - tables.free_bytes()
         if claim <= 0:
             return

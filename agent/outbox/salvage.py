@@ -107,7 +107,8 @@ def salvage(damaged: Path, connection: sqlite3.Connection) -> Salvaged:
             connection.execute("UPDATE meta SET value = ? WHERE key = 'next_sequence'", (result.next_sequence,))
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # SQLite itself rolls back when the disk is full
+                connection.execute("ROLLBACK")
             raise
     return result
 

@@ -176,11 +176,12 @@ class Tables:
         first = rows[0][0]
         self.connection.execute(
             "INSERT INTO outbox (message_id, lane, size_bytes, t_created_us) "
-            "SELECT message_id, lane, length(payload), t_created_us FROM messages WHERE message_id >= ?",
-            (first,),
+            "SELECT message_id, lane, CASE kind WHEN ? THEN 0 ELSE length(payload) END, t_created_us "
+            "FROM messages WHERE message_id >= ?",
+            (GAP, first),
         )
-        for row in rows:
-            self._count(Lane(row[1]), 1, len(row[5]))
+        for row in rows:  # an announcement takes no room from what it announces
+            self._count(Lane(row[1]), 1, 0 if row[8] == GAP else len(row[5]))
         self.set_next_sequence(next_sequence)
         if any(row[1] == Lane.STATE for row in rows):
             self.delete([row_id for (row_id,) in self.connection.execute(_SUPERSEDED, (first,))])
@@ -204,7 +205,7 @@ class Tables:
 
     def vacuum(self, pages: int) -> None:
         """Give at most so many free pages back to the file system; outside a transaction."""
-        self.connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+        self.connection.executescript(f"PRAGMA incremental_vacuum({pages});")  # `execute` stops after the first page
 
     def count_attempts(self, row_ids: Collection[int]) -> None:
         """One more failed attempt for each of `row_ids`; one may be named more than once."""

@@ -280,6 +280,7 @@ class Writer:
 
     def _open_at_start(self, outcome: Outcome) -> None:
         """A full disk must not keep the agent from starting."""
+        self._room.fit()
         try:
             self._open(outcome)
         except StorageFullError:
@@ -293,6 +294,7 @@ class Writer:
         if self._tables is None:
             connection, report = open_database(self._path, self._reserve)
             try:
+                self._room.bound_log(connection)
                 tables = Tables(connection, self._clock_us)
                 self._next_id = max(self._next_id, tables.max_row_id() + 1)
                 self._next_sequence = max(self._next_sequence, report.next_sequence)
