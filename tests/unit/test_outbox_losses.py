@@ -356,8 +356,9 @@ def damage_pages(path: Path, pages: list[int]) -> None:
 async def filled(path: Path, count: int = 400) -> None:
     """`count` messages in both sequenced lanes, every third delivered, and a state."""
     async with opened(path) as store:
-        for n in range(count):
-            await store.put(message(Lane.ALARM if n % 5 == 0 else Lane.EVENT, size=300))
+        for start in range(0, count, 20):
+            lanes = [Lane.ALARM if n % 5 == 0 else Lane.EVENT for n in range(start, min(start + 20, count))]
+            await asyncio.gather(*(store.put(message(lane, size=300)) for lane in lanes))
         await store.put(message(Lane.STATE))
         records = [record for lane in SEQUENCED for record in await store.fetch(lane, 10_000)]
         await store.delete([record.row_id for record in records if (record.sequence or 0) % 3 == 0])
