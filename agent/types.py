@@ -252,7 +252,7 @@ class LossReason(StrEnum):
 class Loss:
     """Messages that will not arrive any more.
 
-    lane: None = of several or unknown lanes. ranges: the sequences in question, first and last of each run, rising; empty in
+    lane: None = of several or unknown lanes. sink: who will not get them, empty = nobody gets them any more. ranges: the sequences in question, first and last of each run, rising; empty in
     lanes without a sequence. lost: how many messages; None where nobody knows which of the numbers were still to be delivered.
     """
 
@@ -261,6 +261,7 @@ class Loss:
     ranges: tuple[tuple[int, int], ...]
     lost: int | None
     detail: str = ""
+    sink: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ def render_gap(loss: Loss, *, event_id: str, device_id: str, sequence: int, emit
         "lost": loss.lost,
         "detail": loss.detail,
     }
+    if loss.sink:
+        data["sink"] = loss.sink
     envelope = {
         "specversion": "1.0",
         "id": event_id,
@@ -74,6 +76,7 @@ def parse_gap(payload: bytes) -> ReceivedGap:
             ranges=tuple((int(first), int(last)) for first, last in data["ranges"]),
             lost=int(data["lost"]) if data["lost"] is not None else None,
             detail=str(data["detail"]),
+            sink=str(data.get("sink", "")),
         )
         emitted_utc = datetime.fromisoformat(message["time"]).astimezone(UTC)
         return ReceivedGap(message["id"], data["device"], int(data["sequence"]), emitted_utc, loss)

@@ -38,7 +38,8 @@ class Ask:
 class Jobs:
     """What the event loop hands over at a time.
 
-    forget, attempts: row ids; lost: messages that their producers gave up, as lane and reason. Nobody waits for these.
+    forget, attempts: row ids; lost: messages that their producers gave up, as lane and reason; done: the last sequence that each
+    further sink is done with. Nobody waits for these.
     """
 
     puts: list[Put] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Jobs:
     forget: list[int] = field(default_factory=list)
     attempts: list[int] = field(default_factory=list)
     lost: list[tuple[Lane, LossReason]] = field(default_factory=list)
+    done: dict[str, int] = field(default_factory=dict)
     stop: bool = False
 
     def add(self, more: Jobs) -> None:
@@ -55,10 +57,11 @@ class Jobs:
         self.forget += more.forget
         self.attempts += more.attempts
         self.lost += more.lost
+        self.done |= more.done
         self.stop = self.stop or more.stop
 
     def __bool__(self) -> bool:
-        return bool(self.puts or self.asks or self.forget or self.attempts or self.lost or self.stop)
+        return bool(self.puts or self.asks or self.forget or self.attempts or self.lost or self.done or self.stop)
 
 
 @dataclass(slots=True)

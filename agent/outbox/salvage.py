@@ -118,6 +118,11 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, result: Salvag
     attempts: dict[int, int] = dict(_whole(deliveries.rows(), (int, int)))
     letters = _Reader(source, "dead_letters", "message_id, reason, attempts, t_dead_us", deadline_s)
     dead = {row[0]: row for row in _whole(letters.rows(), (int, str, int, int))}
+    with contextlib.suppress(sqlite3.Error):  # the first schemas had none
+        target.executemany(
+            "INSERT INTO cursors (sink, sequence, attempts) VALUES (?, ?, ?)",
+            source.execute("SELECT sink, sequence, attempts FROM cursors"),
+        )
     messages = _Reader(source, "messages", f"{_MESSAGES}, {_lost_column(source)}", deadline_s)
     for row in _whole(messages.rows(), _TYPES):
         row_id, lane, sequence = row[:3]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -12,6 +12,7 @@ import structlog
 
 from agent.config.schema import OutboxConfig
 from agent.errors import StorageError
+from agent.outbox.cursors import SinkDepth
 from agent.outbox.database import OpenReport
 from agent.outbox.history import EventQuery, EventRow, select_events
 from agent.outbox.jobs import Ask, Jobs, Outcome, Put
@@ -157,6 +158,33 @@ class OutboxStore:
     async def dead_letter(self, row_id: int, reason: str) -> bool:
         """Take a row out of delivery for good and keep it for inspection; False when it was not pending."""
         return await self._ask(lambda tables: tables.bury(row_id, reason), writes=True)
+
+    # --- further sinks ------------------------------------------------------------------------------------------------
+
+    async def keep_sinks(self, names: Collection[str]) -> None:
+        """Have a place in the history for exactly these sinks; a new one begins with the next message. Raises StorageError."""
+        await self._ask(lambda tables: tables.cursors.keep(names), writes=True)
+
+    async def fetch_after(self, sink: str, limit: int) -> list[OutboxRecord]:
+        """The next alarms and events for `sink`, in order of sequence; those it is done with count from `sink_done` on."""
+        return await self._ask(lambda tables: tables.fetch_after(sink, limit))
+
+    def sink_done(self, sink: str, sequence: int) -> None:
+        """`sink` is done with everything up to `sequence`; on disk with one of the next commits."""
+        self._jobs.done[sink] = sequence
+        self._flush_in_a_while()
+
+    async def sink_refused(self, sink: str, record: OutboxRecord, reason: str) -> None:
+        """`sink` will never take `record`: announced, and passed over. Raises StorageError."""
+        await self._ask(lambda tables: tables.pass_over(sink, record, reason), writes=True)
+
+    async def sink_failed(self, sink: str) -> None:
+        """Count a failed attempt for the next message of `sink`. Raises StorageError."""
+        await self._ask(lambda tables: tables.cursors.count_attempt(sink), writes=True)
+
+    async def sink_depth(self) -> dict[str, SinkDepth]:
+        """How far each sink is behind."""
+        return await self._ask(lambda tables: tables.cursors.depth(self._clock_us()))
 
     # --- inspection ---------------------------------------------------------------------------------------------------
 

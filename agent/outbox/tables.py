@@ -11,7 +11,9 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+from agent.outbox.cursors import Cursors
 from agent.outbox.limits import runs
 from agent.ports import Message
 from agent.types import GAP, Lane, Loss, LossReason, OutboxRecord
@@ -43,19 +45,18 @@ _DROP = (
     f"DELETE FROM messages WHERE lane > 1 AND message_id IN {_IDS} AND message_id IN (SELECT message_id FROM outbox)"  # noqa: S608 - constants only
 )
 _PURGE = """
-DELETE FROM messages WHERE message_id IN (
-    SELECT message_id FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?)
-AND t_created_us < ?
-AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = messages.message_id)
-AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = messages.message_id)
+SELECT message_id, sequence FROM (
+    SELECT message_id, sequence, t_created_us FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?) AS m
+WHERE t_created_us < ?
+AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
+AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id)
 """
-
 _OLDEST = """
 SELECT o.message_id, m.sequence, o.size_bytes, o.t_created_us FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
 WHERE o.lane = ? AND m.kind <> ? ORDER BY o.message_id LIMIT ?
 """
 _OLDEST_DELIVERED = """
-SELECT message_id FROM messages AS m WHERE NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
+SELECT message_id, sequence FROM messages AS m WHERE NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
 AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id) ORDER BY message_id LIMIT ?
 """
 _AT_A_TIME = 1000
@@ -126,6 +127,7 @@ class Tables:
 
     def __init__(self, connection: sqlite3.Connection, clock_us: Callable[[], int]) -> None:
         self.connection = connection
+        self.cursors = Cursors(connection)
         self._clock_us = clock_us
         self._totals: dict[Lane, tuple[int, int]] = {}
         self.losses: list[Loss] = []
@@ -263,8 +265,9 @@ class Tables:
 
     def drop_history(self, limit: int) -> int:
         """Delete the oldest messages that wait for nobody, at most `limit`; returns how many."""
-        ids = json.dumps([row_id for (row_id,) in self.connection.execute(_OLDEST_DELIVERED, (limit,))])
-        return self.connection.execute(f"DELETE FROM messages WHERE message_id IN {_IDS}", (ids,)).rowcount  # noqa: S608 - constants only
+        rows = self.connection.execute(_OLDEST_DELIVERED, (limit,)).fetchall()
+        self._delete_history(rows, LossReason.BYTES)
+        return len(rows)
 
     def purge_history(self, before_us: int, limit: int, after: int = 0) -> int | None:
         """Drop messages committed before `before_us` that wait for nobody.
@@ -277,21 +280,30 @@ class Tables:
         last, looked_at, oldest_us = self.connection.execute(ask, (after, limit)).fetchone()
         if not looked_at or oldest_us >= before_us:
             return None
-        self.connection.execute(_PURGE, (after, limit, before_us))
+        self._delete_history(self.connection.execute(_PURGE, (after, limit, before_us)).fetchall(), LossReason.AGE)
         return int(last) if looked_at == limit else None
+
+    def pass_over(self, sink: str, record: OutboxRecord, reason: str) -> None:
+        """A further sink will never take `record`: a loss of that sink alone."""
+        if record.sequence is None:
+            raise ValueError(f"sinks take alarms and events, not {record.lane.name.lower()}")
+        self.cursors.advance({sink: record.sequence})
+        (kind,) = self.connection.execute(
+            "SELECT kind FROM messages WHERE message_id = ?", (record.row_id,)
+        ).fetchone() or ("",)
+        if kind != GAP:
+            run = ((record.sequence, record.sequence),)
+            self.losses.append(Loss(LossReason.REFUSED, record.lane, run, 1, reason, sink))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def fetch(self, lane: Lane, limit: int, after: int, not_before_us: int = 0) -> list[OutboxRecord]:
         """Pending rows of `lane` with a row id above `after`, in order of commit."""
-        return [
-            OutboxRecord(
-                row_id, Lane(number), sequence, event_id, topic, payload, content_type, bool(retain), from_us(t), n
-            )
-            for row_id, number, sequence, event_id, topic, payload, content_type, retain, t, n in self.connection.execute(
-                _PENDING, (lane, after, not_before_us, limit)
-            ).fetchall()
-        ]
+        return _records(self.connection.execute(_PENDING, (lane, after, not_before_us, limit)).fetchall())
+
+    def fetch_after(self, sink: str, limit: int) -> list[OutboxRecord]:
+        """The next alarms and events of a further sink, in order of sequence."""
+        return _records(self.cursors.after(sink, limit))
 
     def depth(self) -> dict[Lane, LaneDepth]:
         """What waits, per lane."""
@@ -305,6 +317,14 @@ class Tables:
 
     def _page_bytes(self) -> int:
         return int(self.connection.execute("PRAGMA page_size").fetchone()[0])
+
+    def _delete_history(self, rows: Sequence[tuple[int, int | None]], reason: LossReason) -> None:
+        """rows: row id and sequence. A loss for the sinks that had them still before them."""
+        ids = json.dumps([row_id for row_id, _ in rows])
+        self.connection.execute(f"DELETE FROM messages WHERE message_id IN {_IDS}", (ids,))  # noqa: S608 - constants only
+        numbers = sorted(sequence for _, sequence in rows if sequence is not None)
+        for sink, missed in self.cursors.behind(numbers).items():
+            self.losses.append(Loss(reason, None, runs(missed), len(missed), sink=sink))
 
     def _mark_lost(self, row_ids: Collection[int], reason: LossReason) -> None:
         ids = json.dumps(list(row_ids))
@@ -323,6 +343,15 @@ class Tables:
         ask = f"SELECT lane, count(*), sum(size_bytes) FROM outbox WHERE message_id IN {_IDS} GROUP BY lane"  # noqa: S608 - constants only
         for lane, rows, size in self.connection.execute(ask, (ids,)).fetchall():
             self._count(Lane(lane), -rows, -size)
+
+
+def _records(rows: Sequence[tuple[Any, ...]]) -> list[OutboxRecord]:
+    return [
+        OutboxRecord(
+            row_id, Lane(lane), sequence, event_id, topic, payload, content_type, bool(retain), from_us(t_us), attempts
+        )
+        for row_id, lane, sequence, event_id, topic, payload, content_type, retain, t_us, attempts in rows
+    ]
 
 
 def select_dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:

@@ -76,6 +76,7 @@ class Writer:
         self._company = 1  # puts in the last commit: as many are likely to come again
         self._forget: set[int] = set()
         self._attempts: list[int] = []
+        self._done: dict[str, int] = {}
         self._losses: list[Loss] = []
         self._given_up: Counter[tuple[Lane, LossReason]] = Counter()
         self._thread = threading.Thread(target=self._main, name="outbox-writer", daemon=True)
@@ -129,6 +130,7 @@ class Writer:
         self._forget.update(jobs.forget)
         self._attempts += jobs.attempts
         self._given_up.update(jobs.lost)
+        self._done |= jobs.done
         outcome = Outcome()
         changes = [ask for ask in jobs.asks if ask.writes]
         size = self.config.commit_max_rows
@@ -141,7 +143,7 @@ class Writer:
 
     def _commit(self, puts: list[Put], changes: list[Ask], outcome: Outcome) -> None:
         """One transaction: all of it or nothing, and the answers that belong to it. A full disk gets a second try."""
-        if not (puts or changes or self._forget or self._attempts or self._losses or self._given_up):
+        if not (puts or changes or self._waiting()):
             return
         self._company = max(1, len(puts))
         try:
@@ -160,9 +162,14 @@ class Writer:
         else:
             self._forget.clear()
             self._attempts.clear()
+            self._done.clear()
             self._losses.clear()
             self._given_up.clear()
             self._note(batch, outcome)
+
+    def _waiting(self) -> bool:
+        """Whether there is something that goes along with the next commit."""
+        return bool(self._forget or self._attempts or self._done or self._losses or self._given_up)
 
     def _transact(self, puts: list[Put], changes: list[Ask], outcome: Outcome) -> _Batch:
         tables = self._open(outcome)
@@ -174,6 +181,7 @@ class Writer:
         batch.answers += [Answer(ask.reply, ask.function(tables)) for ask in changes]
         tables.delete(self._forget)
         tables.count_attempts(self._attempts)
+        tables.cursors.advance(self._done)
         for lane in {Lane(row[1]) for row in batch.rows}:
             self._keep_limit(tables, lane)
         batch.losses = self._losses + self._number_given_up(batch) + tables.losses

@@ -43,6 +43,7 @@ def losses(draw: st.DrawFn) -> Loss:
     return Loss(
         draw(st.sampled_from(LossReason)), draw(st.sampled_from([Lane.ALARM, Lane.EVENT, None])), tuple(ranges),
         draw(st.none() | st.integers(1, 10_000)), draw(st.text(max_size=40)),
+        draw(st.sampled_from(["", "pager"])),
     )  # fmt: skip
 
 

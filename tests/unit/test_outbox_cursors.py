@@ -1,0 +1,148 @@
+"""Further sinks: each has its own place in the history, holds nobody back, and hears what it missed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from agent.config.schema import OutboxConfig
+from agent.outbox.history import EventQuery
+from agent.outbox.store import OutboxStore
+from agent.ports import Message
+from agent.types import GAP, Lane, Loss
+
+DAY_US = 86_400_000_000
+
+
+def message(lane: Lane = Lane.EVENT, name: str = "id") -> Message:
+    return Message(lane, name, "t", lambda sequence: b"%d" % (sequence or 0), kind="fight")
+
+
+def announce(loss: Loss) -> Message:
+    text = f"{loss.reason} {loss.sink} {loss.ranges}".encode()
+    return Message(Lane.ALARM, "gap", "t/gap", lambda _: text, kind=GAP)
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path, clock_us: Callable[[], int] | None = None, **keys: float) -> AsyncIterator[OutboxStore]:
+    options = {} if clock_us is None else {"clock_us": clock_us}
+    config = OutboxConfig(reserve_bytes=0, **keys)  # type: ignore[arg-type]
+    store = await OutboxStore.open(path, config, announce=announce, **options)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "events.db"
+
+
+async def numbers(store: OutboxStore, sink: str, limit: int = 100) -> list[int | None]:
+    return [record.sequence for record in await store.fetch_after(sink, limit)]
+
+
+async def test_a_sink_begins_with_the_next_message_and_goes_on_where_it_was_after_a_restart(path: Path) -> None:
+    async with opened(path) as store:
+        await store.put(message())
+        await store.keep_sinks(["pager"])
+        for lane in (Lane.EVENT, Lane.ALARM, Lane.STATE, Lane.EVENT):
+            await store.put(message(lane))
+        assert await numbers(store, "pager") == [2, 3, 4]
+        assert await numbers(store, "pager", 2) == [2, 3]
+        store.sink_done("pager", 3)
+        await store.delete([])
+        assert await numbers(store, "pager") == [4]
+    async with opened(path) as store:
+        await store.keep_sinks(["pager"])
+        assert await numbers(store, "pager") == [4]
+        store.sink_done("pager", 2)  # never back
+        await store.delete([])
+        assert await numbers(store, "pager") == [4]
+
+
+async def test_sinks_and_the_broker_do_not_wait_for_each_other(path: Path) -> None:
+    async with opened(path) as store:
+        await store.keep_sinks(["fast", "slow"])
+        await asyncio.gather(*(store.put(message()) for _ in range(10)))
+        store.sink_done("fast", 10)
+        await store.delete([record.row_id for record in await store.fetch(Lane.EVENT, 4)])
+        assert (await numbers(store, "fast"), len(await numbers(store, "slow"))) == ([], 10)
+        assert len(await store.fetch(Lane.EVENT, 100)) == 6
+        depth = await store.sink_depth()
+        assert (depth["fast"].numbers, depth["slow"].numbers) == (0, 10)
+        assert depth["fast"].oldest_age_s == 0 < depth["slow"].oldest_age_s
+
+
+async def test_a_sink_that_is_not_configured_any_more_is_forgotten(path: Path) -> None:
+    async with opened(path) as store:
+        await store.keep_sinks(["old"])
+        await store.put(message())
+        await store.keep_sinks(["new"])
+        assert set(await store.sink_depth()) == {"new"}
+        assert await numbers(store, "old") == []
+
+
+async def test_what_the_history_could_not_keep_for_a_sink_is_announced_with_its_name(path: Path) -> None:
+    now_us = 100 * DAY_US
+    async with opened(path, lambda: now_us, history_days=10) as store:
+        await store.keep_sinks(["fast", "slow"])
+        for _ in range(5):
+            await store.put(message())
+        store.sink_done("fast", 5)
+        await store.delete([record.row_id for record in await store.fetch(Lane.EVENT, 4)])
+        now_us += 11 * DAY_US
+        store._writer._upkeep.due_s = 0.0
+        await store.delete([])
+        rows = [row for row in await store.events(EventQuery()) if row.kind == GAP]
+        assert [row.payload for row in rows] == [b"age slow ((1, 4),)"]
+        assert await numbers(store, "slow") == [
+            5,
+            6,
+        ]  # the fifth still waits for the broker, the sixth is the announcement
+
+
+async def test_a_message_that_a_sink_refuses_is_passed_over_and_announced_for_that_sink(path: Path) -> None:
+    async with opened(path) as store:
+        await store.keep_sinks(["pager", "other"])
+        await store.put(message())
+        await store.put(message())
+        (record,) = await store.fetch_after("pager", 1)
+        await store.sink_refused("pager", record, "413")
+        assert await numbers(store, "pager") == [2, 3]
+        assert await numbers(store, "other") == [1, 2, 3]
+        (gap,) = [row for row in await store.events(EventQuery()) if row.kind == GAP]
+        assert gap.payload == b"refused pager ((1, 1),)"
+        await store.sink_refused("pager", (await store.fetch_after("pager", 2))[1], "413")  # the announcement itself
+        assert len([row for row in await store.events(EventQuery()) if row.kind == GAP]) == 1
+
+
+async def test_failed_attempts_belong_to_the_next_message(path: Path) -> None:
+    async with opened(path) as store:
+        await store.keep_sinks(["pager"])
+        for _ in range(2):
+            await store.put(message())
+        for _ in range(3):
+            await store.sink_failed("pager")
+        assert [record.attempts for record in await store.fetch_after("pager", 10)] == [3, 0]
+        store.sink_done("pager", 1)
+        await store.delete([])
+        assert [record.attempts for record in await store.fetch_after("pager", 10)] == [0]
+
+
+async def test_a_salvaged_database_keeps_the_places(path: Path) -> None:
+    async with opened(path) as store:
+        await store.keep_sinks(["pager"])
+        await asyncio.gather(*(store.put(message(name="x" * 200)) for _ in range(200)))
+        store.sink_done("pager", 150)
+    content = bytearray(path.read_bytes())
+    content[-4096 * 3 : -4096 * 3 + 200] = b"\xff" * 200
+    path.write_bytes(content)
+    async with opened(path) as store:
+        assert store.report.set_aside is not None
+        assert min(number or 0 for number in await numbers(store, "pager")) > 150
