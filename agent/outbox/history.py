@@ -15,7 +15,8 @@ from typing import Any, Literal, Self, TextIO
 
 from agent.errors import StorageError
 from agent.outbox.faults import storage_error
-from agent.outbox.tables import DeadLetter, from_us, select_dead_letters, to_us
+from agent.outbox.moments import from_us, to_us
+from agent.outbox.tables import DeadLetter, select_dead_letters
 from agent.types import Lane
 
 Delivery = Literal["pending", "delivered", "dead", "lost"]

@@ -12,12 +12,13 @@ import structlog
 
 from agent.config.schema import OutboxConfig
 from agent.errors import StorageError
+from agent.outbox.audit import CommandEntry
 from agent.outbox.cursors import SinkDepth
 from agent.outbox.database import OpenReport
 from agent.outbox.history import EventQuery, EventRow, select_events
 from agent.outbox.jobs import Ask, Jobs, Outcome, Put
 from agent.outbox.limits import max_age_us
-from agent.outbox.tables import SEQUENCED, DeadLetter, LaneDepth, Tables, select_dead_letters
+from agent.outbox.tables import SEQUENCED, DeadLetter, LaneDepth, Requeued, Tables, select_dead_letters
 from agent.outbox.writer import Announce, Writer
 from agent.ports import Message
 from agent.types import Lane, Loss, LossReason, OutboxRecord
@@ -159,6 +160,13 @@ class OutboxStore:
         """Take a row out of delivery for good and keep it for inspection; False when it was not pending."""
         return await self._ask(lambda tables: tables.bury(row_id, reason), writes=True)
 
+    async def requeue(self, first: int, last: int) -> Requeued:
+        """Have alarms and events with sequences `first` to `last` delivered again; the relay must then be told to turn back.
+
+        Raises StorageError.
+        """
+        return await self._ask(lambda tables: tables.requeue(first, last), writes=True)
+
     # --- further sinks ------------------------------------------------------------------------------------------------
 
     async def keep_sinks(self, names: Collection[str]) -> None:
@@ -185,6 +193,20 @@ class OutboxStore:
     async def sink_depth(self) -> dict[str, SinkDepth]:
         """How far each sink is behind."""
         return await self._ask(lambda tables: tables.cursors.depth(self._clock_us()))
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    async def accept_command(
+        self, command_id: str, name: str, client: str, role: str, arguments: str
+    ) -> CommandEntry | None:
+        """Record a command before it is carried out; the earlier entry when its id is known. Raises StorageError."""
+        return await self._ask(
+            lambda tables: tables.commands.accept(command_id, name, client, role, arguments), writes=True
+        )
+
+    async def finish_command(self, command_id: str, state: str, answer: bytes) -> None:
+        """Record the answer to a command. Raises StorageError."""
+        await self._ask(lambda tables: tables.commands.finish(command_id, state, answer), writes=True)
 
     # --- inspection ---------------------------------------------------------------------------------------------------
 

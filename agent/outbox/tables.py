@@ -10,55 +10,33 @@ import json
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
+from agent.outbox.audit import CommandLog
 from agent.outbox.cursors import Cursors
-from agent.outbox.limits import runs
+from agent.outbox.limits import missing, runs
+from agent.outbox.moments import from_us, to_us
+from agent.outbox.statements import (
+    CHUNKS,
+    DROP,
+    HAVE,
+    IDS,
+    INSERT,
+    OLDEST,
+    OLDEST_DELIVERED,
+    PENDING,
+    PURGE,
+    QUEUE,
+    REQUEUE,
+    SUPERSEDED,
+)
 from agent.ports import Message
 from agent.types import GAP, Lane, Loss, LossReason, OutboxRecord
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SEQUENCED = frozenset({Lane.ALARM, Lane.EVENT})
 """Lanes whose rows carry a sequence and stay as the history."""
 
-_COLUMNS = (
-    "message_id, lane, sequence, event_id, topic, payload, content_type, retain, kind, phase, camera_id, "
-    "t_event_us, t_created_us"
-)
-_CHUNKS = (64, 8, 1)  # rows per INSERT; few different texts, so that the prepared statements stay cached
-_VALUES = "(?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_INSERT = {n: f"INSERT INTO messages ({_COLUMNS}) VALUES {','.join([_VALUES] * n)}" for n in _CHUNKS}  # noqa: S608 - constants only
-_IDS = "(SELECT value FROM json_each(?))"
-_PENDING = """
-SELECT m.message_id, m.lane, m.sequence, m.event_id, m.topic, m.payload, m.content_type, m.retain, m.t_created_us, o.attempts
-FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
-WHERE o.lane = ? AND o.message_id > ? AND o.t_created_us >= ? ORDER BY o.message_id LIMIT ?
-"""
-_SUPERSEDED = """
-SELECT old.message_id FROM messages AS new
-JOIN messages AS old ON old.topic = new.topic AND old.message_id < new.message_id
-JOIN outbox AS o ON o.message_id = old.message_id
-WHERE old.lane = 2 AND new.lane = 2 AND new.message_id >= ?
-"""
-_DROP = (
-    f"DELETE FROM messages WHERE lane > 1 AND message_id IN {_IDS} AND message_id IN (SELECT message_id FROM outbox)"  # noqa: S608 - constants only
-)
-_PURGE = """
-SELECT message_id, sequence FROM (
-    SELECT message_id, sequence, t_created_us FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?) AS m
-WHERE t_created_us < ?
-AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
-AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id)
-"""
-_OLDEST = """
-SELECT o.message_id, m.sequence, o.size_bytes, o.t_created_us FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
-WHERE o.lane = ? AND m.kind <> ? ORDER BY o.message_id LIMIT ?
-"""
-_OLDEST_DELIVERED = """
-SELECT message_id, sequence FROM messages AS m WHERE NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
-AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id) ORDER BY message_id LIMIT ?
-"""
 _AT_A_TIME = 1000
 
 Row = tuple[int, int, int | None, str, str, bytes, str, bool, str, str, str, int, int]
@@ -88,14 +66,14 @@ class DeadLetter:
     t_dead_utc: datetime
 
 
-def from_us(t_us: int) -> datetime:
-    """Microseconds since 1970 as UTC."""
-    return EPOCH + timedelta(microseconds=t_us)
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """Messages that are on their way again. found: how many the history has, those that still waited included; missing: runs of
+    numbers that it has not; lowest: row id to begin again with, per lane."""
 
-
-def to_us(moment: datetime) -> int:
-    """An aware time as microseconds since 1970."""
-    return (moment - EPOCH) // timedelta(microseconds=1)
+    found: int
+    missing: tuple[tuple[int, int], ...]
+    lowest: dict[Lane, int]
 
 
 def message_row(message: Message, row_id: int, sequence: int | None, payload: bytes, t_created_us: int) -> Row:
@@ -128,6 +106,7 @@ class Tables:
     def __init__(self, connection: sqlite3.Connection, clock_us: Callable[[], int]) -> None:
         self.connection = connection
         self.cursors = Cursors(connection)
+        self.commands = CommandLog(connection, clock_us)
         self._clock_us = clock_us
         self._totals: dict[Lane, tuple[int, int]] = {}
         self.losses: list[Loss] = []
@@ -170,10 +149,10 @@ class Tables:
     def insert(self, rows: Sequence[Row], next_sequence: int) -> None:
         """New messages with their pending deliveries. Row ids must rise. A state replaces the older ones of its topic."""
         start = 0
-        for size in _CHUNKS:
+        for size in CHUNKS:
             while len(rows) - start >= size:
                 flat = [value for row in rows[start : start + size] for value in row]
-                self.connection.execute(_INSERT[size], flat)
+                self.connection.execute(INSERT[size], flat)
                 start += size
         first = rows[0][0]
         self.connection.execute(
@@ -186,7 +165,7 @@ class Tables:
             self._count(Lane(row[1]), 1, 0 if row[8] == GAP else len(row[5]))
         self.set_next_sequence(next_sequence)
         if any(row[1] == Lane.STATE for row in rows):
-            self.delete([row_id for (row_id,) in self.connection.execute(_SUPERSEDED, (first,))])
+            self.delete([row_id for (row_id,) in self.connection.execute(SUPERSEDED, (first,))])
 
     def set_next_sequence(self, next_sequence: int) -> None:
         """The number that the next alarm or event gets."""
@@ -198,8 +177,8 @@ class Tables:
             return
         ids = json.dumps(list(row_ids))
         self._uncount(ids)
-        self.connection.execute(_DROP, (ids,))  # a dead letter keeps its message
-        self.connection.execute(f"DELETE FROM outbox WHERE message_id IN {_IDS}", (ids,))  # noqa: S608 - constants only
+        self.connection.execute(DROP, (ids,))  # a dead letter keeps its message
+        self.connection.execute(f"DELETE FROM outbox WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
 
     def set_generation(self, generation: int) -> None:
         """Which edition of the database this is: see `agent.outbox.sequence`."""
@@ -215,7 +194,7 @@ class Tables:
             return
         ids = json.dumps(list(row_ids))
         counted = "attempts + (SELECT count(*) FROM json_each(?) WHERE value = message_id)"
-        self.connection.execute(f"UPDATE outbox SET attempts = {counted} WHERE message_id IN {_IDS}", (ids, ids))  # noqa: S608 - constants only
+        self.connection.execute(f"UPDATE outbox SET attempts = {counted} WHERE message_id IN {IDS}", (ids, ids))  # noqa: S608 - constants only
 
     def bury(self, row_id: int, reason: str) -> bool:
         """Turn a pending delivery into a dead letter, which is a loss; False when it is not pending."""
@@ -238,7 +217,7 @@ class Tables:
 
         Events stay in the history.
         """
-        rows = [row for row in self.connection.execute(_OLDEST, (lane, GAP, limit)) if row[3] < before_us]
+        rows = [row for row in self.connection.execute(OLDEST, (lane, GAP, limit)) if row[3] < before_us]
         if lane in SEQUENCED:
             self._mark_lost([row[0] for row in rows], LossReason.AGE)
         self.delete([row[0] for row in rows])
@@ -251,7 +230,7 @@ class Tables:
         Returns how many.
         """
         chosen: list[tuple[int, int | None]] = []
-        for row_id, sequence, size, _ in self.connection.execute(_OLDEST, (lane, GAP, _AT_A_TIME)).fetchall():
+        for row_id, sequence, size, _ in self.connection.execute(OLDEST, (lane, GAP, _AT_A_TIME)).fetchall():
             if size_bytes <= 0:
                 break
             chosen.append((row_id, sequence))
@@ -259,13 +238,13 @@ class Tables:
         ids = json.dumps([row_id for row_id, _ in chosen])
         self._uncount(ids)
         for table in ("messages", "outbox"):
-            self.connection.execute(f"DELETE FROM {table} WHERE message_id IN {_IDS}", (ids,))  # noqa: S608 - constants only
+            self.connection.execute(f"DELETE FROM {table} WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
         self._give_up(lane, reason, [sequence for _, sequence in chosen])
         return len(chosen)
 
     def drop_history(self, limit: int) -> int:
         """Delete the oldest messages that wait for nobody, at most `limit`; returns how many."""
-        rows = self.connection.execute(_OLDEST_DELIVERED, (limit,)).fetchall()
+        rows = self.connection.execute(OLDEST_DELIVERED, (limit,)).fetchall()
         self._delete_history(rows, LossReason.BYTES)
         return len(rows)
 
@@ -280,8 +259,22 @@ class Tables:
         last, looked_at, oldest_us = self.connection.execute(ask, (after, limit)).fetchone()
         if not looked_at or oldest_us >= before_us:
             return None
-        self._delete_history(self.connection.execute(_PURGE, (after, limit, before_us)).fetchall(), LossReason.AGE)
+        self._delete_history(self.connection.execute(PURGE, (after, limit, before_us)).fetchall(), LossReason.AGE)
         return int(last) if looked_at == limit else None
+
+    def requeue(self, first: int, last: int) -> Requeued:
+        """Have the messages of the history with sequences `first` to `last` delivered again, dead letters included."""
+        rows = self.connection.execute(REQUEUE, (first, last)).fetchall()
+        ids = json.dumps([row[0] for row in rows])
+        self.connection.execute(QUEUE, (self._clock_us(), ids))
+        self.connection.execute(f"DELETE FROM dead_letters WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
+        self.connection.execute(f"UPDATE messages SET lost = NULL WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
+        lowest: dict[Lane, int] = {}
+        for row_id, lane, size in rows:
+            lowest.setdefault(Lane(lane), row_id)
+            self._count(Lane(lane), 1, size)
+        have = [number for (number,) in self.connection.execute(HAVE, (first, last))]
+        return Requeued(len(have), missing(have, first, last + 1), lowest)
 
     def pass_over(self, sink: str, record: OutboxRecord, reason: str) -> None:
         """A further sink will never take `record`: a loss of that sink alone."""
@@ -299,7 +292,7 @@ class Tables:
 
     def fetch(self, lane: Lane, limit: int, after: int, not_before_us: int = 0) -> list[OutboxRecord]:
         """Pending rows of `lane` with a row id above `after`, in order of commit."""
-        return _records(self.connection.execute(_PENDING, (lane, after, not_before_us, limit)).fetchall())
+        return _records(self.connection.execute(PENDING, (lane, after, not_before_us, limit)).fetchall())
 
     def fetch_after(self, sink: str, limit: int) -> list[OutboxRecord]:
         """The next alarms and events of a further sink, in order of sequence."""
@@ -321,14 +314,14 @@ class Tables:
     def _delete_history(self, rows: Sequence[tuple[int, int | None]], reason: LossReason) -> None:
         """rows: row id and sequence. A loss for the sinks that had them still before them."""
         ids = json.dumps([row_id for row_id, _ in rows])
-        self.connection.execute(f"DELETE FROM messages WHERE message_id IN {_IDS}", (ids,))  # noqa: S608 - constants only
+        self.connection.execute(f"DELETE FROM messages WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
         numbers = sorted(sequence for _, sequence in rows if sequence is not None)
         for sink, missed in self.cursors.behind(numbers).items():
             self.losses.append(Loss(reason, None, runs(missed), len(missed), sink=sink))
 
     def _mark_lost(self, row_ids: Collection[int], reason: LossReason) -> None:
         ids = json.dumps(list(row_ids))
-        self.connection.execute(f"UPDATE messages SET lost = ? WHERE message_id IN {_IDS}", (reason.value, ids))  # noqa: S608 - constants only
+        self.connection.execute(f"UPDATE messages SET lost = ? WHERE message_id IN {IDS}", (reason.value, ids))  # noqa: S608 - constants only
 
     def _give_up(self, lane: Lane, reason: LossReason, sequences: Sequence[int | None], detail: str = "") -> None:
         if sequences:
@@ -340,7 +333,7 @@ class Tables:
         self._totals[lane] = (have[0] + rows, have[1] + size_bytes)
 
     def _uncount(self, ids: str) -> None:
-        ask = f"SELECT lane, count(*), sum(size_bytes) FROM outbox WHERE message_id IN {_IDS} GROUP BY lane"  # noqa: S608 - constants only
+        ask = f"SELECT lane, count(*), sum(size_bytes) FROM outbox WHERE message_id IN {IDS} GROUP BY lane"  # noqa: S608 - constants only
         for lane, rows, size in self.connection.execute(ask, (ids,)).fetchall():
             self._count(Lane(lane), -rows, -size)
 

@@ -18,6 +18,7 @@ _VACUUM_PAGES = 512
 """2 MB at a time: no commit waits long."""
 _FREE_KEPT_BYTES = 4_000_000
 """Free pages that stay in the file for the next messages."""
+_COMMANDS_KEPT = 10_000
 _US_PER_DAY = 86_400 * 1_000_000
 
 
@@ -40,6 +41,7 @@ class Upkeep:
             more |= tables.expire(lane, now_us - max_age_us(config, lane), _ROWS) == _ROWS
         last = tables.purge_history(now_us - int(config.history_days * _US_PER_DAY), _ROWS, self._purged_to)
         self._purged_to = last or 0
+        tables.commands.purge(now_us - int(config.history_days * _US_PER_DAY), _COMMANDS_KEPT)
         if tables.used_bytes() > config.max_bytes:
             more |= tables.drop_history(_ROWS) == _ROWS
         if more or last is not None:

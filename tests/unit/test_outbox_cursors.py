@@ -146,3 +146,38 @@ async def test_a_salvaged_database_keeps_the_places(path: Path) -> None:
     async with opened(path) as store:
         assert store.report.set_aside is not None
         assert min(number or 0 for number in await numbers(store, "pager")) > 150
+
+
+# --- sent again on request --------------------------------------------------------------------------------------------
+
+
+async def test_events_of_the_history_wait_again_when_they_are_asked_for(path: Path) -> None:
+    async with opened(path) as store:
+        for lane in (Lane.EVENT, Lane.ALARM, Lane.EVENT, Lane.EVENT):
+            await store.put(message(lane))
+        rows = {record.sequence: record for lane in Lane for record in await store.fetch(lane, 10)}
+        await store.delete([rows[1].row_id, rows[2].row_id])
+        await store.dead_letter(rows[3].row_id, "no")
+        answer = await store.requeue(2, 9)
+        assert answer.found == 4  # 2, 3 (a dead letter), 4 (waiting anyway), 5 (the gap that announced 3)
+        assert answer.missing == ((6, 9),)
+        assert answer.lowest == {Lane.ALARM: rows[2].row_id, Lane.EVENT: rows[3].row_id}
+        assert [record.sequence for record in await store.fetch(Lane.ALARM, 10)] == [2, 5]
+        assert [record.sequence for record in await store.fetch(Lane.EVENT, 10)] == [3, 4]
+        assert await store.dead_letters() == []
+        assert (await store.depth())[Lane.EVENT].rows == 2
+    async with opened(path) as store:
+        assert (await store.depth())[Lane.EVENT].rows == 2
+
+
+async def test_a_command_is_recorded_once_and_its_answer_is_kept(path: Path) -> None:
+    async with opened(path) as store:
+        assert await store.accept_command("a", "reload", "desk", "admin", "{}") is None
+        entry = await store.accept_command("a", "reload", "desk", "admin", "{}")
+        assert entry is not None
+        assert (entry.state, entry.answer) == ("accepted", None)
+        await store.finish_command("a", "done", b"{}")
+    async with opened(path) as store:
+        entry = await store.accept_command("a", "snapshot", "", "viewer", "{}")
+        assert entry is not None
+        assert (entry.name, entry.client, entry.state, entry.answer) == ("reload", "desk", "done", b"{}")
