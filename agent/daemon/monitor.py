@@ -13,7 +13,7 @@ import structlog
 
 from agent.config.schema import HealthConfig
 from agent.errors import StorageError
-from agent.health.governor import LADDER, Decision, Governor
+from agent.health.governor import LADDER, Decision, Governor, Hold
 from agent.health.probes import Probes, ProbeSample
 from agent.health.reasons import HealthState, Reason
 from agent.observe.metrics import CameraMetrics, Metrics
@@ -55,6 +55,7 @@ class Monitor:
         self._ports = ports
         self._governor = Governor(config.governor)
         self._decision = Decision(0, changed=False, reasons=())
+        self._held = Hold(0, 0, "")
         self._sample: ProbeSample | None = None
         self._outbox = OutboxFigures({}, 0.0)
         self._published: dict[str, tuple[float, object]] = {}
@@ -64,6 +65,10 @@ class Monitor:
         """Apply the keys that may change while running."""
         self._config = config
         self._governor.reconfigure(config.governor)
+
+    def hold_degradation(self, step: int, for_s: float, who: str) -> None:
+        """For a while not below `step` of the ladder; 0 lets go. Applied with the next round."""
+        self._held = Hold(step, time.monotonic_ns() + int(for_s * 1e9), who)
 
     @property
     def step(self) -> int:
@@ -163,7 +168,10 @@ class Monitor:
         self._health.set_reason(Reason.GPU_THROTTLED, bool(signals.gpu_thermal_throttle), "the driver slows the clocks")
 
     def _govern(self, sample: ProbeSample) -> None:
-        self._decision = self._governor.update(sample.for_governor(), time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        self._decision = self._held.over(
+            self._governor.update(sample.for_governor(), now_ns), self._decision.step, now_ns
+        )
         if self._decision.changed:
             _log.warning("degradation", step=self._decision.step, reasons=self._decision.reasons)
             self._ports.apply_step(self._decision.step)

@@ -91,6 +91,21 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Somebody's wish for a step of at least `step` until `until_ns` (monotonic)."""
+
+    step: int
+    until_ns: int
+    who: str
+
+    def over(self, decision: Decision, before: int, now_ns: int) -> Decision:
+        """`decision` with the wish fulfilled. before: the step that was in force until now."""
+        if self.step <= decision.step or now_ns >= self.until_ns:
+            return Decision(decision.step, decision.step != before, decision.reasons)
+        return Decision(self.step, self.step != before, (f"held by {self.who}", *decision.reasons))
+
+
+@dataclass(frozen=True, slots=True)
 class _Signal:
     """One measured value against its marks."""
 

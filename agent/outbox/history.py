@@ -125,6 +125,12 @@ class EventArchive:
             counts = database.query("SELECT lane, count(*) AS waiting FROM outbox GROUP BY lane")
             return dict.fromkeys(Lane, 0) | {Lane(row["lane"]): row["waiting"] for row in counts}
 
+    def check(self) -> str:
+        """What is wrong with the file, empty = nothing. Takes as long as reading all of it."""
+        with self._reading() as database:
+            (verdict,) = database.conn.execute("PRAGMA quick_check(1)").fetchone()
+        return "" if verdict == "ok" else str(verdict)
+
     def export(self, query: EventQuery, file: TextIO, form: Literal["jsonl", "csv"]) -> int:
         """Write the rows of `query` to `file`; returns how many.
 
