@@ -173,13 +173,14 @@ def _add_events(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     listing = actions.add_parser("list", help="newest events as a table")
     export = actions.add_parser("export", help="all events as JSON lines or CSV")
     dead = actions.add_parser("dead", help="messages that the broker refused for good, newest first")
+    audit = actions.add_parser("audit", help="commands that came in over MQTT, newest first")
     backup = actions.add_parser("backup", help="copy the event database, also while the agent runs")
     for action in (listing, export):
         action.add_argument("--since", metavar="TIME", help="ISO 8601, e.g. 2026-11-23T08:00+01:00")
         action.add_argument("--until", metavar="TIME")
         action.add_argument("--kind", help="fight, fall, ...")
         action.add_argument("--camera")
-    for action in (listing, dead):
+    for action in (listing, dead, audit):
         action.add_argument("--limit", type=whole_number, default=50, metavar="N")
         _json_option(action)
     export.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")

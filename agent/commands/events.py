@@ -1,4 +1,4 @@
-"""`recognizer-agent events list|export|dead|backup`: the event history, beside a running agent or without one."""
+"""`recognizer-agent events list|export|dead|audit|backup`: the event history, beside a running agent or without one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from agent.commands.output import table_console
 from agent.config.load import load_config
 from agent.events.cloudevents import parse
 from agent.events.gaps import parse_gap
+from agent.outbox.audit import CommandEntry
 from agent.outbox.backup import back_up
 from agent.outbox.history import EventArchive, EventQuery, EventRow
 from agent.outbox.tables import DeadLetter
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     with EventArchive(database) as archive:
         if args.what == "dead":
             _list_dead(archive.dead_letters(args.limit), as_json=args.json)
+        elif args.what == "audit":
+            _list_commands(archive.commands(args.limit), as_json=args.json)
         elif args.what == "list":
             _list(list(archive.events(query)), as_json=args.json)
         elif args.out is None:
@@ -87,6 +90,32 @@ def _list_dead(letters: list[DeadLetter], *, as_json: bool) -> None:
         time = letter.t_dead_utc.astimezone().isoformat(sep=" ", timespec="seconds")
         table.add_row(str(letter.sequence or ""), time, letter.topic, str(letter.attempts), letter.reason)
     table_console().print(table if letters else "no dead letters")
+
+
+def _list_commands(entries: list[CommandEntry], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([_command(entry) for entry in entries]))
+        return
+    table = Table("time", "command", "from", "role", "state", "id", "arguments", box=None, pad_edge=False)
+    for entry in entries:
+        time = entry.t_utc.astimezone().isoformat(sep=" ", timespec="seconds")
+        table.add_row(
+            time, entry.name, entry.client or "unsigned", entry.role, entry.state, entry.command_id, entry.arguments
+        )
+    table_console().print(table if entries else "no commands")
+
+
+def _command(entry: CommandEntry) -> dict[str, object]:
+    return {
+        "id": entry.command_id,
+        "command": entry.name,
+        "client": entry.client,
+        "role": entry.role,
+        "arguments": json.loads(entry.arguments),
+        "received_at": entry.t_utc.isoformat(),
+        "state": entry.state,
+        "answer": json.loads(entry.answer) if entry.answer is not None else None,
+    }
 
 
 def _readable(letter: DeadLetter) -> dict[str, object]:

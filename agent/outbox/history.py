@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
 from agent.errors import StorageError
+from agent.outbox.audit import CommandEntry, select_commands
 from agent.outbox.faults import storage_error
 from agent.outbox.moments import from_us, to_us
 from agent.outbox.tables import DeadLetter, select_dead_letters
@@ -118,6 +119,11 @@ class EventArchive:
         """The latest refused messages, newest first."""
         with self._reading() as database:
             return select_dead_letters(database.conn, limit)
+
+    def commands(self, limit: int = 100) -> list[CommandEntry]:
+        """The latest commands, newest first."""
+        with self._reading() as database:
+            return select_commands(database.conn, limit)
 
     def pending(self) -> dict[Lane, int]:
         """How many deliveries wait, per lane."""

@@ -27,10 +27,11 @@ from agent import __version__
 from agent.cli import main
 from agent.config.schema import OutboxConfig
 from agent.events.cloudevents import load_schema, render
+from agent.events.gaps import render_gap
 from agent.events.ids import Uuid7
 from agent.outbox.store import OutboxStore
 from agent.ports import Message
-from agent.types import Event, EventPhase, Lane, People
+from agent.types import GAP, Event, EventPhase, Lane, Loss, People
 
 GOOD, FAILED, USAGE, CONFIG = 0, 1, 2, 78
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -245,6 +246,48 @@ def test_events_list_and_export(shell: Shell) -> None:
     done = shell.run("events", "export", "--config", config, "--out", "/proc/none/out.csv")
     assert done.returncode == FAILED
     assert done.stderr == "error: /proc/none/out.csv: No such file or directory\n"
+
+
+def test_events_dead_audit_backup_and_gaps_in_the_list(shell: Shell) -> None:
+    config = shell.config({})
+    fill(shell.folder / "state", 3)
+    new_id = Uuid7()
+
+    def announce(loss: Loss) -> Message:
+        event_id = new_id()
+        return Message(
+            Lane.ALARM, event_id, "t",
+            lambda number: render_gap(loss, event_id=event_id, device_id="box", sequence=number or 0, emitted_utc=NOON),
+            kind=GAP,
+        )  # fmt: skip
+
+    async def trouble() -> None:
+        store = await OutboxStore.open(shell.folder / "state" / "events.db", OutboxConfig(), announce=announce)
+        (first, *_) = await store.fetch(Lane.ALARM, 1)
+        await store.dead_letter(first.row_id, "not authorised")
+        await store.accept_command("4f1c", "reload", "desk", "admin", "{}")
+        await store.finish_command("4f1c", "done", b'{"id": "4f1c", "state": "done"}')
+        await store.close()
+
+    asyncio.run(trouble())
+    listed = shell.run("events", "list", "--config", config).stdout
+    assert "gap 1-1: refused" in listed
+    assert "dead" in listed
+    dead = json.loads(shell.run("events", "dead", "--config", config, "--json").stdout)
+    assert [(letter["sequence"], letter["reason"]) for letter in dead] == [(1, "not authorised")]
+    assert "not authorised" in shell.run("events", "dead", "--config", config).stdout
+    (command,) = json.loads(shell.run("events", "audit", "--config", config, "--json").stdout)
+    assert (command["id"], command["client"], command["answer"]["state"]) == ("4f1c", "desk", "done")
+    assert "reload" in shell.run("events", "audit", "--config", config).stdout
+
+    copy = shell.folder / "copy.db"
+    done = shell.run("events", "backup", copy, "--config", config)
+    assert (done.returncode, done.stdout) == (GOOD, "")
+    assert f"written to {copy}" in done.stderr
+    assert copy.stat().st_size > 4096
+    done = shell.run("events", "backup", copy, "--config", config)
+    assert done.returncode == FAILED
+    assert "is there already" in done.stderr
 
 
 def test_events_without_a_database(shell: Shell) -> None:
