@@ -3,6 +3,10 @@
 RecognizerError
 ├── TransientError          try again later (network, camera, busy device)
 │   ├── SourceError         a camera or file cannot be opened or read now
+│   ├── QuotaError          the broker asks for patience: wait the longest
+│   ├── UnexplainedError    the broker refused one message and does not say why: try again, but not for ever
+│   ├── BusyError           the other side says when to come again
+│   ├── AccessError         the other side does not let us in, or is not there at all: wait the longest, tell a person
 │   └── DeviceMemoryError   the accelerator is out of memory: a smaller batch may fit
 ├── DataError               this one input is unusable: drop it, count it, go on
 ├── ModelError              a model file, engine or plug-in cannot serve
@@ -30,6 +34,30 @@ class TransientError(RecognizerError):
 
 class SourceError(TransientError):
     """A video source cannot be opened or read at the moment."""
+
+
+class QuotaError(TransientError):
+    """The broker takes no more from this client for now."""
+
+
+class UnexplainedError(TransientError):
+    """The broker is there and refused this message without a reason that helps."""
+
+    def __init__(self, message: str, reason_code: int) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
+
+
+class BusyError(TransientError):
+    """The other side asks to come again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AccessError(TransientError):
+    """Address, rights or certificates do not fit: a person has to mend it, here or there."""
 
 
 class DeviceMemoryError(TransientError):

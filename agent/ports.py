@@ -22,6 +22,7 @@ from agent.types import (
     ImageArray,
     Lane,
     LossReason,
+    OutboxRecord,
     People,
     Tracks,
 )
@@ -159,14 +160,72 @@ class EventStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What goes along with a payload where the protocol carries it (MQTT 5; MQTT 3.1.1 leaves it out).
+
+    utf8: the payload is UTF-8 text; expiry_s: seconds after which the broker may throw it away, None = never;
+    response_topic, correlation_data: of a question and its answer; user_properties: names and values, in this order.
+    """
+
+    content_type: str = ""
+    utf8: bool = False
+    expiry_s: int | None = None
+    response_topic: str = ""
+    correlation_data: bytes = b""
+    user_properties: tuple[tuple[str, str], ...] = ()
+
+
 class Publisher(Protocol):
     """The way out."""
 
-    async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+    async def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, envelope: Envelope | None = None
+    ) -> None:
         """Returns once the broker has acknowledged with a good reason code.
 
-        Raises TransientError (offline, timed out, quota: try again), RejectedError (never again).
+        Raises TransientError (offline, timed out: try again), its subclasses QuotaError (wait the longest) and
+        UnexplainedError (try again, not for ever), RejectedError (never again).
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message that came in. What only MQTT 5 carries is empty in MQTT 3.1.1; expiry_s: what was left of it, None = none."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    response_topic: str = ""
+    correlation_data: bytes = b""
+    content_type: str = ""
+    user_properties: tuple[tuple[str, str], ...] = ()
+    expiry_s: int | None = None
+
+
+@runtime_checkable
+class EventSink(Protocol):
+    """A way out for alarms and events beside the broker. Used from one task, one call at a time."""
+
+    @property
+    def max_batch(self) -> int:
+        """The most records one call takes."""
+        ...
+
+    async def deliver(self, records: Sequence[OutboxRecord]) -> int:
+        """Deliver from the front, in order; how many are safe with the other side, 1 or more.
+
+        records: 1..max_batch, sequences rising; the rest of them comes again with the next call.
+        Errors are about the first of them, and say that none is known to be safe. Raises TransientError (try again), its
+        subclasses BusyError (not before a time), AccessError (wait the longest), UnexplainedError (an answer about this
+        record: try again, not for ever), RejectedError (never again). A record that comes again has the same event_id.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release everything; may be called twice."""
         ...
 
 

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import structlog
-from paho.mqtt.enums import MQTTProtocolVersion
 
 from agent.backoff import full_jitter
-from agent.config.schema import MqttConfig, TlsConfig
-from agent.errors import ConfigError, ConfigProblem, RejectedError, TransientError
-from agent.mqtt.connection import Connection, LoginRefusedError, Target, TlsSocket
+from agent.config.schema import MqttConfig
+from agent.errors import ConfigError, RejectedError, TransientError
+from agent.mqtt.connection import Connection
+from agent.mqtt.inbox import Handler, Inbox, InboxStats, Subscription
+from agent.mqtt.refusals import AliasTroubleError, FloodError, LoginRefusedError
+from agent.mqtt.spread import share
+from agent.mqtt.target import Target, read_password, tls_context
 from agent.mqtt.topics import Topics
+from agent.mqtt.transport import named
+from agent.mqtt.verdicts import FAILURE
+from agent.ports import Envelope
+from agent.throttle import Throttle
 
 log = structlog.get_logger(__name__)
 
+JSON = Envelope(content_type="application/json", utf8=True)
+_TEXT = Envelope(content_type="text/plain", utf8=True)
 _ONLINE, _OFFLINE = b"online", b"offline"
 _GOODBYE_S = 2.0
 _STABLE_S = 5.0
 """A connection that lasted this long was a good one: the next wait is short again."""
+_HEAD_BYTES = 16_384
+"""What a message to the agent may have in topic and properties, next to its payload."""
 
 
 class LinkState(StrEnum):
@@ -38,13 +49,20 @@ class LinkState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MqttStatus:
-    """The client at one moment. error: why it is not connected; connects: since the start."""
+    """The client at one moment. error: why it is not connected; connects: since the start.
+
+    unheard: publishes since the start that the broker took though nobody has subscribed (MQTT 5); refused: filters that it
+    does not let the agent subscribe to, with its reason; inbox: what was sent to the agent.
+    """
 
     state: LinkState
     error: str
     connects: int
     in_flight: int
     receive_maximum: int
+    unheard: int = 0
+    refused: Mapping[str, str] = field(default_factory=dict)
+    inbox: InboxStats = field(default_factory=InboxStats)
 
 
 class MqttClient:
@@ -53,12 +71,23 @@ class MqttClient:
     `run` connects and reconnects with full-jitter waits, each time with a fresh paho client, so that nothing which timed
     out can be sent later. The retained `status` topic says `online`, or `offline` by the last will or before a clean end.
     `retain` keeps the newest payload of each retained topic in memory and sends it whenever it changed or the link is new.
+    `subscribe` has messages to the agent handed to it; with a subscription the broker keeps a session for the agent.
     """
 
-    def __init__(self, config: MqttConfig, topics: Topics) -> None:
-        """Raises ConfigError when the password or certificate files cannot be used."""
+    def __init__(self, config: MqttConfig, topics: Topics, throttle: Throttle | None = None) -> None:
+        """throttle: for the retained state; `publish` leaves it to its callers.
+
+        Raises ConfigError when the password or certificate files cannot be used.
+        """
         self._config = config
         self._topics = topics
+        self._throttle = throttle or Throttle(0.0, time.monotonic)
+        self._inbox = Inbox(config.inbound_max_bytes, config.inbound_max_per_s)
+        self._refused: dict[str, str] = {}
+        self._fresh = False
+        self._aliases = True
+        self._unheard = 0
+        self._last_packet_id = 0
         self._target()  # finds unusable files now
         self._connection: Connection | None = None
         self._up = asyncio.Event()
@@ -66,11 +95,12 @@ class MqttClient:
         self._error = ""
         self._connects = 0
         self._failures = 0
-        self._retained: dict[str, bytes] = {}
+        self._retained: dict[str, tuple[bytes, Envelope]] = {}
         self._unsent: dict[str, None] = {}
         self._unsent_some = asyncio.Event()
         self._on_connected: list[Callable[[], None]] = []
         self._on_disconnected: list[Callable[[], None]] = []
+        self._on_subscribed: list[Callable[[], None]] = []
 
     # --- what the others use ------------------------------------------------------------------------------------------
 
@@ -82,13 +112,17 @@ class MqttClient:
     @property
     def receive_maximum(self) -> int:
         """How many publishes may be unacknowledged: the configured bound or the broker's, whichever is lower."""
-        theirs = self._connection.receive_maximum if self._connection is not None else self._config.max_in_flight
+        theirs = self._connection.terms.receive_maximum if self._connection is not None else self._config.max_in_flight
         return min(self._config.max_in_flight, theirs)
 
     def status(self) -> MqttStatus:
         """The client at this moment."""
-        in_flight = self._connection.in_flight if self._connection is not None else 0
-        return MqttStatus(self._state, self._error, self._connects, in_flight, self.receive_maximum)
+        connection = self._connection
+        in_flight, unheard = (connection.in_flight, connection.unheard) if connection is not None else (0, 0)
+        return MqttStatus(
+            self._state, self._error, self._connects, in_flight, self.receive_maximum,
+            unheard=self._unheard + unheard, refused=dict(self._refused), inbox=self._inbox.stats,
+        )  # fmt: skip
 
     def on_connected(self, callback: Callable[[], None]) -> None:
         """Have `callback` called on the event loop whenever a connection stands."""
@@ -98,25 +132,45 @@ class MqttClient:
         """Have `callback` called on the event loop whenever a connection is gone or could not be made."""
         self._on_disconnected.append(callback)
 
+    def on_subscribed(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the event loop whenever the broker has answered the subscriptions; see `status().refused`."""
+        self._on_subscribed.append(callback)
+
+    def subscribe(self, filter_: str, handler: Handler, qos: int = 1) -> None:
+        """Have `handler` called on the event loop with each message that matches `filter_`; before `run`, for good.
+
+        It must return at once; then the message is acknowledged, also when the handler raised. With several filters that
+        match, the first one's is called.
+        """
+        self._inbox.subscriptions.append(Subscription(filter_, handler, qos))
+
     async def wait_connected(self) -> None:
         """Return once connected."""
         await self._up.wait()
 
-    async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+    async def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, envelope: Envelope | None = None
+    ) -> None:
         """Returns once the broker has acknowledged with a good reason code; sends before it first waits.
 
-        Raises TransientError (not connected, connection lost before the acknowledgement, quota), RejectedError (not
-        authorised, invalid topic or payload, larger than the broker's limit). MQTT 3.1.1 has no reason codes: there a
-        broker acknowledges what it throws away.
+        Raises TransientError (not connected, connection lost before the acknowledgement), QuotaError, UnexplainedError,
+        RejectedError (not authorised, invalid topic or payload, larger than the broker's limit). MQTT 3.1.1 has no reason
+        codes: there a broker acknowledges what it throws away.
         """
         if self._connection is None:
             raise TransientError(f"not connected to the broker: {self._error or self._state.value}")
-        await self._connection.publish(topic, payload, qos=qos, retain=retain)
+        await self._connection.publish(topic, payload, qos=qos, retain=retain, envelope=envelope)
 
-    def retain(self, topic: str, payload: bytes) -> None:
+    def retain(self, topic: str, payload: bytes, envelope: Envelope = JSON) -> None:
         """Make `payload` the retained message of `topic` as soon as possible. Offline, the newest one wins."""
-        if self._retained.get(topic) != payload:
-            self._retained[topic] = payload
+        if self._retained.get(topic) != (payload, envelope):
+            self._retained[topic] = payload, envelope
+            self._unsent[topic] = None
+            self._unsent_some.set()
+
+    def renew(self, topic: str) -> None:
+        """Send the retained message of `topic` once more, where there is one."""
+        if topic in self._retained:
             self._unsent[topic] = None
             self._unsent_some.set()
 
@@ -128,11 +182,12 @@ class MqttClient:
             while True:
                 self._state = LinkState.CONNECTING
                 error: TransientError | ConfigError
+                stood = True
                 try:
                     error = await self._connected_once()
                 except (TransientError, ConfigError) as problem:
-                    error = problem
-                wait_s = self._note_failure(error)
+                    error, stood = problem, False
+                wait_s = self._note_failure(error, stood=stood)
                 for callback in self._on_disconnected:
                     callback()
                 await asyncio.sleep(wait_s)
@@ -141,17 +196,21 @@ class MqttClient:
 
     async def _connected_once(self) -> TransientError:
         """One connection from its start to its end; returns why it ended. Raises what kept it from standing."""
-        connection = await Connection.open(self._target())
+        connection = await Connection.open(
+            self._target(), self._inbox.take, aliases=self._aliases, last_packet_id=self._last_packet_id
+        )
         since_s = asyncio.get_running_loop().time()
         self._state, self._error = LinkState.CONNECTED, ""
         self._connection = connection
         self._connects += 1
+        self._fresh = False
         self._unsent = dict.fromkeys(self._retained)
         self._up.set()
         log.info("mqtt_connected", host=self._config.host, port=self._config.port, receive_maximum=self.receive_maximum)
         try:
             async with asyncio.TaskGroup() as tasks:
                 sender = tasks.create_task(self._send_retained(connection), name="mqtt-retained")
+                tasks.create_task(self._subscribe(connection), name="mqtt-subscribe")
                 for callback in self._on_connected:
                     callback()
                 error = await connection.wait_ended()
@@ -160,27 +219,52 @@ class MqttClient:
             self._connection = None
             self._up.clear()
             await self._say_goodbye(connection)
+            self._unheard += connection.unheard
+            self._last_packet_id = connection.last_packet_id
         if asyncio.get_running_loop().time() - since_s >= _STABLE_S:
             self._failures = 0
         return error
 
+    async def _subscribe(self, connection: Connection) -> None:
+        """Ask for everything again. A broker that refuses or does not answer costs commands, and no event."""
+        wanted = [(one.filter, one.qos) for one in self._inbox.subscriptions]
+        if not wanted:
+            return
+        try:
+            async with asyncio.timeout(self._config.publish_timeout_s):
+                answers = await connection.subscribe(wanted)
+        except TimeoutError:
+            self._refused = dict.fromkeys((name for name, _ in wanted), "no answer from the broker")
+        except TransientError:
+            return  # the next connection asks again
+        else:
+            pairs = zip(wanted, answers, strict=False)
+            self._refused = {name: named(answer) for (name, _), answer in pairs if answer.value >= FAILURE}
+        for name, reason in self._refused.items():
+            log.warning("mqtt_subscription_refused", filter=name, reason=reason)
+        for callback in self._on_subscribed:
+            callback()
+
     async def _send_retained(self, connection: Connection) -> None:
         """`online` first, then whatever changed, one at a time."""
-        await self._send_state(connection, self._topics.status, _ONLINE)
+        await self._send_state(connection, self._topics.status, _ONLINE, _TEXT)
         while connection.open_now:
             while self._unsent:
+                await asyncio.sleep(self._throttle.wait_s(urgent=False))
                 topic = next(iter(self._unsent))
                 del self._unsent[topic]
-                await self._send_state(connection, topic, self._retained[topic])
+                await self._send_state(connection, topic, *self._retained[topic])
             self._unsent_some.clear()
             await self._unsent_some.wait()
 
-    async def _send_state(self, connection: Connection, topic: str, payload: bytes) -> None:
+    async def _send_state(self, connection: Connection, topic: str, payload: bytes, envelope: Envelope) -> None:
         """Send until it is acknowledged, refused for good, or the connection has ended."""
         failures = 0
         while connection.open_now:
+            payload, envelope = self._retained.get(topic, (payload, envelope))
+            self._throttle.charge(len(topic) + len(payload), urgent=False)
             try:
-                await connection.publish(topic, self._retained.get(topic, payload), retain=True)
+                await connection.publish(topic, payload, retain=True, envelope=envelope)
             except TransientError:
                 failures += 1
                 await asyncio.sleep(self._jitter_s(failures))
@@ -196,23 +280,28 @@ class MqttClient:
             return
         try:
             async with asyncio.timeout(_GOODBYE_S):
-                await connection.publish(self._topics.status, _OFFLINE, retain=True)
+                await connection.publish(self._topics.status, _OFFLINE, retain=True, envelope=_TEXT)
         except (TimeoutError, TransientError, RejectedError) as error:
             log.info("mqtt_goodbye_failed", error=str(error))
             connection.drop("stopped")  # the will says it instead
         connection.disconnect()
 
-    def _note_failure(self, error: TransientError | ConfigError) -> float:
-        """Remember why there is no connection; returns how long to wait."""
+    def _note_failure(self, error: TransientError | ConfigError, *, stood: bool) -> float:
+        """Remember why there is no connection (any more, when one `stood`); returns how long to wait."""
         self._error = str(error)
         self._failures += 1
+        if isinstance(error, AliasTroubleError):
+            self._aliases = False
+        if isinstance(error, FloodError):
+            self._fresh = True  # the session would only bring the same again
         if isinstance(error, LoginRefusedError | ConfigError):
             self._state = LinkState.REFUSED
             longest_s = self._config.reconnect.max_s
             wait_s = random.uniform(longest_s / 2, longest_s)  # noqa: S311 - jitter, not a secret
         else:
             self._state = LinkState.WAITING
-            wait_s = self._jitter_s(self._failures)
+            own_s = self._config.spread_s * share(self._topics.device) if stood else 0.0
+            wait_s = own_s + self._jitter_s(self._failures)
         log.warning("mqtt_disconnected", state=self._state.value, error=self._error, retry_in_s=round(wait_s, 1))
         return wait_s
 
@@ -224,42 +313,20 @@ class MqttClient:
     def _target(self) -> Target:
         """Built for each connection, so that renewed passwords and certificates count. Raises ConfigError."""
         config = self._config
+        session_expiry_s = config.session_expiry_s if self._inbox.subscriptions else 0
         return Target(
             host=config.host,
             port=config.port,
-            protocol=MQTTProtocolVersion.MQTTv5 if config.protocol == "5" else MQTTProtocolVersion.MQTTv311,
+            v5=config.protocol == "5",
             client_id=config.client_id or f"recognizer-{self._topics.device}",
             keepalive_s=config.keepalive_s,
             username=config.username,
-            password=_password(config),
-            tls=_tls_context(config.tls) if config.tls is not None else None,
+            password=read_password(config),
+            tls=tls_context(config.tls) if config.tls is not None else None,
             will_topic=self._topics.status,
             will_payload=_OFFLINE,
             ack_timeout_s=config.publish_timeout_s,
+            session_expiry_s=session_expiry_s,
+            fresh=self._fresh or not session_expiry_s,
+            max_inbound_bytes=config.inbound_max_bytes + _HEAD_BYTES,
         )
-
-
-def _password(config: MqttConfig) -> str:
-    if config.password_file is None:
-        return config.password
-    try:
-        return config.password_file.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([ConfigProblem(f"cannot read the password: {error}", path="mqtt.password_file")]) from error
-
-
-def _tls_context(tls: TlsConfig) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
-    except OSError as error:
-        raise ConfigError([ConfigProblem(f"{tls.ca_file}: {error}", path="mqtt.tls.ca_file")]) from error
-    context.sslsocket_class = TlsSocket
-    context.check_hostname = tls.verify_hostname
-    if tls.cert_file is not None:
-        try:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
-        except OSError as error:
-            message = f"{tls.cert_file}, {tls.key_file}: {error}"
-            hint = "a PEM certificate with its unencrypted PEM key"
-            raise ConfigError([ConfigProblem(message, path="mqtt.tls.cert_file", hint=hint)]) from error
-    return context

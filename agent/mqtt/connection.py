@@ -7,92 +7,96 @@ descriptors. Only name resolution, TCP and TLS set-up block, so these run on a t
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-import socket
 import ssl
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.errors import RejectedError, TransientError
+from agent.mqtt import packing, transport
+from agent.mqtt.aliases import TopicAliases
+from agent.mqtt.refusals import AliasTroubleError, FloodError, LoginRefusedError, refusal
+from agent.mqtt.target import Target
+from agent.mqtt.terms import MOST_IN_FLIGHT, Terms
+from agent.mqtt.transport import CONNECT_TIMEOUT_S, Complaint, GatheringClient, named
+from agent.mqtt.verdicts import PACKET_TOO_LARGE, PAYLOAD_INVALID, TOPIC_INVALID, Verdict, verdict
+from agent.ports import Envelope, Received
 
-_CONNECT_TIMEOUT_S = 10.0
 _TICK_S = 1.0
-_FAILURE = 0x80
-_PACKET_TOO_LARGE = 0x95
 _SESSION_TAKEN_OVER = 0x8E
-_PUBLISH_OVERHEAD_BYTES = 16
-"""Most that a QoS 1 PUBLISH without properties adds to its topic and payload."""
-_MOST_IN_FLIGHT = 65_535
-
-_NEVER_AGAIN = frozenset({0x87, 0x90, 0x99, _PACKET_TOO_LARGE})
-"""PUBACK: not authorised, topic name invalid, payload format invalid, packet too large."""
+_ALIAS_TROUBLE = frozenset({0x82, 0x94})
+"""DISCONNECT: protocol error, topic alias invalid."""
+_MOST_INBOUND_BYTES = 4_194_304
+"""What a broker that cannot be told a limit may send as one packet; more ends the connection."""
 _LOGIN_REFUSED = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C, 0x90, 0x95, 0x99, 0x9A, 0x9B, 0x9C, 0x9D})
 """CONNACK: what a person has to change before it can work: version, identifier, password, rights, will, server."""
 
 
-class LoginRefusedError(TransientError):
-    """The broker answered and does not want this client as it is configured."""
+@dataclass(slots=True)
+class _Pending:
+    """A publish without its acknowledgement."""
 
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where and as whom to connect. will_topic: gets `will_payload`, retained, when the connection is lost."""
-
-    host: str
-    port: int
-    protocol: MQTTProtocolVersion
-    client_id: str
-    keepalive_s: int
-    username: str
-    password: str
-    tls: ssl.SSLContext | None
-    will_topic: str
-    will_payload: bytes
-    ack_timeout_s: float
+    acknowledged: asyncio.Future[None]
+    since_s: float
+    topic: str
 
 
 class Connection:
     """Open with `open`; ends once, by the network, by `drop` or by `disconnect`; every method on the event loop.
 
-    receive_maximum: how many QoS 1 publishes the broker takes unacknowledged; more of them wait their turn here.
+    terms: the broker's; more publishes than it takes unacknowledged wait their turn here. unheard: publishes that it took
+    though nobody has subscribed to them. last_packet_id: the latest one given.
     """
 
-    def __init__(self, client: paho.Client, target: Target) -> None:
-        self.receive_maximum = _MOST_IN_FLIGHT
+    def __init__(self, client: GatheringClient, target: Target, on_message: Callable[[Received], None]) -> None:
+        self.terms = Terms()
+        self.unheard = 0
+        self.last_packet_id = 0
         self._client = client
         self._target = target
+        self._on_received = on_message
         self._loop = asyncio.get_running_loop()
         self._connack: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[TransientError] = self._loop.create_future()
-        self._pending: dict[int, tuple[asyncio.Future[None], float]] = {}
-        self._slots = asyncio.Semaphore(_MOST_IN_FLIGHT)
+        self._pending: dict[int, _Pending] = {}
+        self._subscribing: dict[int, asyncio.Future[list[ReasonCode]]] = {}
+        self._slots = asyncio.Semaphore(MOST_IN_FLIGHT)
         self._queued = 0
-        self._max_packet_bytes: int | None = None
+        self._aliases = TopicAliases(0)
         self._watched_fd = -1
-        self._writing = False
+        self._writing = self._flushing = False
         self._tick: asyncio.TimerHandle | None = None
-        self._complaint = _Complaint()
+        self._complaint = Complaint()
         client.enable_logger(self._complaint.logger)
 
     @classmethod
-    async def open(cls, target: Target) -> Connection:
-        """Connect and wait for the broker's welcome. Raises LoginRefusedError, TransientError."""
-        connection = cls(_new_client(target), target)
+    async def open(
+        cls,
+        target: Target,
+        on_message: Callable[[Received], None],
+        *,
+        aliases: bool = True,
+        last_packet_id: int = 0,
+    ) -> Connection:
+        """Connect and wait for the broker's welcome. Raises LoginRefusedError, TransientError.
+
+        on_message: called with each message that comes in, which is acknowledged when it returns. aliases: use topic
+        aliases if the broker has some. last_packet_id: of the connection before, see `transport.new_client`.
+        """
+        connection = cls(transport.new_client(target, last_packet_id), target, on_message)
+        connection.last_packet_id = last_packet_id
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await connection._connect()
                 await connection._connack
         except TimeoutError as error:
             connection.drop("no answer to the connect")
-            raise TransientError(f"{target.host}:{target.port}: no answer within {_CONNECT_TIMEOUT_S:g} s") from error
+            raise TransientError(f"{target.host}:{target.port}: no answer within {CONNECT_TIMEOUT_S:g} s") from error
         except TransientError as error:
             connection.drop("not connected")
             if target.tls is None or isinstance(error, LoginRefusedError):
@@ -103,6 +107,7 @@ class Connection:
         except BaseException:
             connection.drop("not connected")
             raise
+        connection._aliases = TopicAliases(connection.terms.topic_alias_maximum if aliases else 0)
         return connection
 
     @property
@@ -119,13 +124,15 @@ class Connection:
         """Why it ended, once it has."""
         return await asyncio.shield(self._ended)
 
-    async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+    async def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, envelope: Envelope | None = None
+    ) -> None:
         """Send, and for QoS 1 wait for the acknowledgement. Sends at once unless the broker's window is full.
 
-        Raises TransientError, RejectedError.
+        Raises TransientError (also QuotaError, UnexplainedError), RejectedError.
         """
         if qos == 0:
-            self._send(topic, payload, 0, retain)
+            self._send(topic, payload, 0, retain, envelope)
             return
         self._queued += 1
         try:
@@ -133,18 +140,38 @@ class Connection:
         finally:
             self._queued -= 1
         try:
-            mid = self._send(topic, payload, qos, retain)
+            mid = self._send(topic, payload, qos, retain, envelope)
         except BaseException:
             self._slots.release()
             raise
-        acknowledged = self._loop.create_future()
-        self._pending[mid] = (acknowledged, self._loop.time())
-        await acknowledged  # its slot is free when the broker says so, also if nobody waits any more
+        pending = self._pending[mid] = _Pending(self._loop.create_future(), self._loop.time(), topic)
+        await pending.acknowledged  # its slot is free when the broker says so, also if nobody waits any more
+
+    async def subscribe(self, filters: Sequence[tuple[str, int]]) -> list[ReasonCode]:
+        """Subscribe to filters with their QoS; returns the broker's answer to each. Raises TransientError."""
+        self._raise_if_ended()
+        try:
+            result, mid = self._client.subscribe(list(filters))
+        except ValueError as error:
+            raise TransientError(f"cannot subscribe: {error}") from error
+        if mid is None or result != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise TransientError(f"cannot subscribe: {paho.error_string(result)}")
+        self.last_packet_id = mid
+        self._flush_soon()
+        answer: asyncio.Future[list[ReasonCode]] = self._loop.create_future()
+        self._subscribing[mid] = answer
+        try:
+            return await answer
+        finally:
+            self._subscribing.pop(mid, None)
 
     def disconnect(self) -> None:
         """End politely: the broker drops the will."""
         if self.open_now:
-            self._client.disconnect()
+            self._flush()
+            if not self._client.waiting:  # a DISCONNECT in the middle of another packet would not be one
+                self._client.gathering = False
+                self._client.disconnect()
             self._end("disconnected")
 
     def drop(self, why: str) -> None:
@@ -155,12 +182,9 @@ class Connection:
 
     async def _connect(self) -> None:
         target = self._target
-        v5 = target.protocol is MQTTProtocolVersion.MQTTv5
-        clean_start: bool | Literal[3] = True if v5 else paho.MQTT_CLEAN_START_FIRST_ONLY
         try:
-            await _on_thread(
-                lambda: self._client.connect(target.host, target.port, target.keepalive_s, clean_start=clean_start),
-                undo=lambda: _close_socket(self._client),
+            await transport.on_thread(
+                lambda: transport.connect(self._client, target), undo=lambda: transport.close_socket(self._client)
             )
         except ssl.SSLCertVerificationError as error:
             raise LoginRefusedError(f"{target.host}:{target.port}: {error.verify_message or error}") from error
@@ -175,8 +199,12 @@ class Connection:
             raise TransientError(self._complaint.text or "the connection was lost while it was made")
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
-        self._client.on_publish = self._on_publish
+        self._client.on_publish = lambda _client, _data, mid, reason, _properties: self._on_publish(mid, reason)
+        self._client.on_acknowledged = self._on_acknowledged
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_message = self._on_message
         self._client.on_socket_close = self._on_socket_close
+        self._client.gathering = True
         self._watched_fd = sock.fileno()
         self._loop.add_reader(self._watched_fd, self._readable)
         self._tick = self._loop.call_later(_TICK_S, self._on_tick)
@@ -189,66 +217,108 @@ class Connection:
             pending = getattr(self._client.socket(), "pending", None)
             if pending is None or not pending():
                 break
-        self._watch_writes()
+        if transport.waiting_bytes(self._client) > _MOST_INBOUND_BYTES:
+            self._end(f"the broker sends a packet above {_MOST_INBOUND_BYTES} bytes", FloodError)
+            return
+        self._flush_soon()
 
-    def _writable(self) -> None:
-        self._client.loop_write()
-        self._watch_writes()
+    def _flush_soon(self) -> None:
+        """After this turn of the loop everything that was queued in it goes in one piece."""
+        if self.open_now and not self._flushing and self._client.waiting:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
 
-    def _watch_writes(self) -> None:
-        """paho writes at once; the loop is needed only for what the socket did not take."""
-        wants = self.open_now and self._client.want_write()
-        if wants and not self._writing:
-            self._loop.add_writer(self._watched_fd, self._writable)
-        elif self._writing and not wants and self._watched_fd >= 0:
+    def _flush(self) -> None:
+        """What the socket does not take now it asks for itself."""
+        self._flushing = False
+        try:
+            self._client.flush()
+        except OSError as error:
+            self._end(f"connection lost: {error}")
+        if not self.open_now:
+            return
+        left = self._client.waiting
+        if left and not self._writing:
+            self._loop.add_writer(self._watched_fd, self._flush)
+        elif self._writing and not left and self._watched_fd >= 0:
             self._loop.remove_writer(self._watched_fd)
-        self._writing = wants
+        self._writing = left
 
     def _on_tick(self) -> None:
         """Keep-alive, and the deadline of acknowledgements: a broker that forgets one cannot be trusted with the order."""
         self._tick = self._loop.call_later(_TICK_S, self._on_tick)
         oldest = next(iter(self._pending.values()), None)
-        if oldest is not None and self._loop.time() - oldest[1] > self._target.ack_timeout_s:
+        if oldest is not None and self._loop.time() - oldest.since_s > self._target.ack_timeout_s:
             self.drop(f"a publish was not acknowledged within {self._target.ack_timeout_s:g} s")
             return
         self._client.loop_misc()
-        self._watch_writes()
+        self._flush_soon()
 
     # --- paho's callbacks, on the event loop --------------------------------------------------------------------------
 
-    def _on_connect(
-        self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, properties: Properties | None
-    ) -> None:
+    def _on_connect(self, _client: Any, _data: Any, flags: Any, reason: ReasonCode, found: Properties | None) -> None:
         if self._connack.done():
             return
         if reason.is_failure:
             kind = LoginRefusedError if reason.value in _LOGIN_REFUSED else TransientError
-            self._connack.set_exception(kind(f"the broker refused the connection: {_named(reason)}"))
+            self._connack.set_exception(kind(f"the broker refused the connection: {named(reason)}"))
             return
-        self.receive_maximum = getattr(properties, "ReceiveMaximum", _MOST_IN_FLIGHT)
-        self._max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
-        self._slots = asyncio.Semaphore(self.receive_maximum)
+        self.terms = Terms.of(found, session_present=flags.session_present)
+        if not self.terms.maximum_qos:
+            self._connack.set_exception(LoginRefusedError("the broker has no QoS 1, and QoS 0 may lose events"))
+            return
+        self._slots = asyncio.Semaphore(self.terms.receive_maximum)
         self._connack.set_result(None)
 
-    def _on_publish(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
-        acknowledged, _ = self._pending.pop(mid, (None, 0.0))
-        if acknowledged is None:
+    def _on_acknowledged(self, mid: int, code: int) -> None:
+        """With a good reason code."""
+        pending = self._pending.pop(mid, None)
+        if pending is None:
             return
         self._slots.release()
-        if acknowledged.done():  # its caller was cancelled
+        if verdict(code) is Verdict.UNHEARD:
+            self.unheard += 1
+        if not pending.acknowledged.done():  # its caller may have been cancelled
+            pending.acknowledged.set_result(None)
+
+    def _on_publish(self, mid: int, reason: ReasonCode) -> None:
+        """With any other one."""
+        judged = verdict(reason.value)
+        error = refusal(judged, reason)
+        if error is None:
+            self._on_acknowledged(mid, reason.value)
             return
-        if reason.value < _FAILURE:
-            acknowledged.set_result(None)
-        elif reason.value in _NEVER_AGAIN:
-            acknowledged.set_exception(RejectedError(f"the broker refused the message: {_named(reason)}", reason.value))
+        pending = self._pending.pop(mid, None)
+        if pending is None:
+            return
+        self._slots.release()
+        self._aliases.forget(pending.topic)
+        if not pending.acknowledged.done():
+            pending.acknowledged.set_exception(error)
+        if judged is Verdict.OUT_OF_STEP:
+            self.drop(str(error))
+
+    def _on_subscribe(self, _client: Any, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Any) -> None:
+        answer = self._subscribing.pop(mid, None)
+        if answer is not None and not answer.done():
+            answer.set_result(reasons)
+
+    def _on_message(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        """Acknowledged once it was handed over, and when it is not worth that."""
+        try:
+            received = transport.received(message)
+        except UnicodeDecodeError:
+            pass
         else:
-            acknowledged.set_exception(TransientError(f"the broker did not take the message: {_named(reason)}"))
+            self._on_received(received)
+        client.ack(message.mid, message.qos)
 
     def _on_disconnect(self, _client: Any, _data: Any, flags: Any, reason: ReasonCode, _properties: Any) -> None:
         if flags.is_disconnect_packet_from_server and reason.value == _SESSION_TAKEN_OVER:
             self._end("another client connected with the same client id", LoginRefusedError)
         elif flags.is_disconnect_packet_from_server:
-            self._end(f"the broker closed the connection: {_named(reason)}")
+            kind = AliasTroubleError if reason.value in _ALIAS_TROUBLE else TransientError
+            self._end(f"the broker closed the connection: {named(reason)}", kind)
         else:
             self._end(self._complaint.text or f"connection lost: {reason}")
 
@@ -257,24 +327,41 @@ class Connection:
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
-    def _send(self, topic: str, payload: bytes, qos: int, retain: bool) -> int:
+    def _send(self, topic: str, payload: bytes, qos: int, retain: bool, envelope: Envelope | None) -> int:
         """Hand a message to paho and the socket; returns its packet id."""
         self._raise_if_ended()
-        if self._max_packet_bytes is not None:
-            size = len(topic.encode()) + len(payload) + _PUBLISH_OVERHEAD_BYTES
-            if size > self._max_packet_bytes:
-                text = f"{size} bytes are more than the broker takes ({self._max_packet_bytes})"
-                raise RejectedError(text, _PACKET_TOO_LARGE)
+        if not topic or "\x00" in topic:
+            raise RejectedError(f"{topic!r} is no topic", TOPIC_INVALID)
+        wire_topic, found = self._packed(topic, payload, qos, envelope)
         try:
-            info = self._client.publish(topic, payload, qos, retain)
+            info = self._client.publish(wire_topic, payload, qos, retain and self.terms.retains, properties=found)
         except ValueError as error:
-            raise RejectedError(f"{topic!r}: {error}", 0x90) from error
+            self._aliases.forget(topic)
+            raise RejectedError(f"{topic!r}: {error}", TOPIC_INVALID) from error
         self._raise_if_ended()
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self.drop(f"publish failed: {paho.error_string(info.rc)}")
             self._raise_if_ended()
-        self._watch_writes()
+        self.last_packet_id = info.mid
+        self._flush_soon()
         return info.mid
+
+    def _packed(self, topic: str, payload: bytes, qos: int, envelope: Envelope | None) -> tuple[str, Properties | None]:
+        """The topic as it is sent and the properties. Raises RejectedError for what the broker or MQTT cannot take."""
+        wire_topic, block = topic, b""
+        try:
+            if self._target.v5:
+                wire_topic, alias = self._aliases.choose(topic)
+                block = packing.properties(envelope, alias)
+            size = packing.publish_size(len(wire_topic.encode()), len(block), len(payload), qos)
+        except ValueError as error:
+            self._aliases.forget(topic)
+            raise RejectedError(f"{topic!r}: a property cannot be sent: {error}", PAYLOAD_INVALID) from error
+        limit = self.terms.max_packet_bytes
+        if limit is not None and size > limit:
+            self._aliases.forget(topic)
+            raise RejectedError(f"{size} bytes are more than the broker takes ({limit})", PACKET_TOO_LARGE)
+        return wire_topic, cast("Properties", packing.Packed(block)) if block else None
 
     def _raise_if_ended(self) -> None:
         if self._ended.done():
@@ -288,102 +375,20 @@ class Connection:
         self._unwatch()
         if self._tick is not None:
             self._tick.cancel()
-        for acknowledged, _ in self._pending.values():
-            if not acknowledged.done():
-                acknowledged.set_exception(TransientError(why))
+        waiting: list[asyncio.Future[Any]] = [pending.acknowledged for pending in self._pending.values()]
+        for answer in (*waiting, *self._subscribing.values()):
+            if not answer.done():
+                answer.set_exception(TransientError(why))
         self._pending.clear()
         for _ in range(self._queued):
             self._slots.release()
         if not self._connack.done():
             self._connack.set_exception(kind(why))
             self._connack.exception()  # nobody may be waiting for it any more
-        _close_socket(self._client)
+        transport.close_socket(self._client)
 
     def _unwatch(self) -> None:
         if self._watched_fd >= 0:
             self._loop.remove_reader(self._watched_fd)
             self._loop.remove_writer(self._watched_fd)
             self._watched_fd, self._writing = -1, False
-
-
-class _Complaint(logging.Handler):
-    """Remembers paho's latest error line: the only place where it tells what went wrong with a socket."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.text = ""
-        self.logger = logging.Logger("paho", logging.ERROR)  # noqa: LOG001 - private on purpose: one per connection, not in the tree
-        self.logger.addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
-
-
-class TlsSocket(ssl.SSLSocket):
-    """Closes itself when the handshake fails: paho then forgets it open. For `SSLContext.sslsocket_class`."""
-
-    def do_handshake(self, block: bool = False) -> None:
-        """As in SSLSocket."""
-        try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise
-
-
-def _named(reason: ReasonCode) -> str:
-    return f"{reason} (0x{reason.value:02x})"
-
-
-def _new_client(target: Target) -> paho.Client:
-    v5 = target.protocol is MQTTProtocolVersion.MQTTv5
-    client = paho.Client(
-        CallbackAPIVersion.VERSION2,
-        client_id=target.client_id,
-        clean_session=None if v5 else True,
-        protocol=target.protocol,
-        reconnect_on_failure=False,
-    )
-    client.max_inflight_messages_set(0)  # the window is kept here; paho's own would queue in memory
-    client.connect_timeout = _CONNECT_TIMEOUT_S
-    client.will_set(target.will_topic, target.will_payload, qos=1, retain=True)
-    if target.username:
-        client.username_pw_set(target.username, target.password or None)
-    if target.tls is not None:
-        client.tls_set_context(target.tls)
-    return client
-
-
-def _close_socket(client: paho.Client) -> None:
-    sock = cast("socket.socket | None", client.socket())
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.close()
-
-
-async def _on_thread(function: Callable[[], object], undo: Callable[[], object]) -> None:
-    """Run `function` on a thread that nobody has to wait for at exit; when the caller gives up first, `undo` follows it."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: Exception | None) -> None:
-        if done.done():
-            undo()
-        elif error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    def work() -> None:
-        error: Exception | None = None
-        try:
-            function()
-        except Exception as problem:  # noqa: BLE001 - carried over to the caller
-            error = problem
-        try:
-            loop.call_soon_threadsafe(settle, error)
-        except RuntimeError:  # the loop has gone
-            undo()
-
-    threading.Thread(target=work, name="mqtt-connect", daemon=True).start()
-    await done

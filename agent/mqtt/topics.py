@@ -69,6 +69,10 @@ class Topics:
         """State of one camera; retained."""
         return f"{self.root}/cameras/{_level(camera_id, 'camera')}/state"
 
+    def camera_snapshot(self, camera_id: str) -> str:
+        """A JPEG picture of one camera, when a command asked for it."""
+        return f"{self.root}/cameras/{_level(camera_id, 'camera')}/snapshot"
+
     def event(self, camera_id: str, kind: str) -> str:
         """Events of one kind from one camera; camera_id empty: from the device itself."""
         place = f"{_level(camera_id, 'camera')}/" if camera_id else ""

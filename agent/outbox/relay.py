@@ -5,24 +5,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 
 import structlog
 
 from agent.backoff import full_jitter
 from agent.config.schema import BackoffConfig
-from agent.errors import RejectedError, StorageError, TransientError
+from agent.errors import QuotaError, RejectedError, StorageError, TransientError, UnexplainedError
+from agent.outbox.doubts import Doubts
+from agent.outbox.envelopes import envelope_of
 from agent.outbox.store import OutboxStore
-from agent.ports import Publisher
+from agent.ports import Envelope, Publisher
+from agent.throttle import Throttle
 from agent.types import Lane, OutboxRecord
 
 log = structlog.get_logger(__name__)
 
+Seal = Callable[[bytes, Envelope], tuple[bytes, Envelope]]
+"""Makes the payload and the envelope that are sent out of those of a message; the same ones each time."""
+
 _FETCH_ROWS = 256
 _REFILL_BELOW = 128
 """Fetch ahead: a fetch may have to wait for a commit, and the link should not."""
+_LOOK_AGAIN_S = 1.0
+"""A throttled relay sleeps no longer than this: the rate may have been changed."""
 
 
 class Link(Publisher, Protocol):
@@ -70,19 +81,39 @@ class Relay:
 
     At least once, in order within a lane; a message that is sent twice has the same event_id. A lane whose message
     fails for the moment stops, waits for its other acknowledgements, and goes on from the lowest failed row after a
-    full-jitter wait, or as soon as the link is back when it was lost.
+    full-jitter wait, or as soon as the link is back when it was lost. An alarm that is committed goes before everything
+    that has not been handed to the link yet.
 
     max_in_flight: bound on unacknowledged publishes, next to the link's own. backoff: of a lane on an open link.
+    throttle: bound on bytes. doubts: when a message that is refused without a reason is given up. max_age_s: what the
+    broker is told of how long a message of a lane is worth keeping; absent = for ever; may be replaced while running.
+    seal: compresses, signs.
     """
 
     def __init__(
-        self, store: OutboxStore, link: Link, *, max_in_flight: int = 20, backoff: BackoffConfig | None = None
+        self,
+        store: OutboxStore,
+        link: Link,
+        *,
+        max_in_flight: int = 20,
+        backoff: BackoffConfig | None = None,
+        throttle: Throttle | None = None,
+        doubts: Doubts | None = None,
+        max_age_s: Mapping[Lane, float] | None = None,
+        seal: Seal = lambda payload, envelope: (payload, envelope),
+        now_utc: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.stats = RelayStats()
+        self.max_age_s: Mapping[Lane, float] = max_age_s or {}
         self._store = store
         self._link = link
         self._max_in_flight = max_in_flight
         self._backoff = backoff or BackoffConfig()
+        self._throttle = throttle or Throttle(0.0, time.monotonic)
+        self._doubts = doubts or Doubts()
+        self._seal = seal
+        self._now_utc = now_utc
+        self._throttled_s = 0.0
         self._lanes = {lane: _LaneState() for lane in Lane}
         self._wake = asyncio.Event()
         store.on_commit(self._wake.set)
@@ -101,12 +132,23 @@ class Relay:
                     await self._sleep()
                     continue
                 lane = self._lanes[record.lane]
+                envelope = envelope_of(record, self.max_age_s.get(record.lane), self._now_utc())
+                payload, envelope = self._seal(record.payload, envelope)
+                self._throttle.charge(len(record.topic) + len(payload), urgent=record.lane is Lane.ALARM)
                 lane.in_flight += 1
                 self.stats.in_flight += 1
-                tasks.create_task(self._deliver(record, lane), name="deliver")
+                tasks.create_task(self._deliver(record, payload, envelope, lane), name="deliver")
+
+    def turn_back(self, lowest: Mapping[Lane, int]) -> None:
+        """Begin again at these row ids, by lane: rows at or above them are pending that were passed before."""
+        for name, row_id in lowest.items():
+            lane = self._lanes[name]
+            lane.failed = row_id if lane.failed is None else min(lane.failed, row_id)
+        self._wake.set()
 
     def _next(self, tasks: asyncio.TaskGroup) -> OutboxRecord | None:
-        """The next record to send, of the highest lane that has one; None when there is none or the window is full."""
+        """The next record to send, of the highest lane that has one; None when there is none, or it has to wait."""
+        self._throttled_s = 0.0
         if self.stats.in_flight >= min(self._max_in_flight, self._link.receive_maximum):
             return None
         for name, lane in self._lanes.items():
@@ -116,7 +158,10 @@ class Relay:
                 lane.fetching = True
                 tasks.create_task(self._refill(name, lane), name="refill")
             if lane.ready:
-                return lane.ready.popleft()
+                self._throttled_s = self._throttle.wait_s(urgent=name is Lane.ALARM)
+                return None if self._throttled_s else lane.ready.popleft()
+            if lane.fetching and name is Lane.ALARM:
+                return None  # it is on its way from the store, and what went now would go before it
         return None
 
     async def _refill(self, name: Lane, lane: _LaneState) -> None:
@@ -143,12 +188,14 @@ class Relay:
         return True
 
     async def _sleep(self) -> None:
-        """Until a commit, an acknowledgement, or the end of a lane's wait."""
+        """Until a commit, an acknowledgement, the end of a lane's wait, or of the throttle's."""
         waits = [
             lane.not_before_s
             for lane in self._lanes.values()
             if lane.failed is not None and not lane.in_flight and not lane.fetching
         ]
+        if self._throttled_s:
+            waits.append(asyncio.get_running_loop().time() + min(self._throttled_s, _LOOK_AGAIN_S))
         if not waits:
             await self._wake.wait()
             return
@@ -156,9 +203,14 @@ class Relay:
             async with asyncio.timeout_at(min(waits)):
                 await self._wake.wait()
 
-    async def _deliver(self, record: OutboxRecord, lane: _LaneState) -> None:
+    async def _deliver(self, record: OutboxRecord, payload: bytes, envelope: Envelope, lane: _LaneState) -> None:
         try:
-            await self._link.publish(record.topic, record.payload, qos=1, retain=record.retain)
+            await self._link.publish(record.topic, payload, qos=1, retain=record.retain, envelope=envelope)
+        except UnexplainedError as error:
+            if self._doubts.give_up(record.row_id, asyncio.get_running_loop().time()):
+                await self._bury(record, lane, RejectedError(f"given up: {error}", error.reason_code))
+            else:
+                self._postpone(record, lane, error)
         except TransientError as error:
             self._postpone(record, lane, error)
         except RejectedError as error:
@@ -166,6 +218,7 @@ class Relay:
         else:
             self._store.forget((record.row_id,))
             self.stats.delivered += 1
+            self._doubts.delivered(record.row_id)
             lane.failures = 0
         finally:
             lane.in_flight -= 1
@@ -177,17 +230,20 @@ class Relay:
         self.stats.retried += 1
         self._store.mark_attempt((record.row_id,))
         if self._link.connected:
-            self._hold(record.lane, lane, record.row_id, str(error))
+            self._hold(record.lane, lane, record.row_id, str(error), longest=isinstance(error, QuotaError))
         else:
             lane.failed = record.row_id if lane.failed is None else min(lane.failed, record.row_id)
 
-    def _hold(self, name: Lane, lane: _LaneState, row_id: int, reason: str) -> None:
+    def _hold(self, name: Lane, lane: _LaneState, row_id: int, reason: str, *, longest: bool = False) -> None:
         """Stop the lane for a while, then go on from `row_id`; one wait for all that fail together."""
         first = lane.failed is None
         lane.failed = row_id if lane.failed is None else min(lane.failed, row_id)
         if not first:
             return
-        wait_s = full_jitter(lane.failures, self._backoff.initial_s, self._backoff.max_s, random.random)
+        if longest:
+            wait_s = random.uniform(self._backoff.max_s / 2, self._backoff.max_s)  # noqa: S311 - jitter, not a secret
+        else:
+            wait_s = full_jitter(lane.failures, self._backoff.initial_s, self._backoff.max_s, random.random)
         lane.failures += 1
         lane.not_before_s = asyncio.get_running_loop().time() + wait_s
         log.info("delivery_postponed", lane=name.name.lower(), error=reason, wait_s=round(wait_s, 3))

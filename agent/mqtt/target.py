@@ -1,0 +1,73 @@
+"""Where and as whom the agent connects, with the files that it needs for that."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+
+from agent.config.schema import MqttConfig, TlsConfig
+from agent.errors import ConfigError, ConfigProblem
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One connection to make. will_topic: gets `will_payload`, retained, when it is lost.
+
+    session_expiry_s: how long the broker keeps subscriptions and messages for this client after the connection, 0 = not at
+    all; fresh: forget the session there is. max_inbound_bytes: of a packet that the broker may send.
+    """
+
+    host: str
+    port: int
+    v5: bool
+    client_id: str
+    keepalive_s: int
+    username: str
+    password: str
+    tls: ssl.SSLContext | None
+    will_topic: str
+    will_payload: bytes
+    ack_timeout_s: float
+    session_expiry_s: int = 0
+    fresh: bool = True
+    max_inbound_bytes: int = 65_536
+
+
+class TlsSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails: paho then forgets it open. For `SSLContext.sslsocket_class`."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """As in SSLSocket."""
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+def read_password(config: MqttConfig) -> str:
+    """Raises ConfigError when the file cannot be read."""
+    if config.password_file is None:
+        return config.password
+    try:
+        return config.password_file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([ConfigProblem(f"cannot read the password: {error}", path="mqtt.password_file")]) from error
+
+
+def tls_context(tls: TlsConfig) -> ssl.SSLContext:
+    """Raises ConfigError when a file cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=tls.ca_file)
+    except OSError as error:
+        raise ConfigError([ConfigProblem(f"{tls.ca_file}: {error}", path="mqtt.tls.ca_file")]) from error
+    context.sslsocket_class = TlsSocket
+    context.check_hostname = tls.verify_hostname
+    if tls.cert_file is not None:
+        try:
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+        except OSError as error:
+            message = f"{tls.cert_file}, {tls.key_file}: {error}"
+            hint = "a PEM certificate with its unencrypted PEM key"
+            raise ConfigError([ConfigProblem(message, path="mqtt.tls.cert_file", hint=hint)]) from error
+    return context
