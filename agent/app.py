@@ -14,15 +14,17 @@ import structlog
 
 from agent import __version__
 from agent.config.reload import compare
-from agent.config.schema import AgentConfig
+from agent.config.schema import AgentConfig, OutboxConfig
 from agent.daemon.cameras import Cameras, check_sources
 from agent.daemon.drift import ModelWatch
 from agent.daemon.evidence import Evidence
+from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.listener import AgentListener
 from agent.daemon.live import LiveHub
 from agent.daemon.losses import LossDesk
 from agent.daemon.monitor import Monitor, MonitorPorts, OutboxFigures, as_payload, camera_report
 from agent.daemon.orphans import close_orphans
+from agent.daemon.sinks import Sinks
 from agent.daemon.upkeep import Upkeep
 from agent.daemon.view import View
 from agent.errors import ConfigError, ModelError, RejectedError, StorageError, TransientError, TrustError
@@ -33,15 +35,19 @@ from agent.health.probes import Probes
 from agent.health.reasons import HealthState, Reason
 from agent.http.server import HttpServer, describe
 from agent.mqtt.client import MqttClient
+from agent.mqtt.seal import Seal
 from agent.mqtt.topics import Topics
 from agent.observe.logging import set_level
 from agent.observe.metrics import Metrics
 from agent.outbox.database import OpenReport
+from agent.outbox.doubts import Doubts
+from agent.outbox.limits import max_age_us
 from agent.outbox.relay import Relay
 from agent.outbox.store import OutboxStore
 from agent.recognition import Recognition, open_recognition
 from agent.sdnotify import Notifier
 from agent.supervise import EDGE, ProgressWatch, Stage, StagedShutdown, feed_watchdog, supervise
+from agent.throttle import Throttle
 from agent.types import POSE_SLOT, CameraPhase, CameraStatus, Event, Lane, action_slot
 
 _log = structlog.get_logger(__name__)
@@ -79,6 +85,7 @@ class Agent:
         self.evidence: Evidence
         self.monitor: Monitor
         self.drift: ModelWatch
+        self.sinks: Sinks
         self.cameras: Cameras | None = None
         self.mqtt: MqttClient | None = None
         self.http: HttpServer | None = None
@@ -86,6 +93,7 @@ class Agent:
         self._evidence_writer: EvidenceWriter
         self._listener: AgentListener
         self._load = load
+        self._environ = environ
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._group: asyncio.TaskGroup
@@ -94,6 +102,9 @@ class Agent:
         self._mqtt_task: asyncio.Task[None] | None = None
         self._monitor_task: asyncio.Task[None] | None = None
         self._relay: Relay | None = None
+        self._seal = Seal()
+        self._homeassistant: HomeAssistant | None = None
+        self._throttle = Throttle(config.mqtt.max_bytes_per_s, time.monotonic)
 
     def stop(self) -> None:
         """Begin the staged stop."""
@@ -119,7 +130,10 @@ class Agent:
     async def _open(self) -> None:
         config = self.config
         if config.mqtt.enabled:
-            self.mqtt = MqttClient(config.mqtt, self.topics)
+            self.mqtt = MqttClient(config.mqtt, self.topics, self._throttle)
+            self._seal = Seal.of(config.mqtt, config.device_id)
+            if config.mqtt.discovery.enabled:
+                self._homeassistant = HomeAssistant(config, self.topics, self.mqtt)
         await asyncio.to_thread(prepare_state_dir, config.state_dir)
         self._stack.callback(self.notifier.close)
         self._stack.callback(self.live.close)
@@ -131,6 +145,8 @@ class Agent:
         self.store.on_loss(losses.report)
         self._report_database(self.store.report)
         self.store.on_reopened(self._report_database)
+        self.sinks = Sinks(config, self.store, health=self.health, metrics=self.metrics, environ=self._environ)
+        await self.sinks.open()
         probes = Probes.open(config.state_dir)
         self._stack.callback(probes.close)
         self._evidence_writer = EvidenceWriter(config.state_dir / "evidence", config.evidence)
@@ -165,13 +181,17 @@ class Agent:
         if self.mqtt is not None:
             self.mqtt.on_connected(self._on_connected)
             self.mqtt.on_disconnected(self._on_disconnected)
+            self.mqtt.on_subscribed(self._on_subscribed)
             self._relay = Relay(
-                self.store, self.mqtt, max_in_flight=config.mqtt.max_in_flight, backoff=config.mqtt.reconnect
-            )
+                self.store, self.mqtt, max_in_flight=config.mqtt.max_in_flight, backoff=config.mqtt.reconnect,
+                throttle=self._throttle, doubts=Doubts(config.mqtt.give_up_after, config.mqtt.give_up_after_s),
+                max_age_s=max_ages_s(config.outbox), seal=self._seal,
+            )  # fmt: skip
             self._mqtt_task = self._start("mqtt", self.mqtt.run)
             self._start("relay", self._relay.run)
         else:
             self._start("discard", self._discard)
+        self.sinks.start(self._start)
         if config.http.enabled:
             self.http = HttpServer(config.http, View(self))
             self._start("http", self.http.run, Reason.HTTP)
@@ -260,9 +280,14 @@ class Agent:
         config = self.config
         set_level(config.log.level)
         self.store.reconfigure(config.outbox)
+        self._throttle.reconfigure(config.mqtt.max_bytes_per_s)
+        if self._relay is not None:
+            self._relay.max_age_s = max_ages_s(config.outbox)
         self._evidence_writer.update_config(config.evidence)
         self.live.reconfigure(config.http)
         self.monitor.reconfigure(config.health)
+        if self._homeassistant is not None:
+            self._homeassistant.reconfigure(config)
         if self.recognition is not None:
             self.recognition.config = config  # cameras that start from now on
         await self._open_cameras()
@@ -296,6 +321,7 @@ class Agent:
                 upkeep.look_at_engines(self.recognition.upgrades)
                 await self.drift.round(self.recognition.slots)
             upkeep.look_at_evidence(self._evidence_writer.stats)
+            await self.sinks.look()
             upkeep.let_go()
             await self.monitor.round()
             self.notifier.status(describe(View(self).state()))
@@ -308,6 +334,11 @@ class Agent:
     def _on_disconnected(self) -> None:
         self.metrics.set_mqtt_connected(connected=False)
         self.health.raise_reason(Reason.MQTT_OFFLINE, self.mqtt.status().error if self.mqtt is not None else "")
+
+    def _on_subscribed(self) -> None:
+        refused = self.mqtt.status().refused if self.mqtt is not None else {}
+        detail = ", ".join(f"{name}: {why}" for name, why in refused.items())
+        self.health.set_reason(Reason.MQTT_SUBSCRIPTION, bool(refused), detail)
 
     async def _discard(self) -> None:
         """Without a broker the history is kept and nothing is queued for delivery."""
@@ -326,6 +357,7 @@ class Agent:
         return MonitorPorts(
             cameras=lambda: self.cameras.statuses() if self.cameras is not None else [],
             outbox=self._outbox_figures,
+            sinks=self.sinks.report,
             models=lambda: self.models,
             apply_step=self._apply_step,
             publish_health=lambda document: self._put_state(self.topics.health, document),
@@ -359,6 +391,7 @@ class Agent:
         if self.config.evidence.enabled:
             stages.add(Stage.COMMIT, "evidence", self.evidence.drain)
         stages.add(Stage.COMMIT, "drift", self.drift.save)
+        stages.add(Stage.ANNOUNCE, "sinks", self.sinks.drain)
         if self.mqtt is not None:
             stages.add(Stage.ANNOUNCE, "mqtt", self._say_goodbye)
         await stages.run()
@@ -388,6 +421,11 @@ class Agent:
                     await mqtt.publish(self.topics.camera_state(camera.id), payload, retain=True)
             except (TimeoutError, TransientError, RejectedError):
                 return
+
+
+def max_ages_s(config: OutboxConfig) -> dict[Lane, float]:
+    """How long a message of each lane is worth keeping."""
+    return {lane: max_age_us(config, lane) / 1e6 for lane in Lane}
 
 
 def lookback_s(config: AgentConfig) -> float:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from agent.config.schema import CameraConfig, PoseConfig, ServiceConfig
+from agent.config.schema import CameraConfig, PluginSinkConfig, PoseConfig, ServiceConfig
 from agent.errors import ConfigError, ConfigProblem, ModelError, RecognizerError
-from agent.ports import ActionClassifier, PoseEstimator, VideoSource
+from agent.ports import ActionClassifier, EventSink, PoseEstimator, VideoSource
 
 
 class Group(StrEnum):
@@ -19,9 +19,13 @@ class Group(StrEnum):
     POSE = "recognizer_agent.pose_estimators"  # create(config: PoseConfig) -> PoseEstimator
     ACTION = "recognizer_agent.action_classifiers"  # create(name: str, config: ServiceConfig) -> ActionClassifier
     SOURCE = "recognizer_agent.sources"  # create(config: CameraConfig) -> VideoSource
+    SINK = "recognizer_agent.sinks"  # create(name: str, config: PluginSinkConfig) -> EventSink
 
 
-_CONFIG_KEYS = {Group.POSE: "pose.estimator", Group.ACTION: "services.*.classifier", Group.SOURCE: "cameras.*.source"}
+_CONFIG_KEYS = {
+    Group.POSE: "pose.estimator", Group.ACTION: "services.*.classifier", Group.SOURCE: "cameras.*.source",
+    Group.SINK: "sinks.*.plugin",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,15 @@ def create_source(name: str, config: CameraConfig) -> VideoSource:
     if not all(callable(getattr(made, method, None)) for method in ("open", "read", "close")):
         raise _wrong_type(Group.SOURCE, name, made, "VideoSource")
     return made  # type: ignore[no-any-return]  # checked above; the Protocol is not a run-time one
+
+
+def create_sink(name: str, config: PluginSinkConfig) -> EventSink:
+    """The sink `name`, of the plug-in that `config.plugin` names. Raises as `create_pose_estimator`."""
+    factory = load(Group.SINK, config.plugin, f"sinks.{name}.plugin")
+    made = _call(Group.SINK, config.plugin, factory, name, config)
+    if not isinstance(made, EventSink):
+        raise _wrong_type(Group.SINK, config.plugin, made, "EventSink")
+    return made
 
 
 def _call(group: Group, name: str, factory: Callable[..., Any], *arguments: object) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -19,6 +19,8 @@ Location = tuple[str | int, ...]
 Document = TypeVar("Document", bound=BaseModel)
 
 _VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
+_PRIVATE = re.compile(r"password|secret|\burl$")
+"""Keys whose values no message repeats."""
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/@]+@")
 
 
@@ -126,18 +128,18 @@ def _dotted(where: Location) -> str:
 
 def problem_of(item: Any, places: Mapping[Location, tuple[str, int]], model: type[BaseModel]) -> ConfigProblem:
     """A pydantic error with the place of the nearest key that stands in a file."""
-    where: Location = tuple(part for part in item["loc"] if part != "[key]")
+    where, section = _walk([part for part in item["loc"] if part != "[key]"], model)
     known = next((where[:n] for n in range(len(where), -1, -1) if where[:n] in places), None)
     file, line = places[known] if known is not None else ("", 0)
     message, hint = str(item["msg"]).removeprefix("Value error, "), ""
     if item["type"] == "extra_forbidden":
-        message, hint = "unknown key", _suggest(where, model)
+        message, hint = "unknown key", _suggest(str(where[-1]), section)
     elif item["type"] == "missing":
         message, hint = "required key is missing", "add it"
     elif item["type"] == "pulled_model":
         hint = item["ctx"].get("hint", "")
         message = f"{item['input']}: {message}"
-    elif isinstance(item.get("input"), str | int | float) and "password" not in _dotted(where):
+    elif isinstance(item.get("input"), str | int | float) and not _PRIVATE.search(_dotted(where)):
         message = f"{message}, got {mask_userinfo(str(item['input']))!r}"
     return ConfigProblem(message, file, line, _dotted(where), hint)
 
@@ -147,28 +149,46 @@ def mask_userinfo(text: str) -> str:
     return _USERINFO.sub(r"\1***@", text)
 
 
-def _suggest(where: Location, root: type[BaseModel]) -> str:
-    section = _model_at(where[:-1], root)
+def _suggest(key: str, section: type[BaseModel] | None) -> str:
     if section is None:
         return ""
     names = list(section.model_fields)
-    longer = [name for name in names if name.startswith(str(where[-1]))]
-    close = longer or difflib.get_close_matches(str(where[-1]), names, n=1)
+    longer = [name for name in names if name.startswith(key)]
+    close = longer or difflib.get_close_matches(key, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(names)}"
 
 
-def _model_at(where: Location, model: type[BaseModel]) -> type[BaseModel] | None:
-    """The section of `model` whose keys stand at `where`."""
-    for part in where:
-        if str(part) in model.model_fields:
-            section = _section_in(model.model_fields[str(part)].annotation)
-            if section is None:
-                return None
-            model = section
-    return model
+def _walk(places: Iterable[str | int], root: type[BaseModel]) -> tuple[Location, type[BaseModel] | None]:
+    """Where an error is as the file has it, and the section around it.
+
+    pydantic names the chosen one of several sections by its `type`, which no file has as a key.
+    """
+    where: list[str | int] = []
+    section: type[BaseModel] | None = root
+    around: type[BaseModel] | None = root
+    choices: tuple[type[BaseModel], ...] = ()
+    named = False  # the key, then the name that somebody gave it, then the type
+    for part in places:
+        if named and (chosen := next((choice for choice in choices if type_of(choice) == part), None)):
+            section, choices, named = chosen, (), False
+            continue
+        where.append(part)
+        around, named = section, bool(choices)
+        if section is not None and str(part) in section.model_fields:
+            choices = tuple(sections_in(section.model_fields[str(part)].annotation))
+            section, named = (choices[0] if choices else None), False
+    return tuple(where), around
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
+def type_of(section: type[BaseModel]) -> str:
+    """What `type` has to be for `section`, where there are several to choose from."""
+    field = section.model_fields.get("type")
+    return str(get_args(field.annotation)[0]) if field is not None else ""
+
+
+def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a key's type names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+        yield annotation
+    for part in get_args(annotation):
+        yield from sections_in(part)

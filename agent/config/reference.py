@@ -11,10 +11,11 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
+from agent.config.documents import sections_in, type_of
 from agent.config.schema import AgentConfig
 
 _HEAD = """# Configuration
@@ -43,47 +44,48 @@ _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("
 def render() -> str:
     """The whole page."""
     definitions = AgentConfig.model_json_schema(by_alias=False)
-    parts = [_HEAD, *_sections(AgentConfig, "", definitions, "restart")]
+    parts = [_HEAD, *_sections(AgentConfig, "", definitions, "restart", set())]
     return "\n".join(parts)
 
 
-def _sections(model: type[BaseModel], path: str, schema: Mapping[str, Any], reload: str) -> Iterator[str]:
-    """The table of `model`, then the tables of the sections in it."""
+def _sections(
+    model: type[BaseModel], path: str, schema: Mapping[str, Any], reload: str, shown: set[tuple[str, type[BaseModel]]]
+) -> Iterator[str]:
+    """The table of `model`, then the tables of the sections in it; what several sections share is shown once."""
+    if (path, model) in shown:
+        return
+    shown.add((path, model))
     about, notes = " ".join(inspect.cleandoc(model.__doc__ or "").split()), _notes(model)
     definition = schema if model is AgentConfig else schema["$defs"][model.__name__]
     rows, inner = [], []
     for key, info in model.model_fields.items():
         found = definition["properties"][key]
         live = "live" if found.get("live") else reload
-        section = _section_in(info.annotation)
-        if section is None:
+        sections = tuple(sections_in(info.annotation))
+        if not sections:
             default = "required" if info.is_required() else _default(found)
             text = notes.get(key, "")
             rows.append(f"| `{key}` | {_type(found)} | {_unit(key)} | {default} | {_limits(found)} | {live} | {text} |")
         else:
             kind = found.get("type")
             tail = {"array": f"{key}[]", "object": f"{key}.NAME"}.get(str(kind), key)
-            inner.append((section, f"{path}{tail}", "camera" if kind == "array" else reload))
+            inner += [(section, f"{path}{tail}", "camera" if kind == "array" else reload) for section in sections]
     title = f"`{path.removesuffix('.')}`" if path else "Top level"
+    title += f" with `type: {kind}`" if (kind := type_of(model)) else ""
     yield f"\n## {title}\n\n{about}\n"
     if rows:
         yield "| key | type | unit | default | limits | reload | meaning |\n|---|---|---|---|---|---|---|"
         yield from rows
     for section, inner_path, inner_reload in inner:
-        yield from _sections(section, f"{inner_path}.", schema, inner_reload)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+        yield from _sections(section, f"{inner_path}.", schema, inner_reload, shown)
 
 
 def _notes(model: type[BaseModel]) -> dict[str, str]:
-    """The strings that stand below the keys in the source of `model`."""
+    """The strings that stand below the keys in the source of `model`, and of the sections that it builds on."""
+    above = [base for base in model.__bases__ if issubclass(base, BaseModel) and base is not BaseModel]
+    notes = {key: note for base in above for key, note in _notes(base).items()}
     body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
     assert isinstance(body, ast.ClassDef)  # noqa: S101 - what a class's source parses to
-    notes = {}
     for key, note in zip(body.body, body.body[1:], strict=False):
         if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name) and isinstance(note, ast.Expr):
             text = ast.literal_eval(note.value)
@@ -119,6 +121,8 @@ def _limits(found: Mapping[str, Any]) -> str:
     values = found.get("enum", [found["const"]] if "const" in found else [])
     if values:
         return ", ".join(f"`{value}`" for value in values)
+    if found.get("type") == "array" and "enum" in found["items"]:
+        return _limits(found["items"])
     if found.get("type") == "object":
         keys = found.get("propertyNames", {}).get("enum", ())
         return ", ".join(f"`{key}`" for key in keys)

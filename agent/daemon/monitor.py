@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -40,6 +40,7 @@ class MonitorPorts:
     apply_step: Callable[[int], None]
     publish_health: Callable[[dict[str, Any]], None]
     publish_camera: Callable[[str, dict[str, Any]], None]
+    sinks: Callable[[], Mapping[str, dict[str, object]]] = dict
 
 
 class Monitor:
@@ -115,6 +116,7 @@ class Monitor:
                 "rows": {lane.name.lower(): rows for lane, rows in self._outbox.rows.items()},
                 "oldest_age_s": round(self._outbox.oldest_age_s, 1),
             },
+            "sinks": dict(self._ports.sinks()),
             "models": self._ports.models(),
         }  # fmt: skip
 

@@ -16,6 +16,8 @@ BACKLOG_AGE_S = 120.0
 SHOWN_FOR = timedelta(hours=1)
 """How long a loss stays a reason; it is announced then, and stays in log and metrics."""
 
+_ONCE = (Reason.EVENTS_LOST, Reason.MQTT_REJECTED, Reason.SINK_REJECTED)
+
 
 class Upkeep:
     """Compares counters with those of the round before."""
@@ -62,5 +64,5 @@ class Upkeep:
         """Clear what happened once and is over."""
         now_utc = now_utc or datetime.now(UTC)
         for active in self._health.snapshot().reasons:
-            if active.code in (Reason.EVENTS_LOST, Reason.MQTT_REJECTED) and now_utc - active.since_utc > SHOWN_FOR:
+            if active.code in _ONCE and now_utc - active.since_utc > SHOWN_FOR:
                 self._health.clear_reason(active.reason)

@@ -80,6 +80,11 @@ class Metrics:
         self._outbox_age = self._gauge("outbox_oldest_age_seconds", "Age of the oldest waiting message.")
         self._publish = self._counter("publish_total", "Publishes by result.", ("result",))
         self._lost = self._counter("messages_dropped_total", "Messages given up, by lane and cause.", ("lane", "cause"))
+        self._sink = self._counter(
+            "sink_deliveries_total", "Deliveries of further sinks by result.", ("sink", "result")
+        )
+        self._sink_depth = self._gauge("sink_depth", "Numbers of the sequence that a sink has before it.", ("sink",))
+        self._sink_age = self._gauge("sink_oldest_age_seconds", "Age of the next message of a sink.", ("sink",))
         self._mqtt_up = self._gauge("mqtt_connected", "1 while the broker is connected.")
 
     def _machine(self) -> None:
@@ -170,6 +175,15 @@ class Metrics:
     def count_lost_messages(self, lane: str, cause: str, count: int) -> None:
         """Messages that were given up. cause: a LossReason."""
         self._lost.labels(lane, cause).inc(count)
+
+    def count_sink(self, sink: str, result: str, count: int) -> None:
+        """Deliveries that ended: `ok`, `retry` or `rejected`."""
+        self._sink.labels(sink, result).inc(count)
+
+    def set_sink(self, sink: str, depth: int, oldest_age_s: float) -> None:
+        """How far a sink is behind, and since when (0 = it is not)."""
+        self._sink_depth.labels(sink).set(depth)
+        self._sink_age.labels(sink).set(oldest_age_s)
 
     def set_mqtt_connected(self, connected: bool) -> None:
         """The broker connection came or went."""

@@ -16,14 +16,14 @@ REPO = Path(__file__).resolve().parent.parent.parent
 LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     ("values", {
         "values": ("agent", "agent.types", "agent.errors"),
-        "helpers": ("agent.backoff", "agent.memory", "agent.timeparse"),
+        "helpers": ("agent.backoff", "agent.memory", "agent.throttle", "agent.timeparse"),
         "empty packages": ("agent.action", "agent.config", "agent.events", "agent.health"),
     }),
     ("contracts", {"contracts": ("agent.config.paths", "agent.config.schema", "agent.ports")}),
     ("pure", {"pure": (
         "agent.tracking.*", "agent.action.history", "agent.action.selection", "agent.action.windows",
         "agent.events.rules", "agent.events.ids", "agent.events.cloudevents", "agent.events.gaps", "agent.health.governor",
-        "agent.drift.*",
+        "agent.drift.*", "agent.client.clocks", "agent.client.items", "agent.client.ledger", "agent.client.tracker",
     ), "simulation values": ("agent.simulation", "agent.simulation.values")}),
     ("pipeline", {"pipeline": ("agent.pipeline.*",)}),
     ("services", {
@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
         "action models": ("agent.action.stgcn",),
         "outbox": ("agent.outbox.*",),
         "mqtt": ("agent.mqtt.*",),
+        "sinks": ("agent.sinks.*",),
         "http": ("agent.http.*",),
         "probes": ("agent.health.probes", "agent.health.gpu", "agent.health.gpu_jetson", "agent.health.gpu_nvml"),
         "evidence": (
@@ -51,7 +52,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
         "evaluation": ("agent.evaluate.*",),
         "catalogue": ("agent.catalogue.*",),
     }),
-    ("recognition", {"recognition": ("agent.recognition",)}),
+    ("recognition", {"recognition": ("agent.recognition",), "subscribers": ("agent.client.*",)}),
     ("users of recognition", {"offline": ("agent.offline", "agent.overlay_video"), "daemon": ("agent.daemon.*",)}),
     ("measurements", {"measurements": ("agent.evaluate.runs.*",)}),
     ("composition root", {"app": ("agent.app",)}),

@@ -1,0 +1,92 @@
+"""All devices of a subscription: what a message means for its device's sequence. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent.client.items import Gap, Item, MissingRange, Restarted, Unreadable, decode, identity
+from agent.client.tracker import Range, SequenceTracker, Verdict
+from agent.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What a look at the clock brought: missing ranges to yield, and ranges to ask the device for."""
+
+    missing: tuple[MissingRange, ...]
+    ask: tuple[tuple[str, Range], ...]
+
+
+class Ledger:
+    """A tracker per device. The device is the topic's: what a payload claims to be from elsewhere is not counted.
+
+    make: a new tracker. clock_s: the time by which a device's grace counts, given its id.
+    """
+
+    def __init__(self, make: Callable[[], SequenceTracker], clock_s: Callable[[str], float]) -> None:
+        self.trackers: dict[str, SequenceTracker] = {}
+        self._make = make
+        self._clock_s = clock_s
+
+    def receive(self, device_id: str, payload: bytes) -> tuple[Item, ...]:
+        """What to yield for a message that came on an event topic of `device_id`; nothing for a duplicate."""
+        known = identity(payload)
+        if known is None or known[1] != device_id:
+            return (Unreadable(device_id, payload, f"no event of {device_id!r} with an id and a sequence"),)
+        item: Item
+        try:
+            item = decode(payload)
+        except DataError as error:
+            item = Unreadable(device_id, payload, str(error))
+        event_id, _, sequence = known
+        tracker, now_s = self._tracker(device_id), self._clock_s(device_id)
+        highest = tracker.highest
+        verdict = tracker.feed(sequence, event_id, now_s)
+        if verdict is Verdict.DUPLICATE:
+            return ()
+        if isinstance(item, Gap):
+            tracker.announce(_plausible(item.loss.ranges), now_s)
+        return (Restarted(device_id, sequence, highest), item) if verdict is Verdict.RESTARTED else (item,)
+
+    def look(self, *, ask: bool) -> Due:
+        """What is overdue by now. ask: ask the device before a range is reported."""
+        missing: list[MissingRange] = []
+        wanted: list[tuple[str, Range]] = []
+        for device_id, tracker in self.trackers.items():
+            overdue = tracker.overdue(self._clock_s(device_id), ask=ask)
+            missing += [MissingRange(device_id, *run) for run in overdue.missing]
+            wanted += [(device_id, run) for run in overdue.ask]
+        return Due(tuple(missing), tuple(wanted))
+
+    def wait_s(self, running: Callable[[str], bool]) -> float | None:
+        """Seconds until `look` has something to say, if nothing comes; None = not before. running: whether a device's clock is."""
+        waits = [
+            tracker.due_s - self._clock_s(device_id)
+            for device_id, tracker in self.trackers.items()
+            if tracker.due_s is not None and running(device_id)
+        ]
+        return max(0.0, min(waits)) if waits else None
+
+    def give_up(self, device_id: str, ranges: tuple[Range, ...], detail: str) -> tuple[MissingRange, ...]:
+        """The device said that it does not have these numbers."""
+        given_up = self._tracker(device_id).give_up(ranges)
+        return tuple(MissingRange(device_id, *run, detail) for run in given_up)
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Go on from what `SequenceTracker.dump` said, by device. Raises ValueError, KeyError, TypeError."""
+        for device_id, one in dumped.items():
+            tracker = self._make()
+            tracker.load(one, self._clock_s(device_id))
+            self.trackers[device_id] = tracker
+
+    def _tracker(self, device_id: str) -> SequenceTracker:
+        tracker = self.trackers.get(device_id)
+        if tracker is None:
+            tracker = self.trackers[device_id] = self._make()
+        return tracker
+
+
+def _plausible(ranges: tuple[Range, ...]) -> list[Range]:
+    return [(first, last) for first, last in ranges if 1 <= first <= last]

@@ -1,0 +1,525 @@
+"""The subscriber's package against a real broker: each event once, what is missing, what is asked for again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import paho.mqtt.client as paho
+import pytest
+from fakes import documents
+from fakes.brokers import Mosquitto, Subscriber, TlsFiles
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+from agent.client import Drift, Gap, Item, MissingRange, ReceivedEvent, Restarted, Subscription, Unreadable, subscribe
+from agent.errors import DataError, StorageError, TransientError
+
+pytestmark = pytest.mark.mosquitto
+
+FAKES = Path(__file__).parent.parent / "fakes"
+FAST = (0.05, 0.2)
+GRACE_S = 0.4
+
+
+class Device:
+    """A plain client that says what it is told to say, as device `gate-1`."""
+
+    def __init__(self, port: int) -> None:
+        self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id="gate-1", protocol=MQTTProtocolVersion.MQTTv5)
+        self.client.connect("127.0.0.1", port)
+        self.client.loop_start()
+
+    def say(
+        self, payload: bytes, place: str = "events/yard/fight", device: str = "gate-1", retain: bool = False
+    ) -> None:
+        self.client.publish(f"recognizer/{device}/{place}", payload, 1, retain).wait_for_publish(5)
+
+    def events(self, *sequences: int) -> list[bytes]:
+        made = [documents.event(sequence) for sequence in sequences]
+        for payload in made:
+            self.say(payload)
+        return made
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+@pytest.fixture
+def device(mosquitto: Mosquitto) -> Iterator[Device]:
+    made = Device(mosquitto.port)
+    yield made
+    made.close()
+
+
+def url(broker: Mosquitto) -> str:
+    return f"mqtt://127.0.0.1:{broker.port}"
+
+
+async def connected(events: Subscription) -> None:
+    async with asyncio.timeout(10):
+        while not events.connected:
+            await asyncio.sleep(0.01)
+
+
+async def take(events: Subscription, count: int, timeout_s: float = 20) -> list[Item]:
+    """The next `count` items, and no more for now."""
+    items = []
+    async with asyncio.timeout(timeout_s):
+        for _ in range(count):
+            items.append(await anext(events))  # noqa: PERF401 - what came so far is shown when the time is over
+    return items
+
+
+async def nothing_more(events: Subscription, for_s: float = 0.3) -> None:
+    """The task that waits stays the one that iterates: a cancelled `anext` loses nothing."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(for_s):
+            pytest.fail(f"unexpected: {await anext(events)}")
+
+
+def sequences(items: list[Item]) -> list[int]:
+    return [item.sequence for item in items if isinstance(item, ReceivedEvent)]
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_events_of_every_kind_come_typed_and_once(mosquitto: Mosquitto, device: Device, protocol: Any) -> None:
+    async with subscribe(url(mosquitto), protocol=protocol, grace_s=GRACE_S) as events:
+        await connected(events)
+        (first,) = device.events(1)
+        device.say(first)
+        device.say(documents.drift(2), "events/yard/drift")
+        device.say(documents.gap((3, 5), sequence=6), "events/gap")
+        device.say(first)
+        fight, drift, gap = await take(events, 3)
+        await nothing_more(events, 2 * GRACE_S)
+    assert isinstance(fight, ReceivedEvent)
+    assert (fight.device_id, fight.camera_id, fight.kind, fight.sequence) == ("gate-1", "yard", "fight", 1)
+    assert isinstance(drift, Drift)
+    assert (drift.signal, drift.baseline, drift.sequence) == ("person_confidence", 0.742, 2)
+    assert isinstance(gap, Gap)
+    assert (gap.loss.ranges, gap.loss.reason, gap.sequence) == (((3, 5),), "age", 6)
+
+
+async def test_an_alarm_may_overtake_and_nothing_is_called_missing(mosquitto: Mosquitto, device: Device) -> None:
+    async with subscribe(url(mosquitto), grace_s=1.5) as events:
+        await connected(events)
+        device.events(1, 9, 2, 3, 4, 5, 6, 7, 8)
+        assert sequences(await take(events, 9)) == [1, 9, 2, 3, 4, 5, 6, 7, 8]
+        await nothing_more(events, 2.0)
+
+
+async def test_what_does_not_come_is_told_once_and_yielded_when_it_comes_after_all(
+    mosquitto: Mosquitto, device: Device
+) -> None:
+    async with subscribe(url(mosquitto), grace_s=GRACE_S) as events:
+        await connected(events)
+        device.events(11, 12, 15)
+        items = await take(events, 4)
+        assert items[3] == MissingRange("gate-1", 13, 14)
+        await nothing_more(events, 2 * GRACE_S)
+        device.events(14)
+        assert sequences(await take(events, 1)) == [14]
+
+
+async def test_the_grace_stands_still_while_the_device_is_offline(mosquitto: Mosquitto, device: Device) -> None:
+    device.say(b"online", "status", retain=True)
+    async with subscribe(url(mosquitto), grace_s=GRACE_S) as events:
+        await connected(events)
+        device.events(1, 3)
+        device.say(b"offline", "status", retain=True)
+        assert sequences(await take(events, 2)) == [1, 3]
+        await nothing_more(events, 3 * GRACE_S)
+        device.say(b"online", "status", retain=True)
+        assert await take(events, 1) == [MissingRange("gate-1", 2, 2)]
+
+
+async def test_a_device_that_begins_again_is_told_and_heard(mosquitto: Mosquitto, device: Device) -> None:
+    async with subscribe(url(mosquitto), grace_s=GRACE_S) as events:
+        await connected(events)
+        device.events(1, 2, 3)
+        await take(events, 3)
+        device.events(2, 1, 3)
+        restarted, *rest = await take(events, 4)
+    assert restarted == Restarted("gate-1", 2, 3)
+    assert sequences(rest) == [2, 1, 3]
+
+
+async def test_what_is_no_event_is_handed_over_and_stops_nothing(mosquitto: Mosquitto, device: Device) -> None:
+    """A message of an unknown type counts in the sequence; one that claims to be of another device does not."""
+    newer = json.loads(documents.event(2)) | {"type": "recognizer.event.started.v2"}
+    async with subscribe(url(mosquitto), grace_s=GRACE_S) as events:
+        await connected(events)
+        device.events(1)
+        device.say(b"\xff\x00 no JSON")
+        device.say(documents.event(2), device="gate-2")
+        device.say(json.dumps(newer).encode())
+        device.events(3)
+        items = await take(events, 5)
+        await nothing_more(events, 2 * GRACE_S)
+    strange = [item for item in items if isinstance(item, Unreadable)]
+    assert [item.device_id for item in strange] == ["gate-1", "gate-2", "gate-1"]
+    assert strange[0].payload == b"\xff\x00 no JSON"
+    assert "v2" in strange[2].error
+    assert sequences(items) == [1, 3]
+
+
+async def test_what_was_not_dealt_with_comes_again_and_the_rest_does_not(
+    mosquitto: Mosquitto, device: Device, tmp_path: Path
+) -> None:
+    state = tmp_path / "state.json"
+    async with subscribe(url(mosquitto), state_file=state) as events:
+        await connected(events)
+        device.events(1, 2, 3)
+        assert sequences(await take(events, 2)) == [1, 2]
+    device.events(4, 5)  # while it is away
+    async with subscribe(url(mosquitto), state_file=state) as events:
+        assert sequences(await take(events, 3)) == [2, 3, 4]
+        await events.handled()
+    async with subscribe(url(mosquitto), state_file=state, grace_s=GRACE_S) as events:
+        assert sequences(await take(events, 1)) == [5]
+        await nothing_more(events)
+
+
+async def test_a_gap_over_the_subscribers_own_absence_is_noticed(
+    mosquitto: Mosquitto, device: Device, tmp_path: Path
+) -> None:
+    """Its session is gone, the file is not: what came meanwhile is missing for it."""
+    state = tmp_path / "state.json"
+    async with subscribe(url(mosquitto), state_file=state, session_expiry_s=1) as events:
+        await connected(events)
+        device.events(1)
+        await take(events, 1)
+        await events.handled()
+    await asyncio.sleep(2.5)
+    device.events(2, 3)
+    async with subscribe(url(mosquitto), state_file=state, grace_s=GRACE_S) as events:
+        await connected(events)
+        device.events(4)
+        items = await take(events, 2)
+    assert sequences(items) == [4]
+    assert items[1] == MissingRange("gate-1", 2, 3)
+
+
+async def test_a_consumer_that_is_busy_holds_no_more_than_the_window(mosquitto: Mosquitto, device: Device) -> None:
+    async with subscribe(url(mosquitto), client_id="slow", window=10) as events:
+        await connected(events)
+        device.events(*range(1, 101))
+        assert sequences(await take(events, 1)) == [1]
+        await asyncio.sleep(0.3)
+        assert len(events._came) < 10
+        assert sequences(await take(events, 99)) == list(range(2, 101))
+
+
+# --- asking again -----------------------------------------------------------------------------------------------------
+
+
+class Archive:
+    """Answers `replay-events` from what it was given, on the response topic with the correlation data."""
+
+    def __init__(self, device: Device, answer: Callable[[int, int], dict[str, Any]]) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.topics: list[tuple[str, bytes]] = []
+        self._answer = answer
+        self._device = device
+        device.client.on_message = self._on_command
+        device.client.subscribe("recognizer/gate-1/cmd/+", 1)
+
+    def _on_command(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        request = json.loads(message.payload)
+        self.requests.append(request)
+        where, correlation = message.properties.ResponseTopic, message.properties.CorrelationData
+        self.topics.append((where, correlation))
+        properties = paho.Properties(paho.PacketTypes.PUBLISH)
+        properties.CorrelationData = correlation
+        answer = {"id": request["id"]} | self._answer(**request["arguments"])
+        client.publish(where, json.dumps(answer).encode(), 1, properties=properties)
+
+
+async def test_what_is_missing_is_asked_for_and_comes(mosquitto: Mosquitto, device: Device) -> None:
+    def again(first: int, last: int) -> dict[str, Any]:
+        for sequence in range(first, last + 1):
+            device.client.publish("recognizer/gate-1/events/yard/fight", documents.event(sequence), 1)
+        return {"state": "done", "detail": "", "result": {"sent": last - first + 1, "missing": []}}
+
+    archive = Archive(device, again)
+    async with subscribe(url(mosquitto), grace_s=GRACE_S, replay=True) as events:
+        await connected(events)
+        device.events(1, 2, 6)
+        assert sequences(await take(events, 6)) == [1, 2, 6, 3, 4, 5]
+        await nothing_more(events, 3 * GRACE_S)
+    (request,) = archive.requests
+    assert request["arguments"] == {"first": 3, "last": 5}
+    (where,) = archive.topics
+    assert where == ("recognizer/gate-1/cmd/replay-events/result", request["id"].encode())
+
+
+async def test_what_the_device_has_no_more_is_told_at_once(mosquitto: Mosquitto, device: Device) -> None:
+    Archive(device, lambda first, last: {"state": "done", "result": {"sent": 0, "missing": [[first, last - 1]]}})
+    async with subscribe(url(mosquitto), grace_s=GRACE_S, replay=True) as events:
+        await connected(events)
+        device.events(1, 6)
+        items = await take(events, 4)
+    assert items[2:] == [
+        MissingRange("gate-1", 2, 4, "the device has it no more"),
+        MissingRange("gate-1", 5, 5),  # promised, and did not come
+    ]
+
+
+async def test_a_refusal_is_told_with_its_reason(mosquitto: Mosquitto, device: Device) -> None:
+    Archive(device, lambda first, last: {"state": "refused", "detail": "not your role"})
+    async with subscribe(url(mosquitto), grace_s=GRACE_S, replay=True) as events:
+        await connected(events)
+        device.events(1, 3)
+        assert (await take(events, 3))[2] == MissingRange("gate-1", 2, 2, "refused: not your role")
+        answer = await events.replay("gate-1", 7, 9)
+    assert (answer.state, answer.detail) == ("refused", "not your role")
+
+
+async def test_without_an_answer_it_is_told_a_grace_later(mosquitto: Mosquitto, device: Device) -> None:
+    async with subscribe(url(mosquitto), grace_s=GRACE_S, replay=True, replay_timeout_s=0.1) as events:
+        await connected(events)
+        device.events(1, 3)
+        started_s = asyncio.get_running_loop().time()
+        assert (await take(events, 3))[2] == MissingRange("gate-1", 2, 2)
+        assert asyncio.get_running_loop().time() - started_s >= 2 * GRACE_S
+        with pytest.raises(TransientError, match="no answer within"):
+            await events.replay("gate-1", 2, 2)
+        device.say(b"rubbish", "cmd/replay-events/result")
+        device.events(4)
+        assert sequences(await take(events, 1)) == [4]
+
+
+# --- deaths -----------------------------------------------------------------------------------------------------------
+
+
+async def run_agent(database: Path, port: int, total: int, kill_after: int, put: dict[int, str]) -> None:
+    """One run of the agent, killed -9 after so many puts (0 = never)."""
+    command = (str(FAKES / "event_agent.py"), str(database), str(port), "400", str(total))
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    seen = 0
+    async for line in process.stdout:
+        if not line.startswith(b"put ") or not line.endswith(b"\n"):
+            continue
+        _, number, _, event_id = line.decode().split()
+        put[int(number)] = event_id
+        seen += 1
+        if seen == kill_after:
+            process.kill()
+    await process.wait()
+
+
+async def test_each_event_once_and_in_order_though_agent_and_broker_die(
+    make_mosquitto: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    broker = make_mosquitto("autosave_interval 1", "autosave_on_changes true")
+    total = 600
+    put: dict[int, str] = {}
+    found: dict[int, ReceivedEvent] = {}
+    others: list[Item] = []
+    async with subscribe(url(broker), state_file=tmp_path / "state.json", grace_s=20, reconnect_s=FAST) as events:
+        await connected(events)
+        raw = await asyncio.to_thread(Subscriber, broker.port, "recognizer/+/events/#")
+
+        async def consume() -> None:
+            async for item in events:
+                if not isinstance(item, ReceivedEvent):
+                    others.append(item)
+                    continue
+                assert item.sequence not in found
+                found[item.sequence] = item
+                if item.sequence == total:
+                    return
+
+        async def break_things() -> None:
+            for kill_after in (150, 150, 0):
+                running = asyncio.create_task(run_agent(tmp_path / "e.db", broker.port, total, kill_after, put))
+                await asyncio.sleep(0.4)
+                await asyncio.to_thread(broker.stop)
+                await asyncio.sleep(0.2)
+                await asyncio.to_thread(broker.start)
+                await running
+
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            tasks.create_task(consume())
+            tasks.create_task(break_things())
+        duplicate = next(payload for topic, payload, _ in raw.messages if topic.endswith("/fight"))
+        again = Device(broker.port)
+        again.say(duplicate, "events/door/fight", device="box")
+        again.close()
+        while len(found) < total:
+            (item,) = await take(events, 1)
+            assert isinstance(item, ReceivedEvent)
+            found[item.sequence] = item
+        await nothing_more(events)
+        await raw.wait_for(lambda one: len(one.events()) > total)
+        raw.close()
+
+    assert not others
+    assert sorted(found) == list(range(1, total + 1))
+    assert {sequence: found[sequence].event_id for sequence in put} == put
+    for kind in ("fight", "fall"):  # one lane each
+        arrived = [event.sequence for event in found.values() if event.kind == kind]
+        assert arrived == sorted(arrived)
+    ids = [event["id"] for event in raw.events()]
+    assert len(ids) > len(set(ids)), "there were duplicates on the wire"
+
+
+async def session_stands(device: Device) -> None:
+    """Until the broker counts a subscriber beside the device: its session must be there before the first event."""
+    count = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    device.client.on_message = lambda _c, _d, m: loop.call_soon_threadsafe(count.set) if int(m.payload) >= 4 else None
+    device.client.subscribe("$SYS/broker/subscriptions/count")
+    await count.wait()
+    device.client.unsubscribe("$SYS/broker/subscriptions/count")
+
+
+async def test_a_subscriber_that_is_killed_repeats_only_what_it_was_dealing_with(
+    make_mosquitto: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    broker = make_mosquitto("sys_interval 1")
+    device = Device(broker.port)
+    total, printed = 400, []
+    command = (str(FAKES / "subscriber_process.py"), url(broker), str(tmp_path / "state.json"))
+    said = asyncio.Event()
+
+    async def talk() -> None:
+        await said.wait()
+        for sequence in range(1, total + 1):
+            device.client.publish("recognizer/gate-1/events/yard/fight", documents.event(sequence), 1)
+            await asyncio.sleep(0.002)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        tasks.create_task(talk())
+        last = 0
+        while last < total:
+            process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+            assert process.stdout is not None
+            if not said.is_set():
+                await session_stands(device)
+                said.set()
+            lines = 0
+            async for line in process.stdout:
+                last = int(line.split()[0])
+                printed.append(last)
+                lines += 1
+                if lines == 110 or last == total:
+                    process.kill()
+            await process.wait()
+    device.close()
+    assert sorted(set(printed)) == list(range(1, total + 1))
+    new = list(dict.fromkeys(printed))
+    assert new == sorted(new)
+    assert len(printed) - len(new) <= 30, "what was printed and not yet on disk when it was killed"
+
+
+# --- connecting -------------------------------------------------------------------------------------------------------
+
+
+async def test_tls_with_a_client_certificate(mosquitto_tls: Mosquitto, tls_files: TlsFiles) -> None:
+    async with subscribe(
+        f"mqtts://localhost:{mosquitto_tls.port}", ca_file=tls_files.ca, cert_file=tls_files.client_cert,
+        key_file=tls_files.client_key,
+    ) as events:  # fmt: skip
+        await connected(events)
+
+
+async def test_an_unknown_authority_is_named(mosquitto_tls: Mosquitto, tls_files: TlsFiles) -> None:
+    async with subscribe(f"mqtts://localhost:{mosquitto_tls.port}", ca_file=tls_files.stranger_ca) as events:
+        async with asyncio.timeout(10):
+            while "certificate" not in events.error:
+                await asyncio.sleep(0.01)
+        assert not events.connected
+
+
+async def refusal(address: str, protocol: Literal["5", "3.1.1"] = "5") -> str:
+    async with subscribe(address, protocol=protocol) as events, asyncio.timeout(10):
+        while not events.error:
+            await asyncio.sleep(0.01)
+        assert not events.connected
+        return events.error
+
+
+async def test_a_login_that_is_not_allowed_is_named(make_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> None:
+    (tmp_path / "passwords").touch()
+    closed = make_mosquitto("allow_anonymous false", f"password_file {tmp_path / 'passwords'}")
+    error = await refusal(f"mqtt://me:secret@127.0.0.1:{closed.port}")
+    assert "the broker refused the connection" in error
+    assert "secret" not in error
+
+
+async def test_a_subscription_that_is_not_allowed_is_named() -> None:
+    """Mosquitto takes every subscription and checks at delivery; other brokers say so at once."""
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly((await reader.readexactly(2))[1])
+        writer.write(bytes([0x20, 2, 0, 0]))
+        _, length = await reader.readexactly(2)
+        packet = await reader.readexactly(length)
+        writer.write(bytes([0x90, 5, *packet[:2], 1, 1, 0x80]))
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert "the broker refused the subscription" in await refusal(f"mqtt://127.0.0.1:{port}", protocol="3.1.1")
+
+
+async def test_it_waits_for_a_broker_that_is_not_there_yet(mosquitto: Mosquitto) -> None:
+    mosquitto.stop()
+    async with subscribe(url(mosquitto), reconnect_s=FAST) as events:
+        async with asyncio.timeout(10):
+            while not events.error:
+                await asyncio.sleep(0.01)
+        with pytest.raises(TransientError, match="not connected"):
+            await events.replay("gate-1", 1, 2)
+        await asyncio.to_thread(mosquitto.start)
+        await connected(events)
+
+
+async def test_iterating_alone_starts_it_and_closing_ends_the_iteration(mosquitto: Mosquitto, device: Device) -> None:
+    events = subscribe(url(mosquitto))
+
+    async def count() -> int:
+        return len([item async for item in events])
+
+    counting = asyncio.create_task(count())
+    await asyncio.sleep(0)
+    await connected(events)
+    device.events(1, 2)
+    await asyncio.sleep(0.3)
+    await events.aclose()
+    await events.aclose()
+    assert await counting == 2
+
+
+async def test_a_state_file_that_cannot_be_written_ends_the_iteration(
+    mosquitto: Mosquitto, device: Device, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    async with subscribe(url(mosquitto), state_file=folder / "state.json") as events:
+        await connected(events)
+        device.events(1, 2, 3)
+        await take(events, 1)
+        folder.rmdir()
+        with pytest.raises(StorageError, match="cannot be written"):
+            await take(events, 3)
+
+
+async def test_a_state_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    for content in (
+        "", "[]", '{"version": 9}', '{"version": 1, "client_id": "a", "devices": {"box": {}}}',
+        '{"version": 1, "client_id": "a", "devices": {"box": {"highest": 1, "newest_id": "", "holes": [[5, 4, "open"]]}}}',
+    ):  # fmt: skip
+        (tmp_path / "state.json").write_text(content)
+        with pytest.raises(DataError, match="not the state of a subscriber"):
+            subscribe("mqtt://broker.example", state_file=tmp_path / "state.json")
