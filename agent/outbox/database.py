@@ -24,7 +24,8 @@ from agent.types import Loss, LossReason
 _BUSY_TIMEOUT_S = 2.0
 _WAL_KEEP_BYTES = 16 * 1024 * 1024
 _SALVAGED = ".salvaged"
-_NUMBERS = "SELECT sequence FROM messages WHERE sequence IS NOT NULL ORDER BY sequence"
+_NUMBERS = "SELECT sequence FROM events WHERE delivery IN ('pending', 'delivered') ORDER BY sequence"
+"""All but those that were given up: their announcement may be among what the damage took."""
 _KEEP_DAMAGED = 2
 """Damaged files that are kept for inspection."""
 

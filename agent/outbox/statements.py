@@ -17,7 +17,7 @@ VALUES = "(?,?,?,?,?,?,?,?,?,?,?,?,?)"
 INSERT = {n: f"INSERT INTO messages ({COLUMNS}) VALUES {','.join([VALUES] * n)}" for n in CHUNKS}  # noqa: S608 - constants only
 IDS = "(SELECT value FROM json_each(?))"
 PENDING = """
-SELECT m.message_id, m.lane, m.sequence, m.event_id, m.topic, m.payload, m.content_type, m.retain, m.t_created_us, o.attempts
+SELECT m.message_id, m.lane, m.sequence, m.event_id, m.topic, m.payload, m.content_type, m.retain, o.t_created_us, o.attempts
 FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
 WHERE o.lane = ? AND o.message_id > ? AND o.t_created_us >= ? ORDER BY o.message_id LIMIT ?
 """

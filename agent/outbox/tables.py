@@ -161,10 +161,14 @@ class Tables:
             "FROM messages WHERE message_id >= ?",
             (GAP, first),
         )
+        counts: dict[int, tuple[int, int]] = {}
         for row in rows:  # an announcement takes no room from what it announces
-            self._count(Lane(row[1]), 1, 0 if row[8] == GAP else len(row[5]))
+            have = counts.get(row[1], (0, 0))
+            counts[row[1]] = (have[0] + 1, have[1] + (0 if row[8] == GAP else len(row[5])))
+        for lane, (number, size) in counts.items():
+            self._count(Lane(lane), number, size)
         self.set_next_sequence(next_sequence)
-        if any(row[1] == Lane.STATE for row in rows):
+        if Lane.STATE in counts:
             self.delete([row_id for (row_id,) in self.connection.execute(SUPERSEDED, (first,))])
 
     def set_next_sequence(self, next_sequence: int) -> None:

@@ -35,13 +35,15 @@ Announce = Callable[[Loss], Message]
 
 @dataclass(slots=True)
 class _Batch:
-    """A transaction on its way. next_id, next_sequence: what the next row gets."""
+    """A transaction on its way. next_id, next_sequence: what the next row gets; newest: row ids by lane."""
 
     next_id: int
     next_sequence: int
+    now_us: int
     rows: list[Row] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
+    newest: dict[Lane, int] = field(default_factory=dict)
 
 
 class Writer:
@@ -173,7 +175,7 @@ class Writer:
 
     def _transact(self, puts: list[Put], changes: list[Ask], outcome: Outcome) -> _Batch:
         tables = self._open(outcome)
-        batch = _Batch(self._next_id, self._next_sequence)
+        batch = _Batch(self._next_id, self._next_sequence, self._clock_us())
         tables.connection.execute("BEGIN IMMEDIATE")
         for put in self._admit(tables, puts, batch):
             self._add(batch, put)
@@ -182,7 +184,7 @@ class Writer:
         tables.delete(self._forget)
         tables.count_attempts(self._attempts)
         tables.cursors.advance(self._done)
-        for lane in {Lane(row[1]) for row in batch.rows}:
+        for lane in batch.newest:
             self._keep_limit(tables, lane)
         batch.losses = self._losses + self._number_given_up(batch) + tables.losses
         self._insert(tables, batch, self._announcements(batch))
@@ -193,7 +195,7 @@ class Writer:
     def _note(self, batch: _Batch, outcome: Outcome) -> None:
         """The transaction is on disk."""
         self._next_id, self._next_sequence = batch.next_id, batch.next_sequence
-        outcome.newest.update({Lane(row[1]): row[0] for row in batch.rows})
+        outcome.newest.update(batch.newest)
         outcome.answers += batch.answers
         outcome.losses += batch.losses
 
@@ -201,16 +203,19 @@ class Writer:
         """A row for `put`. A payload that fails is its producer's error and costs no number."""
         number = batch.next_sequence if put.message.lane in SEQUENCED else None
         try:
-            batch.rows.append(self._row(put.message, batch.next_id, number))
+            batch.rows.append(self._row(put.message, batch, number))
         except Exception as error:  # noqa: BLE001 - whatever the producer's own function raises goes back to the producer
             batch.answers.append(Answer(put.reply, error=error))
             return
         batch.answers.append(Answer(put.reply, number))
-        batch.next_id += 1
         batch.next_sequence += number is not None
 
-    def _row(self, message: Message, row_id: int, number: int | None) -> Row:
-        return message_row(message, row_id, number, message.payload(number), self._clock_us())
+    @staticmethod
+    def _row(message: Message, batch: _Batch, number: int | None) -> Row:
+        row = message_row(message, batch.next_id, number, message.payload(number), batch.now_us)
+        batch.newest[message.lane] = batch.next_id
+        batch.next_id += 1
+        return row
 
     def _insert(self, tables: Tables, batch: _Batch, rows: Sequence[Row]) -> None:
         if batch.next_sequence > self._next_sequence:
@@ -278,10 +283,8 @@ class Writer:
         rows = []
         for loss in batch.losses:
             for part in parts(loss) if loss.ranges else ():
-                rows.append(self._row(self._announce(part), batch.next_id, batch.next_sequence))
-                batch.next_id += 1
+                rows.append(self._row(self._announce(part), batch, batch.next_sequence))
                 batch.next_sequence += 1
-        batch.rows += rows
         return rows
 
     # --- connection ---------------------------------------------------------------------------------------------------
