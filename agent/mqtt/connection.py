@@ -134,6 +134,7 @@ class Connection:
         if qos == 0:
             self._send(topic, payload, 0, retain, envelope)
             return
+        self._raise_if_ended()  # nobody frees a slot any more
         self._queued += 1
         try:
             await self._slots.acquire()

@@ -11,6 +11,7 @@ from fakes import mqtt_packets as wire
 from fakes.delivery import TOPICS, delivering, duplicates
 from fakes.scripted_broker import Cut, HangUpError, Manners, Peer, PublishRule, ScriptedBroker, acknowledge
 
+from agent.errors import TransientError
 from agent.mqtt.client import LinkState
 from agent.outbox.doubts import Doubts
 from agent.ports import Message
@@ -450,3 +451,17 @@ async def test_a_broker_that_refuses_everything_makes_no_dead_letters(tmp_path: 
         await delivery.drained()
         assert await delivery.store.dead_letters() == []
         assert {json.loads(payload)["id"] for payload in broker.payloads()} == {f"e{n}" for n in range(TOTAL)}
+
+
+async def test_a_publish_right_after_the_end_with_a_full_window_does_not_wait_for_ever(tmp_path: Path) -> None:
+    manners = Manners(properties={"receive_maximum": 1}, on_publish=never)
+    async with ScriptedBroker(manners) as broker, delivering(tmp_path, broker, publish_timeout_s=20.0) as delivery:
+        await asyncio.wait_for(delivery.client.wait_connected(), 10)
+        connection = delivery.client._connection
+        assert connection is not None
+        async with asyncio.timeout(5):
+            while not connection.in_flight:  # `online` has the only place
+                await asyncio.sleep(0.001)
+            connection.drop("cut by the test")
+            with pytest.raises(TransientError, match="cut by the test"):
+                await connection.publish(TOPICS.event("door", "fight"), b"x")
