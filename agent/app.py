@@ -14,45 +14,40 @@ import structlog
 
 from agent import __version__
 from agent.config.reload import compare
-from agent.config.schema import AgentConfig, OutboxConfig
+from agent.config.schema import AgentConfig
 from agent.daemon.cameras import Cameras, check_sources
+from agent.daemon.delivery import Delivery, discard
 from agent.daemon.drift import ModelWatch
 from agent.daemon.evidence import Evidence
-from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.listener import AgentListener
 from agent.daemon.live import LiveHub
 from agent.daemon.losses import LossDesk
-from agent.daemon.monitor import Monitor, MonitorPorts, OutboxFigures, as_payload, camera_report
+from agent.daemon.monitor import Monitor, MonitorPorts, OutboxFigures
 from agent.daemon.orphans import close_orphans
+from agent.daemon.remote import Reloaded, Remote, RemotePorts
 from agent.daemon.sinks import Sinks
 from agent.daemon.upkeep import Upkeep
 from agent.daemon.view import View
-from agent.errors import ConfigError, ModelError, RejectedError, StorageError, TransientError, TrustError
+from agent.errors import ConfigError, ModelError, StorageError, TrustError
 from agent.events.evidence_writer import EvidenceWriter
 from agent.events.ids import Uuid7
 from agent.health.governor import LADDER
 from agent.health.probes import Probes
 from agent.health.reasons import HealthState, Reason
 from agent.http.server import HttpServer, describe
-from agent.mqtt.client import MqttClient
-from agent.mqtt.seal import Seal
 from agent.mqtt.topics import Topics
 from agent.observe.logging import set_level
 from agent.observe.metrics import Metrics
 from agent.outbox.database import OpenReport
-from agent.outbox.doubts import Doubts
-from agent.outbox.limits import max_age_us
-from agent.outbox.relay import Relay
+from agent.outbox.history import check
 from agent.outbox.store import OutboxStore
 from agent.recognition import Recognition, open_recognition
 from agent.sdnotify import Notifier
 from agent.supervise import EDGE, ProgressWatch, Stage, StagedShutdown, feed_watchdog, supervise
-from agent.throttle import Throttle
-from agent.types import POSE_SLOT, CameraPhase, CameraStatus, Event, Lane, action_slot
+from agent.types import POSE_SLOT, Event, Lane, action_slot
 
 _log = structlog.get_logger(__name__)
 
-GOODBYE_S = 1.5
 SLOW_CAMERA_FPS = 10.0
 STALL_LIMIT_S = 20.0
 """A streaming camera whose pipeline handles no frame for this long starves the watchdog."""
@@ -87,7 +82,7 @@ class Agent:
         self.drift: ModelWatch
         self.sinks: Sinks
         self.cameras: Cameras | None = None
-        self.mqtt: MqttClient | None = None
+        self.delivery: Delivery | None = None
         self.http: HttpServer | None = None
         self.recognition: Recognition | None = None
         self._evidence_writer: EvidenceWriter
@@ -99,12 +94,7 @@ class Agent:
         self._group: asyncio.TaskGroup
         self._stack: AsyncExitStack
         self._parts: list[asyncio.Task[None]] = []
-        self._mqtt_task: asyncio.Task[None] | None = None
         self._monitor_task: asyncio.Task[None] | None = None
-        self._relay: Relay | None = None
-        self._seal = Seal()
-        self._homeassistant: HomeAssistant | None = None
-        self._throttle = Throttle(config.mqtt.max_bytes_per_s, time.monotonic)
 
     def stop(self) -> None:
         """Begin the staged stop."""
@@ -130,10 +120,7 @@ class Agent:
     async def _open(self) -> None:
         config = self.config
         if config.mqtt.enabled:
-            self.mqtt = MqttClient(config.mqtt, self.topics, self._throttle)
-            self._seal = Seal.of(config.mqtt, config.device_id)
-            if config.mqtt.discovery.enabled:
-                self._homeassistant = HomeAssistant(config, self.topics, self.mqtt)
+            self.delivery = Delivery(config, self.topics, metrics=self.metrics, health=self.health)
         await asyncio.to_thread(prepare_state_dir, config.state_dir)
         self._stack.callback(self.notifier.close)
         self._stack.callback(self.live.close)
@@ -178,19 +165,10 @@ class Agent:
 
     def _start_parts(self) -> None:
         config = self.config
-        if self.mqtt is not None:
-            self.mqtt.on_connected(self._on_connected)
-            self.mqtt.on_disconnected(self._on_disconnected)
-            self.mqtt.on_subscribed(self._on_subscribed)
-            self._relay = Relay(
-                self.store, self.mqtt, max_in_flight=config.mqtt.max_in_flight, backoff=config.mqtt.reconnect,
-                throttle=self._throttle, doubts=Doubts(config.mqtt.give_up_after, config.mqtt.give_up_after_s),
-                max_age_s=max_ages_s(config.outbox), seal=self._seal,
-            )  # fmt: skip
-            self._mqtt_task = self._start("mqtt", self.mqtt.run)
-            self._start("relay", self._relay.run)
+        if self.delivery is not None:
+            self.delivery.start(self._start, self.store, Remote(self._remote_ports()).handlers())
         else:
-            self._start("discard", self._discard)
+            self._start("discard", lambda: discard(self.store))
         self.sinks.start(self._start)
         if config.http.enabled:
             self.http = HttpServer(config.http, View(self))
@@ -258,9 +236,10 @@ class Agent:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._group.create_task(self.reload(), name="reload"))
         self._stack.callback(loop.remove_signal_handler, signal.SIGHUP)
 
-    async def reload(self) -> None:
+    async def reload(self) -> Reloaded:
         """Read the configuration again: apply what can change now, say what waits for a restart, keep all if it is bad."""
         async with self._reloading:
+            outcome = Reloaded()
             self.notifier.reloading()
             try:
                 change = compare(self.config, await asyncio.to_thread(self._load))
@@ -268,26 +247,26 @@ class Agent:
                 before, self.config = self.config, change.effective
                 await self._apply_config(before)
             except (ConfigError, ModelError, TrustError) as error:
+                outcome = Reloaded(error=str(error))
                 _log.error("reload_refused", error=str(error))
                 self.health.raise_reason(Reason.CONFIG_RELOAD, f"not applied: {error}")
             else:
+                outcome = Reloaded(needs_restart=change.restart)
                 _log.info("reloaded", applied=change.live, needs_restart=change.restart)
                 waiting = f"needs a restart: {', '.join(change.restart)}"
                 self.health.set_reason(Reason.CONFIG_RELOAD, bool(change.restart), waiting)
             self.notifier.ready(describe(View(self).state()))
+            return outcome
 
     async def _apply_config(self, before: AgentConfig) -> None:
         config = self.config
         set_level(config.log.level)
         self.store.reconfigure(config.outbox)
-        self._throttle.reconfigure(config.mqtt.max_bytes_per_s)
-        if self._relay is not None:
-            self._relay.max_age_s = max_ages_s(config.outbox)
         self._evidence_writer.update_config(config.evidence)
         self.live.reconfigure(config.http)
         self.monitor.reconfigure(config.health)
-        if self._homeassistant is not None:
-            self._homeassistant.reconfigure(config)
+        if self.delivery is not None:
+            self.delivery.reconfigure(config)
         if self.recognition is not None:
             self.recognition.config = config  # cameras that start from now on
         await self._open_cameras()
@@ -314,9 +293,11 @@ class Agent:
                 for name in self.cameras.resting():
                     self.watch.idle(f"camera.{name}")
                     self.evidence.poll(name, time.monotonic_ns())
-            if self._relay is not None and self.mqtt is not None:
+            if self.delivery is not None:
                 oldest_age_s = self.monitor.outbox.oldest_age_s  # of the round before
-                upkeep.look_at_delivery(self._relay.stats, connected=self.mqtt.connected, oldest_age_s=oldest_age_s)
+                upkeep.look_at_delivery(
+                    self.delivery.stats, connected=self.delivery.connected, oldest_age_s=oldest_age_s
+                )
             if self.recognition is not None:
                 upkeep.look_at_engines(self.recognition.upgrades)
                 await self.drift.round(self.recognition.slots)
@@ -326,30 +307,6 @@ class Agent:
             await self.monitor.round()
             self.notifier.status(describe(View(self).state()))
             await asyncio.sleep(self.config.health.probe_interval_s)
-
-    def _on_connected(self) -> None:
-        self.metrics.set_mqtt_connected(connected=True)
-        self.health.clear_reason(Reason.MQTT_OFFLINE)
-
-    def _on_disconnected(self) -> None:
-        self.metrics.set_mqtt_connected(connected=False)
-        self.health.raise_reason(Reason.MQTT_OFFLINE, self.mqtt.status().error if self.mqtt is not None else "")
-
-    def _on_subscribed(self) -> None:
-        refused = self.mqtt.status().refused if self.mqtt is not None else {}
-        detail = ", ".join(f"{name}: {why}" for name, why in refused.items())
-        self.health.set_reason(Reason.MQTT_SUBSCRIPTION, bool(refused), detail)
-
-    async def _discard(self) -> None:
-        """Without a broker the history is kept and nothing is queued for delivery."""
-        committed = asyncio.Event()
-        self.store.on_commit(committed.set)
-        while True:
-            committed.clear()
-            for lane in Lane:
-                while records := await self.store.fetch(lane, 256):
-                    await self.store.delete([record.row_id for record in records])
-            await committed.wait()
 
     # --- monitor's ports ----------------------------------------------------------------------------------------------
 
@@ -374,9 +331,25 @@ class Agent:
         return OutboxFigures({lane: figures.rows for lane, figures in depth.items()}, oldest)
 
     def _put_state(self, topic: str, document: dict[str, Any]) -> None:
-        """State is worth nothing once it is old: the newest is kept in memory for the next connection, not in the outbox."""
-        if self.mqtt is not None:
-            self.mqtt.retain(topic, as_payload(document))
+        if self.delivery is not None:
+            self.delivery.put_state(topic, document)
+
+    def _remote_ports(self) -> RemotePorts:
+        delivery = self.delivery
+        assert delivery is not None  # noqa: S101 - nobody else asks
+        return RemotePorts(
+            topics=self.topics,
+            live=self.live,
+            reload=self.reload,
+            hold_degradation=self.monitor.hold_degradation,
+            set_log_level=set_level,
+            requeue=self.store.requeue,
+            turn_back=delivery.turn_back,
+            publish=delivery.publish,
+            check_database=lambda: asyncio.to_thread(check, self.config.state_dir / self.config.outbox.file),
+            statuses=lambda: self.cameras.statuses() if self.cameras is not None else [],
+            models=lambda: self.recognition.slots if self.recognition is not None else {},
+        )
 
     # --- stop ---------------------------------------------------------------------------------------------------------
 
@@ -392,40 +365,18 @@ class Agent:
             stages.add(Stage.COMMIT, "evidence", self.evidence.drain)
         stages.add(Stage.COMMIT, "drift", self.drift.save)
         stages.add(Stage.ANNOUNCE, "sinks", self.sinks.drain)
-        if self.mqtt is not None:
+        if self.delivery is not None:
             stages.add(Stage.ANNOUNCE, "mqtt", self._say_goodbye)
         await stages.run()
 
     async def _say_goodbye(self) -> None:
-        """Let the broker take what is waiting, for a moment; the rest is delivered after the next start."""
-        if self.mqtt is None or self._mqtt_task is None:
-            return
-        await self._announce_cameras_offline(self.mqtt)
-        deadline = asyncio.get_running_loop().time() + GOODBYE_S
-        while self.mqtt.connected and any((await self._outbox_figures()).rows.values()):
-            if asyncio.get_running_loop().time() > deadline:
-                _log.warning("stopped_with_messages_waiting")
-                break
-            await asyncio.sleep(0.05)
-        self._mqtt_task.cancel()  # says `offline` on its way out
-        await asyncio.wait([self._mqtt_task])
-
-    async def _announce_cameras_offline(self, mqtt: MqttClient) -> None:
         if self._monitor_task is not None:
-            self._monitor_task.cancel()  # it would publish what they were doing before
-        for camera in self.config.cameras:
-            status = CameraStatus(camera.id, CameraPhase.OFFLINE, 0.0, 0, 0, 0, 0, 0, "the agent has stopped")
-            try:
-                async with asyncio.timeout(GOODBYE_S / 2):
-                    payload = as_payload(camera_report(status))
-                    await mqtt.publish(self.topics.camera_state(camera.id), payload, retain=True)
-            except (TimeoutError, TransientError, RejectedError):
-                return
+            self._monitor_task.cancel()  # it would publish what the cameras were doing before
+        if self.delivery is not None:
+            await self.delivery.say_goodbye(self._something_waits)
 
-
-def max_ages_s(config: OutboxConfig) -> dict[Lane, float]:
-    """How long a message of each lane is worth keeping."""
-    return {lane: max_age_us(config, lane) / 1e6 for lane in Lane}
+    async def _something_waits(self) -> bool:
+        return any((await self._outbox_figures()).rows.values())
 
 
 def lookback_s(config: AgentConfig) -> float:

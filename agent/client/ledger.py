@@ -30,8 +30,13 @@ class Ledger:
         self._make = make
         self._clock_s = clock_s
 
-    def receive(self, device_id: str, payload: bytes) -> tuple[Item, ...]:
-        """What to yield for a message that came on an event topic of `device_id`; nothing for a duplicate."""
+    def receive(self, device_id: str, payload: bytes, problem: str = "") -> tuple[Item, ...]:
+        """What to yield for a message that came on an event topic of `device_id`; nothing for a duplicate.
+
+        problem: why the message is not to be believed; then it counts for nothing.
+        """
+        if problem:
+            return (Unreadable(device_id, payload, problem),)
         known = identity(payload)
         if known is None or known[1] != device_id:
             return (Unreadable(device_id, payload, f"no event of {device_id!r} with an id and a sequence"),)
@@ -46,7 +51,7 @@ class Ledger:
         verdict = tracker.feed(sequence, event_id, now_s)
         if verdict is Verdict.DUPLICATE:
             return ()
-        if isinstance(item, Gap):
+        if isinstance(item, Gap) and not item.loss.sink:  # what one sink misses comes to the others
             tracker.announce(_plausible(item.loss.ranges), now_s)
         return (Restarted(device_id, sequence, highest), item) if verdict is Verdict.RESTARTED else (item,)
 

@@ -28,7 +28,8 @@ class SubscribeOptions:
     may have unacknowledged (MQTT 5). session_expiry_s: how long the broker keeps what comes while the subscriber is away.
     reconnect_s: full-jitter waits, the first and the longest. grace_s: how long a missing number may still be on its way, while
     subscriber and device are connected and nothing comes into the hole. replay: ask the device for what is missing before it is
-    reported; command_client, command_key_file: in whose name, and its key (docs/commands.md). max_holes, max_ids: memory per device, see `SequenceTracker`.
+    reported; command_client, command_key_file: in whose name, and its key (docs/commands.md). signing_key_file:
+    the devices' `mqtt.signing_key_file`: events that are not signed with it are `Unreadable`. max_holes, max_ids: memory per device, see `SequenceTracker`.
     """
 
     device: str = "+"
@@ -50,6 +51,7 @@ class SubscribeOptions:
     replay_timeout_s: float = 20.0
     command_client: str = ""
     command_key_file: Path | None = None
+    signing_key_file: Path | None = None
     max_holes: int = 1000
     max_ids: int = 512
 
@@ -75,7 +77,7 @@ class SubscribeOptions:
         return Signer(self.command_client, self.command_key_file.read_bytes().strip())
 
     def broker(self, url: str, kept_client_id: str) -> Broker:
-        """Where `url` leads. Raises ValueError (the address), OSError (the TLS files)."""
+        """Where `url` leads. Raises ValueError (the address), OSError (the TLS and key files)."""
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError(f"{_without_password(url)!r}: expected mqtt://[user:password@]host[:port] or mqtts://...")
@@ -94,6 +96,7 @@ class SubscribeOptions:
             keepalive_s=self.keepalive_s,
             window=self.window,
             session_expiry_s=self.session_expiry_s if keeps_session else 0,
+            signing_key=self.signing_key_file.read_bytes().strip() if self.signing_key_file is not None else None,
         )
 
 
@@ -123,5 +126,6 @@ class OptionNames(TypedDict, total=False):
     replay_timeout_s: float
     command_client: str
     command_key_file: Path | None
+    signing_key_file: Path | None
     max_holes: int
     max_ids: int

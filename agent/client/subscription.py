@@ -138,7 +138,7 @@ class Subscription:
         while self._came and not self._ready:
             delivery = self._came.popleft()
             self._touched.add(delivery.device_id)
-            items = self._ledger.receive(delivery.device_id, delivery.payload)
+            items = self._ledger.receive(delivery.device_id, delivery.payload, delivery.problem)
             self._ready += [(item, None) for item in items[:-1]] + [(item, delivery) for item in items[-1:]]
             if not items:
                 self._settle(delivery)
@@ -248,20 +248,20 @@ class Subscription:
 
     async def _connected_once(self) -> TransientError:
         """One connection from its start to its end; returns why it ended."""
-        early: list[tuple[str, bytes, int]] = []
+        early: list[tuple[str, bytes, str, int]] = []
         link: Link | None = None
 
-        def on_message(topic: str, payload: bytes, token: int) -> None:
+        def on_message(topic: str, payload: bytes, problem: str, token: int) -> None:
             if link is None:  # the rest of a session comes before the subscription is confirmed
-                early.append((topic, payload, token))
+                early.append((topic, payload, problem, token))
             else:
-                self._on_message(link, topic, payload, token)
+                self._on_message(link, topic, payload, problem, token)
 
         link = await Link.open(self._broker, self._filters(), on_message)
         if link.session_present:  # what was not acknowledged comes again
             self._came.clear()
-        for topic, payload, token in early:
-            self._on_message(link, topic, payload, token)
+        for message in early:
+            self._on_message(link, *message)
         self._link, self.error = link, ""
         self._clocks.link(True, self._loop.time())
         self._wake.set()
@@ -280,10 +280,10 @@ class Subscription:
         root = f"{self._options.base_topic}/{self._options.device}"
         return [f"{root}/status", self._replays.answer_topic(self._options.device), f"{root}/events/#"]
 
-    def _on_message(self, link: Link, topic: str, payload: bytes, token: int) -> None:
+    def _on_message(self, link: Link, topic: str, payload: bytes, problem: str, token: int) -> None:
         device_id, place = topic.removeprefix(f"{self._options.base_topic}/").split("/", 1)
         if place.startswith("events"):
-            self._came.append(_Delivery(link, token, device_id, payload))
+            self._came.append(_Delivery(link, token, device_id, payload, problem))
         else:
             if place == "status":
                 self._clocks.device(device_id, payload != b"offline", self._loop.time())
@@ -322,6 +322,7 @@ class _Delivery:
     token: int
     device_id: str
     payload: bytes
+    problem: str
 
 
 def _inside(run: Range, part: Range) -> Range:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -14,7 +14,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agent.errors import TransientError
+from agent.errors import DataError, TransientError
+from agent.mqtt.seal import ENCODING, SIGNATURE, is_signed, unpack
 from agent.mqtt.target import TlsSocket
 from agent.mqtt.transport import CONNECT_TIMEOUT_S, Complaint, close_socket, named, on_thread
 
@@ -24,8 +25,8 @@ _FAILURE = 0x80
 _REFUSED = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C, 0x8E, 0x9A, 0x9B, 0x9C, 0x9D})
 """CONNACK and DISCONNECT: what a person has to change: version, identifier, password, rights, server, twin."""
 
-OnMessage = Callable[[str, bytes, int], None]
-"""Topic, payload, and what to give to `acknowledge`."""
+OnMessage = Callable[[str, bytes, str, int], None]
+"""Topic, content, what is wrong with it (empty = nothing), and what to give to `acknowledge`."""
 
 
 class RefusedError(TransientError):
@@ -36,7 +37,8 @@ class RefusedError(TransientError):
 class Broker:
     """Where and as whom to subscribe. window: messages that may be unacknowledged (MQTT 5; in 3.1.1 the broker's own limit).
 
-    session_expiry_s: how long the broker keeps what it has for an absent client; 0 = no session.
+    session_expiry_s: how long the broker keeps what it has for an absent client; 0 = no session. signing_key: whoever does not sign
+    with it is not believed; None = everybody is.
     """
 
     host: str
@@ -49,6 +51,7 @@ class Broker:
     keepalive_s: int = 30
     window: int = 100
     session_expiry_s: int = 0
+    signing_key: bytes | None = field(default=None, repr=False)
 
 
 class Link:
@@ -66,7 +69,20 @@ class Link:
         self._tick: asyncio.TimerHandle | None = None
         self._complaint = Complaint()
         client.enable_logger(self._complaint.logger)
-        client.on_message = lambda _c, _d, message: on_message(message.topic, bytes(message.payload), message.mid)
+        client.on_message = lambda _c, _d, message: on_message(message.topic, *self._content(message), message.mid)
+
+    def _content(self, message: paho.MQTTMessage) -> tuple[bytes, str]:
+        """What was in the payload before it was compressed, and what is wrong with it. Retained state is never signed."""
+        payload = bytes(message.payload)
+        said = dict(getattr(message.properties, "UserProperty", ()))
+        try:
+            content = unpack(payload, said.get(ENCODING, ""))
+        except DataError as error:
+            return payload, str(error)
+        key = self._broker.signing_key
+        if key is not None and "/events/" in message.topic and not is_signed(content, said.get(SIGNATURE, ""), key):
+            return content, "not signed with the key of this device"
+        return content, ""
 
     @classmethod
     async def open(cls, broker: Broker, filters: Sequence[str], on_message: OnMessage) -> Link:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -70,14 +70,12 @@ class NoArguments(_Arguments):
     """None."""
 
 
-class Reloading(Protocol):
-    """What became of a reload. error: empty when it was applied."""
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What became of a reload. error: empty when it was applied; needs_restart: keys that were not."""
 
-    @property
-    def error(self) -> str: ...
-
-    @property
-    def needs_restart(self) -> tuple[str, ...]: ...
+    error: str = ""
+    needs_restart: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ class RemotePorts:
 
     topics: Topics
     live: LiveHub
-    reload: Callable[[], Awaitable[Reloading]]
+    reload: Callable[[], Awaitable[Reloaded]]
     hold_degradation: Callable[[int, float, str], None]
     set_log_level: Callable[[str], None]
     requeue: Callable[[int, int], Awaitable[Requeued]]

@@ -41,7 +41,7 @@ class View:
             "health": agent.monitor.report(),
             "mqtt": {
                 "enabled": agent.config.mqtt.enabled,
-                "connected": agent.mqtt is not None and agent.mqtt.connected,
+                "connected": agent.delivery is not None and agent.delivery.connected,
             },
             "cameras": [
                 camera_report(status) | {"live": agent.live.camera_state(status.camera_id)} for status in statuses

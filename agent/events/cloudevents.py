@@ -122,7 +122,12 @@ def parse(payload: bytes) -> ReceivedEvent:
             models=dict(data.get("models", {})),
             attributes=_attributes(data),
         )
-    except (KeyError, TypeError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise DataError(f"not a Recognizer event: {error!r}") from error
 
 

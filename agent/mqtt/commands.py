@@ -8,7 +8,6 @@ claims of a token stand for the members of the plain form: `jti` for `id`, `exp`
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,9 +17,9 @@ import jwt
 
 from agent.config.schema import CommandsConfig
 from agent.errors import ConfigError, ConfigProblem, DataError
+from agent.mqtt.keys import read_key
 
 _ALGORITHM = "HS256"
-_LEAST_KEY_BYTES = 32
 _MAX_ID = 128
 _LEEWAY_S = 5.0
 _MEMBERS = frozenset({"id", "expires", "arguments"})
@@ -57,30 +56,14 @@ class Client:
 
 
 def load_clients(config: CommandsConfig) -> dict[str, Client]:
-    """The clients with their keys. Raises ConfigError when a key file cannot be read, is readable by others, or too short."""
+    """The clients with their keys. Raises ConfigError with every key that cannot be used."""
     clients = {}
-    problems = []
+    problems: list[ConfigProblem] = []
     for name, client in config.clients.items():
-        path = f"commands.clients.{name}.key_file"
         try:
-            mode = client.key_file.stat().st_mode
-            key = client.key_file.read_bytes().strip()
-        except OSError as error:
-            problems.append(ConfigProblem(f"cannot read the key: {error}", path=path))
-            continue
-        if mode & (stat.S_IRWXO | stat.S_IWGRP):
-            problems.append(
-                ConfigProblem(f"{client.key_file}: others may read or write the key", path=path, hint="chmod 600")
-            )
-        elif len(key) < _LEAST_KEY_BYTES:
-            hint = "openssl rand -hex 32 makes one"
-            problems.append(
-                ConfigProblem(
-                    f"the key has {len(key)} bytes, at least {_LEAST_KEY_BYTES} are needed", path=path, hint=hint
-                )
-            )
-        else:
-            clients[name] = Client(client.role, key)
+            clients[name] = Client(client.role, read_key(client.key_file, f"commands.clients.{name}.key_file"))
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
     return clients

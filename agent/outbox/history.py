@@ -164,6 +164,15 @@ class EventArchive:
             raise storage_error(error, self._path) from error
 
 
+def check(path: Path) -> str:
+    """What is wrong with the database at `path`, empty = nothing. Takes as long as reading all of it; blocks."""
+    try:
+        with EventArchive(path) as archive:
+            return archive.check()
+    except StorageError as error:
+        return str(error)
+
+
 def _open_read_only(path: Path, options: str) -> Any:
     """A `sqlite_utils.Database` that cannot write."""
     import sqlite_utils

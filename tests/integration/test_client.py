@@ -15,9 +15,13 @@ import pytest
 from fakes import documents
 from fakes.brokers import Mosquitto, Subscriber, TlsFiles
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from agent.client import Drift, Gap, Item, MissingRange, ReceivedEvent, Restarted, Subscription, Unreadable, subscribe
 from agent.errors import DataError, StorageError, TransientError
+from agent.mqtt.seal import Seal
+from agent.ports import Envelope
 
 pytestmark = pytest.mark.mosquitto
 
@@ -104,6 +108,25 @@ async def test_events_of_every_kind_come_typed_and_once(mosquitto: Mosquitto, de
     assert (drift.signal, drift.baseline, drift.sequence) == ("person_confidence", 0.742, 2)
     assert isinstance(gap, Gap)
     assert (gap.loss.ranges, gap.loss.reason, gap.sequence) == (((3, 5),), "age", 6)
+
+
+@pytest.mark.parametrize("compression", ["none", "deflate", "gzip"])
+async def test_sealed_events_are_opened_and_what_is_not_signed_is_not_believed(
+    mosquitto: Mosquitto, device: Device, tmp_path: Path, compression: str
+) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_bytes(b"k" * 32)
+    seal = Seal(compression, b"k" * 32, "gate-1")
+    async with subscribe(url(mosquitto), signing_key_file=key_file, reconnect_s=FAST) as events:
+        await connected(events)
+        for number, maker in ((1, seal), (2, Seal(compression, b"x" * 32)), (2, Seal()), (2, seal)):
+            payload, envelope = maker(documents.event(number), Envelope())
+            properties = Properties(PacketTypes.PUBLISH)
+            properties.UserProperty = list(envelope.user_properties)
+            device.client.publish("recognizer/gate-1/events/yard/fight", payload, 1, properties=properties)
+        items = await take(events, 4)
+    assert [type(item) for item in items] == [ReceivedEvent, Unreadable, Unreadable, ReceivedEvent]
+    assert [item.sequence for item in items if isinstance(item, ReceivedEvent)] == [1, 2]
 
 
 async def test_an_alarm_may_overtake_and_nothing_is_called_missing(mosquitto: Mosquitto, device: Device) -> None:
