@@ -2,8 +2,9 @@
 
     python benchmarks/outbox.py [--seconds 3] [--messages 5000] [--rounds 3] [--folder DIR] [--port PORT]
 
-Peers run in turn within each round, so that a busy machine hurts all of them; the median round is printed. `cpu` is
-processor time of this process per message, which a busy machine hardly changes. Without --port a Mosquitto is started.
+Peers run in turn within each round, so that a busy machine hurts all of them; the median round is printed, and the median over
+rounds of each ratio. `cpu` is processor time of this process per message, which a busy machine hardly changes. Without --port
+a Mosquitto is started. `pip install persist-queue` adds that peer (SQLite in WAL mode, FULL, a commit per put, threads).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import json
 import shutil
 import socket
@@ -91,6 +93,29 @@ def raw_commits(folder: Path, rows: int, seconds: float) -> Figure:
             count += rows
         took, cpu = time.perf_counter() - start, time.process_time() - cpu
     return Figure(count / took, cpu / count * 1e6)
+
+
+def persist_queue(folder: Path, producers: int, seconds: float) -> Figure:
+    """Its acknowledging SQLite queue: `producers` threads that each wait for their put before the next."""
+    from persistqueue import SQLiteAckQueue
+
+    queue = SQLiteAckQueue(str(folder), multithreading=True, auto_commit=True)
+    counts = [0] * producers
+    start, cpu = time.perf_counter(), time.process_time()
+
+    def produce(index: int) -> None:
+        while time.perf_counter() - start < seconds:
+            queue.put(BODY)
+            counts[index] += 1
+
+    threads = [threading.Thread(target=produce, args=(index,)) for index in range(producers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took, cpu = time.perf_counter() - start, time.process_time() - cpu
+    queue.close()
+    return Figure(sum(counts) / took, cpu / sum(counts) * 1e6)
 
 
 async def drain(folder: Path, port: int, messages: int, window: int) -> Figure:
@@ -216,6 +241,8 @@ def main() -> None:
             for rows in (1, 10, 100):
                 measure(f"outbox, {rows} producers", lambda f, n=rows: uvloop.run(puts(f, n, args.seconds)))  # type: ignore[misc]
                 measure(f"raw sqlite3, {rows} rows a commit", lambda f, n=rows: raw_commits(f, n, args.seconds))  # type: ignore[misc]
+                if importlib.util.find_spec("persistqueue") is not None:
+                    measure(f"persist-queue, {rows} threads", lambda f, n=rows: persist_queue(f, n, args.seconds))  # type: ignore[misc]
             for window in (1, 20, 100):
                 measure(f"drain, {window} in flight", lambda f, w=window: uvloop.run(drain(f, port, args.messages, w)))  # type: ignore[misc]
                 measure(f"bare paho, {window} in flight", lambda _, w=window: bare_paho(port, args.messages, w))  # type: ignore[misc]
@@ -228,6 +255,19 @@ def main() -> None:
         figure = median(figures)
         p99 = f"{figure.p99_ms:.1f}" if figure.p99_ms else ""
         print(f"{name:32}{figure.rate:10.0f}{figure.cpu_us:10.0f}{p99:>10}")
+    for ours, peer in pairs(list(results)):
+        ratios = [one.rate / other.rate for one, other in zip(results[ours], results[peer], strict=True)]
+        print(f"{ours} / {peer}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def pairs(names: list[str]) -> list[tuple[str, str]]:
+    """Which of `names` is compared with which."""
+    found = []
+    for number in (1, 10, 100):
+        peers = (f"raw sqlite3, {number} rows a commit", f"persist-queue, {number} threads")
+        found += [(f"outbox, {number} producers", peer) for peer in peers]
+    found += [(f"drain, {window} in flight", f"bare paho, {window} in flight") for window in (1, 20, 100)]
+    return [pair for pair in found if set(pair) <= set(names)]
 
 
 def vars_of(figure: Figure) -> dict[str, float]:

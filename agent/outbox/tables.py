@@ -6,6 +6,7 @@ gives up the interpreter lock and has to win it back from a busy event loop.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
@@ -85,13 +86,13 @@ def message_row(message: Message, row_id: int, sequence: int | None, payload: by
         raise TypeError(f"payload: expected bytes, got {type(payload).__name__}")
     names = (message.event_id, message.topic, message.content_type, message.kind, message.phase, message.camera_id)
     "".join(names).encode()
-    try:
-        moment = datetime.fromisoformat(message.t_utc_iso)
-        t_event_us = to_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-    except ValueError:
-        t_event_us = t_created_us
+    t_event_us = t_created_us
+    if message.t_utc_iso:
+        with contextlib.suppress(ValueError):
+            moment = datetime.fromisoformat(message.t_utc_iso)
+            t_event_us = to_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     return (
-        row_id, int(message.lane), sequence, message.event_id, message.topic, payload, message.content_type,
+        row_id, message.lane, sequence, message.event_id, message.topic, payload, message.content_type,
         message.retain, message.kind, message.phase, message.camera_id, t_event_us, t_created_us,
     )  # fmt: skip
 
