@@ -1,9 +1,11 @@
-"""Is there room to listen?"""
+"""Is there room to listen? And what a TLS client needs."""
 
 from __future__ import annotations
 
 import socket
+import ssl
 
+from agent.config.schema import TlsConfig
 from agent.errors import ConfigError, ConfigProblem
 
 
@@ -29,3 +31,20 @@ def require_free(host: str, port: int, key: str) -> None:
     except OSError as error:
         hint = "stop the program that uses it, or choose another port"
         raise ConfigError([ConfigProblem(f"{host}:{port}: {error.strerror}", path=key, hint=hint)]) from error
+
+
+def tls_client(tls: TlsConfig, key: str) -> ssl.SSLContext:
+    """The context of a TLS client. key: of `tls` in the configuration. Raises ConfigError when a file cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=tls.ca_file)
+    except OSError as error:
+        raise ConfigError([ConfigProblem(f"{tls.ca_file}: {error}", path=f"{key}.ca_file")]) from error
+    context.check_hostname = tls.verify_hostname
+    if tls.cert_file is not None:
+        try:
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+        except OSError as error:
+            message = f"{tls.cert_file}, {tls.key_file}: {error}"
+            hint = "a PEM certificate with its unencrypted PEM key"
+            raise ConfigError([ConfigProblem(message, path=f"{key}.cert_file", hint=hint)]) from error
+    return context

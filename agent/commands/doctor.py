@@ -25,7 +25,7 @@ from agent.commands.finding import Finding
 from agent.commands.output import table_console
 from agent.commands.self_test import self_test
 from agent.config.load import load_config
-from agent.config.schema import AgentConfig, CameraConfig, ServiceConfig
+from agent.config.schema import AgentConfig, CameraConfig, ServiceConfig, SinkConfig
 from agent.errors import ConfigError, RecognizerError
 from agent.health.probes import Probes
 from agent.mqtt.client import MqttClient
@@ -35,6 +35,7 @@ from agent.observe.logging import mask_text
 from agent.outbox.history import EventArchive
 from agent.plugins import installed
 from agent.recognition import create_classifier, create_estimator
+from agent.sinks.build import build_sink
 
 MQTT_WAIT_S = 5.0
 
@@ -74,6 +75,8 @@ def examine(config: AgentConfig) -> Iterator[Finding]:
             yield _checked(f"camera {camera.id}", partial(_camera, camera))
     if config.mqtt.enabled:
         yield _checked("mqtt", lambda: _mqtt(config))
+    for name, sink in config.sinks.items():
+        yield _checked(f"sink {name}", partial(_sink, name, sink, config))
     if config.http.enabled:
         yield _checked("http", lambda: _http(config))
 
@@ -174,6 +177,11 @@ async def _try_mqtt(config: AgentConfig) -> Outcome:
         task.cancel()
         await asyncio.wait([task])
     return "good", f"{where}, protocol {config.mqtt.protocol}"
+
+
+def _sink(name: str, sink: SinkConfig, config: AgentConfig) -> Outcome:
+    build_sink(name, sink, state_dir=config.state_dir)
+    return "good", f"{sink.type}, its configuration and files can be used"
 
 
 def _http(config: AgentConfig) -> Outcome:

@@ -60,6 +60,8 @@ class Sinks:
             return
         try:
             self._depth = await self._store.sink_depth()
+            if self._depth.keys() != self.runners.keys():  # a damaged database was replaced, and the places with it
+                await self._store.keep_sinks(self.runners.keys())
         except StorageError:
             return  # the monitor says so
         for name, runner in self.runners.items():

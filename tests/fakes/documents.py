@@ -27,6 +27,11 @@ GPU = GpuSample(
     max_clock_mhz=1300.0, throttle=frozenset({Throttle.SW_THERMAL, Throttle.HW_SLOWDOWN}), lost=False,
 )  # fmt: skip
 STREAMING = CameraStatus("yard", CameraPhase.STREAMING, 24.981, 1920, 1080, 184_223, 17, 1)
+SINKS: dict[str, dict[str, object]] = {
+    "control-room": {
+        "waiting": 2, "oldest_age_s": 1.5, "delivered": 4709, "failed": 2, "refused": 0, "error": "HTTP 503: the receiver failed",
+    }
+}  # fmt: skip
 DRIFT_ATTRIBUTES: dict[str, object] = {
     "signal": "person_confidence", "slot": "pose", "model": "rtmo-s 1.0.0", "reason": "drift", "baseline": 0.742,
     "current": 0.631, "change": -0.149596, "limit": -0.1, "basis": "local", "blocks": 4102,
@@ -57,7 +62,7 @@ async def _health(folder: Any, gpus: tuple[GpuSample, ...], reasons: dict[str, s
 
     ports = MonitorPorts(
         cameras=list, outbox=outbox, models=lambda: {"pose": "rtmo-s 1.0.0", "action/fight": "fight-stgcn 1.2.0"},
-        apply_step=lambda _: None, publish_health=lambda _: None, publish_camera=lambda *_: None,
+        apply_step=lambda _: None, publish_health=lambda _: None, publish_camera=lambda *_: None, sinks=lambda: SINKS,
     )  # fmt: skip
     monitor = Monitor(HealthConfig(), Probes(SystemProbe(folder), _Gpus(*gpus)), health, Metrics("1"), ports)
     for _ in range(rounds):

@@ -393,14 +393,17 @@ def test_doctor_on_a_bad_box_goes_on_to_the_end_and_keeps_secrets(shell: Shell) 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         mqtt = {"port": 1, "username": "u", "password": "s3cret"}
-        config = shell.config(box | {"http": {"port": port}, "mqtt": mqtt})
+        hook = {"type": "webhook", "url": "https://x/", "secret_files": [str(shell.folder / "none")]}
+        sinks = {"pager": hook, "lines": {"type": "file"}}
+        config = shell.config(box | {"http": {"port": port}, "mqtt": mqtt, "sinks": sinks})
         done = shell.run("doctor", "--config", config, "--json")
     found = findings(done)
     assert done.returncode == FAILED
+    assert found["sink lines"][0] == "good"
     assert "no such file" in found["camera gone"][1]
     assert "Connection refused" in found["camera net"][1]
     bad = {check for check, (state, _) in found.items() if state == "bad"}
-    assert bad >= {"pose model", "service fight", "camera gone", "camera net", "mqtt"}
+    assert bad >= {"pose model", "service fight", "camera gone", "camera net", "mqtt", "sink pager"}
     assert "none.npz" in found["pose model"][1]
     assert found["http"][0] == "warn"
     assert "running already" in found["http"][1]

@@ -78,13 +78,22 @@ def test_pipeline_figures(metrics: Metrics) -> None:
 def test_delivery_figures(metrics: Metrics) -> None:
     metrics.set_outbox({"alarm": 2, "event": 0}, 12.5)
     metrics.count_publish("ok")
-    metrics.count_dropped_message("telemetry", "age")
+    metrics.count_lost_messages("telemetry", "age", 3)
     metrics.set_mqtt_connected(True)
     assert value(metrics, "recognizer_outbox_depth", lane="alarm") == 2
     assert value(metrics, "recognizer_outbox_oldest_age_seconds") == 12.5
     assert value(metrics, "recognizer_publish_total", result="ok") == 1
-    assert value(metrics, "recognizer_messages_dropped_total", lane="telemetry", cause="age") == 1
+    assert value(metrics, "recognizer_messages_dropped_total", lane="telemetry", cause="age") == 3
     assert value(metrics, "recognizer_mqtt_connected") == 1
+
+
+def test_figures_of_further_sinks(metrics: Metrics) -> None:
+    metrics.set_sink("pager", 3, 1.5)
+    metrics.count_sink("pager", "ok", 5)
+    metrics.count_sink("pager", "ok", 0)
+    assert value(metrics, "recognizer_sink_depth", sink="pager") == 3
+    assert value(metrics, "recognizer_sink_oldest_age_seconds", sink="pager") == 1.5
+    assert value(metrics, "recognizer_sink_deliveries_total", sink="pager", result="ok") == 5
 
 
 def test_machine_figures_and_unknown_ones_get_no_series(metrics: Metrics) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from fakes.graphs import rtmo_graph, stgcn_graph
 
-from agent.config.schema import CameraConfig, PoseConfig, ServiceConfig
+from agent.config.schema import CameraConfig, PluginSinkConfig, PoseConfig, ServiceConfig
 from agent.errors import ConfigError, ModelError
 from agent.plugins import (
     Group,
     create_action_classifier,
     create_pose_estimator,
+    create_sink,
     create_source,
     installed,
     load,
@@ -35,6 +36,12 @@ class Source:
     def open(self): pass
     def read(self): pass
     def close(self): pass
+
+class Sink:
+    max_batch = 1
+    def __init__(self, name, config): self.name, self.config = name, config
+    async def deliver(self, records): return 1
+    async def close(self): pass
 
 not_callable = 3
 def wrong(*_): return "a string"
@@ -88,6 +95,17 @@ def test_a_foreign_estimator_and_source_are_made_with_their_configuration(instal
     assert create_pose_estimator(config).config is config  # type: ignore[attr-defined]
     camera = CameraConfig(id="a", source="sticks:1")
     assert create_source("sticks", camera).config is camera  # type: ignore[attr-defined]
+
+
+def test_a_foreign_sink_is_made_with_its_name_and_configuration(install: Callable[..., None]) -> None:
+    install("sticks", GOOD, {Group.SINK: {"sticks": "Sink", "text": "wrong"}})
+    config = PluginSinkConfig(type="plugin", plugin="sticks", options={"colour": "red"})
+    sink = create_sink("archive", config)
+    assert (sink.name, sink.config) == ("archive", config)  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match="made a str, which is no EventSink"):
+        create_sink("archive", PluginSinkConfig(type="plugin", plugin="text"))
+    with pytest.raises(ConfigError, match=r"sinks\.archive\.plugin: no plug-in 'none' in recognizer_agent\.sinks"):
+        create_sink("archive", PluginSinkConfig(type="plugin", plugin="none"))
 
 
 def test_an_unknown_name_lists_the_known_ones(install: Callable[..., None]) -> None:

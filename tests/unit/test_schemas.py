@@ -62,6 +62,7 @@ OPTIONAL = {
     "event",
     "state",
     "telemetry",
+    "control-room",
 }
 
 

@@ -1,0 +1,8 @@
+"""The plug-in is tested where it lies, installed or not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
