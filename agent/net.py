@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 
-from agent.config.schema import TlsConfig
+from agent.config.delivery import TlsConfig
 from agent.errors import ConfigError, ConfigProblem
 
 

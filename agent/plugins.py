@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from agent.config.schema import CameraConfig, PluginSinkConfig, PoseConfig, ServiceConfig
+from agent.config.delivery import PluginSinkConfig
+from agent.config.schema import CameraConfig, PoseConfig, ServiceConfig
 from agent.errors import ConfigError, ConfigProblem, ModelError, RecognizerError
 from agent.ports import ActionClassifier, EventSink, PoseEstimator, VideoSource
 

@@ -23,7 +23,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from agent.config.schema import MqttConfig, OutboxConfig
+from agent.config.delivery import MqttConfig, OutboxConfig
 from agent.errors import RecognizerError
 from agent.mqtt.client import MqttClient
 from agent.mqtt.topics import Topics

@@ -204,7 +204,7 @@ class Campaign:
         self._run += 1
         self._listener.started_s[self._run] = time.monotonic()
         arguments = [
-            str(self._folder / "events.db"), "--mqtt", json.dumps({"port": self._broker.port}), "--rate", str(self._args.rate),
+            str(self._folder / "events.db"), "--mqtt", json.dumps({"port": self._broker.port, **self._args.mqtt}), "--rate", str(self._args.rate),
             "--first", str(self._run * PER_RUN + 1), "--break", self._args.fault, *more,
         ]  # fmt: skip
         with (self._folder / "agent.log").open("ab") as errors:
@@ -265,6 +265,9 @@ def main() -> int:
         "--silence-s", type=float, default=20.0, help="nothing arrived for so long: what is missing is lost"
     )
     parser.add_argument("--folder", type=Path, help="keep database, logs and broker files here")
+    parser.add_argument(
+        "--mqtt", type=json.loads, default={}, help="keys of the configuration's section `mqtt`, as JSON"
+    )
     parser.add_argument("--break", dest="fault", default="", choices=("", *FAULTS))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

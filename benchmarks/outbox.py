@@ -32,7 +32,7 @@ import structlog
 import uvloop
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from agent.config.schema import MqttConfig, OutboxConfig
+from agent.config.delivery import MqttConfig, OutboxConfig
 from agent.mqtt.client import MqttClient
 from agent.mqtt.topics import Topics
 from agent.outbox.relay import Relay

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from agent.config.schema import Section, ServiceConfig
+from agent.config.schema import ServiceConfig
+from agent.config.sections import Section
 from agent.errors import ConfigError, ConfigProblem, DataError, ModelError
 from agent.runtime.backend import Precision, SessionSettings, TensorSpec
 from agent.runtime.batching import BatchLimiter

@@ -24,8 +24,9 @@ from agent.cli import EXIT_CONFIG, EXIT_FAILED, EXIT_GOOD
 from agent.commands.finding import Finding
 from agent.commands.output import table_console
 from agent.commands.self_test import self_test
+from agent.config.delivery import SinkConfig
 from agent.config.load import load_config
-from agent.config.schema import AgentConfig, CameraConfig, ServiceConfig, SinkConfig
+from agent.config.schema import AgentConfig, CameraConfig, ServiceConfig
 from agent.errors import ConfigError, RecognizerError
 from agent.health.probes import Probes
 from agent.mqtt.client import MqttClient

@@ -10,7 +10,8 @@ import structlog
 
 from agent.capture.camera import Camera, open_camera
 from agent.capture.sources import build_source
-from agent.config.schema import LIVE, CameraConfig, RulesConfig
+from agent.config.schema import CameraConfig, RulesConfig
+from agent.config.sections import LIVE
 from agent.errors import ConfigError, ConfigProblem
 from agent.health.governor import LADDER, Step
 from agent.health.reasons import Reason, reason_key

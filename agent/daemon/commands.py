@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import structlog
 
-from agent.config.schema import CommandsConfig
+from agent.config.delivery import CommandsConfig
 from agent.errors import RecognizerError, RejectedError, StorageError, TransientError
 from agent.mqtt.commands import Client, Command, RefusedError, authorise, read_command, render_answer
 from agent.mqtt.topics import Topics

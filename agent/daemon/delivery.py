@@ -9,7 +9,8 @@ from typing import Any
 
 import structlog
 
-from agent.config.schema import AgentConfig, OutboxConfig
+from agent.config.delivery import OutboxConfig
+from agent.config.schema import AgentConfig
 from agent.daemon.commands import CommandDesk, Handler
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.monitor import as_payload, camera_report

@@ -21,7 +21,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from agent.config.documents import read_document
-from agent.config.schema import Section
+from agent.config.sections import Section
 from agent.errors import ConfigError, ConfigProblem
 
 

@@ -16,7 +16,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from agent.config.documents import read_document
-from agent.config.schema import Section
+from agent.config.sections import Section
 from agent.errors import ConfigError, ConfigProblem
 from agent.simulation.scripts import MAX_PEOPLE, SCENARIOS
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 import structlog
 
 from agent.backoff import full_jitter
-from agent.config.schema import MqttConfig
+from agent.config.delivery import MqttConfig
 from agent.errors import ConfigError, RejectedError, TransientError
 from agent.mqtt.connection import Connection
 from agent.mqtt.inbox import Handler, Inbox, InboxStats, Subscription

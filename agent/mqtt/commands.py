@@ -15,7 +15,7 @@ from typing import Any
 
 import jwt
 
-from agent.config.schema import CommandsConfig
+from agent.config.delivery import CommandsConfig
 from agent.errors import ConfigError, ConfigProblem, DataError
 from agent.mqtt.keys import read_key
 

@@ -9,7 +9,7 @@ import json
 import zlib
 from dataclasses import replace
 
-from agent.config.schema import MqttConfig
+from agent.config.delivery import MqttConfig
 from agent.errors import DataError
 from agent.mqtt.keys import read_key
 from agent.ports import Envelope

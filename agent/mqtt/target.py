@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 
-from agent.config.schema import MqttConfig, TlsConfig
+from agent.config.delivery import MqttConfig, TlsConfig
 from agent.errors import ConfigError, ConfigProblem
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 
 from agent.backoff import full_jitter
-from agent.config.schema import BackoffConfig
+from agent.config.sections import BackoffConfig
 from agent.errors import QuotaError, RejectedError, StorageError, TransientError, UnexplainedError
 from agent.outbox.doubts import Doubts
 from agent.outbox.envelopes import envelope_of

@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 import structlog
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.errors import StorageError
 from agent.outbox.audit import CommandEntry
 from agent.outbox.cursors import SinkDepth
@@ -171,6 +171,7 @@ class OutboxStore:
 
     async def keep_sinks(self, names: Collection[str]) -> None:
         """Have a place in the history for exactly these sinks; a new one begins with the next message. Raises StorageError."""
+        self._writer.sinks = frozenset(names)
         await self._ask(lambda tables: tables.cursors.keep(names), writes=True)
 
     async def fetch_after(self, sink: str, limit: int) -> list[OutboxRecord]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.outbox.limits import max_age_us
 from agent.outbox.tables import Tables
 from agent.types import Lane

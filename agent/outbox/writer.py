@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.errors import StorageError, StorageFullError
 from agent.outbox.database import open_database, sole_owner
 from agent.outbox.faults import is_broken_connection, storage_error
@@ -62,6 +62,7 @@ class Writer:
         announce: Announce | None,
     ) -> None:
         self.config = config
+        self.sinks: frozenset[str] | None = None  # whose places a new file must have; None = nobody has said
         self._path = path
         self._post = post
         self._clock_us = clock_us
@@ -307,6 +308,8 @@ class Writer:
             try:
                 self._room.bound_log(connection)
                 tables = Tables(connection, self._clock_us)
+                if report.created and self.sinks is not None:
+                    tables.cursors.keep(self.sinks)
                 self._next_id = max(self._next_id, tables.max_row_id() + 1)
                 self._next_sequence = max(self._next_sequence, report.next_sequence)
                 outcome.newest.update(tables.newest())

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError, field_validator
 
-from agent.config.schema import PoseConfig, Probability, Section
+from agent.config.schema import PoseConfig
+from agent.config.sections import Probability, Section
 from agent.errors import ConfigError, ConfigProblem, ModelError
 from agent.pose.preprocess import Anchor, Channels, Geometry, Letterbox, check_image
 from agent.runtime.backend import Precision, SessionSettings, TensorSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.config.schema import FileSinkConfig, PluginSinkConfig, SinkConfig, WebhookSinkConfig
+from agent.config.delivery import FileSinkConfig, PluginSinkConfig, SinkConfig, WebhookSinkConfig
 from agent.net import tls_client
 from agent.plugins import create_sink
 from agent.ports import EventSink

@@ -14,7 +14,8 @@ from typing import Protocol
 import structlog
 
 from agent.backoff import full_jitter
-from agent.config.schema import BackoffConfig, PluginSinkConfig, SinkConfig
+from agent.config.delivery import PluginSinkConfig, SinkConfig
+from agent.config.sections import BackoffConfig
 from agent.errors import AccessError, BusyError, RejectedError, StorageError, TransientError, UnexplainedError
 from agent.health.reasons import Reason, reason_key
 from agent.ports import EventSink, HealthSink

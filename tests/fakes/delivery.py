@@ -12,7 +12,8 @@ from pathlib import Path
 from fakes.brokers import Mosquitto
 from fakes.scripted_broker import ScriptedBroker
 
-from agent.config.schema import BackoffConfig, MqttConfig, OutboxConfig
+from agent.config.delivery import MqttConfig, OutboxConfig
+from agent.config.sections import BackoffConfig
 from agent.mqtt.client import MqttClient
 from agent.mqtt.seal import Seal
 from agent.mqtt.topics import Topics

@@ -11,7 +11,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.config.schema import BackoffConfig, MqttConfig, OutboxConfig
+from agent.config.delivery import MqttConfig, OutboxConfig
+from agent.config.sections import BackoffConfig
 from agent.events.cloudevents import CONTENT_TYPE, render
 from agent.events.ids import Uuid7
 from agent.mqtt.client import MqttClient

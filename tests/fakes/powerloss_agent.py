@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.errors import StorageError
 from agent.outbox.store import OutboxStore
 from agent.ports import Message

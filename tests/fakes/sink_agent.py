@@ -18,7 +18,8 @@ from pathlib import Path
 import structlog
 from fakes.sinks import record
 
-from agent.config.schema import AgentConfig, OutboxConfig
+from agent.config.delivery import OutboxConfig
+from agent.config.schema import AgentConfig
 from agent.health.reasons import HealthState
 from agent.outbox.store import OutboxStore
 from agent.ports import Message

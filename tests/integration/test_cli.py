@@ -25,7 +25,7 @@ from fakes.video import make_video
 
 from agent import __version__
 from agent.cli import main
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.events.cloudevents import load_schema, render
 from agent.events.gaps import render_gap
 from agent.events.ids import Uuid7

@@ -13,7 +13,8 @@ from fakes.brokers import Mosquitto
 from fakes.event_agent import message
 
 from agent.client import ReceivedEvent, Subscription, subscribe
-from agent.config.schema import BackoffConfig, CommandsConfig, MqttConfig, OutboxConfig
+from agent.config.delivery import CommandsConfig, MqttConfig, OutboxConfig
+from agent.config.sections import BackoffConfig
 from agent.daemon.commands import CommandDesk
 from agent.mqtt.client import MqttClient
 from agent.mqtt.commands import Command, load_clients

@@ -14,7 +14,8 @@ from fakes import documents
 from fakes.asyncapi import Contract
 from fakes.brokers import Mosquitto, Subscriber
 
-from agent.config.schema import AgentConfig, MqttConfig
+from agent.config.delivery import MqttConfig
+from agent.config.schema import AgentConfig
 from agent.daemon import homeassistant
 from agent.daemon.homeassistant import HomeAssistant
 from agent.mqtt.client import MqttClient

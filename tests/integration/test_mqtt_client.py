@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from fakes.brokers import AnyBroker, Mosquitto, Subscriber, TlsFiles
 
-from agent.config.schema import BackoffConfig, MqttConfig, TlsConfig
+from agent.config.delivery import MqttConfig, TlsConfig
+from agent.config.sections import BackoffConfig
 from agent.errors import ConfigError, RejectedError, TransientError
 from agent.mqtt.broker import EmbeddedBroker
 from agent.mqtt.client import LinkState, MqttClient
@@ -82,7 +83,7 @@ async def test_the_will_says_offline_when_the_process_is_killed(
 ) -> None:
     script = """
         import asyncio, sys
-        from agent.config.schema import MqttConfig
+        from agent.config.delivery import MqttConfig
         from agent.mqtt.client import MqttClient
         from agent.mqtt.topics import Topics
         config = MqttConfig(port=int(sys.argv[1]), protocol=sys.argv[2])

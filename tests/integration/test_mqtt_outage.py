@@ -10,7 +10,8 @@ import pytest
 from fakes.delivery import FAST, delivering
 from fakes.scripted_broker import Cut, Manners, ScriptedBroker
 
-from agent.config.schema import BackoffConfig, MqttConfig
+from agent.config.delivery import MqttConfig
+from agent.config.sections import BackoffConfig
 from agent.mqtt.client import MqttClient
 from agent.mqtt.spread import share
 from agent.mqtt.topics import Topics

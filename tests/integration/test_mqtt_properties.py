@@ -15,7 +15,8 @@ from fakes.delivery import MAX_AGE_S, TOPICS, delivering, duplicates
 from fakes.scripted_broker import Cut, Manners, Peer, ScriptedBroker, acknowledge
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from agent.config.schema import BackoffConfig, MqttConfig
+from agent.config.delivery import MqttConfig
+from agent.config.sections import BackoffConfig
 from agent.events.cloudevents import CONTENT_TYPE
 from agent.mqtt.client import MqttClient
 from agent.mqtt.seal import is_signed, unpack

@@ -17,7 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.config.schema import MqttConfig
+from agent.config.delivery import MqttConfig
 from agent.mqtt.client import MqttClient
 from agent.ports import Received
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.outbox.history import EventQuery
 from agent.outbox.store import OutboxStore
 from agent.ports import Message

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from fakes.brokers import AnyBroker, Mosquitto, Subscriber
 
-from agent.config.schema import BackoffConfig, MqttConfig, OutboxConfig
+from agent.config.delivery import MqttConfig, OutboxConfig
+from agent.config.sections import BackoffConfig
 from agent.mqtt.client import MqttClient
 from agent.mqtt.topics import Topics
 from agent.outbox.relay import Relay

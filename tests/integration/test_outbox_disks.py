@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from fakes.powerloss_fs import REASON, PowerLossMount
 
-from agent.config.schema import BackoffConfig, OutboxConfig
+from agent.config.delivery import OutboxConfig
+from agent.config.sections import BackoffConfig
 from agent.errors import StorageError, StorageFullError
 from agent.outbox.history import EventQuery
 from agent.outbox.relay import Relay

@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from agent.config.schema import BackoffConfig, OutboxConfig
+from agent.config.delivery import OutboxConfig
+from agent.config.sections import BackoffConfig
 from agent.errors import QuotaError, RejectedError, StorageFullError, TransientError, UnexplainedError
 from agent.outbox.relay import Relay
 from agent.outbox.store import OutboxStore

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.outbox.history import EventQuery
 from agent.outbox.store import OutboxStore
 from agent.outbox.tables import SEQUENCED

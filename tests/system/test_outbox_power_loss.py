@@ -17,7 +17,7 @@ import pytest
 from fakes.powerloss_disk import Fate, Mode
 from fakes.powerloss_fs import REASON, Moment, PowerLossMount
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.outbox.history import EventQuery
 from agent.outbox.sequence import SequenceReserve
 from agent.outbox.store import OutboxStore

@@ -12,7 +12,7 @@ import pytest
 from fakes import documents
 from fakes.asyncapi import Contract, ContractError
 
-from agent.config.schema import MqttConfig
+from agent.config.delivery import MqttConfig
 from agent.mqtt.commands import render_answer, sign_command
 from agent.mqtt.discovery import discovery_topic
 from agent.mqtt.topics import Topics

@@ -24,7 +24,7 @@ from agent.client.ledger import Due, Ledger
 from agent.client.options import OptionNames
 from agent.client.replay import ReplayAnswer, Replays, parse_answer
 from agent.client.tracker import HoleState, SequenceTracker
-from agent.config.schema import CommandsConfig
+from agent.config.delivery import CommandsConfig
 from agent.errors import DataError
 from agent.events.cloudevents import load_schema
 from agent.mqtt.commands import load_clients, read_command, render_answer

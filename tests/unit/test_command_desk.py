@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.config.schema import CommandsConfig, OutboxConfig
+from agent.config.delivery import CommandsConfig, OutboxConfig
 from agent.daemon.commands import CommandDesk
 from agent.errors import DataError, RejectedError, TransientError
 from agent.mqtt.commands import Client, Command, sign_command

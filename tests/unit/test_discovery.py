@@ -11,7 +11,7 @@ import pytest
 from fakes import documents
 from fakes.asyncapi import Contract
 
-from agent.config.schema import DiscoveryConfig
+from agent.config.delivery import DiscoveryConfig
 from agent.mqtt.discovery import announced, discovery_topic
 from agent.mqtt.topics import Topics
 from agent.types import CameraPhase, EventPhase, Level

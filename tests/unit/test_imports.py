@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
         "helpers": ("agent.backoff", "agent.memory", "agent.throttle", "agent.timeparse"),
         "empty packages": ("agent.action", "agent.config", "agent.events", "agent.health"),
     }),
-    ("contracts", {"contracts": ("agent.config.paths", "agent.config.schema", "agent.ports")}),
+    ("contracts", {"contracts": ("agent.config.paths", "agent.config.sections", "agent.config.delivery", "agent.config.schema", "agent.ports")}),
     ("pure", {"pure": (
         "agent.tracking.*", "agent.action.history", "agent.action.selection", "agent.action.windows",
         "agent.events.rules", "agent.events.ids", "agent.events.cloudevents", "agent.events.gaps", "agent.health.governor",

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.config.schema import CommandsConfig
+from agent.config.delivery import CommandsConfig
 from agent.errors import ConfigError
 from agent.events.cloudevents import load_schema
 from agent.mqtt.commands import (

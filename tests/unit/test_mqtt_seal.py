@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from agent.config.schema import MqttConfig
+from agent.config.delivery import MqttConfig
 from agent.errors import ConfigError, DataError
 from agent.mqtt.seal import Seal, is_signed, unpack
 from agent.ports import Envelope

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from fakes.replay import RecordingListener
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.daemon.orphans import close_orphans
 from agent.events.cloudevents import render
 from agent.outbox.store import OutboxStore

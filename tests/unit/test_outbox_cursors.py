@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.outbox.history import EventQuery
 from agent.outbox.store import OutboxStore
 from agent.ports import Message
@@ -146,6 +146,18 @@ async def test_a_salvaged_database_keeps_the_places(path: Path) -> None:
     async with opened(path) as store:
         assert store.report.set_aside is not None
         assert min(number or 0 for number in await numbers(store, "pager")) > 150
+
+
+async def test_a_database_that_is_replaced_while_running_has_places_for_the_sinks(path: Path) -> None:
+    async with opened(path) as store:
+        await store.keep_sinks(["pager"])
+        await store.put(message())
+        store._writer._close()  # as after an I/O error; nothing else runs on the store's thread now
+        path.write_bytes(b"SQLite format 3\x00" + b"\xff" * 5000)
+        path.with_name("events.db-wal").unlink(missing_ok=True)
+        number = await store.put(message())
+        assert store.report.set_aside is not None
+        assert number in await numbers(store, "pager")
 
 
 # --- sent again on request --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.errors import StorageError
 from agent.outbox.history import EventArchive, EventQuery
 from agent.outbox.store import OutboxStore

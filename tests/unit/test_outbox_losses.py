@@ -17,7 +17,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.errors import StorageError, StorageFullError
 from agent.events.cloudevents import load_schema
 from agent.events.gaps import parse_gap, render_gap

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.schema import BackoffConfig, OutboxConfig
+from agent.config.delivery import OutboxConfig
+from agent.config.sections import BackoffConfig
 from agent.errors import QuotaError, RejectedError, TransientError, UnexplainedError
 from agent.outbox.doubts import Doubts
 from agent.outbox.moments import from_us

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.schema import OutboxConfig
+from agent.config.delivery import OutboxConfig
 from agent.errors import StorageError, StorageFullError
 from agent.outbox.history import EventQuery
 from agent.outbox.sequence import BLOCK

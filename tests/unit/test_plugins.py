@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from fakes.graphs import rtmo_graph, stgcn_graph
 
-from agent.config.schema import CameraConfig, PluginSinkConfig, PoseConfig, ServiceConfig
+from agent.config.delivery import PluginSinkConfig
+from agent.config.schema import CameraConfig, PoseConfig, ServiceConfig
 from agent.errors import ConfigError, ModelError
 from agent.plugins import (
     Group,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.config.delivery import FileSinkConfig, PluginSinkConfig, WebhookSinkConfig
 from agent.config.load import load_config
 from agent.config.reload import compare
-from agent.config.schema import FileSinkConfig, PluginSinkConfig, WebhookSinkConfig
 from agent.errors import ConfigError
 from agent.sinks.build import build_sink
 from agent.sinks.file import FileSink

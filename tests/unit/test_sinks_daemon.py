@@ -14,7 +14,8 @@ import pytest
 from fakes.sinks import record
 from fakes.webhooks import code, hang, receiving
 
-from agent.config.schema import AgentConfig, OutboxConfig
+from agent.config.delivery import OutboxConfig
+from agent.config.schema import AgentConfig
 from agent.daemon.sinks import Sinks
 from agent.health.reasons import HealthState
 from agent.observe.metrics import Metrics

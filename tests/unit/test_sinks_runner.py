@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fakes.sinks import MemorySink, record
 
-from agent.config.schema import FileSinkConfig, OutboxConfig, PluginSinkConfig, SinkConfig
+from agent.config.delivery import FileSinkConfig, OutboxConfig, PluginSinkConfig, SinkConfig
 from agent.errors import (
     AccessError,
     BusyError,

@@ -25,7 +25,7 @@ from fakes.webhooks import Answer, code, garbage, hang, receiving, reset, slow_b
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config.schema import TlsConfig
+from agent.config.delivery import TlsConfig
 from agent.errors import AccessError, BusyError, ConfigError, RejectedError, TransientError, UnexplainedError
 from agent.net import tls_client
 from agent.sinks.answers import judge, retry_after_s

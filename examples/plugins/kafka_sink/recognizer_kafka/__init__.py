@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from agent.config.schema import PluginSinkConfig
+from agent.config.delivery import PluginSinkConfig
 from agent.ports import EventSink
 
 from recognizer_kafka.options import parse_options

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("aiokafka", reason="needs the Kafka client aiokafka")
 
-from agent.config.schema import PluginSinkConfig
+from agent.config.delivery import PluginSinkConfig
 from agent.errors import AccessError, ConfigError, RejectedError, TransientError, UnexplainedError
 from agent.types import OutboxRecord
 from aiokafka import AIOKafkaProducer
