@@ -77,6 +77,9 @@ class MqttConfig(Section):
     keepalive_s: int = Field(default=30, ge=5, le=3600)
     max_in_flight: int = Field(default=20, ge=1, le=1000)
     publish_timeout_s: Positive = 20.0
+    """Without any acknowledgement for so long the connection is given up; one message may wait three times as long."""
+    dead_after_s: Positive = 5.0
+    """A connection over which nothing that was sent has reached the broker's host for so long is given up (TCP_USER_TIMEOUT)."""
     discovery: DiscoveryConfig = DiscoveryConfig()
     reconnect: BackoffConfig = BackoffConfig()
     spread_s: NonNegative = 2.0

@@ -326,6 +326,7 @@ class MqttClient:
             will_topic=self._topics.status,
             will_payload=_OFFLINE,
             ack_timeout_s=config.publish_timeout_s,
+            dead_after_s=config.dead_after_s,
             session_expiry_s=session_expiry_s,
             fresh=self._fresh or not session_expiry_s,
             max_inbound_bytes=config.inbound_max_bytes + _HEAD_BYTES,

@@ -21,6 +21,8 @@ from agent.mqtt.keys import read_key
 
 _ALGORITHM = "HS256"
 _MAX_ID = 128
+_MAX_DETAIL = 500
+"""Characters of a refusal: it may quote what was sent, and is recorded."""
 _LEEWAY_S = 5.0
 _MEMBERS = frozenset({"id", "expires", "arguments"})
 NOBODY = "none"
@@ -42,7 +44,7 @@ class RefusedError(DataError):
     """A command that is not carried out. state: of its answer; command_id: empty when it could not be read, then nobody is answered."""
 
     def __init__(self, detail: str, command_id: str = "", state: str = "refused") -> None:
-        super().__init__(detail)
+        super().__init__(detail[:_MAX_DETAIL])
         self.command_id = command_id
         self.state = state
 
@@ -88,7 +90,7 @@ def read_command(
     if not isinstance(arguments, dict):
         raise RefusedError("arguments: expected an object", command_id)
     expires_utc = _expiry(members.get("expires"), command_id)
-    if expires_utc + timedelta(seconds=_LEEWAY_S) < now_utc:
+    if expires_utc < now_utc - timedelta(seconds=_LEEWAY_S):
         raise RefusedError(
             f"expired at {expires_utc.isoformat()}, it is {now_utc.isoformat(timespec='seconds')} here",
             command_id,

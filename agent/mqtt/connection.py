@@ -7,6 +7,7 @@ descriptors. Only name resolution, TCP and TLS set-up block, so these run on a t
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from agent.mqtt.transport import CONNECT_TIMEOUT_S, Complaint, GatheringClient, 
 from agent.mqtt.verdicts import PACKET_TOO_LARGE, PAYLOAD_INVALID, TOPIC_INVALID, Verdict, verdict
 from agent.ports import Envelope, Received
 
+_MOST_TIMEOUTS = 3
+"""A message may wait so many times the timeout while other acknowledgements come."""
 _TICK_S = 1.0
 _SESSION_TAKEN_OVER = 0x8E
 _ALIAS_TROUBLE = frozenset({0x82, 0x94})
@@ -64,6 +67,7 @@ class Connection:
         self._connack: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[TransientError] = self._loop.create_future()
         self._pending: dict[int, _Pending] = {}
+        self._acknowledged_s = 0.0
         self._subscribing: dict[int, asyncio.Future[list[ReasonCode]]] = {}
         self._slots = asyncio.Semaphore(MOST_IN_FLIGHT)
         self._queued = 0
@@ -198,6 +202,9 @@ class Connection:
         sock = self._client.socket()
         if sock is None:
             raise TransientError(self._complaint.text or "the connection was lost while it was made")
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: the kernel's own patience is a quarter of an hour
+            patience_ms = int(self._target.dead_after_s * 1000)
+            cast("socket.socket", sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience_ms)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = lambda _client, _data, mid, reason, _properties: self._on_publish(mid, reason)
@@ -246,12 +253,15 @@ class Connection:
         self._writing = left
 
     def _on_tick(self) -> None:
-        """Keep-alive, and the deadline of acknowledgements: a broker that forgets one cannot be trusted with the order."""
+        """Keep-alive, and the deadline of acknowledgements. As long as others come the line is only slow; but a broker that
+        forgets one cannot be trusted with the order."""
         self._tick = self._loop.call_later(_TICK_S, self._on_tick)
-        oldest = next(iter(self._pending.values()), None)
-        if oldest is not None and self._loop.time() - oldest.since_s > self._target.ack_timeout_s:
-            self.drop(f"a publish was not acknowledged within {self._target.ack_timeout_s:g} s")
-            return
+        oldest, now_s, limit_s = next(iter(self._pending.values()), None), self._loop.time(), self._target.ack_timeout_s
+        if oldest is not None:
+            silent_s = now_s - max(oldest.since_s, self._acknowledged_s)
+            if silent_s > limit_s or now_s - oldest.since_s > _MOST_TIMEOUTS * limit_s:
+                self.drop(f"a publish was not acknowledged within {min(silent_s, limit_s):g} s")
+                return
         self._client.loop_misc()
         self._flush_soon()
 
@@ -276,6 +286,7 @@ class Connection:
         pending = self._pending.pop(mid, None)
         if pending is None:
             return
+        self._acknowledged_s = self._loop.time()
         self._slots.release()
         if verdict(code) is Verdict.UNHEARD:
             self.unheard += 1

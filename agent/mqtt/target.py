@@ -28,6 +28,7 @@ class Target:
     will_topic: str
     will_payload: bytes
     ack_timeout_s: float
+    dead_after_s: float
     session_expiry_s: int = 0
     fresh: bool = True
     max_inbound_bytes: int = 65_536
