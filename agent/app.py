@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,10 @@ class Agent:
             self.notifier.ready(describe(View(self).state()))
             return outcome
 
+    def _reload_whole(self) -> Awaitable[Reloaded]:
+        """Not cut off half-way when the one who waits for it gives up."""
+        return asyncio.shield(self._group.create_task(self.reload(), name="reload"))
+
     async def _apply_config(self, before: AgentConfig) -> None:
         config = self.config
         set_level(config.log.level)
@@ -340,7 +344,7 @@ class Agent:
         return RemotePorts(
             topics=self.topics,
             live=self.live,
-            reload=self.reload,
+            reload=self._reload_whole,
             hold_degradation=self.monitor.hold_degradation,
             set_log_level=set_level,
             requeue=self.store.requeue,

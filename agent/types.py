@@ -246,6 +246,7 @@ class LossReason(StrEnum):
     REFUSED = "refused"  # the broker does not take it, now or ever
     DAMAGE = "damage"  # the database was damaged
     RESTORED = "restored"  # the database is an older copy of itself
+    CUT_OFF = "cut_off"  # a power loss cut off the last commit: its numbers were told to nobody
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from rich.table import Table
 from agent.cli import EXIT_GOOD, EXIT_USAGE
 from agent.commands.output import table_console
 from agent.config.load import load_config
+from agent.errors import DataError
 from agent.events.cloudevents import parse
 from agent.events.gaps import parse_gap
 from agent.outbox.audit import CommandEntry
@@ -63,7 +65,7 @@ def _query(args: argparse.Namespace) -> EventQuery:
 
 def _list(rows: list[EventRow], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps([json.loads(row.payload) | {"delivery": row.delivery} for row in rows]))
+        print(json.dumps([_document(row) | {"delivery": row.delivery} for row in rows]))
         return
     table = Table("sequence", "time", "what", "camera", "for", "sure", "delivery", box=None, pad_edge=False)
     for row in rows:
@@ -74,11 +76,22 @@ def _list(rows: list[EventRow], *, as_json: bool) -> None:
 
 def _what(row: EventRow) -> tuple[str, str, str, str]:
     """What happened, where, for how long, how sure."""
-    if row.kind == GAP:
-        loss = parse_gap(row.payload).loss
-        return f"gap {loss.ranges[0][0]}-{loss.ranges[-1][1]}: {loss.reason}", "", "", ""
-    event = parse(row.payload)
+    try:
+        if row.kind == GAP:
+            loss = parse_gap(row.payload).loss
+            return f"gap {loss.ranges[0][0]}-{loss.ranges[-1][1]}: {loss.reason}", "", "", ""
+        event = parse(row.payload)
+    except (DataError, IndexError):  # damaged, or of another version: the others are to be seen all the same
+        return f"{row.kind} {row.phase} (unreadable)", row.camera_id, "", ""
     return f"{row.kind} {row.phase}", row.camera_id, f"{event.duration_s:.0f} s", f"{event.confidence:.0%}"
+
+
+def _document(row: EventRow) -> dict[str, object]:
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(row.payload)
+        if isinstance(document, dict):
+            return document
+    return {"payload_base64": base64.b64encode(row.payload).decode("ascii")}
 
 
 def _list_dead(letters: list[DeadLetter], *, as_json: bool) -> None:

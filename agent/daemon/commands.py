@@ -23,6 +23,7 @@ from agent.ports import Envelope, Received
 _log = structlog.get_logger(__name__)
 
 _WAITING = 16
+_MAX_NAME = 128
 _LONGEST_S = 60.0
 """A command that takes longer has failed; an answer that cannot be sent for so long is not sent."""
 _ANSWER_AGAIN_S = 1.0
@@ -98,13 +99,17 @@ class CommandDesk:
         """Until cancelled."""
         while True:
             message = await self._queue.get()
-            answer = await self._answer(message)
+            try:
+                answer = await self._answer(message)
+            except Exception:  # noqa: BLE001 - what comes from outside must not stop the commands of others
+                _log.exception("command_failed", topic=message.topic)
+                continue
             if answer is not None:
                 await self._send(message, answer)
 
     async def _answer(self, message: Received) -> _Answer | None:
         """None: nobody knows whom to answer."""
-        name = message.topic.rpartition("/")[2]
+        name = message.topic.rpartition("/")[2][:_MAX_NAME]
         try:
             command = read_command(
                 message.payload, name, device=self._topics.device, clients=self._clients, config=self._config,
@@ -145,7 +150,10 @@ class CommandDesk:
             "command", command=command.name, command_id=command.command_id, client=command.client, role=command.role,
             state=answer.state,
         )  # fmt: skip
-        await self._store.finish_command(command.command_id, answer.state, answer.payload)
+        try:
+            await self._store.finish_command(command.command_id, answer.state, answer.payload)
+        except StorageError as error:  # done all the same; as after a crash, the same id would do it again
+            _log.error("command_not_recorded", command_id=command.command_id, error=str(error))
         return answer
 
     async def _do(self, command: Command) -> _Answer:
@@ -158,6 +166,9 @@ class CommandDesk:
             return _answer(command.command_id, "failed", f"not done within {_LONGEST_S:g} s")
         except RecognizerError as error:
             return _answer(command.command_id, "failed", str(error))
+        except Exception as error:  # noqa: BLE001 - a bug in one command must not stop the others
+            _log.exception("command_failed", command=command.name, command_id=command.command_id)
+            return _answer(command.command_id, "failed", f"an error of the agent: {type(error).__name__}")
         return _answer(command.command_id, "done", result=result)
 
     async def _send(self, message: Received, answer: _Answer) -> None:
@@ -184,7 +195,7 @@ class CommandDesk:
         wanted, own = message.response_topic, message.topic + "/result"
         if not wanted or any(sign in wanted for sign in "+#\x00") or wanted.startswith("$"):
             return own
-        return own if wanted.startswith(f"{self._topics.root}/") and not wanted.endswith("/result") else wanted
+        return own if wanted.startswith(f"{self._topics.root}/") else wanted
 
     def _allowed_now(self) -> bool:
         now_s, most = time.monotonic(), float(self._config.max_per_minute)

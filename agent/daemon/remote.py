@@ -24,6 +24,8 @@ from agent.types import CameraPhase, CameraStatus, Lane
 
 MOST_REPLAYED = 100_000
 """Events that one command may ask for."""
+MOST_RUNS = 500
+"""Runs of missing numbers in an answer: some ten kilobytes."""
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -139,7 +141,10 @@ class Remote:
     async def _replay(self, wanted: ReplayArguments, _command: Command) -> dict[str, Any]:
         done = await self._ports.requeue(wanted.first, wanted.last)
         self._ports.turn_back(done.lowest)
-        return {"sent": done.found, "missing": [list(run) for run in done.missing]}
+        result: dict[str, Any] = {"sent": done.found, "missing": [list(run) for run in done.missing[:MOST_RUNS]]}
+        if len(done.missing) > MOST_RUNS:
+            result["more_missing"] = len(done.missing) - MOST_RUNS
+        return result
 
     async def _reload(self, _wanted: NoArguments, _command: Command) -> dict[str, Any]:
         outcome = await self._ports.reload()

@@ -60,7 +60,8 @@ def render_gap(loss: Loss, *, event_id: str, device_id: str, sequence: int, emit
         "partitionkey": device_id,
         "data": data,
     }
-    return json.dumps(envelope, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    text = json.dumps(envelope, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")  # whatever `detail` says must not keep the announcement from being made
 
 
 def parse_gap(payload: bytes) -> ReceivedGap:

@@ -57,11 +57,17 @@ class CommandLog:
         )
 
     def purge(self, before_us: int, keep: int) -> None:
-        """Forget what came before `before_us`, and all but the latest `keep`."""
+        """Forget what came before `before_us`, and all but the latest `keep`.
+
+        Of commands that nobody was allowed a tenth as many: they must not push out the ids of those that were carried out.
+        """
         self._connection.execute("DELETE FROM commands WHERE t_us < ?", (before_us,))
-        self._connection.execute(
-            "DELETE FROM commands WHERE t_us < (SELECT t_us FROM commands ORDER BY t_us DESC LIMIT 1 OFFSET ?)", (keep,)
-        )
+        for strangers, most in ((True, keep // 10), (False, keep)):
+            self._connection.execute(
+                "DELETE FROM commands WHERE (role = '') = ? AND t_us < "
+                "(SELECT t_us FROM commands WHERE (role = '') = ? ORDER BY t_us DESC LIMIT 1 OFFSET ?)",
+                (strangers, strangers, most),
+            )
 
 
 def select_commands(connection: sqlite3.Connection, limit: int) -> list[CommandEntry]:

@@ -9,11 +9,14 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-_AFTER = """
-SELECT m.message_id, m.lane, m.sequence, m.event_id, m.topic, m.payload, m.content_type, m.retain, m.t_created_us,
+from agent.outbox.statements import RECORD
+
+_NEXT = "(SELECT value FROM meta WHERE key = 'next_sequence')"
+_AFTER = f"""
+SELECT {RECORD}, m.t_created_us,
        CASE row_number() OVER (ORDER BY m.sequence) WHEN 1 THEN c.attempts ELSE 0 END
 FROM cursors AS c JOIN messages AS m ON m.sequence > c.sequence WHERE c.sink = ? ORDER BY m.sequence LIMIT ?
-"""
+"""  # noqa: S608 - constants only
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +33,18 @@ class Cursors:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def keep(self, sinks: Collection[str]) -> None:
-        """Have exactly these sinks; a new one begins with the next message."""
+    def keep(self, sinks: Collection[str], begin: int | None = None) -> None:
+        """Have exactly these sinks; a new one begins with the number `begin`, None = the next message.
+
+        One whose place lies beyond all messages, in a damaged database, goes on with the next.
+        """
         known = {sink for (sink,) in self._connection.execute("SELECT sink FROM cursors")}
         self._connection.executemany("DELETE FROM cursors WHERE sink = ?", [(sink,) for sink in known - set(sinks)])
         self._connection.executemany(
-            "INSERT INTO cursors (sink, sequence) SELECT ?, value - 1 FROM meta WHERE key = 'next_sequence'",
-            [(sink,) for sink in set(sinks) - known],
+            f"INSERT INTO cursors (sink, sequence) SELECT ?, coalesce(?, {_NEXT}) - 1",
+            [(sink, begin) for sink in set(sinks) - known],
         )
+        self._connection.execute(f"UPDATE cursors SET sequence = {_NEXT} - 1 WHERE sequence >= {_NEXT}")  # noqa: S608
 
     def advance(self, done: Mapping[str, int]) -> None:
         """done: the last number that each sink is done with; a cursor never goes back."""

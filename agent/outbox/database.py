@@ -16,15 +16,28 @@ from agent.errors import StorageError, StorageFullError
 from agent.outbox.faults import is_damage, storage_error
 from agent.outbox.files import SIDES, beside, remove_database, sync_folder
 from agent.outbox.limits import missing
-from agent.outbox.salvage import salvage
-from agent.outbox.sequence import BLOCK, SequenceReserve
+from agent.outbox.salvage import BEYOND_ANY, salvage
+from agent.outbox.sequence import BLOCK, MOST, SequenceReserve
 from agent.outbox.wal import inspect
 from agent.types import Loss, LossReason
 
 _BUSY_TIMEOUT_S = 2.0
 _WAL_KEEP_BYTES = 16 * 1024 * 1024
 _SALVAGED = ".salvaged"
-_NUMBERS = "SELECT sequence FROM events WHERE delivery IN ('pending', 'delivered') ORDER BY sequence"
+_PARTS = {1: {"meta", "messages", "outbox", "dead_letters", "events"}, 3: {"cursors"}, 4: {"commands"}}
+"""Tables and views by the schema that brought them."""
+_WHOLE = "typeof({0}) <> 'integer' OR {0} NOT BETWEEN"
+_NONSENSE = (
+    ("messages", f"message_id < 1 OR message_id >= {BEYOND_ANY}"),
+    ("messages", f"sequence IS NOT NULL AND ({_WHOLE.format('sequence')} 1 AND {MOST - 1})"),
+    ("outbox", f"message_id < 1 OR message_id >= {BEYOND_ANY}"),
+    ("outbox", f"{_WHOLE.format('lane')} 0 AND 3"),
+    ("outbox", f"{_WHOLE.format('size_bytes')} 0 AND {1 << 31}"),
+    ("outbox", "typeof(t_created_us) <> 'integer' OR typeof(attempts) <> 'integer'"),
+)
+"""What no agent writes, by table."""
+_NUMBERS = """
+SELECT sequence FROM events WHERE delivery IN ('pending', 'delivered') AND sequence >= ? ORDER BY sequence"""
 """All but those that were given up: their announcement may be among what the damage took."""
 _KEEP_DAMAGED = 2
 """Damaged files that are kept for inspection."""
@@ -39,7 +52,8 @@ class OpenReport:
     skipped: numbers (first, last) that may or may not have been given out and will not be used again, or None.
     sequence_known: False when neither the database nor the reserve file could say where counting had stopped.
     salvaged: messages and pending deliveries that came over from the damaged file. losses: what has to be announced.
-    generation: the one that database and reserve file have agreed on.
+    generation: the one that database and reserve file have agreed on. cut_off: the last commit was not finished, or is damaged,
+    which looks the same.
     """
 
     next_sequence: int
@@ -51,6 +65,7 @@ class OpenReport:
     salvaged: tuple[int, int] = (0, 0)
     losses: tuple[Loss, ...] = ()
     generation: int = 0
+    cut_off: bool = False
 
 
 class _DamagedError(Exception):
@@ -109,7 +124,7 @@ def _open_or_replace(path: Path) -> tuple[sqlite3.Connection, OpenReport]:
         damage = "a start that replaced a damaged database was cut off"
         return connection, OpenReport(0, created=True, damage=damage, salvaged=_count(connection))
     damage = "commits in the write-ahead log are damaged and lost" if log.lost(frames) else ""
-    return connection, OpenReport(0, created=created, damage=damage)
+    return connection, OpenReport(0, created=created, damage=damage, cut_off=log.cut_off(frames))
 
 
 def _count(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -145,6 +160,7 @@ def _build(unfinished: Path, damaged: Path | None) -> None:
     with contextlib.closing(connection):
         if damaged is not None:
             salvage(damaged, connection)
+        _mark_unsettled(connection, 1)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # on a full disk this fails, unlike closing
 
 
@@ -174,6 +190,7 @@ def migrate(connection: sqlite3.Connection) -> bool:
             f"the event database has schema {version}, this agent knows {steps[-1][0]} "
             "(hint: it was written by a newer agent; go back to that version or move the file away)"
         )
+    _check_parts(connection, version)
     for number, script in steps:
         if number <= version:
             continue
@@ -190,6 +207,7 @@ def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool, int]:
     """A sound database, whether it is new, and how many good frames its write-ahead log had."""
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     try:
+        connection.text_factory = _text
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has an effect in an empty file only
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
@@ -198,6 +216,7 @@ def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool, int]:
         _check(connection)
         frames = _frames(connection)  # before anything is written
         created = migrate(connection)
+        _check_values(connection)
     except sqlite3.DatabaseError as error:
         connection.close()
         if is_damage(error):
@@ -207,6 +226,11 @@ def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool, int]:
         connection.close()
         raise
     return connection, created, frames
+
+
+def _text(data: bytes) -> str:
+    """A damaged letter must not stop the lane that its message waits in."""
+    return data.decode("utf-8", "replace")
 
 
 def _frames(connection: sqlite3.Connection) -> int:
@@ -219,6 +243,28 @@ def _check(connection: sqlite3.Connection) -> None:
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise _DamagedError(verdict)
+
+
+def _check_parts(connection: sqlite3.Connection, version: int) -> None:
+    """Whether the schema is the one that the file says it has."""
+    have = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view')")}
+    wanted = {name for since, names in _PARTS.items() for name in names if since <= version}
+    if missing_parts := wanted - have:
+        raise _DamagedError(f"schema {version} without {', '.join(sorted(missing_parts))}")
+    if version == 0 and have & _PARTS[1]:
+        raise _DamagedError("tables of no schema")
+
+
+def _check_values(connection: sqlite3.Connection) -> None:
+    """SQLite's check knows nothing of what numbers mean: one flipped bit, and counting could not go on."""
+    meta = dict(connection.execute("SELECT key, value FROM meta"))
+    for key in ("next_sequence", "generation", "copied"):
+        if not isinstance(meta.get(key), int) or not 0 <= meta[key] < MOST:
+            raise _DamagedError(f"meta: {key} is {meta.get(key)!r}")
+    for table, nonsense in _NONSENSE:
+        found = connection.execute(f"SELECT message_id FROM {table} WHERE {nonsense} LIMIT 1").fetchone()  # noqa: S608 - constants only
+        if found is not None:
+            raise _DamagedError(f"{table}: in row {found[0]}: {nonsense}")
 
 
 def _set_aside(path: Path) -> Path:
@@ -243,20 +289,30 @@ def _forget_older_damage(path: Path) -> None:
 
 
 def _settle_sequence(connection: sqlite3.Connection, reserve: SequenceReserve, report: OpenReport) -> OpenReport:
-    """Decide with which number to go on, store it and a new generation in both homes, and say what is missing."""
+    """Decide with which number to go on, store it and a new generation in both homes, and say what is missing.
+
+    That numbers are missing stays in the database until it is announced: a start may be cut off in between.
+    """
     meta = dict(connection.execute("SELECT key, value FROM meta"))
     (used,) = connection.execute("SELECT coalesce(max(sequence), 0) FROM messages").fetchone()
     exact = following = max(meta["next_sequence"], used + 1)
     # A counter more than a block below the bound has lost commits as well: a copy from before there were generations.
     old = meta["copied"] == 1 or meta["generation"] < reserve.generation or (reserve.bound or 0) > exact + BLOCK
-    if reserve.bound is not None and (report.created or report.damage or old):
+    if reserve.bound is not None and (report.created or report.damage or report.cut_off or old):
         following = max(exact, reserve.bound)
     reserve_knew = reserve.bound is not None
     generation = max(meta["generation"], reserve.generation) + 1
+    since = min(exact, meta.get("unsettled", exact))
+    losses = _losses(connection, report, since, following, interrupted=since < exact, old=old)
+    connection.execute("BEGIN IMMEDIATE")
     connection.execute(
-        "UPDATE meta SET value = CASE key WHEN 'next_sequence' THEN ? WHEN 'generation' THEN ? ELSE 0 END",
+        "UPDATE meta SET value = CASE key WHEN 'next_sequence' THEN ? WHEN 'generation' THEN ? ELSE 0 END "
+        "WHERE key IN ('next_sequence', 'generation', 'copied')",
         (following, generation),
     )
+    if losses:
+        _mark_unsettled(connection, since)
+    connection.execute("COMMIT")
     reserve.cover(following, following + 1)
     reserve.renew(generation)
     return replace(
@@ -265,18 +321,29 @@ def _settle_sequence(connection: sqlite3.Connection, reserve: SequenceReserve, r
         generation=generation,
         skipped=(exact, following - 1) if following > exact else None,
         sequence_known=not report.damage or reserve_knew or exact > 1,
-        losses=_losses(connection, report, exact, following),
+        losses=losses,
     )
 
 
-def _losses(connection: sqlite3.Connection, report: OpenReport, exact: int, following: int) -> tuple[Loss, ...]:
-    """Which numbers a subscriber must not wait for."""
+def _mark_unsettled(connection: sqlite3.Connection, since: int) -> None:
+    """From this number on a subscriber may wait in vain; taken away by the transaction that announces it."""
+    connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('unsettled', ?)", (since,))
+
+
+def _losses(
+    connection: sqlite3.Connection, report: OpenReport, since: int, following: int, *, interrupted: bool, old: bool
+) -> tuple[Loss, ...]:
+    """Which numbers a subscriber must not wait for. interrupted: an earlier start could not announce them; old: a copy."""
+    ranges = missing((number for (number,) in connection.execute(_NUMBERS, (since,))), since, following)
+    reason = LossReason.DAMAGE if report.damage or report.created or since == 1 else LossReason.RESTORED
     if report.damage and report.created:
-        numbers = (number for (number,) in connection.execute(_NUMBERS))
-        ranges = missing(numbers, 1, following)
         detail = f"{report.damage}; {report.salvaged[0]} messages were salvaged, {report.salvaged[1]} of them to be delivered"
+    elif report.damage or report.created:
+        detail = report.damage or "the database was gone"
+    elif interrupted:
+        detail = "a start was cut off before this was announced"
+    elif old:
+        detail = "an older copy was put back"
     else:
-        ranges = missing([], exact, following)
-        detail = report.damage or ("the database was gone" if report.created else "an older copy was put back")
-    reason = LossReason.DAMAGE if report.damage or report.created else LossReason.RESTORED
+        reason, detail = LossReason.CUT_OFF, "the last commit was cut off, and had not been promised to anybody"
     return (Loss(reason, None, ranges, None, detail),) if ranges else ()

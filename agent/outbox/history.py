@@ -68,7 +68,10 @@ def events_sql(query: EventQuery) -> tuple[str, list[Any]]:
     chosen |= {condition: to_us(moment) for condition, moment in times.items() if moment is not None}
     where = " AND ".join(chosen)
     order = "DESC" if query.newest_first else "ASC"
-    columns = "sequence, lane, event_id, kind, phase, camera_id, t_event_us, topic, payload, delivery"
+    texts = {name: f"CAST({name} AS TEXT)" for name in ("event_id", "kind", "phase", "camera_id", "topic")}
+    columns = (
+        "sequence, lane, {event_id}, {kind}, {phase}, {camera_id}, t_event_us, {topic}, CAST(payload AS BLOB), delivery"
+    ).format(**texts)
     sql = f"SELECT {columns} FROM events WHERE {where} ORDER BY sequence {order} LIMIT ?"  # noqa: S608 - constants only
     return sql, [*chosen.values(), -1 if query.limit is None else query.limit]
 
@@ -178,6 +181,7 @@ def _open_read_only(path: Path, options: str) -> Any:
     import sqlite_utils
 
     connection = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True)
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")  # a damaged letter must not hide the others
     try:
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the files, the log included
         connection.execute("PRAGMA query_only=1")
@@ -200,5 +204,5 @@ def _cells(row: EventRow) -> dict[str, object]:
 def _readable(payload: bytes) -> dict[str, object]:
     try:
         return {"payload": json.loads(payload)}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"payload_base64": base64.b64encode(payload).decode("ascii")}

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.outbox.sequence import MOST
+
 _MESSAGES = (
     "message_id, lane, sequence, event_id, topic, payload, content_type, retain, kind, phase, camera_id, "
     "t_event_us, t_created_us"
@@ -23,8 +25,8 @@ _TYPES = (int, int, (int, type(None)), str, str, bytes, str, int, str, str, str,
 _CHUNK = 256
 _FAILURES = 20_000
 _TIME_S = 30.0
-_BEYOND_ANY = 1 << 40
-"""Where the highest row id cannot be read, so many are looked for."""
+BEYOND_ANY = 1 << 40
+"""Row ids stay below. Where the highest cannot be read, so many are looked for."""
 
 Row = tuple[Any, ...]
 
@@ -53,9 +55,9 @@ class _Reader:
 
     def rows(self) -> Iterator[Row]:
         """Every row that can be read, its row id first, rising."""
-        last = _BEYOND_ANY
+        last = BEYOND_ANY - 1
         with contextlib.suppress(sqlite3.Error, TypeError, ValueError):
-            last = int(self._connection.execute(self._newest).fetchone()[0] or 0)
+            last = min(last, int(self._connection.execute(self._newest).fetchone()[0] or 0))
         ranges = [(1, last)]  # a stack: the lowest last
         while ranges:
             first, last = ranges.pop()
@@ -119,13 +121,14 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, result: Salvag
     letters = _Reader(source, "dead_letters", "message_id, reason, attempts, t_dead_us", deadline_s)
     dead = {row[0]: row for row in _whole(letters.rows(), (int, str, int, int))}
     with contextlib.suppress(sqlite3.Error):  # the first schemas had none
-        target.executemany(
-            "INSERT INTO cursors (sink, sequence, attempts) VALUES (?, ?, ?)",
-            source.execute("SELECT sink, sequence, attempts FROM cursors"),
-        )
+        places = source.execute("SELECT sink, sequence, attempts FROM cursors").fetchall()
+        for place in _whole(iter(places), (str, int, int)):
+            _insert(target, "cursors", "sink, sequence, attempts", place)
     messages = _Reader(source, "messages", f"{_MESSAGES}, {_lost_column(source)}", deadline_s)
     for row in _whole(messages.rows(), _TYPES):
         row_id, lane, sequence = row[:3]
+        if sequence is not None and not 0 < sequence < MOST:
+            continue
         unsure = sequence is not None and _within(row_id, deliveries.unread) and row_id not in dead
         pending = row_id in attempts or unsure
         if sequence is None and not pending and row_id not in dead:
@@ -175,8 +178,8 @@ def _counter(path: Path) -> int | None:
     """The highest next sequence that the damaged file still tells, or None."""
     found = []
     for question in (
-        "SELECT value FROM meta WHERE key = 'next_sequence'",
-        "SELECT max(sequence) + 1 FROM messages",
+        f"SELECT value FROM meta WHERE key = 'next_sequence' AND value BETWEEN 1 AND {MOST}",  # noqa: S608 - constants only
+        f"SELECT max(sequence) + 1 FROM messages WHERE sequence < {MOST}",  # noqa: S608
     ):
         with (
             contextlib.suppress(sqlite3.Error, TypeError, ValueError),

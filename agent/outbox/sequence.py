@@ -16,7 +16,9 @@ from pathlib import Path
 from agent.outbox.files import sync_folder
 
 BLOCK = 10_000
-"""Numbers per write of the file; no commit holds more rows than this."""
+"""Numbers per write of the file."""
+MOST = 1 << 53
+"""Numbers stay below: what reads them as floating point keeps them apart. A larger one is damage."""
 
 
 class SequenceReserve:
@@ -32,7 +34,7 @@ class SequenceReserve:
     def cover(self, first: int, end: int) -> None:
         """Have the numbers `first` <= n < `end` below the bound, on disk. Raises OSError."""
         if self.bound is None or self.bound < end:
-            self._write(first + BLOCK, self.generation)
+            self._write(max(first + BLOCK, end), self.generation)  # what was given up may be many numbers at once
 
     def renew(self, generation: int) -> None:
         """Remember the database's generation, once the database has it on disk. Raises OSError."""
@@ -44,7 +46,8 @@ class SequenceReserve:
             bound, *more = (int(word) for word in self._path.read_text(encoding="ascii").split())
         except (OSError, ValueError):
             return None, 0
-        return (bound, more[0] if more else 0) if bound > 0 else (None, 0)
+        generation = more[0] if more else 0
+        return (bound, generation) if 0 < bound < MOST and 0 <= generation < MOST else (None, 0)
 
     def _write(self, bound: int, generation: int) -> None:
         temporary = self._path.with_name(self._path.name + ".new")

@@ -16,11 +16,15 @@ CHUNKS = (64, 8, 1)  # rows per INSERT; few different texts, so that the prepare
 VALUES = "(?,?,?,?,?,?,?,?,?,?,?,?,?)"
 INSERT = {n: f"INSERT INTO messages ({COLUMNS}) VALUES {','.join([VALUES] * n)}" for n in CHUNKS}  # noqa: S608 - constants only
 IDS = "(SELECT value FROM json_each(?))"
-PENDING = """
-SELECT m.message_id, m.lane, m.sequence, m.event_id, m.topic, m.payload, m.content_type, m.retain, o.t_created_us, o.attempts
+RECORD = (  # whatever a damaged row holds has the type that it should have
+    "m.message_id, m.lane, m.sequence, CAST(m.event_id AS TEXT), CAST(m.topic AS TEXT), CAST(m.payload AS BLOB), "
+    "CAST(m.content_type AS TEXT), m.retain"
+)
+PENDING = f"""
+SELECT {RECORD}, o.t_created_us, o.attempts
 FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
 WHERE o.lane = ? AND o.message_id > ? AND o.t_created_us >= ? ORDER BY o.message_id LIMIT ?
-"""
+"""  # noqa: S608 - constants only
 SUPERSEDED = """
 SELECT old.message_id FROM messages AS new
 JOIN messages AS old ON old.topic = new.topic AND old.message_id < new.message_id
@@ -43,6 +47,10 @@ OLDEST_DELIVERED = """
 SELECT message_id, sequence FROM messages AS m WHERE NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
 AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id) ORDER BY message_id LIMIT ?
 """
+OLDEST_DEAD = """
+SELECT m.message_id, m.sequence FROM dead_letters AS d JOIN messages AS m ON m.message_id = d.message_id
+ORDER BY d.message_id LIMIT ?
+"""
 REQUEUE = f"""
 SELECT message_id, lane, CASE kind WHEN '{GAP}' THEN 0 ELSE length(payload) END FROM messages AS m
 WHERE sequence BETWEEN ? AND ? AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
@@ -52,4 +60,9 @@ QUEUE = f"""
 INSERT INTO outbox (message_id, lane, size_bytes, t_created_us)
 SELECT message_id, lane, CASE kind WHEN '{GAP}' THEN 0 ELSE length(payload) END, ? FROM messages WHERE message_id IN {IDS}
 """  # noqa: S608 - constants only
+LOWEST = """
+SELECT o.lane, min(o.message_id) FROM messages AS m JOIN outbox AS o ON o.message_id = m.message_id
+WHERE m.sequence BETWEEN ? AND ? GROUP BY o.lane
+"""
+FOUND_AGAIN = f"UPDATE messages SET lost = NULL WHERE lost IS NOT NULL AND message_id IN {IDS}"  # noqa: S608 - constants only
 HAVE = "SELECT sequence FROM messages WHERE sequence BETWEEN ? AND ? ORDER BY sequence"

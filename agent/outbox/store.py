@@ -13,6 +13,7 @@ import structlog
 from agent.config.delivery import OutboxConfig
 from agent.errors import StorageError
 from agent.outbox.audit import CommandEntry
+from agent.outbox.clock import SteadyClock
 from agent.outbox.cursors import SinkDepth
 from agent.outbox.database import OpenReport
 from agent.outbox.history import EventQuery, EventRow, select_events
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+_ANY_TIME_US = -(1 << 63)  # what SQLite can hold: a damaged time may be of before 1970
 _FORGET_WAIT_S = 0.05
 """How long acknowledgements gather when no commit takes them along; one that is lost to a crash is only a duplicate."""
 
@@ -36,6 +38,11 @@ def wall_clock_us() -> int:
     return time.time_ns() // 1000
 
 
+def monotonic_clock_us() -> int:
+    """Microseconds since some moment, never jumping."""
+    return time.monotonic_ns() // 1000
+
+
 class OutboxStore:
     """SQLite in WAL mode with FULL synchronisation, written by one thread in group commits. Implements `EventStore`.
 
@@ -43,14 +50,12 @@ class OutboxStore:
     lane keeps the newest row of each topic.
     """
 
-    def __init__(
-        self, path: Path, config: OutboxConfig, clock_us: Callable[[], int], announce: Announce | None
-    ) -> None:
+    def __init__(self, path: Path, config: OutboxConfig, clock: SteadyClock, announce: Announce | None) -> None:
         """Use `open`; this only prepares."""
         self._path = path.absolute()
         self._loop = asyncio.get_running_loop()
-        self._clock_us = clock_us
-        self._writer = Writer(self._path, config, self._post, clock_us, announce)
+        self._clock = clock
+        self._writer = Writer(self._path, config, self._post, clock, announce)
         self._config = config
         self._opened: asyncio.Future[OpenReport] = self._loop.create_future()
         self._stopped = asyncio.Event()
@@ -71,14 +76,18 @@ class OutboxStore:
         config: OutboxConfig,
         clock_us: Callable[[], int] = wall_clock_us,
         announce: Announce | None = None,
+        monotonic_us: Callable[[], int] | None = None,
     ) -> Self:
         """Open or create the database at `path` and start its thread; `report` says what was found.
 
-        clock_us: wall clock, microseconds since 1970 UTC. announce: makes the message for subscribers of a Loss with sequences,
+        clock_us: wall clock, microseconds since 1970 UTC; monotonic_us: tells its jumps from the passing of time, by default the
+        system's, or for another wall clock that one, which then never jumps. announce: makes the message for subscribers of a Loss with sequences,
         which is committed together with the loss; called on the store's thread. Without it losses are only told to `on_loss`.
         Raises StorageFullError, StorageError.
         """
-        store = cls(path, config, clock_us, announce)
+        if monotonic_us is None:
+            monotonic_us = monotonic_clock_us if clock_us is wall_clock_us else clock_us
+        store = cls(path, config, SteadyClock(clock_us, monotonic_us), announce)
         store._writer.start()
         await asyncio.shield(store._opened)
         return store
@@ -138,7 +147,7 @@ class OutboxStore:
 
         States and telemetry that are too old are left out; alarms and events wait until they are given up and announced.
         """
-        not_before_us = 0 if lane in SEQUENCED else self._clock_us() - max_age_us(self._config, lane)
+        not_before_us = _ANY_TIME_US if lane in SEQUENCED else self._clock() - max_age_us(self._config, lane)
         return await self._ask(lambda tables: tables.fetch(lane, limit, after, not_before_us))
 
     def forget(self, row_ids: Iterable[int]) -> None:
@@ -165,14 +174,21 @@ class OutboxStore:
 
         Raises StorageError.
         """
-        return await self._ask(lambda tables: tables.requeue(first, last), writes=True)
+        done, newest = await self._ask(lambda tables: (tables.requeue(first, last), tables.newest()), writes=True)
+        for lane, row_id in newest.items():  # rows of before this start, which nobody has seen pending
+            self._newest[lane] = max(self._newest[lane], row_id)
+        return done
 
     # --- further sinks ------------------------------------------------------------------------------------------------
 
     async def keep_sinks(self, names: Collection[str]) -> None:
-        """Have a place in the history for exactly these sinks; a new one begins with the next message. Raises StorageError."""
+        """Have a place in the history for exactly these sinks; a new one begins with the next message. Raises StorageError.
+
+        Where opening found something missing it begins with the announcement of that: it may be old, and the database new.
+        """
         self._writer.sinks = frozenset(names)
-        await self._ask(lambda tables: tables.cursors.keep(names), writes=True)
+        begin = self.report.next_sequence if self.report.losses else None
+        await self._ask(lambda tables: tables.cursors.keep(names, begin), writes=True)
 
     async def fetch_after(self, sink: str, limit: int) -> list[OutboxRecord]:
         """The next alarms and events for `sink`, in order of sequence; those it is done with count from `sink_done` on."""
@@ -193,7 +209,7 @@ class OutboxStore:
 
     async def sink_depth(self) -> dict[str, SinkDepth]:
         """How far each sink is behind."""
-        return await self._ask(lambda tables: tables.cursors.depth(self._clock_us()))
+        return await self._ask(lambda tables: tables.cursors.depth(self._clock()))
 
     # --- commands -----------------------------------------------------------------------------------------------------
 

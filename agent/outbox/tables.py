@@ -21,10 +21,13 @@ from agent.outbox.moments import from_us, to_us
 from agent.outbox.statements import (
     CHUNKS,
     DROP,
+    FOUND_AGAIN,
     HAVE,
     IDS,
     INSERT,
+    LOWEST,
     OLDEST,
+    OLDEST_DEAD,
     OLDEST_DELIVERED,
     PENDING,
     PURGE,
@@ -70,7 +73,8 @@ class DeadLetter:
 @dataclass(frozen=True, slots=True)
 class Requeued:
     """Messages that are on their way again. found: how many the history has, those that still waited included; missing: runs of
-    numbers that it has not; lowest: row id to begin again with, per lane."""
+    numbers that it has not; lowest: row id to begin again with, per lane, those that still waited included as well: whoever asks
+    again after an answer that got lost has the relay turn back all the same."""
 
     found: int
     missing: tuple[tuple[int, int], ...]
@@ -176,6 +180,10 @@ class Tables:
         """The number that the next alarm or event gets."""
         self.connection.execute("UPDATE meta SET value = ? WHERE key = 'next_sequence'", (next_sequence,))
 
+    def settle(self) -> None:
+        """What opening found missing is announced in this transaction."""
+        self.connection.execute("DELETE FROM meta WHERE key = 'unsettled'")
+
     def delete(self, row_ids: Collection[int]) -> None:
         """Forget pending deliveries, and outside the history also the messages. Unknown ids are fine."""
         if not row_ids:
@@ -248,21 +256,28 @@ class Tables:
         return len(chosen)
 
     def drop_history(self, limit: int) -> int:
-        """Delete the oldest messages that wait for nobody, at most `limit`; returns how many."""
+        """Delete the oldest messages that wait for nobody, at most `limit`, dead letters last; returns how many."""
         rows = self.connection.execute(OLDEST_DELIVERED, (limit,)).fetchall()
+        rows = rows or self.connection.execute(OLDEST_DEAD, (limit,)).fetchall()
         self._delete_history(rows, LossReason.BYTES)
         return len(rows)
 
-    def purge_history(self, before_us: int, limit: int, after: int = 0) -> int | None:
+    def shift(self, first_id: int, by_us: int) -> None:
+        """The clock was put right: what waits from row id `first_id` on was stamped by the wrong one."""
+        self.connection.execute(
+            "UPDATE outbox SET t_created_us = t_created_us + ? WHERE message_id >= ?", (by_us, first_id)
+        )
+
+    def purge_history(self, before_us: int, limit: int, after: int = 0, end: int | None = None) -> int | None:
         """Drop messages committed before `before_us` that wait for nobody.
 
-        Looks at the `limit` messages above the row id `after`; returns the last one looked at, None at the end of what
-        is old enough.
+        Looks at the `limit` messages above the row id `after` and below `end`; returns the last one looked at, None at the end of
+        what is old enough.
         """
         self.connection.execute("DELETE FROM dead_letters WHERE t_dead_us < ?", (before_us,))
         ask = "SELECT max(message_id), count(*), min(t_created_us) FROM (SELECT message_id, t_created_us FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?)"
         last, looked_at, oldest_us = self.connection.execute(ask, (after, limit)).fetchone()
-        if not looked_at or oldest_us >= before_us:
+        if not looked_at or oldest_us >= before_us or (end is not None and last >= end):
             return None
         self._delete_history(self.connection.execute(PURGE, (after, limit, before_us)).fetchall(), LossReason.AGE)
         return int(last) if looked_at == limit else None
@@ -273,11 +288,10 @@ class Tables:
         ids = json.dumps([row[0] for row in rows])
         self.connection.execute(QUEUE, (self._clock_us(), ids))
         self.connection.execute(f"DELETE FROM dead_letters WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
-        self.connection.execute(f"UPDATE messages SET lost = NULL WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
-        lowest: dict[Lane, int] = {}
-        for row_id, lane, size in rows:
-            lowest.setdefault(Lane(lane), row_id)
+        self.connection.execute(FOUND_AGAIN, (ids,))
+        for _, lane, size in rows:
             self._count(Lane(lane), 1, size)
+        lowest = {Lane(lane): row_id for lane, row_id in self.connection.execute(LOWEST, (first, last))}
         have = [number for (number,) in self.connection.execute(HAVE, (first, last))]
         return Requeued(len(have), missing(have, first, last + 1), lowest)
 
@@ -319,7 +333,8 @@ class Tables:
     def _delete_history(self, rows: Sequence[tuple[int, int | None]], reason: LossReason) -> None:
         """rows: row id and sequence. A loss for the sinks that had them still before them."""
         ids = json.dumps([row_id for row_id, _ in rows])
-        self.connection.execute(f"DELETE FROM messages WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
+        for table in ("messages", "dead_letters"):
+            self.connection.execute(f"DELETE FROM {table} WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
         numbers = sorted(sequence for _, sequence in rows if sequence is not None)
         for sink, missed in self.cursors.behind(numbers).items():
             self.losses.append(Loss(reason, None, runs(missed), len(missed), sink=sink))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from agent.config.delivery import OutboxConfig
+from agent.outbox.clock import SteadyClock
 from agent.outbox.limits import max_age_us
 from agent.outbox.tables import Tables
 from agent.types import Lane
@@ -25,23 +25,30 @@ _US_PER_DAY = 86_400 * 1_000_000
 class Upkeep:
     """Works in slices so that no commit waits long; due again soon when there is more. due_s: on the monotonic clock."""
 
-    def __init__(self, clock_us: Callable[[], int]) -> None:
+    def __init__(self, clock: SteadyClock) -> None:
         self.due_s = time.monotonic() + _EVERY_S
-        self._clock_us = clock_us
+        self._clock = clock
+        self._started_us = clock()
         self._purged_to = 0
 
     def begin(self, *, tight: bool) -> None:
         """A round begins. tight: the disk is full, and its end is to be noticed soon."""
         self.due_s = time.monotonic() + (_TIGHT_EVERY_S if tight else _EVERY_S)
 
-    def give_up(self, tables: Tables, config: OutboxConfig) -> None:
-        """Inside a transaction: messages that waited too long, and history that is too old or too much."""
-        now_us, more = self._clock_us(), False
+    def give_up(self, tables: Tables, config: OutboxConfig, first_id: int) -> None:
+        """Inside a transaction: messages that waited too long, and history that is too old or too much.
+
+        first_id: of the messages of this process. Their history is not too old while the process is not, whatever they are stamped.
+        """
+        now_us, more = self._clock(), False
+        history_us = int(config.history_days * _US_PER_DAY)
+        young = now_us - self._started_us < history_us
         for lane in Lane:
             more |= tables.expire(lane, now_us - max_age_us(config, lane), _ROWS) == _ROWS
-        last = tables.purge_history(now_us - int(config.history_days * _US_PER_DAY), _ROWS, self._purged_to)
+        end = first_id if young else None
+        last = tables.purge_history(now_us - history_us, _ROWS, self._purged_to, end)
         self._purged_to = last or 0
-        tables.commands.purge(now_us - int(config.history_days * _US_PER_DAY), _COMMANDS_KEPT)
+        tables.commands.purge(now_us - history_us, _COMMANDS_KEPT)
         if tables.used_bytes() > config.max_bytes:
             more |= tables.drop_history(_ROWS) == _ROWS
         if more or last is not None:

@@ -19,15 +19,23 @@ _WORD = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """What a log says about itself. commits_end: frames up to the last one that closes a commit of this generation; readable:
-    False when the log has frames and its header is damaged, so that SQLite takes none of them."""
+    """What a log says about itself. commits_end: frames up to the last one that closes a commit of this generation; before_last: up
+    to the last but one; readable: False when the log has frames and its header is damaged, so that SQLite takes none of them."""
 
     commits_end: int
+    before_last: int = 0
     readable: bool = True
 
     def lost(self, recovered: int) -> bool:
-        """Whether commits were lost. recovered: frames that SQLite found good."""
-        return not self.readable or self.commits_end > recovered
+        """Whether commits were lost that had been synced. recovered: frames that SQLite found good.
+
+        With FULL a commit begins once the one before it is synced, so a power loss can take one at most.
+        """
+        return not self.readable or self.before_last > recovered
+
+    def cut_off(self, recovered: int) -> bool:
+        """Whether there is one commit beyond the good ones: cut off by a power loss, or damaged, which looks the same."""
+        return self.readable and self.before_last <= recovered < self.commits_end
 
 
 def inspect(log: Path) -> LogState:
@@ -40,15 +48,15 @@ def inspect(log: Path) -> LogState:
             magic, _, page, _, *salts, first, second = _HEADER.unpack(header)
             if magic & ~1 != _MAGIC or _checksum(header[:24], big=bool(magic & 1)) != (first, second):
                 return LogState(0, readable=not file.read(_FRAME.size))
-            end = number = 0
+            ends, number = (0, 0), 0
             while len(frame := file.read(_FRAME.size)) == _FRAME.size:
                 number += 1
                 _, size_after, *frame_salts, _, _ = _FRAME.unpack(frame)
                 if size_after and frame_salts == salts:
-                    end = number
+                    ends = (ends[1], number)
                 file.seek(page, 1)
             whole = (log.stat().st_size - _HEADER.size) // (_FRAME.size + page)
-            return LogState(min(end, whole))
+            return LogState(min(ends[1], whole), min(ends[0], whole))
     except FileNotFoundError:
         return LogState(0)
 

@@ -17,6 +17,7 @@ import structlog
 
 from agent.config.delivery import OutboxConfig
 from agent.errors import StorageError, StorageFullError
+from agent.outbox.clock import SteadyClock
 from agent.outbox.database import open_database, sole_owner
 from agent.outbox.faults import is_broken_connection, storage_error
 from agent.outbox.jobs import Answer, Ask, Jobs, Outcome, Put
@@ -49,7 +50,7 @@ class _Batch:
 class Writer:
     """One thread, one connection.
 
-    post: called on this thread with each Outcome; hands it to the event loop. clock_us: wall clock, microseconds since 1970 UTC.
+    post: called on this thread with each Outcome; hands it to the event loop. clock: time by which ages count.
     announce: makes the message that tells subscribers of a Loss; None = losses are only reported in the Outcome.
     """
 
@@ -58,21 +59,22 @@ class Writer:
         path: Path,
         config: OutboxConfig,
         post: Callable[[Outcome], None],
-        clock_us: Callable[[], int],
+        clock: SteadyClock,
         announce: Announce | None,
     ) -> None:
         self.config = config
         self.sinks: frozenset[str] | None = None  # whose places a new file must have; None = nobody has said
         self._path = path
         self._post = post
-        self._clock_us = clock_us
+        self._clock = clock
         self._announce = announce
         self._queue: queue.SimpleQueue[Jobs] = queue.SimpleQueue()
         self._reserve = SequenceReserve(path.with_name(path.name + ".sequence"))
         self._room = Room(path.with_name(path.name + ".reserve"), config.reserve_bytes)
-        self._upkeep = Upkeep(clock_us)
+        self._upkeep = Upkeep(clock)
         self._tables: Tables | None = None
         self._next_id = 1
+        self._first_id = 0  # of this process, once the database has been opened
         self._next_sequence = 1
         self._generation = 0
         self._renewed_at = 0  # the next sequence when the generation rose
@@ -101,8 +103,9 @@ class Writer:
                 stack.enter_context(sole_owner(self._path))
                 stack.callback(self._close)
                 self._open_at_start(outcome)
-            except StorageError as error:
-                self._post(Outcome(failure=error, stopped=True))
+            except Exception as error:  # noqa: BLE001 - nobody else would hear of it, and `open` would wait for ever
+                problem = error if isinstance(error, StorageError) else StorageError(f"{self._path}: {error!r}")
+                self._post(Outcome(failure=problem, stopped=True))
                 return
             self._commit([], [], outcome)  # what opening found missing is announced before anything else is committed
             self._post(outcome)
@@ -111,7 +114,7 @@ class Writer:
                 jobs = self._gather()
                 stopping = jobs.stop
                 self._post(self._handle(jobs))
-                if time.monotonic() >= self._upkeep.due_s:
+                if time.monotonic() >= self._upkeep.due_s or self._clock.jump_us:
                     self._post(self._maintain())
         self._post(Outcome(stopped=True))
 
@@ -145,19 +148,12 @@ class Writer:
         return outcome
 
     def _commit(self, puts: list[Put], changes: list[Ask], outcome: Outcome) -> None:
-        """One transaction: all of it or nothing, and the answers that belong to it. A full disk gets a second try."""
+        """One transaction: all of it or nothing, and the answers that belong to it."""
         if not (puts or changes or self._waiting()):
             return
         self._company = max(1, len(puts))
         try:
-            try:
-                batch = self._transact(puts, changes, outcome)
-            except Exception as error:
-                if not isinstance(self._roll_back(error), StorageFullError):
-                    raise
-                self._room.release()
-                self._room.claim(self._open(outcome))
-                batch = self._transact(puts, changes, outcome)
+            batch = self._transact_where_room_is(puts, changes, outcome)
         except Exception as error:  # noqa: BLE001 - the thread must live on and those who wait must hear of it
             problem = self._roll_back(error)
             outcome.answers += [Answer(put.reply, error=problem) for put in puts]
@@ -174,9 +170,29 @@ class Writer:
         """Whether there is something that goes along with the next commit."""
         return bool(self._forget or self._attempts or self._done or self._losses or self._given_up)
 
+    def _transact_where_room_is(self, puts: list[Put], changes: list[Ask], outcome: Outcome) -> _Batch:
+        """A full disk gets a second try with the reserve, and a third with the alarms alone: one large event must not stop them."""
+        try:
+            return self._transact(puts, changes, outcome)
+        except Exception as error:
+            if not isinstance(self._roll_back(error), StorageFullError):
+                raise
+        self._room.release()
+        self._room.claim(self._open(outcome))
+        alarms = [put for put in puts if put.message.lane is Lane.ALARM]
+        try:
+            return self._transact(puts, changes, outcome)
+        except Exception as error:
+            full = self._roll_back(error)
+            if not isinstance(full, StorageFullError) or len(alarms) in {0, len(puts)}:
+                raise
+        batch = self._transact(alarms, changes, outcome)
+        batch.answers += [Answer(put.reply, error=full) for put in puts if put.message.lane is not Lane.ALARM]
+        return batch
+
     def _transact(self, puts: list[Put], changes: list[Ask], outcome: Outcome) -> _Batch:
         tables = self._open(outcome)
-        batch = _Batch(self._next_id, self._next_sequence, self._clock_us())
+        batch = _Batch(self._next_id, self._next_sequence, self._clock())
         tables.connection.execute("BEGIN IMMEDIATE")
         for put in self._admit(tables, puts, batch):
             self._add(batch, put)
@@ -187,6 +203,8 @@ class Writer:
         tables.cursors.advance(self._done)
         for lane in batch.newest:
             self._keep_limit(tables, lane)
+        if self._losses:
+            tables.settle()
         batch.losses = self._losses + self._number_given_up(batch) + tables.losses
         self._insert(tables, batch, self._announcements(batch))
         tables.connection.execute("COMMIT")
@@ -307,7 +325,7 @@ class Writer:
             connection, report = open_database(self._path, self._reserve)
             try:
                 self._room.bound_log(connection)
-                tables = Tables(connection, self._clock_us)
+                tables = Tables(connection, self._clock)
                 if report.created and self.sinks is not None:
                     tables.cursors.keep(self.sinks)
                 self._next_id = max(self._next_id, tables.max_row_id() + 1)
@@ -317,8 +335,9 @@ class Writer:
                 connection.close()
                 raise storage_error(error, self._path) from error
             self._tables = tables
+            self._first_id = self._first_id or self._next_id
             self._generation = report.generation
-            self._losses += report.losses
+            self._losses = list(report.losses)  # also those of an opening before it that were not announced
             outcome.opened = dataclasses.replace(report, next_sequence=self._next_sequence)
         return self._tables
 
@@ -339,14 +358,22 @@ class Writer:
         self._upkeep.begin(tight=self._room.tight)
         renewed = self._generation + 1 if self._next_sequence > self._renewed_at else 0
 
+        jump_us = self._clock.jump_us
+
         def work(tables: Tables) -> None:
-            self._upkeep.give_up(tables, self.config)
+            if jump_us:
+                tables.shift(self._first_id, jump_us)
+            else:
+                self._upkeep.give_up(tables, self.config, self._first_id)
             if renewed:
                 tables.set_generation(renewed)
 
         self._commit([], [Ask(work, None, writes=True)], outcome)
         if any(answer.error is not None for answer in outcome.answers) or self._tables is None:
             return outcome
+        if jump_us:
+            self._clock.take_over(jump_us)
+            log.warning("outbox_clock_jumped", by_s=round(jump_us / 1e6, 1))
         try:
             if renewed:
                 self._generation, self._renewed_at = renewed, self._next_sequence

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from agent.config.delivery import CommandsConfig, OutboxConfig
 from agent.daemon.commands import CommandDesk
-from agent.errors import DataError, RejectedError, TransientError
+from agent.errors import DataError, RejectedError, StorageError, TransientError
 from agent.mqtt.commands import Client, Command, sign_command
 from agent.mqtt.topics import Topics
 from agent.outbox.audit import CommandEntry, select_commands
@@ -54,15 +54,17 @@ class Out:
 
 
 class Office:
-    """A desk with a store and two commands: `count` counts, `fail` fails."""
+    """A desk with a store and three commands: `count` counts, `fail` fails, `break` has a bug."""
 
     def __init__(self, store: OutboxStore, config: CommandsConfig) -> None:
         self.store = store
         self.out = Out()
         self.counted: list[dict[str, Any]] = []
-        handlers = {"count": self._count, "fail": self._fail}
+        self.broken = 0
+        self.refuse_records = False
+        handlers = {"count": self._count, "fail": self._fail, "break": self._break}
         clients = {"desk": Client("operator", KEY)}
-        self.desk = CommandDesk(config, topics=TOPICS, store=store, out=self.out, handlers=handlers, clients=clients)
+        self.desk = CommandDesk(config, topics=TOPICS, store=self, out=self.out, handlers=handlers, clients=clients)
 
     async def _count(self, arguments: dict[str, Any], _command: Command) -> dict[str, Any]:
         self.counted.append(arguments)
@@ -70,6 +72,20 @@ class Office:
 
     async def _fail(self, _arguments: dict[str, Any], _command: Command) -> dict[str, Any]:
         raise DataError("not today")
+
+    async def _break(self, _arguments: dict[str, Any], _command: Command) -> dict[str, Any]:
+        self.broken += 1
+        raise KeyError("no such thing")
+
+    async def accept_command(
+        self, command_id: str, name: str, client: str, role: str, arguments: str
+    ) -> CommandEntry | None:
+        return await self.store.accept_command(command_id, name, client, role, arguments)
+
+    async def finish_command(self, command_id: str, state: str, answer: bytes) -> None:
+        if self.refuse_records:
+            raise StorageError("no room left on the disk")
+        await self.store.finish_command(command_id, state, answer)
 
     async def ask(self, name: str, command_id: str, **more: Any) -> dict[str, Any]:
         self.desk.receive(message(name, command_id, **more))
@@ -94,7 +110,7 @@ def message(
 
 
 CONFIG = CommandsConfig.model_validate(
-    {"enabled": True, "roles": {"viewer": [], "operator": ["count", "fail", "unknown"], "admin": []}}
+    {"enabled": True, "roles": {"viewer": [], "operator": ["count", "fail", "break", "unknown"], "admin": []}}
 )
 
 
@@ -235,3 +251,48 @@ def test_whatever_is_sent_the_desk_goes_on(commands: list[tuple[str, bytes]]) ->
                 assert {answer["state"] for _, answer, _ in office.out.sent} <= {"done", "refused", "expired", "failed"}
 
     asyncio.run(main())
+
+
+# --- whatever comes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expires", ["9999-12-31T23:59:59Z", 253_402_300_799, "0001-01-01T00:00:00Z"])
+async def test_the_end_of_time_is_only_a_refusal(path: Path, expires: object) -> None:
+    payload = json.dumps({"id": "a", "expires": expires}).encode()
+    async with opened(path) as office:
+        office.desk.receive(Received(TOPICS.command("count"), payload, 1, retain=False))
+        assert (await office.out.answer())["state"] in {"refused", "expired"}
+        assert (await office.ask("count", "b"))["state"] == "done"
+
+
+async def test_a_bug_in_one_command_is_answered_and_stops_no_other(path: Path) -> None:
+    async with opened(path) as office:
+        assert (await office.ask("break", "a")) == {
+            "id": "a", "state": "failed", "detail": "an error of the agent: KeyError",
+        }  # fmt: skip
+        assert (await office.ask("break", "a"))["state"] == "failed"
+        assert office.broken == 1
+        assert (await office.ask("count", "b"))["state"] == "done"
+
+
+async def test_what_was_done_and_could_not_be_recorded_is_answered_as_done(path: Path) -> None:
+    async with opened(path) as office:
+        office.refuse_records = True
+        assert (await office.ask("count", "a"))["state"] == "done"
+        office.refuse_records = False
+        assert (await office.ask("count", "b"))["state"] == "done"
+
+
+async def test_what_is_refused_takes_little_room(path: Path) -> None:
+    async with opened(path) as office:
+        payload = json.dumps({"id": "a", "x" * 60_000: 1, "expires": "2026-01-01T00:00:00Z"}).encode()
+        office.desk.receive(Received(f"recognizer/box/cmd/{'n' * 60_000}", payload, 1, retain=False))
+        assert len((await office.out.answer())["detail"]) <= 500
+        (entry,) = await office.record()
+        assert len(entry.name) + len(entry.answer or b"") < 1000
+
+
+async def test_an_answer_never_looks_like_a_command(path: Path) -> None:
+    async with opened(path) as office:
+        await office.ask("count", "a", response_topic="recognizer/box/cmd/result")
+        assert office.out.sent[-1][0] == "recognizer/box/cmd/count/result"

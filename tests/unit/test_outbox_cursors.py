@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.config.delivery import OutboxConfig
+from agent.outbox.audit import select_commands
 from agent.outbox.history import EventQuery
 from agent.outbox.store import OutboxStore
 from agent.ports import Message
@@ -193,3 +194,51 @@ async def test_a_command_is_recorded_once_and_its_answer_is_kept(path: Path) -> 
         entry = await store.accept_command("a", "snapshot", "", "viewer", "{}")
         assert entry is not None
         assert (entry.name, entry.client, entry.state, entry.answer) == ("reload", "desk", "done", b"{}")
+
+
+async def test_events_of_before_a_restart_are_seen_to_wait_again(path: Path) -> None:
+    async with opened(path) as store:
+        for _ in range(3):
+            await store.put(message())
+        await store.delete([record.row_id for record in await store.fetch(Lane.EVENT, 3)])
+    async with opened(path) as store:
+        assert store.newest[Lane.EVENT] == 0
+        answer = await store.requeue(1, 3)
+        assert store.newest[Lane.EVENT] == 3  # the relay fetches as long as this is above what it has
+        assert (await store.requeue(2, 3)).lowest == {Lane.EVENT: 2}  # asked again: the first answer may have been lost
+        assert answer.lowest == {Lane.EVENT: 1}
+
+
+async def test_a_place_beyond_all_messages_is_not_believed(path: Path) -> None:
+    async with opened(path) as store:
+        await store.keep_sinks(["pager"])
+        await store.put(message())
+        await store._ask(lambda tables: tables.connection.execute(f"UPDATE cursors SET sequence = {1 << 60}"))
+    async with opened(path) as store:
+        await store.keep_sinks(["pager"])
+        await store.put(message())
+        assert await numbers(store, "pager") == [2]
+
+
+async def test_a_sink_whose_place_was_lost_with_the_database_hears_of_the_gap(path: Path) -> None:
+    async with opened(path) as store:
+        await store.keep_sinks(["pager"])
+        await store.put(message())
+    path.unlink()
+    async with opened(path) as store:
+        await store.keep_sinks(["pager"])
+        (row,) = await store.events(EventQuery())
+        assert row.kind == GAP
+        assert await numbers(store, "pager") == [row.sequence]
+
+
+async def test_refused_commands_do_not_push_out_the_ids_of_others(path: Path) -> None:
+    async with opened(path) as store:
+        for n in range(200):
+            if n % 20 == 0:
+                await store.accept_command(f"good {n}", "reload", "desk", "admin", "{}")
+            await store.accept_command(f"refused {n}", "reload", "", "", "{}")
+        await store._ask(lambda tables: tables.commands.purge(0, 100))
+        known = await store._ask(lambda tables: [entry.role for entry in select_commands(tables.connection, 1000)])
+        assert known.count("admin") == 10
+        assert 9 <= known.count("") <= 15

@@ -23,7 +23,9 @@ from agent.events.cloudevents import load_schema
 from agent.events.gaps import parse_gap, render_gap
 from agent.events.ids import Uuid7
 from agent.outbox.backup import back_up
+from agent.outbox.database import _replace, open_database
 from agent.outbox.history import EventQuery, EventRow
+from agent.outbox.sequence import SequenceReserve
 from agent.outbox.store import OutboxStore
 from agent.outbox.tables import SEQUENCED
 from agent.ports import Message
@@ -540,3 +542,153 @@ async def test_a_database_of_the_first_schema_is_brought_up_to_date(path: Path) 
         assert await store.put(message()) == 2
         assert [row.sequence for row in await history(store)] == [1, 2]
         assert await store.sink_depth() == {}
+
+
+# --- values that nobody wrote -----------------------------------------------------------------------------------------
+
+_LARGEST = (1 << 63) - 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        f"UPDATE messages SET message_id = {_LARGEST} WHERE message_id = 3",
+        f"UPDATE messages SET sequence = {_LARGEST} WHERE message_id = 3",
+        "UPDATE messages SET sequence = -4 WHERE message_id = 3",
+        "UPDATE outbox SET lane = 77 WHERE message_id = 3",
+        f"UPDATE outbox SET size_bytes = {_LARGEST}",
+        f"UPDATE meta SET value = {_LARGEST} WHERE key = 'next_sequence'",
+        f"UPDATE meta SET value = {_LARGEST} WHERE key = 'generation'",
+        "DELETE FROM meta WHERE key = 'copied'",
+        "DROP TABLE meta",
+        "DROP TABLE outbox",
+        "DROP TABLE cursors",
+        "PRAGMA user_version = 0",
+    ],
+)
+async def test_a_database_whose_values_make_no_sense_is_damaged(path: Path, change: str) -> None:
+    async with opened(path) as store:
+        await asyncio.gather(*(store.put(message()) for _ in range(3)))
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(change)
+        connection.commit()
+    async with opened(path) as store:
+        assert store.report.set_aside is not None
+        assert 3 < (await store.put(message()) or 0) < 100_000
+        kept = {record.sequence for record in await store.fetch(Lane.EVENT, 10)}
+        assert kept >= {1, 2}
+        assert kept | numbers(gaps(await history(store))) >= {1, 2, 3}
+        assert not await unexplained(store)
+
+
+@pytest.mark.parametrize("bound", ["99999999999999999999\n1\n", f"10001\n{_LARGEST}\n"])
+async def test_a_bound_that_makes_no_sense_is_not_believed(path: Path, bound: str) -> None:
+    async with opened(path) as store:
+        await store.put(message())
+    path.with_name("events.db.sequence").write_text(bound)
+    async with opened(path) as store:
+        assert await store.put(message()) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        f"UPDATE messages SET t_created_us = {_LARGEST}, t_event_us = {-_LARGEST} WHERE message_id = 1",
+        f"UPDATE outbox SET t_created_us = {_LARGEST} WHERE message_id = 1",
+        "UPDATE outbox SET t_created_us = -5 WHERE message_id = 1",
+        "UPDATE messages SET t_created_us = 'x', t_event_us = 2.5 WHERE message_id = 1",
+        "UPDATE messages SET topic = CAST(x'ff41' AS TEXT) WHERE message_id = 1",
+        "UPDATE messages SET topic = x'41', payload = 7 WHERE message_id = 1",
+    ],
+)
+async def test_a_damaged_time_or_letter_does_not_stop_the_lane(path: Path, change: str) -> None:
+    async with opened(path) as store:
+        await asyncio.gather(*(store.put(message()) for _ in range(3)))
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(change)
+        connection.commit()
+    async with opened(path) as store:
+        records = await store.fetch(Lane.EVENT, 10)
+        assert [record.sequence for record in records] == [1, 2, 3]
+        assert {(type(record.topic), type(record.payload)) for record in records} == {(str, bytes)}
+        assert len(await history(store)) == 3
+
+
+# --- cut off ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["damaged", "replaced", "gone", "copy"])
+async def test_what_opening_found_missing_is_announced_by_a_later_start_when_this_one_is_cut_off(
+    path: Path, case: str
+) -> None:
+    await filled(path, 40)
+    old = path.read_bytes()
+    await filled(path, 40)
+    if case == "copy":
+        path.write_bytes(old)
+    elif case == "gone":
+        path.unlink()
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("DELETE FROM messages WHERE sequence IN (11, 12)")  # as if their page could not be read
+            connection.commit()
+        damage_pages(path, [path.stat().st_size // 4096 - 1])
+    if case == "replaced":
+        _replace(path)
+    else:
+        open_database(path, SequenceReserve(path.with_name("events.db.sequence")))[0].close()
+    for _ in range(2):
+        async with opened(path) as store:
+            (loss,) = gaps(await history(store))  # once
+            assert not await unexplained(store)
+            assert loss.reason is (LossReason.RESTORED if case == "copy" else LossReason.DAMAGE)
+            assert (await store.put(message()) or 0) > 80
+            if case in {"damaged", "replaced"}:
+                assert {11, 12} <= numbers([loss])
+
+
+async def test_more_given_up_than_a_block_of_numbers_stays_below_the_bound(path: Path) -> None:
+    async with opened(path) as store:
+        for _ in range(25_000):
+            store.give_up(Lane.EVENT, LossReason.STORAGE)
+        highest = await store.put(message())
+        await store.delete([])
+        assert numbers(gaps(await history(store))) == set(range(2, 25_002))
+    path.unlink()
+    async with opened(path) as store:
+        assert (await store.put(message()) or 0) > 25_002 > (highest or 0)
+
+
+async def test_what_an_error_says_cannot_keep_its_loss_from_being_announced(path: Path) -> None:
+    async with opened(path) as store:
+        await store.keep_sinks(["pager"])
+        await store.put(message())
+        (record,) = await store.fetch_after("pager", 1)
+        await store.sink_refused("pager", record, "413 \udcff")
+        (loss,) = gaps(await history(store))
+        assert loss.detail == "413 ?"
+
+
+async def test_an_alarm_is_not_stopped_by_an_event_that_is_too_large_for_a_full_disk(small_disk: Path) -> None:
+    async with opened(small_disk / "events.db", OutboxConfig(reserve_bytes=1_000_000)) as store:
+        await store.put(message())
+        fill(small_disk)
+        event, alarm = await asyncio.gather(
+            store.put(message(size=3_000_000)), store.put(message(Lane.ALARM)), return_exceptions=True
+        )
+        assert isinstance(event, StorageFullError)
+        assert isinstance(alarm, int)
+        assert not await unexplained(store)
+
+
+async def test_dead_letters_leave_when_the_database_is_too_large(path: Path) -> None:
+    config = OutboxConfig(reserve_bytes=0, max_bytes=1_000_000)
+    async with opened(path, config) as store:
+        for _ in range(4):
+            await asyncio.gather(*(store.put(message(size=8000)) for _ in range(50)))
+        for record in await store.fetch(Lane.EVENT, 200):
+            await store.dead_letter(record.row_id, "no")
+        await store.delete([record.row_id for record in await store.fetch(Lane.ALARM, 1000)])
+        for _ in range(3):
+            await upkeep(store)
+        assert await store.dead_letters() == []

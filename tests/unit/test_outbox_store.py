@@ -309,7 +309,7 @@ async def test_a_log_that_is_damaged_in_its_middle_repeats_no_number(path: Path,
             report = store.report
             number = await store.put(message()) or 0
         assert number > 8, frame
-        assert report.damage, frame
+        assert report.damage or report.cut_off, frame  # the last commit alone looks as if a power loss had cut it off
         assert report.skipped is not None, frame
         assert report.skipped[1] == number - 1
 
