@@ -40,12 +40,12 @@ class LossDesk:
     def report(self, loss: Loss) -> None:
         """Count it, and raise `events_lost` where it concerns events. What the broker refused has a reason of its own, and of what a power
         loss cut off nothing had been committed."""
-        numbers = sum(last - first + 1 for first, last in loss.ranges)
         lane = loss.lane.name.lower() if loss.lane is not None else "unknown"
-        if loss.reason is not LossReason.CUT_OFF:
-            self._metrics.count_lost_messages(lane, loss.reason.value, numbers if loss.lost is None else loss.lost)
+        if loss.lost is not None:
+            self._metrics.count_lost_messages(lane, loss.reason.value, loss.lost)
         if loss.ranges and loss.reason not in {LossReason.REFUSED, LossReason.CUT_OFF}:
-            count = f"up to {numbers}" if loss.lost is None else str(loss.lost)
-            self._health.raise_reason(
-                Reason.EVENTS_LOST, f"{count} events lost ({loss.reason.value}) {loss.detail}".strip()
+            first, last = loss.ranges[0][0], loss.ranges[-1][1]
+            what = (
+                f"{loss.lost} events" if loss.lost is not None else f"perhaps events of the numbers {first} to {last}"
             )
+            self._health.raise_reason(Reason.EVENTS_LOST, f"{what} ({loss.reason.value}) {loss.detail}".strip())

@@ -12,7 +12,7 @@ from agent.events.cloudevents import ReceivedEvent, parse
 from agent.outbox.history import EventQuery, EventRow
 from agent.outbox.store import OutboxStore
 from agent.ports import PipelineListener
-from agent.types import Event, EventPhase
+from agent.types import GAP, Event, EventPhase
 
 _log = structlog.get_logger(__name__)
 
@@ -39,6 +39,8 @@ def _open_incidents(newest_first: list[EventRow]) -> list[ReceivedEvent]:
     """The latest step of each incident whose latest step is not `resolved`, oldest first."""
     latest: dict[str, ReceivedEvent] = {}
     for row in newest_first:
+        if row.kind == GAP:
+            continue
         try:
             event = parse(row.payload)
         except DataError as error:  # written by another version: no reason not to start

@@ -39,6 +39,8 @@ _NONSENSE = (
 _NUMBERS = """
 SELECT sequence FROM events WHERE delivery IN ('pending', 'delivered') AND sequence >= ? ORDER BY sequence"""
 """All but those that were given up: their announcement may be among what the damage took."""
+_FAR = 1_000_000_000
+"""More numbers than a device gives in years."""
 _KEEP_DAMAGED = 2
 """Damaged files that are kept for inspection."""
 
@@ -300,6 +302,8 @@ def _settle_sequence(connection: sqlite3.Connection, reserve: SequenceReserve, r
     old = meta["copied"] == 1 or meta["generation"] < reserve.generation or (reserve.bound or 0) > exact + BLOCK
     if reserve.bound is not None and (report.created or report.damage or report.cut_off or old):
         following = max(exact, reserve.bound)
+    elif meta["copied"] == 1:  # without the file beside it nobody knows how far counting has gone since
+        following = exact + _FAR
     reserve_knew = reserve.bound is not None
     generation = max(meta["generation"], reserve.generation) + 1
     since = min(exact, meta.get("unsettled", exact))

@@ -515,6 +515,26 @@ async def test_a_backup_made_while_events_flow_can_be_restored(path: Path, tmp_p
         assert not await unexplained(store)
 
 
+async def test_a_backup_restored_on_another_box_repeats_no_number(path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "backup.db"
+    async with opened(path) as store:
+        await store.put(message())
+        await asyncio.to_thread(back_up, path, target)
+        highest = [await store.put(message()) for _ in range(20)][-1]
+    elsewhere = tmp_path / "elsewhere" / "events.db"
+    elsewhere.parent.mkdir()
+    shutil.copy(target, elsewhere)
+    async with opened(elsewhere) as store:
+        assert (await store.put(message()) or 0) > (highest or 0)
+        assert numbers_of(gaps(await history(store))) == [(2, 1_000_000_001)]
+    async with opened(elsewhere) as store:
+        assert not store.report.losses  # told once
+
+
+def numbers_of(losses: list[Loss]) -> list[tuple[int, int]]:
+    return [run for loss in losses for run in loss.ranges]
+
+
 def test_a_backup_of_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no event database here"):
         back_up(tmp_path / "events.db", tmp_path / "copy.db")
