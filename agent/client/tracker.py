@@ -192,6 +192,9 @@ class SequenceTracker:
             rest.append(Hole(hole.first, sequence - 1, hole.state, hole.since_s))
         if sequence < hole.last:
             rest.append(Hole(sequence + 1, hole.last, hole.state, now_s))
+        elif index + 1 < len(self._holes) and self._holes[index + 1].first == sequence + 1:
+            above = self._holes[index + 1]  # of another state, but no less the next that may come
+            self._holes[index + 1] = Hole(above.first, above.last, above.state, now_s)
         self._holes[index : index + 1] = rest
         self._limit()
 

@@ -147,8 +147,14 @@ class OutboxStore:
 
         States and telemetry that are too old are left out; alarms and events wait until they are given up and announced.
         """
-        not_before_us = _ANY_TIME_US if lane in SEQUENCED else self._clock() - max_age_us(self._config, lane)
-        return await self._ask(lambda tables: tables.fetch(lane, limit, after, not_before_us))
+
+        def work(
+            tables: Tables,
+        ) -> list[OutboxRecord]:  # its thread is the one that moves rows when the clock has jumped
+            not_before_us = _ANY_TIME_US if lane in SEQUENCED else self._clock() - max_age_us(self._config, lane)
+            return tables.fetch(lane, limit, after, not_before_us)
+
+        return await self._ask(work)
 
     def forget(self, row_ids: Iterable[int]) -> None:
         """Delete delivered rows with one of the next commits. Tried again until it works; unknown ids are fine."""

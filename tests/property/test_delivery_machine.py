@@ -44,9 +44,10 @@ class Link:
     def __init__(self) -> None:
         self.receive_maximum = 3
         self.patient = False  # accept everything at once
-        self.accepted: list[bytes] = []
+        self.accepted: list[tuple[int, bytes]] = []
         self.never: list[bytes] = []  # refused for good
-        self.waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self.waiting: list[tuple[int, bytes, asyncio.Future[None]]] = []
+        self.sent = 0  # what is sent over one connection arrives in this order, whenever it is answered
         self._up = asyncio.Event()
         self._up.set()
 
@@ -62,17 +63,19 @@ class Link:
     ) -> None:
         if not self.connected:
             raise TransientError("offline")
+        self.sent += 1
+        serial = self.sent
         if self.patient:
-            self.accepted.append(payload)
+            self.accepted.append((serial, payload))
             return
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting.append((payload, answer))
+        self.waiting.append((serial, payload, answer))
         await answer
 
     def answer(self, index: int, error: Exception | None) -> None:
-        payload, answer = self.waiting.pop(index)
+        serial, payload, answer = self.waiting.pop(index)
         if error is None:
-            self.accepted.append(payload)
+            self.accepted.append((serial, payload))
             answer.set_result(None)
         else:
             if isinstance(error, RejectedError):
@@ -82,8 +85,11 @@ class Link:
     def lose(self, taken: int) -> None:
         """The connection goes; of what was on its way the broker got the first `taken`, their answers are lost."""
         self._up.clear()
-        self.accepted += [payload for payload, _ in self.waiting[:taken]]
-        for _, answer in self.waiting:
+        answered = max((serial for serial, _ in self.accepted), default=0)
+        for index, (serial, payload, _) in enumerate(self.waiting):
+            if index < taken or serial < answered:
+                self.accepted.append((serial, payload))
+        for _, _, answer in self.waiting:
             answer.set_exception(TransientError("connection lost"))
         self.waiting.clear()
 
@@ -271,7 +277,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         first: dict[str, dict[str, Any]] = {}
         order: dict[str, list[int]] = defaultdict(list)
         announced: set[int] = set()
-        for payload in self.link.accepted:
+        for _, payload in sorted(self.link.accepted):
             body = json.loads(payload)
             announced |= {n for low, high in body.get("ranges", []) for n in range(low, high + 1)}
             if body["sequence"] is None:
