@@ -59,7 +59,9 @@ def survive(cable: Cable, folder: Path, fault: Callable[[Cable], None], outage_s
         before = len(trial.arrivals_s)
         time.sleep(outage_s)
         arrived = len(trial.arrivals_s) - before
-        assert arrived < (RATE * outage_s / 2 if still_arrive else 1)  # the fault was one; with luck something gets through
+        assert arrived < (
+            RATE * outage_s / 2 if still_arrive else 1
+        )  # the fault was one; with luck something gets through
         cable.mend()
         recovery_s = trial.wait_for_arrivals(1, 60)
         verdict = trial.finish(60)
