@@ -85,13 +85,17 @@ class Link:
     def lose(self, taken: int) -> None:
         """The connection goes; of what was on its way the broker got the first `taken`, their answers are lost."""
         self._up.clear()
+        self.arrive(taken)
+        for _, _, answer in self.waiting:
+            answer.set_exception(TransientError("connection lost"))
+        self.waiting.clear()
+
+    def arrive(self, taken: int) -> None:
+        """The connection has ended. Whatever was sent before something that was answered has arrived, too."""
         answered = max((serial for serial, _ in self.accepted), default=0)
         for index, (serial, payload, _) in enumerate(self.waiting):
             if index < taken or serial < answered:
                 self.accepted.append((serial, payload))
-        for _, _, answer in self.waiting:
-            answer.set_exception(TransientError("connection lost"))
-        self.waiting.clear()
 
     def restore(self) -> None:
         self._up.set()
@@ -136,6 +140,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self.task
+        self.link.arrive(0)
         self.link.waiting.clear()
 
     async def progress(self) -> None:
