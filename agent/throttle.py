@@ -1,4 +1,4 @@
-"""A token bucket over bytes for links that cost money. Pure but for the clock that it is given."""
+"""Token buckets: over bytes for links that cost money, over messages from outside. Pure but for the clock that they are given."""
 
 from __future__ import annotations
 
@@ -57,3 +57,24 @@ class Throttle:
 
     def _cap(self) -> None:
         self._levels = [min(level, self._rate * _BURST_S) for level in self._levels]
+
+
+class Allowance:
+    """How many messages may come: `per_s`, and at most `burst` at once. clock_s: monotonic seconds."""
+
+    def __init__(self, per_s: float, burst: float, clock_s: Callable[[], float]) -> None:
+        self._per_s = per_s
+        self._burst = burst
+        self._clock_s = clock_s
+        self._left = burst
+        self._at_s = clock_s()
+
+    def take(self) -> bool:
+        """Whether one more may come now; then it counts."""
+        now_s = self._clock_s()
+        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._per_s)
+        self._at_s = now_s
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

@@ -19,6 +19,7 @@ from agent.mqtt.commands import Client, Command, RefusedError, authorise, read_c
 from agent.mqtt.topics import Topics
 from agent.outbox.audit import CommandEntry
 from agent.ports import Envelope, Received
+from agent.throttle import Allowance
 
 _log = structlog.get_logger(__name__)
 
@@ -81,15 +82,14 @@ class CommandDesk:
         self._handlers = handlers
         self._clients = clients
         self._queue: asyncio.Queue[Received] = asyncio.Queue(_WAITING)
-        self._left = float(config.max_per_minute)
-        self._at_s = time.monotonic()
+        self._allowance = Allowance(config.max_per_minute / 60.0, float(config.max_per_minute), time.monotonic)
         self.dropped = 0
 
     def receive(self, message: Received) -> None:
         """A message under `cmd/`. A retained one is no command: it would be carried out at every connection."""
         if message.retain:
             _log.warning("command_ignored", topic=message.topic, reason="it is retained")
-        elif not self._allowed_now() or self._queue.full():
+        elif not self._allowance.take() or self._queue.full():
             self.dropped += 1
             _log.warning("command_dropped", topic=message.topic, reason="too many")
         else:
@@ -196,15 +196,6 @@ class CommandDesk:
         if not wanted or any(sign in wanted for sign in "+#\x00") or wanted.startswith("$"):
             return own
         return own if wanted.startswith(f"{self._topics.root}/") else wanted
-
-    def _allowed_now(self) -> bool:
-        now_s, most = time.monotonic(), float(self._config.max_per_minute)
-        self._left = min(most, self._left + (now_s - self._at_s) * most / 60.0)
-        self._at_s = now_s
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 def _answer(command_id: str, state: str, detail: str = "", result: dict[str, Any] | None = None) -> _Answer:

@@ -10,6 +10,7 @@ import structlog
 from paho.mqtt.client import topic_matches_sub
 
 from agent.ports import Received
+from agent.throttle import Allowance
 
 log = structlog.get_logger(__name__)
 
@@ -47,10 +48,7 @@ class Inbox:
         self.subscriptions: list[Subscription] = []
         self._max_bytes = max_bytes
         self._max_per_s = max_per_s
-        self._burst = max(1.0, max_per_s)
-        self._clock_s = clock_s
-        self._left = self._burst
-        self._at_s = clock_s()
+        self._allowance = Allowance(max_per_s, max(1.0, max_per_s), clock_s)
 
     def take(self, message: Received) -> None:
         """Returns when the message may be acknowledged, whatever became of it: one that fails would only come again."""
@@ -60,7 +58,9 @@ class Inbox:
         elif len(message.payload) > self._max_bytes:
             self.stats.too_large += 1
             log.warning("mqtt_message_too_large", topic=message.topic, bytes=len(message.payload))
-        elif not self._allow():
+        elif not self._allowance.take():
+            if not self.stats.too_many:
+                log.warning("mqtt_messages_dropped", reason=f"more than {self._max_per_s:g} a second")
             self.stats.too_many += 1
         else:
             self._hand_over(subscription, message)
@@ -73,14 +73,3 @@ class Inbox:
             log.exception("mqtt_handler_failed", topic=message.topic)
         else:
             self.stats.handled += 1
-
-    def _allow(self) -> bool:
-        now_s = self._clock_s()
-        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._max_per_s)
-        self._at_s = now_s
-        if self._left < 1:
-            if not self.stats.too_many:
-                log.warning("mqtt_messages_dropped", reason=f"more than {self._max_per_s:g} a second")
-            return False
-        self._left -= 1
-        return True

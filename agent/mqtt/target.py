@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from agent.config.delivery import MqttConfig, TlsConfig
 from agent.errors import ConfigError, ConfigProblem
+from agent.net import tls_client
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +59,6 @@ def read_password(config: MqttConfig) -> str:
 
 def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     """Raises ConfigError when a file cannot be used."""
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
-    except OSError as error:
-        raise ConfigError([ConfigProblem(f"{tls.ca_file}: {error}", path="mqtt.tls.ca_file")]) from error
+    context = tls_client(tls, "mqtt.tls")
     context.sslsocket_class = TlsSocket
-    context.check_hostname = tls.verify_hostname
-    if tls.cert_file is not None:
-        try:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
-        except OSError as error:
-            message = f"{tls.cert_file}, {tls.key_file}: {error}"
-            hint = "a PEM certificate with its unencrypted PEM key"
-            raise ConfigError([ConfigProblem(message, path="mqtt.tls.cert_file", hint=hint)]) from error
     return context

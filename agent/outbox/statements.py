@@ -51,14 +51,19 @@ OLDEST_DEAD = """
 SELECT m.message_id, m.sequence FROM dead_letters AS d JOIN messages AS m ON m.message_id = d.message_id
 ORDER BY d.message_id LIMIT ?
 """
+SIZE = f"CASE kind WHEN '{GAP}' THEN 0 ELSE length(payload) END"
+QUEUE_FROM = f"""
+INSERT INTO outbox (message_id, lane, size_bytes, t_created_us)
+SELECT message_id, lane, {SIZE}, t_created_us FROM messages WHERE message_id >= ?
+"""  # noqa: S608 - constants only
 REQUEUE = f"""
-SELECT message_id, lane, CASE kind WHEN '{GAP}' THEN 0 ELSE length(payload) END FROM messages AS m
+SELECT message_id, lane, {SIZE} FROM messages AS m
 WHERE sequence BETWEEN ? AND ? AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
 ORDER BY message_id
 """  # noqa: S608 - constants only
 QUEUE = f"""
 INSERT INTO outbox (message_id, lane, size_bytes, t_created_us)
-SELECT message_id, lane, CASE kind WHEN '{GAP}' THEN 0 ELSE length(payload) END, ? FROM messages WHERE message_id IN {IDS}
+SELECT message_id, lane, {SIZE}, ? FROM messages WHERE message_id IN {IDS}
 """  # noqa: S608 - constants only
 LOWEST = """
 SELECT o.lane, min(o.message_id) FROM messages AS m JOIN outbox AS o ON o.message_id = m.message_id

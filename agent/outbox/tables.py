@@ -32,6 +32,7 @@ from agent.outbox.statements import (
     PENDING,
     PURGE,
     QUEUE,
+    QUEUE_FROM,
     REQUEUE,
     SUPERSEDED,
 )
@@ -151,8 +152,10 @@ class Tables:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def insert(self, rows: Sequence[Row], next_sequence: int) -> None:
+    def insert(self, rows: Sequence[Row]) -> None:
         """New messages with their pending deliveries. Row ids must rise. A state replaces the older ones of its topic."""
+        if not rows:
+            return
         start = 0
         for size in CHUNKS:
             while len(rows) - start >= size:
@@ -160,19 +163,13 @@ class Tables:
                 self.connection.execute(INSERT[size], flat)
                 start += size
         first = rows[0][0]
-        self.connection.execute(
-            "INSERT INTO outbox (message_id, lane, size_bytes, t_created_us) "
-            "SELECT message_id, lane, CASE kind WHEN ? THEN 0 ELSE length(payload) END, t_created_us "
-            "FROM messages WHERE message_id >= ?",
-            (GAP, first),
-        )
+        self.connection.execute(QUEUE_FROM, (first,))
         counts: dict[int, tuple[int, int]] = {}
         for row in rows:  # an announcement takes no room from what it announces
             have = counts.get(row[1], (0, 0))
             counts[row[1]] = (have[0] + 1, have[1] + (0 if row[8] == GAP else len(row[5])))
         for lane, (number, size) in counts.items():
             self._count(Lane(lane), number, size)
-        self.set_next_sequence(next_sequence)
         if Lane.STATE in counts:
             self.delete([row_id for (row_id,) in self.connection.execute(SUPERSEDED, (first,))])
 

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -196,7 +196,7 @@ class Writer:
         tables.connection.execute("BEGIN IMMEDIATE")
         for put in self._admit(tables, puts, batch):
             self._add(batch, put)
-        self._insert(tables, batch, batch.rows)
+        tables.insert(batch.rows)
         batch.answers += [Answer(ask.reply, ask.function(tables)) for ask in changes]
         tables.delete(self._forget)
         tables.count_attempts(self._attempts)
@@ -206,7 +206,10 @@ class Writer:
         if self._losses:
             tables.settle()
         batch.losses = self._losses + self._number_given_up(batch) + tables.losses
-        self._insert(tables, batch, self._announcements(batch))
+        tables.insert(self._announcements(batch))
+        if batch.next_sequence > self._next_sequence:
+            self._reserve.cover(self._next_sequence, batch.next_sequence)
+            tables.set_next_sequence(batch.next_sequence)
         tables.connection.execute("COMMIT")
         tables.losses.clear()
         return batch
@@ -235,12 +238,6 @@ class Writer:
         batch.newest[message.lane] = batch.next_id
         batch.next_id += 1
         return row
-
-    def _insert(self, tables: Tables, batch: _Batch, rows: Sequence[Row]) -> None:
-        if batch.next_sequence > self._next_sequence:
-            self._reserve.cover(self._next_sequence, batch.next_sequence)
-        if rows:
-            tables.insert(rows, batch.next_sequence)
 
     def _read(self, ask: Ask, outcome: Outcome) -> None:
         try:
