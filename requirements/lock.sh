@@ -30,8 +30,10 @@ compile cpu "The agent on the CPU: core and the extra 'cpu'." pyproject.toml --e
 compile gpu "The agent on an NVIDIA GPU: core and the extra 'gpu'." pyproject.toml --extra gpu "${same[@]}"
 compile tools "What 'demo' and 'evaluate' need besides cpu.txt or gpu.txt." pyproject.toml \
   --extra demo --extra evaluate "${same[@]}"
+compile fleet "The fleet server: core and the extras 'fleet' and 'postgres'." pyproject.toml \
+  --extra fleet --extra postgres --extra cpu "${same[@]}"
 compile dev "The test environment: core and the extras 'cpu' and 'dev'." pyproject.toml \
-  --extra cpu --extra dev "${same[@]}" --constraints "$out/tools.txt"
+  --extra cpu --extra dev "${same[@]}" --constraints "$out/tools.txt" --constraints "$out/fleet.txt"
 compile posenet_litert "The plug-in examples/plugins/posenet_litert, beside cpu.txt or gpu.txt." \
   examples/plugins/posenet_litert/pyproject.toml --overrides "$out/overrides-plugins.in" "${same[@]}"
 compile build "What builds the packages of this repository." "$out/build.in"

@@ -1,0 +1,70 @@
+"""What the update client asks of the agent that runs the models: a port, so that the client is tested without a model and the
+agent's part without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from agent.update.release import Release
+
+Figures = Mapping[str, float | int | str]
+"""Measured on the device, by name with the unit in it: `latency_ms`, `agreement`."""
+Tell = Callable[[str, float], None]
+"""Progress for people: what is being done, and how far, 0-1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A release whose bytes are on the disk and genuine.
+
+    path: its unpacked bundle folder (or the configuration file); sha256: of the archive, the name of the version in the store.
+    """
+
+    release: Release
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a release does not get in, or does not stay.
+
+    reason: one word for machines: `contract`, `golden`, `slower`, `memory`, `crash`, `worse`, `unhealthy`, `drift`, `restart`,
+    `configuration`; text: for people; figures: what was measured.
+    """
+
+    reason: str
+    text: str
+    figures: Figures = field(default_factory=dict)
+
+
+class Trials(Protocol):
+    """All of it on the loop; cancelling leaves what runs as it is."""
+
+    def not_now(self) -> str:
+        """Why nothing may be swapped at this moment (an event is active, the agent is unhealthy); empty = it may."""
+        ...
+
+    def running(self, slot: str) -> Path | None:
+        """Bundle that serves `slot` now; None when the slot is not served."""
+        ...
+
+    async def validate(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
+        """Golden answers, latency and memory, in a process of its own that may die."""
+        ...
+
+    async def shadow(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
+        """Beside the running model on live data, for as long as configured."""
+        ...
+
+    async def install(self, slot: str, path: Path | None) -> Figures:
+        """Let `path` (None: what the configuration names) serve `slot` from the next frame on; returns the figures of the change,
+        `gap_ms` among them. Raises ModelError, ConfigError; the running one goes on then."""
+        ...
+
+    async def watch(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
+        """Probation: health, drift and errors for as long as configured."""
+        ...
