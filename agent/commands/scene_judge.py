@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, match, merge
+from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, match
+from agent.evaluate.scene_truth import incidents_of
 from agent.events.cloudevents import ReceivedEvent
 from agent.simulation.values import Interval
 from agent.types import EventPhase
@@ -43,7 +44,7 @@ class SceneJudge:
         near = [
             incident
             for incident in self._incidents(event.kind, detected_s + BEFORE_S)
-            if incident.start_s - BEFORE_S <= detected_s <= incident.end_s + AFTER_S
+            if incident.start_s - BEFORE_S <= detected_s <= max(incident.end_s + AFTER_S, incident.lasts_s)
         ]
         if not near:
             return f"no {event.kind} here: a false alarm"
@@ -66,13 +67,9 @@ class SceneJudge:
 
     def _incidents(self, kind: str, until_s: float) -> list[Incident]:
         if until_s > self._known_s:
-            self._happened.update(one for one in self._intervals(self._known_s, until_s) if one.action in self._kinds)
+            self._happened.update(self._intervals(self._known_s, until_s))
             self._known_s = until_s
-        return merge(
-            Incident(kind, one.start_s, one.end_s)
-            for one in self._happened
-            if one.action == kind and one.start_s <= until_s
-        )
+        return incidents_of(kind, kind, self._happened, end_s=until_s)
 
     def _scene_time_s(self, utc: datetime) -> float:
         return (utc - self._origin_utc).total_seconds()

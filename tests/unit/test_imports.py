@@ -51,6 +51,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
         "configuration files": ("agent.config.load", "agent.config.reload", "agent.config.reference"),
         "evaluation": ("agent.evaluate.*",),
         "catalogue": ("agent.catalogue.*",),
+        "update": ("agent.update.*",),
     }),
     ("recognition", {"recognition": ("agent.recognition",), "subscribers": ("agent.client.*",)}),
     ("users of recognition", {"offline": ("agent.offline", "agent.overlay_video"), "daemon": ("agent.daemon.*",)}),

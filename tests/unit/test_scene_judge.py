@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from agent.commands.scene_judge import SceneJudge
+from agent.evaluate.matching import AFTER_S
 from agent.events.cloudevents import ReceivedEvent
 from agent.simulation.scripts import build_script
 from agent.simulation.values import Interval
@@ -60,3 +61,26 @@ def test_the_account_counts_what_happened_and_what_was_found(fight: Interval) ->
     assert ", 0 found" in one.closing()[0]
     one.verdict(event(fight.start_s + 3))
     assert ", 1 found after 3.0 s" in one.closing()[0]
+
+
+def test_who_still_lies_there_has_fallen() -> None:
+    script = build_script("fall", seed=1, people=2)
+    until_s = 60.0
+    fall, lying = next(
+        (fall, one)
+        for fall in script.intervals(0, until_s)
+        for one in script.intervals(0, until_s)
+        if fall.action == "fall"
+        and one.action == "lie"
+        and one.actor_ids[0] in fall.actor_ids
+        and fall.start_s <= one.start_s <= fall.end_s + 1
+        and one.end_s > fall.end_s + AFTER_S + 1
+    )
+    origin_ns = time.monotonic_ns() - round(until_s * 1e9)
+    one = SceneJudge(script.intervals, origin_ns, ("fall",))
+    late_s = lying.end_s - 0.5 - (until_s - ELAPSED_S)  # `event` counts from ELAPSED_S ago
+    assert (
+        one.verdict(event(late_s, kind="fall"))
+        == f"right, a fall began {lying.end_s - 0.5 - fall.start_s:.1f} s before"
+    )
+    assert ", 0 false alarms" in one.closing()[0]

@@ -17,11 +17,12 @@ from agent.config.schema import AgentConfig
 from agent.drift.card import CardMeter
 from agent.errors import ConfigError, ConfigProblem
 from agent.evaluate.action import ClipResult, action_report, corners
-from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, Matching, event_figures, match, merge
+from agent.evaluate.matching import AFTER_S, BEFORE_S, Alarm, Incident, Matching, event_figures, match
 from agent.evaluate.mot import MotBoxes
 from agent.evaluate.runs.mistakes import Mistake, kept_every, mistakes_of, save_strips, worst
 from agent.evaluate.runs.playback import SEEN_SHARE, SceneStream, SceneWatcher, TruthEstimator
 from agent.evaluate.scenarios import ScenePlan, SceneRun
+from agent.evaluate.scene_truth import incidents_of
 from agent.evaluate.sketch import SketchScene
 from agent.evaluate.tracking import score_sequences
 from agent.evaluate.truth_poses import NoisyTruth
@@ -195,10 +196,9 @@ def _judge(config: AgentConfig, run: SceneRun, script: Script, watcher: SceneWat
     for name, service in config.services.items():
         if not service.enabled:
             continue
-        own = [interval for interval in intervals if interval.action == (service.positive or name)]
-        incidents = merge(
-            Incident(name, one.start_s, min(one.end_s, run.seconds), _lies_until(one, intervals)) for one in own
-        )
+        action = service.positive or name
+        own = [interval for interval in intervals if interval.action == action]
+        incidents = incidents_of(name, action, intervals, end_s=run.seconds)
         matching = match(incidents, _alarms(watcher.events, name))
         hidden = tuple(
             one
@@ -213,18 +213,6 @@ def _judge(config: AgentConfig, run: SceneRun, script: Script, watcher: SceneWat
         windows[name] = _judge_windows(run, incidents, shown, seen_share)
     boxes = (MotBoxes.join(watcher.truth), MotBoxes.join(watcher.tracks), 1, len(watcher.truth))
     return _Judged(run, script, matchings, unseen, windows, boxes, sorted(set(watcher.failures)))
-
-
-def _lies_until(interval: Interval, intervals: Iterable[Interval]) -> float:
-    """When the people of `interval` have got up again, 0 if they did not lie down."""
-    lying = [
-        one.end_s
-        for one in intervals
-        if one.action == "lie"
-        and interval.start_s <= one.start_s <= interval.end_s + 1
-        and one.actor_ids[0] in interval.actor_ids
-    ]
-    return max(lying, default=0.0)
 
 
 def _alarms(events: Iterable[Event], service: str) -> list[Alarm]:
