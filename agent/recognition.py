@@ -1,29 +1,33 @@
 """The models of a configuration, loaded and served, and a camera's pipeline built on them.
 
-Shared by the daemon and by the offline commands, so that both recognise in the same way.
+Shared by the daemon and by the offline commands, so that both recognise in the same way. Each model has a slot (`pose`,
+`action/<service>`); what serves a slot can be exchanged while cameras run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agent.action.windows import ActionWindows
-from agent.config.schema import AgentConfig, ServiceConfig
-from agent.errors import ConfigError, ConfigProblem
+from agent.config.schema import AgentConfig, PoseConfig, ServiceConfig
+from agent.errors import ConfigError, ConfigProblem, DeviceMemoryError, ModelError, RecognizerError, TrustError
 from agent.events.ids import Uuid7
 from agent.events.rules import EventRules
 from agent.pipeline.camera import CameraPipeline, Service
 from agent.pipeline.worker import BatchWorker
 from agent.plugins import create_action_classifier, create_pose_estimator
 from agent.ports import ActionClassifier, FrameStream, PipelineListener, PoseEstimator
+from agent.runtime.bundle import Bundle
 from agent.runtime.engines import EngineProgress
+from agent.runtime.manifest import SkeletonInput
 from agent.tracking.bytetrack import ByteTracker
 from agent.types import POSE_SLOT, FloatArray, ImageArray, People, action_slot
 
@@ -32,6 +36,11 @@ SWITCH_INTERVAL_S = 0.0005
 Python's 5 ms cost a quick estimator 5 % of its frames (benchmarks/pipeline.py estimator)."""
 NOMINAL_FPS = 30.0
 """Of a stream that does not say."""
+_WARM_UP_PX = (480, 640)
+
+Model = PoseEstimator | ActionClassifier
+LeftAside = Callable[[str, Path, RecognizerError], None]
+"""Slot, bundle that was to serve it, and why it cannot."""
 
 
 @dataclass(slots=True)
@@ -44,37 +53,102 @@ class CameraRun:
 
 
 class Recognition:
-    """Loaded models on their inference threads. Open with `open_recognition`."""
+    """Loaded models on their inference threads, both by slot. Open with `open_recognition`."""
 
     def __init__(
-        self,
-        config: AgentConfig,
-        estimator: PoseEstimator,
-        pose: BatchWorker[ImageArray, People],
-        classifiers: Mapping[str, tuple[ActionClassifier, BatchWorker[FloatArray, FloatArray]]],
+        self, config: AgentConfig, models: dict[str, Model], workers: Mapping[str, BatchWorker[Any, Any]]
     ) -> None:
+        """models: whoever gave it closes what is in it at the end."""
         self.config = config
-        self.estimator = estimator
-        self.pose = pose
-        self._classifiers = classifiers
+        self._models = models
+        self._workers = workers
+        # The order in which cameras read verdicts, whatever the order of a model that comes later.
+        self._labels = {slot: model.labels for slot, model in models.items() if not isinstance(model, PoseEstimator)}
         self._new_id = Uuid7()
+
+    @property
+    def pose(self) -> BatchWorker[ImageArray, People]:
+        """The thread of the pose estimator."""
+        return self._workers[POSE_SLOT]
 
     @property
     def models(self) -> dict[str, str]:
         """Name of the model in each slot: `pose`, `action/<service>`."""
-        actions = {action_slot(name): classifier.name for name, (classifier, _) in self._classifiers.items()}
-        return {POSE_SLOT: self.estimator.name} | actions
+        return {slot: model.name for slot, model in self._models.items()}
 
     @property
-    def slots(self) -> dict[str, PoseEstimator | ActionClassifier]:
+    def slots(self) -> dict[str, Model]:
         """The model in each slot."""
-        actions = {action_slot(name): classifier for name, (classifier, _) in self._classifiers.items()}
-        return {POSE_SLOT: self.estimator, **actions}
+        return dict(self._models)
 
     @property
     def upgrades(self) -> dict[str, EngineProgress | None]:
         """Where the engine of each slot stands; None where none was asked for, or for plug-ins without engines."""
-        return {slot: getattr(model, "upgrade", None) for slot, model in self.slots.items()}
+        return {slot: getattr(model, "upgrade", None) for slot, model in self._models.items()}
+
+    def worker(self, slot: str) -> BatchWorker[Any, Any]:
+        """The thread that runs the model of `slot`. Raises KeyError for a slot that is not served."""
+        return self._workers[slot]
+
+    def labels(self, slot: str) -> tuple[str, ...]:
+        """What the columns of the verdicts of `slot` mean, whichever model gives them. Raises KeyError for other slots."""
+        return self._labels[slot]
+
+    def function(self, slot: str, model: Model) -> Callable[[list[Any]], Sequence[Any]]:
+        """`model` as the function of a list of pictures or windows that the thread of `slot` runs."""
+        return function_of(model, self._labels.get(slot))
+
+    def path(self, slot: str) -> Path | None:
+        """The bundle that serves `slot`, as far as its model says; else the configured one. None = the slot is not served."""
+        model = self._models.get(slot)
+        if model is None:
+            return None
+        if (bundle := bundle_of(model)) is not None:
+            return bundle.path
+        return self.config.pose.model if slot == POSE_SLOT else self.config.services[_service_of(slot)].model
+
+    # --- exchange -----------------------------------------------------------------------------------------------------
+
+    async def load(self, slot: str, path: Path | None, *, threads: int | None = None) -> Model:
+        """A model for `slot` from the bundle `path` (None: what the configuration names), loaded off the loop beside the
+        one that serves, found to fit where that one is, and warmed up.
+
+        threads: of the CPU, in place of the configured number. Raises KeyError (the slot is not served), ConfigError and
+        ModelError (it does not fit, cannot be loaded, answers wrongly), TrustError, DeviceMemoryError, FatalError.
+        """
+        running = self._models[slot]
+        config = with_models(self.config, {slot: path} if path is not None else {})
+        if threads is not None:
+            config = _with_threads(config, slot, threads)
+        images = self.pose.submitters if slot == POSE_SLOT else 1
+
+        def work() -> Model:
+            model = create_model(config, slot)
+            try:
+                check_fit(running, model)
+                _warm_up(model, images)
+            except BaseException:
+                model.close()
+                raise
+            return model
+
+        loading = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(_close_late)
+            raise
+
+    def swap(self, slot: str, model: Model) -> asyncio.Future[None]:
+        """Let `model`, which `load` gave, serve `slot` from the next batch on: between two frames, none is lost.
+
+        The future is done when the model before is not used any more; it is the caller's to close.
+        """
+        done = self._workers[slot].replace(self.function(slot, model), max_batch=_batch_of(self.config, model))
+        done.add_done_callback(lambda _: self._models.update({slot: model}))
+        return done
+
+    # --- cameras ------------------------------------------------------------------------------------------------------
 
     def camera(
         self,
@@ -90,7 +164,9 @@ class Recognition:
         unknown.
         """
         chosen = {
-            name: self.config.services[name] for name in self._classifiers if services is None or name in services
+            name: service
+            for name, service in self.config.services.items()
+            if action_slot(name) in self._models and (services is None or name in services)
         }
         rules = {
             name: EventRules(stream.camera_id, name, service.rules, self._new_id) for name, service in chosen.items()
@@ -107,8 +183,9 @@ class Recognition:
         return CameraRun(pipeline, windows, rules)
 
     def _service(self, name: str, config: ServiceConfig, rules: EventRules) -> Service:
-        classifier, worker = self._classifiers[name]
-        return Service(name, worker, classifier.labels, classifier.labels.index(config.positive or name), rules)
+        slot = action_slot(name)
+        labels = self._labels[slot]
+        return Service(name, self._workers[slot], labels, labels.index(config.positive or name), rules)
 
 
 @asynccontextmanager
@@ -116,41 +193,79 @@ async def open_recognition(
     config: AgentConfig,
     *,
     estimator: PoseEstimator | None = None,
+    paths: Mapping[str, Path] | None = None,
+    on_left_aside: LeftAside | None = None,
     on_pose_batch: Callable[[int, float], None] | None = None,
     on_action_batch: Callable[[str, int, float], None] | None = None,
 ) -> AsyncIterator[Recognition]:
     """Load all models of `config` (off the loop) and start their threads; ends and frees them on leaving.
 
-    estimator: takes the place of the configured one. Raises ConfigError, ModelError, TrustError.
+    estimator: takes the place of the configured one. paths: bundles that take the place of the configured ones, by slot; one
+    that cannot serve is told to `on_left_aside`, and the configured one does. Raises ConfigError, ModelError, TrustError.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     async with AsyncExitStack() as stack:
-        if estimator is None:
-            estimator = await asyncio.to_thread(create_estimator, config)
-        stack.callback(estimator.close)
-        pose = BatchWorker(
-            "pose",
-            estimator.estimate,
-            max_batch=min(config.pose.batch.max_size, estimator.max_batch),
-            max_wait_s=config.pose.batch.max_wait_ms / 1e3,
-            on_batch=on_pose_batch,
-        )
-        await _started(stack, pose)
-        classifiers = {}
-        for name, service in config.services.items():
-            if service.enabled:
-                classifier = await asyncio.to_thread(create_classifier, name, service)
-                stack.callback(classifier.close)
-                worker = BatchWorker(name, rows_of(classifier), on_batch=_named(name, on_action_batch))
-                await _started(stack, worker)
-                classifiers[name] = (classifier, worker)
-        yield Recognition(config, estimator, pose, classifiers)
+        models: dict[str, Model] = {}
+        stack.callback(_close_all, models)
+        if estimator is not None:
+            models[POSE_SLOT] = estimator
+        workers: dict[str, BatchWorker[Any, Any]] = {}
+        enabled = [action_slot(name) for name, service in config.services.items() if service.enabled]
+        for slot in (POSE_SLOT, *enabled):
+            if slot not in models:
+                models[slot] = await _load_first(config, slot, (paths or {}).get(slot), on_left_aside)
+            model = models[slot]
+            workers[slot] = BatchWorker(
+                "pose" if slot == POSE_SLOT else _service_of(slot),
+                function_of(model),
+                max_batch=_batch_of(config, model),
+                max_wait_s=config.pose.batch.max_wait_ms / 1e3 if slot == POSE_SLOT else 0.0,
+                on_batch=on_pose_batch if slot == POSE_SLOT else _named(_service_of(slot), on_action_batch),
+            )
+            await _started(stack, workers[slot])
+        yield Recognition(config, models, workers)
+
+
+async def _load_first(config: AgentConfig, slot: str, path: Path | None, on_left_aside: LeftAside | None) -> Model:
+    if path is not None:
+        try:
+            return await asyncio.to_thread(create_model, with_models(config, {slot: path}), slot)
+        except (ConfigError, ModelError, TrustError, DeviceMemoryError) as error:
+            if on_left_aside is None:
+                raise
+            on_left_aside(slot, path, error)
+    return await asyncio.to_thread(create_model, config, slot)
+
+
+def with_models(config: AgentConfig, paths: Mapping[str, Path]) -> AgentConfig:
+    """`config` with the bundles of `paths`, by slot, in place of those it names. Raises KeyError for an unknown service."""
+    update: dict[str, Any] = {}
+    services = dict(config.services)
+    for slot, path in paths.items():
+        if slot == POSE_SLOT:  # what stood in for the configured model on CPUs is no stand-in for this one
+            update["pose"] = config.pose.model_copy(update={"model": path, "cpu_model": None})
+        else:
+            services[_service_of(slot)] = services[_service_of(slot)].model_copy(update={"model": path})
+    return config.model_copy(update=update | {"services": services})
+
+
+def create_model(config: AgentConfig, slot: str) -> Model:
+    """The model that `config` names for `slot`. Blocks while it loads. Raises as `open_recognition`."""
+    return (
+        create_estimator(config)
+        if slot == POSE_SLOT
+        else create_classifier(name := _service_of(slot), config.services[name])
+    )
 
 
 def create_estimator(config: AgentConfig) -> PoseEstimator:
     """The configured pose estimator. Blocks while it loads."""
-    engine_cache = config.pose.engine_cache or config.state_dir / "engines"
-    return create_pose_estimator(config.pose.model_copy(update={"engine_cache": engine_cache}))
+    return create_pose_estimator(pose_config(config))
+
+
+def pose_config(config: AgentConfig) -> PoseConfig:
+    """The section `pose` as the estimator gets it: with a folder for engines."""
+    return config.pose.model_copy(update={"engine_cache": config.pose.engine_cache or config.state_dir / "engines"})
 
 
 def create_classifier(name: str, config: ServiceConfig) -> ActionClassifier:
@@ -170,13 +285,95 @@ async def _started(stack: AsyncExitStack, worker: BatchWorker[Any, Any]) -> None
     stack.push_async_callback(worker.close)
 
 
-def rows_of(classifier: ActionClassifier) -> Callable[[list[FloatArray]], list[FloatArray]]:
-    """The classifier as a function of a list of windows."""
+def _close_all(models: Mapping[str, Model]) -> None:
+    with ExitStack() as stack:  # one that cannot be closed does not keep the others open
+        for model in models.values():
+            stack.callback(model.close)
+
+
+def _close_late(loading: asyncio.Future[Model]) -> None:
+    """What was loaded for somebody who has gone away meanwhile."""
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().close()
+
+
+def _service_of(slot: str) -> str:
+    return slot.partition("/")[2]
+
+
+def bundle_of(model: object) -> Bundle | None:
+    """What a model was loaded from; None for plug-ins that do not say."""
+    bundle = getattr(model, "bundle", None)
+    return bundle if isinstance(bundle, Bundle) else None
+
+
+def function_of(model: Model, labels: tuple[str, ...] | None = None) -> Callable[[list[Any]], Sequence[Any]]:
+    """The model as a function of a list of pictures or windows; labels: the wanted order of a classifier's columns."""
+    return model.estimate if isinstance(model, PoseEstimator) else rows_of(model, labels)
+
+
+def rows_of(
+    classifier: ActionClassifier, labels: tuple[str, ...] | None = None
+) -> Callable[[list[FloatArray]], list[FloatArray]]:
+    """The classifier as a function of a list of windows; labels: the wanted order of its columns."""
+    own = classifier.labels
+    columns = None if labels is None or labels == own else [own.index(label) for label in labels]
 
     def classify(windows: list[FloatArray]) -> list[FloatArray]:
-        return list(classifier.classify(np.stack(windows)))
+        rows = classifier.classify(np.stack(windows))
+        return list(rows if columns is None else rows[:, columns])
 
     return classify
+
+
+def _batch_of(config: AgentConfig, model: Model) -> int:
+    return min(config.pose.batch.max_size, model.max_batch) if isinstance(model, PoseEstimator) else 1
+
+
+def _with_threads(config: AgentConfig, slot: str, threads: int) -> AgentConfig:
+    if slot == POSE_SLOT:
+        return config.model_copy(update={"pose": config.pose.model_copy(update={"threads": threads})})
+    name = _service_of(slot)
+    service = config.services[name].model_copy(update={"threads": threads})
+    return config.model_copy(update={"services": {**config.services, name: service}})
+
+
+def check_fit(running: Model, model: Model) -> None:
+    """Cameras that run keep their windows, and read verdicts by the labels that they know. Raises ModelError."""
+    if isinstance(running, PoseEstimator) or isinstance(model, PoseEstimator):
+        return
+    pairs = (
+        ("labels", tuple(sorted(running.labels)), tuple(sorted(model.labels))),
+        ("windows", running.input_shape, model.input_shape),
+        ("pre-processing of windows", _skeletons(running), _skeletons(model)),
+    )
+    for what, have, want in pairs:
+        if have != want:
+            raise ModelError(
+                f"{model.name} does not fit in the place of {running.name}: {what} {_shown(want)}, in use are {_shown(have)}"
+            )
+
+
+def _skeletons(model: ActionClassifier) -> tuple[SkeletonInput, ...] | None:
+    """How the bundle wants its windows made; None where nothing says so."""
+    bundle = bundle_of(model)
+    if bundle is None or bundle.manifest is None:
+        return None
+    inputs = bundle.manifest.inputs
+    return tuple(info.preprocessing for info in inputs if isinstance(info.preprocessing, SkeletonInput))
+
+
+def _shown(value: object) -> str:
+    return ", ".join(str(part) for part in value) if isinstance(value, tuple) else "not stated"
+
+
+def _warm_up(model: Model, images: int) -> None:
+    """The largest batch that the cameras now make, once: its first run on a GPU takes long."""
+    if isinstance(model, PoseEstimator):
+        for count in {1, min(images, model.max_batch)}:
+            model.estimate([np.zeros((*_WARM_UP_PX, 3), np.uint8)] * count)
+    else:
+        model.classify(np.zeros((1, *model.input_shape), np.float32))
 
 
 def _named(name: str, on_batch: Callable[[str, int, float], None] | None) -> Callable[[int, float], None] | None:

@@ -85,25 +85,27 @@ async def replay_once(video: Path, folder: Path, frames: int) -> tuple[float, in
     from agent.outbox.store import OutboxStore
     from agent.pipeline.worker import BatchWorker
     from agent.recognition import Recognition, create_classifier, rows_of
+    from agent.types import POSE_SLOT, action_slot
 
     config = load_config(env={})
     estimator = ReplayEstimator(walkers(PEOPLE, frames, size=(FRAME_SIZE[1], FRAME_SIZE[0])))
     pose = BatchWorker("pose", estimator.estimate)
-    classifiers = {}
+    models: dict[str, Any] = {POSE_SLOT: estimator}
+    workers: dict[str, BatchWorker[Any, Any]] = {POSE_SLOT: pose}
     for name, service in config.services.items():
-        classifier = create_classifier(name, service)
-        classifiers[name] = (classifier, BatchWorker(name, rows_of(classifier)))
+        classifier = models[action_slot(name)] = create_classifier(name, service)
+        workers[action_slot(name)] = BatchWorker(name, rows_of(classifier))
     store = await OutboxStore.open(folder / "events.db", config.outbox)
-    recognition = Recognition(config, estimator, pose, classifiers)
+    recognition = Recognition(config, models, workers)
     listener = CommittingListener(store, config.device_id)
-    for worker in (pose, *(worker for _, worker in classifiers.values())):
+    for worker in workers.values():
         worker.start()
     started = time.perf_counter()
     async with open_camera(CameraConfig(id="cam", source=str(video))) as camera:
         run = recognition.camera(camera, listener, services=None, fps=lambda: 25.0)
         await run.pipeline.run()
     seconds = time.perf_counter() - started
-    for worker in (pose, *(worker for _, worker in classifiers.values())):
+    for worker in workers.values():
         await worker.close()
     await store.close()
     assert listener.frames == frames, f"{listener.frames} of {frames} frames"

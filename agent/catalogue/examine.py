@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from agent.errors import DeviceMemoryError, FatalError, ModelError, RecognizerError
 from agent.runtime.backend import TensorSpec
 from agent.runtime.bundle import Bundle, check_golden, read_bundle, seal_problems
 from agent.runtime.manifest import InputInfo, Manifest, OutputInfo
-from agent.runtime.onnx_file import GraphFacts, read_graph_facts
+from agent.runtime.onnx_file import graph_problems, read_graph_facts
 from agent.runtime.session import InferenceSession, create_session
 
-MIN_OPSET = 11
 FP16_OPSET = 17
 """LayerNormalization is an operator of its own from here on; taken apart, it has cost FP16 engines of RTMO all detections."""
-_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
-"""What onnxruntime brings along; any other operator would need a library of its own."""
 
 
 @dataclass(slots=True)
@@ -102,24 +99,6 @@ def _examine_answers(found: Examination, bundle: Bundle, manifest: Manifest, ses
         found.checked.append("answers as recorded here")
     else:
         found.checked.append("golden answers")
-
-
-def graph_problems(model: Path, facts: GraphFacts) -> Iterator[str]:
-    """Why the graph in the file `model` must not be loaded: operators, opset, weights outside its folder."""
-    opset = facts.opsets.get("", 0)
-    if opset < MIN_OPSET:
-        yield f"{model}: opset {opset}, needs {MIN_OPSET} or newer (hint: export it again with a higher opset_version)"
-    foreign = sorted(f"{domain}::{kind}" for domain, kind in facts.operators if domain not in _DOMAINS)
-    if foreign:
-        names = ", ".join(foreign)
-        yield f"{model}: operators that onnxruntime does not have: {names} (hint: export it for plain onnxruntime)"
-    folder = model.parent.resolve()
-    for name in sorted(facts.external_files):
-        place = PurePosixPath(name)
-        if place.is_absolute() or "\\" in name or not (folder / place).resolve().is_relative_to(folder):
-            yield f"{model}: takes weights from {name!r}, which is outside its folder"
-        elif not (folder / place).is_file():
-            yield f"{model}: its weights should be in {name}, which is missing"
 
 
 def contract_problems(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], manifest: Manifest) -> Iterator[str]:

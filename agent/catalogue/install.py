@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.catalogue.entries import MODEL, Entry
-from agent.catalogue.examine import contract_problems, graph_problems
+from agent.catalogue.examine import contract_problems
 from agent.catalogue.picture import people_picture
 from agent.catalogue.store import ModelStore
 from agent.errors import ModelError
 from agent.runtime.bundle import check_golden, load_bundle, seal_bundle, sha256_of, write_golden
 from agent.runtime.manifest import GOLDEN, LetterboxInput, Manifest, Provenance
-from agent.runtime.onnx_file import read_graph_facts
+from agent.runtime.onnx_file import graph_problems, read_graph_facts
 from agent.runtime.session import InferenceSession, create_session
 
 _FOUND_SCORE = 0.3

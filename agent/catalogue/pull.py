@@ -13,14 +13,14 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from agent.catalogue.download import Limits, Progress, Wanted, download, forget_part
 from agent.catalogue.entries import MODEL, Entry, Source
-from agent.catalogue.faults import DownloadError, NoNetworkError, RefusedDownloadError
 from agent.catalogue.install import install
 from agent.catalogue.store import ModelStore
 from agent.errors import ModelError, TrustError
 from agent.runtime.bundle import read_bundle, sha256_of
 from agent.runtime.manifest import Provenance
+from agent.transfer.download import Limits, Progress, Wanted, download, forget_part
+from agent.transfer.faults import DownloadError, NoNetworkError, RefusedDownloadError
 
 _MEMBER = "end2end.onnx"
 """What mmdeploy calls the model in its archives."""
@@ -104,7 +104,7 @@ class _Pull:
         wanted = Wanted(expected.bytes, expected.bytes, checksum_known=True)
         while True:
             resumed = part.exists()
-            await download(source.url, part, wanted, self.progress, self.options.limits)
+            await download(source.url, part, wanted, self.progress, limits=self.options.limits)
             found = sha256_of(part)
             if found == expected.sha256:
                 break
@@ -118,7 +118,7 @@ class _Pull:
     async def _fetch_archive(self, source: Source, model: Path) -> None:
         part = self.store.partial(hashlib.sha256(source.url.encode()).hexdigest())
         wanted = Wanted(None, source.max_bytes, checksum_known=False)
-        await download(source.url, part, wanted, self.progress, self.options.limits)
+        await download(source.url, part, wanted, self.progress, limits=self.options.limits)
         try:
             _extract(part, source.member, model, source.max_bytes)
         finally:

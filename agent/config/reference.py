@@ -69,7 +69,7 @@ def _sections(
         else:
             kind = found.get("type")
             tail = {"array": f"{key}[]", "object": f"{key}.NAME"}.get(str(kind), key)
-            inner += [(section, f"{path}{tail}", "camera" if kind == "array" else reload) for section in sections]
+            inner += [(section, f"{path}{tail}", "camera" if key == "cameras" else live) for section in sections]
     title = f"`{path.removesuffix('.')}`" if path else "Top level"
     title += f" with `type: {kind}`" if (kind := type_of(model)) else ""
     yield f"\n## {title}\n\n{about}\n"
@@ -94,6 +94,8 @@ def _notes(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _unit(key: str) -> str:
+    if key.endswith("bytes_per_s"):
+        return "bytes/s"
     return "px²" if key.endswith("_area_px") else _UNITS.get(key.rsplit("_", 1)[-1], "")
 
 

@@ -20,6 +20,7 @@ from agent.config.delivery import (
 )
 from agent.config.paths import ConfigPath, SourceText
 from agent.config.sections import LIVE, BackoffConfig, Name, NonNegative, Positive, Probability, Section
+from agent.config.update import UpdateConfig
 
 # --- capture ----------------------------------------------------------------------------------------------------------
 
@@ -322,6 +323,7 @@ class AgentConfig(Section):
     http: HttpConfig = HttpConfig()
     health: HealthConfig = HealthConfig()
     drift: DriftConfig = DriftConfig()
+    update: UpdateConfig = UpdateConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")

@@ -7,12 +7,26 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from agent.errors import DeviceMemoryError, FatalError, ModelError, RecognizerError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+
+class _Wake:
+    """In the queue: there is something to do that is no item."""
+
+
+@dataclass(slots=True)
+class _Replacement(Generic[In, Out]):
+    """What is to run from the next batch on; done: the functions before it run no more."""
+
+    function: Callable[[list[In]], Sequence[Out]]
+    max_batch: int
+    done: list[asyncio.Future[None]]
 
 
 class BatchWorker(Generic[In, Out]):
@@ -25,6 +39,9 @@ class BatchWorker(Generic[In, Out]):
 
     A batch that is too large for the device is halved, for good, and tried again. A batch that fails otherwise is
     tried item by item, so that one bad input costs only itself. FatalError is passed to every waiter at once.
+
+    tap: called on the thread with (inputs, outputs) after each successful call, when the results are on their way; must be
+    quick, and must not change what it is given. What it raises is counted in `tap_errors` and costs no result.
     """
 
     def __init__(
@@ -39,16 +56,22 @@ class BatchWorker(Generic[In, Out]):
         self.name = name
         self.max_batch = max_batch
         self.submitters = 1
+        self.tap: Callable[[Sequence[In], Sequence[Out]], None] | None = None
+        self.tap_errors = 0
         self._function = function
+        self._next: _Replacement[In, Out] | None = None
+        self._lock = threading.Lock()
+        self._running = False
         self._max_wait_s = max_wait_s
         self._on_batch = on_batch
-        self._queue: queue.SimpleQueue[tuple[In, asyncio.Future[Out]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[In, asyncio.Future[Out]] | _Wake | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Start the thread; results arrive on the running loop."""
         self._loop = asyncio.get_running_loop()
+        self._running = True
         self._thread = threading.Thread(target=self._work, name=f"infer-{self.name}", daemon=True)
         self._thread.start()
 
@@ -60,6 +83,23 @@ class BatchWorker(Generic[In, Out]):
         self._queue.put((item, future))
         return future
 
+    def replace(self, function: Callable[[list[In]], Sequence[Out]], *, max_batch: int) -> asyncio.Future[None]:
+        """Let `function` take the place of the present one between two batches; what waits in the queue goes to the new one.
+
+        At once, on the running loop. The returned future is done when the old function runs no more; cancelling it changes
+        nothing about the exchange. A later call before that takes the place of this one, and both are done together.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            earlier = self._next.done if self._next is not None else []
+            self._next = _Replacement(function, max_batch, [*earlier, done])
+            running = self._running
+        if running:
+            self._queue.put(_Wake())  # an idle thread has no batch after which to look
+        else:
+            self._exchange()
+        return done
+
     async def close(self) -> None:
         """Finish what was submitted, then end the thread."""
         if self._thread is not None:
@@ -68,11 +108,30 @@ class BatchWorker(Generic[In, Out]):
             self._thread = None
 
     def _work(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch, closing = self._gather(first)
-            self._serve([entry for entry in batch if not entry[1].cancelled()])
-            if closing:
-                return
+        try:
+            while (first := self._queue.get()) is not None:
+                self._exchange()
+                if isinstance(first, _Wake):
+                    continue
+                batch, closing = self._gather(first)
+                self._serve([entry for entry in batch if not entry[1].cancelled()])
+                if closing:
+                    return
+        finally:
+            with self._lock:
+                self._running = False
+            self._exchange()  # whoever waits for the old function may go on
+
+    def _exchange(self) -> None:
+        with self._lock:
+            replacement, self._next = self._next, None
+        if replacement is None:
+            return
+        self._function, self.max_batch = replacement.function, replacement.max_batch
+        for done in replacement.done:
+            loop = done.get_loop()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_finish, done)
 
     def _gather(self, first: tuple[In, asyncio.Future[Out]]) -> tuple[list[tuple[In, asyncio.Future[Out]]], bool]:
         """Everything queued up to a full batch; waits for the other submitters' items for a moment."""
@@ -84,6 +143,8 @@ class BatchWorker(Generic[In, Out]):
                 entry = self._queue.get(timeout=wait_s) if wait_s > 0 else self._queue.get_nowait()
             except queue.Empty:
                 break
+            if isinstance(entry, _Wake):
+                continue  # the exchange comes before the next batch
             if entry is None:
                 return batch, True
             batch.append(entry)
@@ -93,14 +154,25 @@ class BatchWorker(Generic[In, Out]):
         if not batch:
             return
         started = time.perf_counter()
+        items = [item for item, _ in batch]
         try:
-            outputs = self._call([item for item, _ in batch])
+            outputs = self._call(items)
         except RecognizerError as error:
             self._recover(batch, error)
         else:
             if self._on_batch is not None:
                 self._on_batch(len(batch), time.perf_counter() - started)
             self._hand_over([(future, output, None) for (_, future), output in zip(batch, outputs, strict=True)])
+            if (tap := self.tap) is not None:
+                self._show(tap, items, outputs)
+
+    def _show(
+        self, tap: Callable[[Sequence[In], Sequence[Out]], None], items: Sequence[In], outputs: Sequence[Out]
+    ) -> None:
+        try:
+            tap(items, outputs)
+        except Exception:  # noqa: BLE001 - an onlooker's bug is no reason to lose frames
+            self.tap_errors += 1
 
     def _recover(self, batch: list[tuple[In, asyncio.Future[Out]]], error: RecognizerError) -> None:
         if len(batch) == 1 or isinstance(error, FatalError):
@@ -129,6 +201,11 @@ class BatchWorker(Generic[In, Out]):
         if self._loop is None or self._loop.is_closed():  # the process is going down: nobody waits any more
             return
         self._loop.call_soon_threadsafe(_settle, results)
+
+
+def _finish(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
 
 
 def _settle(results: list[tuple[asyncio.Future[Any], Any, RecognizerError | None]]) -> None:

@@ -138,6 +138,11 @@ class RtmoEstimator:
         return self._session.upgrade
 
     @property
+    def bundle(self) -> Bundle:
+        """What it was loaded from."""
+        return self._bundle
+
+    @property
     def card(self) -> dict[str, float]:
         """Mean values that the bundle's card promises, by signal of the drift watch."""
         return self._card

@@ -82,13 +82,13 @@ def _last_line(output: bytes, code: int) -> str:
     return f"{lines[-1].strip()} ({status})" if lines else status
 
 
-def _die_with_parent() -> None:
-    """A killed agent must not leave a builder behind that holds the GPU for minutes."""
+def die_with_parent() -> None:
+    """Be killed when the parent ends: a killed agent must not leave a child behind that holds the GPU for minutes."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _main() -> int:
-    _die_with_parent()
+    die_with_parent()
     os.nice(_NICENESS)
     try:
         build_engine(json.loads(sys.stdin.read()))

@@ -54,6 +54,10 @@ class Bundle:
         return f"{self.manifest.name} {self.manifest.version}" if self.manifest else self.model.stem
 
 
+class GoldenError(ModelError):
+    """The model does not answer as its bundle says it must."""
+
+
 class Runnable(Protocol):
     """The part of an inference session that a golden check needs."""
 
@@ -110,7 +114,7 @@ def check_golden(bundle: Bundle, session: Runnable, *, reduced_precision: bool =
 
     reduced_precision: the session computes in TF32 or FP16; an error of 0.02, and of 4 px for people, is forgiven unless
     the manifest has figures for the session's provider.
-    Raises ModelError that names the output and the largest difference.
+    Raises GoldenError that names the output and the largest difference; ModelError when golden.npz cannot be read.
     """
     manifest = bundle.manifest
     if manifest is None or manifest.golden is None:
@@ -120,7 +124,7 @@ def check_golden(bundle: Bundle, session: Runnable, *, reduced_precision: bool =
     found = dict(zip(session.output_names, session.run(inputs), strict=True))
     for name, want in expected.items():
         if name not in found:
-            raise ModelError(
+            raise GoldenError(
                 f"{bundle.title}: golden output {name!r} should have shape {want.shape}, found no such output"
             )
     people = people_outputs(manifest, expected)
@@ -129,7 +133,7 @@ def check_golden(bundle: Bundle, session: Runnable, *, reduced_precision: bool =
         tolerance = Tolerance(agreement.min_score, agreement.score, agreement.position_px)
         known, seen = (expected[dets], expected[keypoints]), (found[dets], found[keypoints])
         if difference := compare_people(known, seen, tolerance):
-            raise ModelError(f"{bundle.title}: golden {difference}")
+            raise GoldenError(f"{bundle.title}: golden {difference}")
     for name in expected.keys() - set(people):
         _compare(f"{bundle.title}: ", name, expected[name], found[name], agreement)
 
@@ -160,10 +164,10 @@ def people_outputs(manifest: Manifest, expected: Mapping[str, Array]) -> tuple[s
 
 def _compare(where: str, name: str, want: Array, have: Array, agreement: Agreement) -> None:
     if have.shape != want.shape:
-        raise ModelError(f"{where}golden output {name!r} should have shape {want.shape}, found shape {have.shape}")
+        raise GoldenError(f"{where}golden output {name!r} should have shape {want.shape}, found shape {have.shape}")
     if not np.allclose(have, want, rtol=agreement.rtol, atol=agreement.atol):
         worst = float(np.max(np.abs(have.astype(np.float64) - want.astype(np.float64))))
-        raise ModelError(
+        raise GoldenError(
             f"{where}output {name!r} differs from the golden one by up to {worst:.3g} "
             f"(allowed: {agreement.atol:g} + {agreement.rtol:g} x value)"
         )

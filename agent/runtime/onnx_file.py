@@ -9,10 +9,13 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from agent.errors import ModelError
 
+MIN_OPSET = 11
+_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
+"""What onnxruntime brings along; any other operator would need a library of its own."""
 _MAX_DEPTH = 16
 """Graphs inside graphs (If, Loop); files of exporters have two or three."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -51,6 +54,26 @@ def read_graph_facts(file: Path) -> GraphFacts:
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         raise ModelError(f"{file}: cannot be read: {error}") from error
     return _Walk(file).model(content)
+
+
+def graph_problems(model: Path, facts: GraphFacts, *, any_domain: bool = False) -> Iterator[str]:
+    """Why the graph in the file `model` must not be loaded: operators, opset, weights outside its folder.
+
+    any_domain: let operators pass that onnxruntime does not bring along."""
+    opset = facts.opsets.get("", 0)
+    if opset < MIN_OPSET:
+        yield f"{model}: opset {opset}, needs {MIN_OPSET} or newer (hint: export it again with a higher opset_version)"
+    foreign = sorted(f"{domain}::{kind}" for domain, kind in facts.operators if domain not in _DOMAINS)
+    if foreign and not any_domain:
+        names = ", ".join(foreign)
+        yield f"{model}: operators that onnxruntime does not have: {names} (hint: export it for plain onnxruntime)"
+    folder = model.parent.resolve()
+    for name in sorted(facts.external_files):
+        place = PurePosixPath(name)
+        if place.is_absolute() or "\\" in name or not (folder / place).resolve().is_relative_to(folder):
+            yield f"{model}: takes weights from {name!r}, which is outside its folder"
+        elif not (folder / place).is_file():
+            yield f"{model}: its weights should be in {name}, which is missing"
 
 
 @dataclass(slots=True)

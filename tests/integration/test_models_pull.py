@@ -39,7 +39,7 @@ from fakes.downloads import (
 )
 from fakes.graphs import rtmo_graph, stgcn_graph
 
-from agent.catalogue.download import Limits
+from agent.transfer.download import Limits
 from agent.catalogue.entries import Entry
 from agent.catalogue.pull import PullOptions, pull, pull_file
 from agent.catalogue.store import ModelStore

@@ -20,7 +20,7 @@ from agent.health.governor import LADDER
 from agent.health.reasons import HealthState
 from agent.pipeline.worker import BatchWorker
 from agent.recognition import Recognition
-from agent.types import CameraPhase, CameraStatus
+from agent.types import POSE_SLOT, CameraPhase, CameraStatus
 
 
 class Desk:
@@ -70,7 +70,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         ended: list[str] = []
         restarted: list[str] = []
         listener, health = RecordingListener(), HealthState()
-        recognition = Recognition(AgentConfig(), estimator, pose, {})
+        recognition = Recognition(AgentConfig(), {POSE_SLOT: estimator}, {POSE_SLOT: pose})
         cameras = Cameras(
             recognition, listener, group=group, health=health, on_restart=restarted.append, on_ended=ended.append
         )

@@ -230,7 +230,7 @@ def test_the_real_builder_says_in_one_line_that_tensorrt_is_missing(tmp_path: Pa
 
 def test_the_builder_dies_with_an_agent_that_is_killed(tmp_path: Path) -> None:
     child = (
-        "import sys, agent.runtime.builder as b; b._die_with_parent(); "
+        "import sys, agent.runtime.builder as b; b.die_with_parent(); "
         "open(sys.argv[1], 'w').write(str(__import__('os').getpid())); __import__('time').sleep(60)"
     )
     pid_file = tmp_path / "pid"

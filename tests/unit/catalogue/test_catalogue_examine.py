@@ -12,10 +12,10 @@ import pytest
 from fakes.bundles import make_bundle
 from fakes.graphs import rtmo_graph, stgcn_graph
 
-from agent.catalogue.examine import examine, graph_problems
+from agent.catalogue.examine import examine
 from agent.errors import ConfigError
 from agent.runtime.bundle import seal_bundle
-from agent.runtime.onnx_file import GraphFacts
+from agent.runtime.onnx_file import GraphFacts, graph_problems
 
 
 def reseal(folder: Path, **changes: Any) -> None:

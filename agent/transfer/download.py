@@ -13,9 +13,11 @@ import os
 import random
 import re
 import shutil
-from collections.abc import AsyncIterator
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -25,12 +27,12 @@ from yarl import URL
 
 from agent import __version__
 from agent.backoff import full_jitter
-from agent.catalogue.faults import DownloadError, NoNetworkError, RefusedDownloadError, network_errors
+from agent.throttle import Throttle
+from agent.transfer.faults import DownloadError, NoNetworkError, RefusedDownloadError, network_errors
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRY_AGAIN = frozenset({408, 425, 429})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
-_DISK_RESERVE_BYTES = 64_000_000
 _WORTH_BYTES = 1_000_000
 """An attempt that brought this much was a success cut short: the count of failures starts again."""
 
@@ -57,7 +59,8 @@ class Limits:
     """How long and how often.
 
     connect_s: for a connection; stall_s: in which `stall_bytes` have to arrive; attempts: failures in a row; initial_wait_s,
-    max_wait_s: of the backoff between them; redirects: from one address to the next.
+    max_wait_s: of the backoff between them; redirects: from one address to the next. max_bytes_per_s: for links that others use
+    too, 0 = as fast as it comes. reserve_bytes: of the disk, left free.
     """
 
     connect_s: float = 15.0
@@ -67,6 +70,16 @@ class Limits:
     initial_wait_s: float = 1.0
     max_wait_s: float = 30.0
     redirects: int = 5
+    max_bytes_per_s: float = 0.0
+    reserve_bytes: int = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a server may ask for. headers: go to the host of the first address only; tls: None = the system's authorities."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    tls: ssl.SSLContext | None = None
 
 
 class Progress(Protocol):
@@ -81,18 +94,27 @@ class Progress(Protocol):
         ...
 
 
-async def download(url: str, part: Path, wanted: Wanted, progress: Progress, limits: Limits | None = None) -> None:
+async def download(
+    url: str,
+    part: Path,
+    wanted: Wanted,
+    progress: Progress,
+    *,
+    limits: Limits | None = None,
+    access: Access | None = None,
+) -> None:
     """Fill `part` with what `url` has, from where it stopped; on return it is complete and on the disk.
 
     Proxies come from HTTPS_PROXY, HTTP_PROXY and NO_PROXY. Raises DownloadError after `attempts` failures in a row,
     NoNetworkError, RefusedDownloadError (the address is wrong, the size is not the announced one, no room), OSError.
     """
-    limits = limits or Limits()
-    job = _Download(URL(url), part, wanted, progress, limits)
+    limits, access = limits or Limits(), access or Access()
+    job = _Download(URL(url), part, wanted, progress, limits=limits, headers=access.headers)
     timeout = aiohttp.ClientTimeout(
         total=None, connect=limits.connect_s, sock_connect=limits.connect_s, sock_read=limits.stall_s
     )
     async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=access.tls or True),
         trust_env=True,
         auto_decompress=False,
         timeout=timeout,
@@ -109,12 +131,23 @@ def forget_part(part: Path) -> None:
 
 
 class _Download:
-    def __init__(self, url: URL, part: Path, wanted: Wanted, progress: Progress, limits: Limits) -> None:
+    def __init__(
+        self,
+        url: URL,
+        part: Path,
+        wanted: Wanted,
+        progress: Progress,
+        *,
+        limits: Limits,
+        headers: Mapping[str, str],
+    ) -> None:
         self.url = url
         self.part = part
         self.wanted = wanted
         self.progress = progress
         self.limits = limits
+        self._headers = headers
+        self._throttle = Throttle(limits.max_bytes_per_s, time.monotonic)
         self._random = random.Random()  # noqa: S311 - jitter, no secret
 
     async def run(self, session: aiohttp.ClientSession) -> None:
@@ -218,10 +251,10 @@ class _Download:
         return f"at most {limit} are allowed" if self.wanted.size_bytes is None else f"it should have {limit}"
 
     def _require_room(self, need: int) -> None:
-        free = shutil.disk_usage(self.part.parent).free
-        if free < need + _DISK_RESERVE_BYTES:
+        free, need = shutil.disk_usage(self.part.parent).free, need + self.limits.reserve_bytes
+        if free < need:
             raise RefusedDownloadError(
-                f"{self.part.parent}: {free / 1e6:,.0f} MB free, {(need + _DISK_RESERVE_BYTES) / 1e6:,.0f} MB needed "
+                f"{self.part.parent}: {free / 1e6:,.0f} MB free, {need / 1e6:,.0f} MB needed "
                 "(hint: make room, or put the models elsewhere with RECOGNIZER_MODELS)"
             )
 
@@ -261,7 +294,16 @@ class _Download:
                     fresh = 0
                     stall.reschedule(clock() + limits.stall_s)
                 self.progress.advance(have, total)
+                await self._pace(len(chunk), stall)
         return have
+
+    async def _pace(self, size: int, stall: asyncio.Timeout) -> None:
+        """Keep to the rate; what we wait of our own will is not the server's stalling."""
+        self._throttle.charge(size, urgent=False)
+        wait_s = self._throttle.wait_s(urgent=False)
+        if wait_s:
+            stall.reschedule((stall.when() or 0.0) + wait_s)
+            await asyncio.sleep(wait_s)
 
     @asynccontextmanager
     async def _opened(
@@ -270,8 +312,9 @@ class _Download:
         """The answer at the end of all redirects. Followed by hand: aiohttp would go from https to http."""
         url = self.url
         for _ in range(self.limits.redirects + 1):
+            own = self._headers if url.origin() == self.url.origin() else {}
             with network_errors(_place(url)):
-                response = await session.get(url, headers=headers, allow_redirects=False)
+                response = await session.get(url, headers=headers | dict(own), allow_redirects=False)
             try:
                 if response.status not in _REDIRECTS:
                     yield response

@@ -1,0 +1,37 @@
+"""Secrets from files that nobody else can read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+_MAX_BYTES = 4096
+
+
+def read_private(path: Path, credentials: Path | None) -> str:
+    """The text of a file with a secret, without white space around it.
+
+    credentials: systemd's folder of this service's credentials, if there is one; systemd guards what lies in it, with access
+    lists that look like rights of a group. Every other file must be the agent's or root's, without rights for group and others.
+    Raises OSError (PermissionError where the rights are too wide), ValueError; neither holds the secret.
+    """
+    guarded = credentials is not None and path.absolute().parent == credentials.absolute()
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    )  # a pipe without a writer must not be waited for
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a file")
+        if not guarded and stat.S_IMODE(status.st_mode) & 0o077:
+            raise PermissionError(f"others can read or write it (mode {stat.S_IMODE(status.st_mode):04o})")
+        if not guarded and status.st_uid not in (os.geteuid(), 0):
+            raise PermissionError("it belongs to another user")
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"larger than {_MAX_BYTES} bytes")
+    try:
+        return content.decode("ascii").strip()
+    except UnicodeDecodeError:
+        raise ValueError("not plain text") from None

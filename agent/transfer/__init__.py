@@ -1,0 +1,1 @@
+"""Files over HTTP, for the catalogue of models and for updates."""

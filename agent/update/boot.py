@@ -1,0 +1,116 @@
+"""At the start, before a model is loaded: which version serves each slot. Judges what the last life of the process left.
+
+Blocks; nothing here fails for a damaged file: it is mended from what else is known, and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import structlog
+
+from agent.update.journal import Journal, title_of
+from agent.update.machine import Phase, judge_start, report
+from agent.update.models import CONFIGURATION, VersionStore
+from agent.update.records import Action, Serving, Version
+from agent.update.trials import Refusal
+
+_log = structlog.get_logger(__name__)
+
+JOURNAL = "updates.db"
+
+
+@dataclass(slots=True)
+class Booted:
+    """models: bundle by slot, of those that an update changed; layer: the configuration that was sent, if any.
+
+    remarks: what had to be mended, for health.
+    """
+
+    models: dict[str, Path] = field(default_factory=dict)
+    layer: Path | None = None
+    remarks: list[str] = field(default_factory=list)
+
+
+def boot(journal: Journal, store: VersionStore, *, enabled: bool) -> Booted:
+    """Decide, and leave journal and links in agreement. enabled: an unfinished probation may go on. Raises StorageError, OSError."""
+    booted = Booted()
+    if journal.damage:
+        booted.remarks.append(f"the journal of updates was damaged ({journal.damage}) and begun anew")
+        _log.error("update_journal_damaged", damage=journal.damage)
+    if journal.damage or not journal.audit(1):
+        _rebuild(journal, store)
+    on_trial: dict[str, Version] = {}
+    for action in journal.unsettled():
+        if action.phase in {Phase.PROBATION, Phase.ROLLED_BACK} and _stays(journal, store, action, enabled=enabled):
+            on_trial[action.slot] = action.version
+    slots = journal.slots()
+    for slot in sorted({*slots, *on_trial, *store.linked()}):
+        version = on_trial.get(slot) or _sound(journal, store, slots.get(slot, Serving(slot)), booted)
+        store.switch(slot, version)
+        if version is not None and slot == CONFIGURATION:
+            booted.layer = store.path(version)
+        elif version is not None:
+            booted.models[slot] = store.path(version)
+    store.write_numbers({slot: max(one.highest, store.numbers().get(slot, 0)) for slot, one in slots.items()})
+    store.tidy(action.sha256 for action in journal.unsettled() if action.sha256)
+    return booted
+
+
+def _stays(journal: Journal, store: VersionStore, action: Action, *, enabled: bool) -> bool:
+    """Whether the candidate serves on; if not, its end is written."""
+    starts, refusal = judge_start(action.phase, action.starts, clean=action.clean)
+    if action.phase is Phase.PROBATION and refusal is None:
+        if problem := store.problem(action.version):
+            refusal = Refusal("archive", f"damaged on this disk: {problem}")
+        elif not enabled:
+            refusal = Refusal("command", "updates were switched off during the probation")
+        else:
+            journal.started(action, starts)
+            return True
+    if action.phase is Phase.PROBATION:
+        action = journal.enter(action, Phase.ROLLED_BACK, None, refusal=refusal)
+    serving = journal.serving(action.slot)
+    store.switch(action.slot, serving.current)
+    told = report(action.phase, text=action.text, reason=action.reason, figures=action.flat_figures)
+    journal.settle(action, told)
+    _log.warning("update_rolled_back", action=action.action_id, release=action.title, reason=action.reason)
+    return False
+
+
+def _sound(journal: Journal, store: VersionStore, serving: Serving, booted: Booted) -> Version | None:
+    """The version that serves, or the one before where it is damaged, or none."""
+    found = serving.current
+    if found is None or not (problem := store.problem(found)):
+        return found
+    before = serving.before if serving.before is not None and not store.problem(serving.before) else None
+    text = f"{serving.slot}: {title_of(found)} cannot be used ({problem}); {title_of(before)} serves"
+    booted.remarks.append(text)
+    _log.error("update_version_damaged", slot=serving.slot, problem=problem, serves=title_of(before))
+    journal.adopt(replace(serving, current=before, before=None, has_before=before is not None), text)
+    return before
+
+
+def _rebuild(journal: Journal, store: VersionStore) -> None:
+    """From the links and what lies in the store. Of a number that was committed and is gone `numbers.json` knows."""
+    numbers, linked = store.numbers(), store.linked()
+    everything = store.versions()
+    for slot in sorted({*numbers, *linked}):
+        current = linked.get(slot)
+        others = [one for one in everything if one.release.slot == slot and one != current]
+        before = others[0] if others and current is not None else None
+        highest = max([numbers.get(slot, 0), *([current.release.number] if current else [])])
+        serving = Serving(slot, current, before, has_before=current is not None, highest=highest)
+        journal.adopt(serving, "from the store: the journal says nothing")
+
+
+def serving_attributes(slots: Mapping[str, Serving]) -> dict[str, str]:
+    """For the server: model and number by slot."""
+    found: dict[str, str] = {}
+    for slot, one in slots.items():
+        if one.current is not None:
+            name = slot.replace("/", "-", 1)
+            found |= {f"model.{name}": one.current.release.title, f"number.{name}": str(one.current.release.number)}
+    return found

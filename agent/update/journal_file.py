@@ -1,0 +1,162 @@
+"""Opening the journal: one owner, a sound file, the right schema; a damaged one is set aside.
+
+Its rollback journal is SQLite's plain one, not a write-ahead log: it is written some twenty times an update, and others may read it
+at any time without meeting the log's faults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+
+from agent.errors import StorageError, StorageFullError
+
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_FULL = sqlite3.SQLITE_FULL
+_PRIMARY = 0xFF
+_TABLES = {"actions", "slots", "feedback", "audit"}
+_BUSY_S = 5.0
+_KEEP_DAMAGED = 2
+
+
+class DamagedError(Exception):
+    """The file is no healthy journal."""
+
+
+@contextlib.contextmanager
+def sole_owner(path: Path) -> Iterator[None]:
+    """Hold the lock file beside `path`. Raises StorageError when another process has it."""
+    with guarded(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(path.name + ".lock").open("w", encoding="ascii")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(f"{path}: already in use (hint: the agent is running)") from error
+        yield
+
+
+@contextlib.contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """SQLite's and the disk's errors as StorageError, StorageFullError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        kind = StorageFullError if _code(error) == _FULL else StorageError
+        raise kind(f"{path}: {error}") from error
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error
+
+
+def open_file(path: Path) -> tuple[sqlite3.Connection, str]:
+    """A connection with the current schema, and what was wrong with the file that was there before (empty = nothing).
+
+    Raises StorageError, also for a journal of a newer agent.
+    """
+    with guarded(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return _open(path), ""
+        except DamagedError as error:
+            damage = str(error)
+        set_aside(path)
+        try:
+            return _open(path), damage
+        except DamagedError as error:  # the disk is
+            raise StorageError(f"{path}: {error}") from error
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """For a look while the agent runs. Raises StorageError."""
+    with guarded(path):
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)
+        try:
+            connection.execute("SELECT 1 FROM actions LIMIT 1")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def set_aside(path: Path) -> Path:
+    """Rename the journal, keeping the latest few of them; returns the new name."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    target = path.with_name(f"{path.name}.corrupt-{stamp}")
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
+    path.rename(target)
+    for old in sorted(path.parent.glob(f"{path.name}.corrupt-*"))[:-_KEEP_DAMAGED]:
+        old.unlink(missing_ok=True)
+    _sync(path.parent)
+    return target
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    fresh = not path.exists()
+    connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=DELETE")
+        connection.execute("PRAGMA synchronous=EXTRA")  # FULL, and the folder when the rollback journal goes
+        _check(connection)
+        _migrate(connection)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if _code(error) in _DAMAGE:
+            raise DamagedError(str(error)) from error
+        raise
+    except BaseException:
+        connection.close()
+        raise
+    if fresh:
+        _sync(path.parent)
+    return connection
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise DamagedError(str(verdict))
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Each step and its `user_version` are one transaction."""
+    steps = sorted(
+        (int(file.name.partition("_")[0]), file.read_text(encoding="utf-8"))
+        for file in resources.files("agent.update.migrations").iterdir()
+        if file.name.endswith(".sql")
+    )
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    have = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    if version > steps[-1][0]:
+        hint = "it was written by a newer agent; go back to that version or move the file away"
+        raise StorageError(
+            f"the journal of updates has schema {version}, this agent knows {steps[-1][0]} (hint: {hint})"
+        )
+    if bool(version) != bool(have & _TABLES) or (version and not have >= _TABLES):
+        raise DamagedError(f"schema {version} with the tables {', '.join(sorted(have)) or 'none'}")
+    for number, script in steps:
+        if number > version:
+            try:
+                connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version={number};\nCOMMIT;")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.rollback()
+                raise
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & _PRIMARY
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Schema of the journal, one numbered step a file."""

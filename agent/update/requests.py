@@ -1,0 +1,104 @@
+"""Wishes of people at this device, by files: the command line lays one into `requests/`, the agent that runs answers beside it.
+
+Only who may write into the state folder can do that, and nothing has to listen on a port. `<id>.json` holds the wish,
+`<id>.answer` what became of it; both come by a rename, so nobody reads half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from agent.errors import StorageError
+
+What = Literal["rollback", "check"]
+_MAX_AGE_S = 60.0
+_MAX_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """what: to do; slot: of a rollback; by: who wants it."""
+
+    what: What
+    slot: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """text: for people."""
+
+    good: bool
+    text: str
+
+
+class RequestFolder:
+    """`<state_dir>/updates/requests`. Both sides block for moments."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def ask(self, request: Request, wait_s: float) -> Answer:
+        """Lay down `request` and wait for the answer. Raises StorageError when none comes."""
+        name = uuid.uuid4().hex
+        question, answer = self._folder / f"{name}.json", self._folder / f"{name}.answer"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _write(question, asdict(request))
+            deadline_s = time.monotonic() + wait_s
+            while time.monotonic() < deadline_s:
+                if answer.exists():
+                    return Answer(**json.loads(answer.read_bytes()))
+                time.sleep(0.1)
+        except OSError as error:
+            hint = "run it as the agent's user, or as root"
+            raise StorageError(f"{self._folder}: {error.strerror} (hint: {hint})") from error
+        except (ValueError, TypeError) as error:
+            raise StorageError(f"{answer}: not an answer: {error}") from error
+        finally:
+            for file in (question, answer):
+                file.unlink(missing_ok=True)
+        raise StorageError(f"the agent has not answered within {wait_s:g} s (hint: is update.enabled true there?)")
+
+    def waiting(self) -> list[tuple[str, Request]]:
+        """Names and wishes that came and are not too old. What is no wish is removed."""
+        if not self._folder.is_dir():
+            return []
+        found = []
+        for file in sorted(self._folder.glob("*.json")):
+            try:
+                found.append((file.stem, _request(file)))
+            except (OSError, ValueError, TypeError):
+                file.unlink(missing_ok=True)
+        return found
+
+    def answer(self, name: str, answer: Answer) -> None:
+        """What became of the wish `name`."""
+        (self._folder / f"{name}.json").unlink(missing_ok=True)
+        _write(self._folder / f"{name}.answer", asdict(answer))
+
+
+def _request(file: Path) -> Request:
+    status = file.stat()
+    if time.time() - status.st_mtime > _MAX_AGE_S or status.st_size > _MAX_BYTES:
+        raise ValueError("too old, or too large")
+    request = Request(**json.loads(file.read_bytes()))
+    if request.what not in {"rollback", "check"} or not all(
+        isinstance(part, str) for part in (request.slot, request.by)
+    ):
+        raise ValueError("no request")
+    return request
+
+
+def _write(file: Path, document: dict[str, object]) -> None:
+    fresh = file.with_name(f".{file.name}.new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+        json.dump(document, opened)
+    fresh.replace(file)

@@ -1,0 +1,266 @@
+"""Carries one update from where it stands to an end. Entering at any phase is the same as going on after a power loss."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from agent.errors import ConfigError, DeviceMemoryError, ModelError, TransientError, TrustError
+from agent.update.acquire import Acquirer, AlreadyHere
+from agent.update.machine import NEXT, Phase, Report, after, may_cancel, report
+from agent.update.models import CONFIGURATION
+from agent.update.parts import Parts, Progress
+from agent.update.records import Action, Serving, Version
+from agent.update.trials import Candidate, Figures, Refusal
+
+_log = structlog.get_logger(__name__)
+
+_TRIAL_ERRORS = (ModelError, ConfigError, TrustError, TransientError)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """An end that was wished for, before anything had changed."""
+
+    why: str
+
+
+Outcome = Figures | Refusal | Cancelled | AlreadyHere
+
+
+class Worker:
+    """`carry` does the work; `cancel` and `refuse` end it from outside. One update at a time."""
+
+    def __init__(self, parts: Parts, progress: Progress) -> None:
+        self._parts = parts
+        self._progress = progress
+        self._acquirer = Acquirer(parts, progress, self._note)
+        self._wish: asyncio.Future[Refusal | Cancelled] | None = None
+        self._swapping = False
+        self.action: Action | None = None
+
+    def cancel(self, why: str) -> bool:
+        """End the update as if it had never been; False: too late, it is in its probation."""
+        if self.action is None or self._swapping or not may_cancel(self.action.phase):
+            return False
+        return self._wish_for(Cancelled(why))
+
+    def refuse(self, refusal: Refusal) -> bool:
+        """Refuse the update, or take it back when it is in its probation."""
+        return self.action is not None and not self.action.over and self._wish_for(refusal)
+
+    def _wish_for(self, what: Refusal | Cancelled) -> bool:
+        if self._wish is None or self._wish.done():
+            return False
+        self._wish.set_result(what)
+        return True
+
+    async def carry(self, action: Action) -> Action:
+        """To the end of `action`. Raises StorageError; errors of models and servers are outcomes."""
+        self.action = action
+        self._wish = asyncio.get_running_loop().create_future()
+        self._swapping = action.phase is Phase.PROBATION
+        try:
+            while not self.action.over:
+                self._progress.clear()
+                self._parts.changed()
+                outcome = await self._outcome(self.action)
+                self.action = await self._advance(self.action, outcome)
+                _log.info("update", action=action.action_id, phase=self.action.phase, release=self.action.title)
+            if not self.action.settled:
+                self.action = await self._go_back(self.action)
+            await self.tidy()
+            return self.action
+        finally:
+            self.action = None
+            self._progress.clear()
+            self._parts.changed()
+
+    def _note(self, action: Action) -> None:
+        """What became known of it in the middle of a phase."""
+        self.action = action
+
+    # --- one phase ----------------------------------------------------------------------------------------------------
+
+    async def _outcome(self, action: Action) -> Outcome:
+        work = {
+            Phase.DOWNLOADING: self._acquirer.acquire,
+            Phase.VERIFIED: self._validate,
+            Phase.VALIDATED: _pass_through,
+            Phase.SHADOW: self._shadow,
+            Phase.PROBATION: self._probation,
+        }[action.phase]
+        return await self._unless_ended(work(action))
+
+    async def _unless_ended(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """The result of `work`, or the wish that came in between; then `work` is cancelled."""
+        assert self._wish is not None  # noqa: S101 - made by carry
+        task = asyncio.ensure_future(work)
+        either: list[asyncio.Future[Any]] = [task, self._wish]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        return self._wish.result() if self._wish.done() else task.result()
+
+    async def _advance(self, action: Action, outcome: Outcome) -> Action:
+        """Write what comes next; nothing is done about it before it is on the disk."""
+        journal, disk = self._parts.journal, self._parts.disk
+        if isinstance(outcome, Cancelled):
+            refusal = Refusal("cancelled", outcome.why)
+            return await disk.do(journal.enter, action, Phase.CANCELLED, None, refusal=refusal, settled=True)
+        if isinstance(outcome, AlreadyHere):
+            told = report(Phase.COMMITTED, text="this version serves already")
+            return await disk.do(journal.enter, action, Phase.COMMITTED, told, version=outcome.version, settled=True)
+        phase = after(action.phase, outcome)
+        if isinstance(outcome, Refusal):
+            changed = replace(action, reason=outcome.reason, text=outcome.text)
+            done = phase is Phase.REFUSED
+            verdict = _report(changed, outcome.figures, phase) if done else None
+            return await disk.do(journal.enter, action, phase, verdict, refusal=outcome, settled=done)
+        if outcome:
+            action = await disk.do(journal.measured, action, outcome)
+        if phase is Phase.COMMITTED:
+            committed = await disk.do(journal.commit, action, _report(action, action.flat_figures, phase))
+            numbers = {slot: one.highest for slot, one in (await disk.do(journal.slots)).items()}
+            await disk.do(self._parts.store.write_numbers, numbers)
+            return committed
+        if phase is Phase.PROBATION:
+            serving = await disk.do(journal.serving, action.slot)
+            came_from = serving.current.sha256 if serving.current else ""
+            return await disk.do(journal.enter, action, phase, _report(action, {}, phase), came_from=came_from)
+        return await disk.do(journal.enter, action, phase, _report(action, outcome, phase))
+
+    # --- what each phase does -----------------------------------------------------------------------------------------
+
+    def _candidate(self, action: Action) -> Candidate:
+        version = action.version
+        return Candidate(version.release, self._parts.store.path(version), version.sha256)
+
+    async def _validate(self, action: Action) -> Outcome:
+        problem = await self._parts.disk.do(self._parts.store.problem, action.version)
+        if problem:
+            return Refusal("archive", f"damaged on this disk: {problem}")
+        return await _tried(self._parts.trials.validate(self._candidate(action), self._tell))
+
+    async def _shadow(self, action: Action) -> Outcome:
+        measured = action.figures.get(Phase.SHADOW.value)
+        if measured is None and action.slot != CONFIGURATION:
+            outcome = await _tried(self._parts.trials.shadow(self._candidate(action), self._tell))
+            if isinstance(outcome, Refusal):
+                return outcome
+            self._note(await self._parts.disk.do(self._parts.journal.measured, action, outcome))
+            measured = outcome
+        await self._moment()
+        self._swapping = True
+        return measured or {}
+
+    async def _moment(self) -> None:
+        """Until nothing speaks against a swap."""
+        parts, progress = self._parts, self._progress
+        told = ""
+        while True:
+            config = parts.config()
+            if not progress.may_install:
+                progress.waiting = "the server holds the installation back"
+            elif not config.open_at(parts.local_time()):
+                progress.waiting = "outside the maintenance windows"
+            else:
+                progress.waiting = parts.trials.not_now()
+            if progress.waiting != told:
+                told = progress.waiting
+                parts.changed()
+            if not progress.waiting:
+                return
+            await asyncio.sleep(parts.pace.look_s)
+
+    async def _probation(self, action: Action) -> Outcome:
+        parts, candidate = self._parts, self._candidate(action)
+        await parts.disk.do(parts.store.switch, action.slot, action.version)
+        measured: dict[str, float | int | str] = {}
+        if parts.trials.running(action.slot) != candidate.path:
+            outcome = await _tried(parts.trials.install(action.slot, candidate.path))
+            if isinstance(outcome, Refusal):
+                return outcome
+            measured |= outcome
+        outcome = await _tried(parts.trials.watch(candidate, self._tell))
+        if isinstance(outcome, Refusal):
+            return replace(outcome, figures={**measured, **outcome.figures})
+        return {**measured, **outcome}
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    async def _go_back(self, action: Action) -> Action:
+        """What served before the probation serves again."""
+        parts = self._parts
+        serving = await parts.disk.do(parts.journal.serving, action.slot)
+        await parts.disk.do(parts.store.switch, action.slot, serving.current)
+        failure = await self._install(serving)
+        text = f"{action.text}; {failure}" if failure else action.text
+        told = report(action.phase, text=text, reason=action.reason, figures=action.flat_figures)
+        return await parts.disk.do(parts.journal.settle, action, told)
+
+    async def _install(self, serving: Serving) -> str:
+        """Load what should serve; what went wrong about it."""
+        path = self._parts.store.path(serving.current) if serving.current else None
+        outcome = await _tried(self._parts.trials.install(serving.slot, path))
+        if not isinstance(outcome, Refusal):
+            return ""
+        _log.error("update_back_failed", slot=serving.slot, error=outcome.text)
+        return f"and the version before does not load: {outcome.text}"
+
+    async def exchange(self, slot: str, why: str, by: str) -> Version | None:
+        """Go back to the version before the committed one, now. Raises StorageError (there is none), ModelError."""
+        parts = self._parts
+        serving = await parts.disk.do(parts.journal.exchange, slot, why, by)
+        await parts.disk.do(parts.store.switch, slot, serving.current)
+        if failure := await self._install(serving):
+            serving = await parts.disk.do(parts.journal.exchange, slot, failure, "agent")
+            await parts.disk.do(parts.store.switch, slot, serving.current)
+            raise ModelError(f"{slot}: not gone back, {failure.removeprefix('and ')}")
+        self._parts.changed()
+        return serving.current
+
+    async def tidy(self) -> None:
+        """Only what can serve, or is about to, stays on the disk."""
+        parts = self._parts
+        slots = (await parts.disk.do(parts.journal.slots)).values()
+        needed = {one.sha256 for slot in slots for one in (slot.current, slot.before) if one is not None}
+        gone = await parts.disk.do(parts.store.prune, needed, parts.config().keep - 2)
+        await parts.disk.do(parts.store.tidy)
+        if gone:
+            await parts.disk.do(parts.journal.note, "removed", versions=gone)
+
+    def _tell(self, text: str, share: float) -> None:
+        self._progress.text, self._progress.share = text, share
+        self._parts.changed()
+
+
+async def _pass_through(_action: Action) -> Outcome:
+    """Nothing to do: the phase says that the trial on its own went well."""
+    return {}
+
+
+async def _tried(work: Coroutine[Any, Any, Figures | Refusal]) -> Figures | Refusal:
+    """What a trial says; whatever it raises speaks against the candidate."""
+    try:
+        return await work
+    except DeviceMemoryError as error:
+        return Refusal("memory", str(error))
+    except _TRIAL_ERRORS as error:
+        return Refusal("crash", str(error))
+    except Exception as error:  # noqa: BLE001 - a bug that only this candidate brings out must not be met again at every restart
+        _log.exception("update_trial_failed")
+        return Refusal("crash", f"an error of the agent: {type(error).__name__}")
+
+
+def _report(action: Action, figures: Figures, phase: Phase) -> Report:
+    if phase in NEXT or phase is Phase.COMMITTED:
+        return report(phase, text=action.title, figures=figures)
+    return report(phase, text=action.text, reason=action.reason, figures={**action.flat_figures, **figures})

@@ -1,0 +1,1 @@
+"""The fleet side: release tools, server and rollouts."""

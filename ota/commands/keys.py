@@ -1,0 +1,217 @@
+"""`recognizer-fleet keys`: who may sign what."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.cli import whole_number
+from agent.errors import ConfigError, ConfigProblem
+from ota.options import AskedPassphrases, days_options, key_options, repository_option, signing_of
+
+if TYPE_CHECKING:
+    from ota.release.keys import PublicKey
+    from ota.release.roots import Staged
+
+_ROLES = ("root", "targets", "snapshot", "timestamp")
+_KEYS, _THRESHOLDS = {"root": 3, "targets": 1, "snapshot": 1, "timestamp": 1}, {"root": 2}
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`keys create|ceremony|rotate|revoke|renew|list`"""
+    text = "make signing keys, and say which of them count"
+    parser = commands.add_parser("keys", help=text, description=text[0].upper() + text[1:] + ".")
+    actions = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+
+    create = actions.add_parser("create", help="one key: its private half, and the public half for others")
+    create.add_argument("role", choices=_ROLES)
+    create.add_argument(
+        "--no-passphrase", action="store_true", help="do not encrypt it (root and targets keys are otherwise)"
+    )
+
+    ceremony = actions.add_parser("ceremony", help="the first root of a new repository")
+    for role in _ROLES:
+        ceremony.add_argument(
+            f"--{role}-keys", type=whole_number, default=_KEYS[role], metavar="N",
+            help=f"make keys until there are N (default {_KEYS[role]})",
+        )  # fmt: skip
+        ceremony.add_argument(
+            f"--{role}-threshold", type=whole_number, default=_THRESHOLDS.get(role, 1), metavar="N",
+            help=f"how many of them have to sign (default {_THRESHOLDS.get(role, 1)})",
+        )  # fmt: skip
+    ceremony.add_argument("--no-passphrase", action="store_true", help="do not encrypt new keys")
+
+    rotate = actions.add_parser("rotate", help="the next root: a role gets new keys")
+    rotate.add_argument("role", choices=_ROLES)
+    rotate.add_argument("--keep", action="store_true", help="the old keys go on counting beside the new ones")
+    rotate.add_argument("--threshold", type=whole_number, metavar="N", help="how many keys of the role have to sign")
+    rotate.add_argument("--no-passphrase", action="store_true", help="do not encrypt the new key")
+
+    revoke = actions.add_parser("revoke", help="the next root: a key no longer counts (lost, or in wrong hands)")
+    revoke.add_argument("role", choices=_ROLES)
+    revoke.add_argument("keyid", metavar="KEYID", help="or its beginning")
+    revoke.add_argument("--threshold", type=whole_number, metavar="N", help="how many keys of the role have to sign")
+
+    renew = actions.add_parser("renew", help="the next root: nothing but a new expiry")
+    listing = actions.add_parser("list", help="who may sign what, and until when it holds")
+    listing.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
+    for action in (ceremony, rotate):
+        action.add_argument(
+            "--public", type=Path, action="append", default=[], metavar="FILE",
+            help="public half of a key that someone else has; may be given several times",
+        )  # fmt: skip
+    for action in (create, ceremony, rotate, revoke, renew, listing):
+        key_options(action)
+    for action in (ceremony, rotate, revoke, renew, listing):
+        repository_option(action)
+    for action in (ceremony, rotate, revoke, renew):
+        days_options(action, "root", "targets")
+
+
+def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """0: done, signatures may still be missing."""
+    done: int = {
+        "create": _create, "ceremony": _ceremony, "rotate": _rotate, "revoke": _revoke, "renew": _renew, "list": _list,
+    }[args.what](args, env)  # fmt: skip
+    return done
+
+
+def _create(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    _new_key(args, args.role)
+    return 0
+
+
+def _ceremony(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from ota.release.keys import ROLES, KeyRing, read_public
+    from ota.release.repository import Repository
+    from ota.release.roots import create_repository
+
+    folder = _folder(args)
+    here = KeyRing([folder], AskedPassphrases(args.passphrase_file)).publics if folder.is_dir() else []
+    publics = _distinct([*here, *(read_public(file) for file in args.public)])
+    for role in ROLES:
+        for _ in range(getattr(args, f"{role}_keys") - sum(public.role == role for public in publics)):
+            publics.append(_new_key(args, role))
+    thresholds = {role: getattr(args, f"{role}_threshold") for role in ROLES}
+    repository = Repository(args.repository)
+    tell(repository.staged.folder, create_repository(repository, signing_of(args, env), publics, thresholds))
+    return 0
+
+
+def _rotate(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from ota.release.keys import read_public
+    from ota.release.repository import Repository
+    from ota.release.roots import Change, newest_root
+
+    add = [read_public(file) for file in args.public] or [_new_key(args, args.role)]
+    wrong = [public for public in add if public.role != args.role]
+    if wrong:
+        raise ConfigError([ConfigProblem(f"made for {wrong[0].role}, not for {args.role}", path="--public")])
+    old = newest_root(Repository(args.repository)).signed.roles[args.role].keyids
+    remove = [] if args.keep else [(args.role, keyid) for keyid in old]
+    return _change(args, env, Change(add, remove, _threshold(args)))
+
+
+def _revoke(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from ota.release.roots import Change
+
+    return _change(args, env, Change((), [(args.role, args.keyid)], _threshold(args)))
+
+
+def _renew(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from ota.release.roots import Change
+
+    return _change(args, env, Change())
+
+
+def _change(args: argparse.Namespace, env: Mapping[str, str], change: Any) -> int:
+    from ota.release.repository import Repository
+    from ota.release.roots import change_keys
+
+    repository = Repository(args.repository)
+    tell(repository.staged.folder, change_keys(repository, signing_of(args, env), change))
+    return 0
+
+
+def _list(args: argparse.Namespace, _: Mapping[str, str]) -> int:
+    from ota.release.keys import ROLES, KeyRing
+    from ota.release.repository import Repository
+    from ota.release.roots import require_published
+
+    state = require_published(Repository(args.repository))
+    ring = KeyRing(args.keys, AskedPassphrases(args.passphrase_file)) if args.keys else None
+    here = {public.keyid for public in ring.publics} if ring else set()
+    found: dict[str, Any] = {}
+    for role in ROLES:
+        named, metadata = state.root.signed.roles[role], getattr(state, role)
+        found[role] = {
+            "threshold": named.threshold,
+            "keys": [{"keyid": keyid, "here": keyid in here} for keyid in named.keyids],
+            "version": metadata.signed.version if metadata else None,
+            "expires": metadata.signed.expires.isoformat() if metadata else None,
+        }
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    now = datetime.now(UTC)
+    for name, entry in found.items():
+        metadata = getattr(state, name)
+        until = (
+            "not published"
+            if metadata is None
+            else f"version {entry['version']}, {_until(metadata.signed.expires, now)}"
+        )
+        print(f"{name}: {entry['threshold']} of {len(entry['keys'])} keys; {until}")
+        for key in entry["keys"]:
+            print(f"  {key['keyid']}{'  (here)' if key['here'] else ''}")
+    return 0
+
+
+def _until(expires: datetime, now: datetime) -> str:
+    days = (expires - now).total_seconds() / 86_400
+    return (
+        f"EXPIRED on {expires:%Y-%m-%d}" if days < 0 else f"holds until {expires:%Y-%m-%d %H:%M} UTC ({days:.0f} days)"
+    )
+
+
+def _new_key(args: argparse.Namespace, role: Any) -> PublicKey:
+    from ota.release.keys import OFFLINE, create_key
+
+    passphrase = None
+    if role in OFFLINE and not args.no_passphrase:
+        passphrase = AskedPassphrases(args.passphrase_file).new(f"the new {role} key")
+    folder = _folder(args)
+    public = create_key(folder, role, passphrase)
+    print(
+        f"{folder / public.stem}.pem: new {role} key {public.keyid}, {'encrypted' if passphrase else 'NOT encrypted'}"
+    )
+    return public
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    """The one folder that new keys go to."""
+    if len(args.keys) != 1 or args.keys[0].is_file():
+        raise ConfigError([ConfigProblem("give one folder for new keys", path="--keys")])
+    folder: Path = args.keys[0]
+    return folder
+
+
+def _distinct(publics: Sequence[PublicKey]) -> list[PublicKey]:
+    return list({public.keyid: public for public in publics}.values())
+
+
+def _threshold(args: argparse.Namespace) -> dict[Any, int] | None:
+    return {args.role: args.threshold} if args.threshold else None
+
+
+def tell(folder: Path, staged: Sequence[Staged]) -> None:
+    for one in staged:
+        print(f"{folder}: {one.role} {one.version}: signatures: {one.text}")
+    if all(one.complete for one in staged):
+        print("complete (next: `recognizer-fleet publish`, with the snapshot and timestamp keys)")
+    else:
+        print("signatures are missing (next: `recognizer-fleet sign --staged`, with further keys)")

@@ -1,0 +1,170 @@
+"""Decisions carried out on the tables, a part at a time, each part a transaction: whatever moment the server is killed at, what it
+decided and what it noted are the same, and the next start goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from ota.rollouts import fleet, records
+from ota.rollouts.engine import (
+    Begin,
+    Cancel,
+    Decision,
+    GoBack,
+    Offer,
+    SetStage,
+    SetState,
+    State,
+    decide,
+)
+from ota.rollouts.records import Stored
+from ota.store import actions, audit
+from ota.store.errors import ConflictError
+from ota.store.rows import Entry
+
+SERVER = "fleet-server"
+"""Who makes the changes that nobody asked for at that moment."""
+CHUNK = 100
+"""Devices in one transaction: everybody else's writes wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a decision is made, and since when a device counts as heard of; UTC milliseconds."""
+
+    now_ms: int
+    seen_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something to tell those who watch. group: its index; None: the rollout itself."""
+
+    rollout_id: int
+    state: str
+    detail: str = ""
+    group: int | None = None
+    devices: int = 0
+
+
+def step(connection: Connection, rollout_id: int, moment: Moment) -> list[Change]:
+    """One part of what is due; empty: nothing is. The decision is made in the transaction that carries it out, so that nobody's
+    pause or abort comes between. Raises MissingError."""
+    stored = records.get(connection, rollout_id)
+    decisions = decide(stored.rollout, moment.now_ms)
+    try:
+        with connection.begin_nested():
+            return carry_out(connection, stored, decisions, moment, by=SERVER)
+    except ConflictError as error:
+        if stored.rollout.state not in {State.READY, State.RUNNING}:
+            raise
+        return _cannot(connection, stored, str(error), moment)
+
+
+def carry_out(
+    connection: Connection, stored: Stored, decisions: Sequence[Decision], moment: Moment, *, by: str
+) -> list[Change]:
+    """Changes of state at once, devices up to CHUNK. by: a person's name or SERVER. Raises ConflictError."""
+    changes: list[Change] = []
+    left = CHUNK
+    for decision in decisions:
+        match decision:
+            case Begin():
+                changes.append(_begin(connection, stored, moment))
+            case SetState(state, detail):
+                records.set_state(connection, stored.id, state, detail, now_ms=moment.now_ms)
+                changes.append(Change(stored.id, state, detail))
+            case SetStage(group, stage, detail):
+                records.set_stage(connection, stored.id, group, stage, now_ms=moment.now_ms, by=by)
+                changes.append(Change(stored.id, stage, detail, group))
+            case Offer() | Cancel() | GoBack():
+                reached = _reach(connection, stored, decision, moment, limit=left, by=by)
+                left -= reached
+                changes.append(Change(stored.id, _WORDS[type(decision)], "", decision.group, reached))
+                if left <= 0:
+                    break
+    for change in changes:
+        if by == SERVER and not change.devices:
+            _log(connection, stored, change, moment)
+    return changes
+
+
+_WORDS = {Offer: "offered", Cancel: "cancelled", GoBack: "sent back"}
+
+
+def _reach(
+    connection: Connection, stored: Stored, decision: Offer | Cancel | GoBack, moment: Moment, *, limit: int, by: str
+) -> int:
+    """How many devices it reached."""
+    plan = stored.rollout.plan
+    match decision:
+        case Offer(group):
+            ids = records.waiting(connection, stored.id, group, limit)
+            made = actions.assign_many(
+                connection, ids, stored.release.id, by=by, now_ms=moment.now_ms, forced=plan.forced,
+                confirm=plan.confirmation, rollout_id=stored.id,
+            )  # fmt: skip
+            records.note_offers(connection, stored.id, {action.device_id: action.id for action in made})
+            return len(ids)
+        case Cancel(group):
+            open_ones = records.cancellable(connection, stored.id, group, limit)
+            for action_id in open_ones:
+                actions.cancel(connection, action_id, now_ms=moment.now_ms)
+            return len(open_ones)
+        case GoBack(group):
+            due = records.returnable(connection, stored, group, limit)
+            for release_id in {before for _, before in due}:
+                ids = [device_id for device_id, before in due if before == release_id]
+                made = actions.assign_many(
+                    connection, ids, release_id, by=by, now_ms=moment.now_ms, forced=True, rollout_id=stored.id
+                )
+                records.note_returns(connection, stored.id, {action.device_id: action.id for action in made})
+            return len(due)
+
+
+def _begin(connection: Connection, stored: Stored, moment: Moment) -> Change:
+    """Who takes part is settled here and stays so. Raises ConflictError."""
+    if not stored.release.available:
+        raise ConflictError(f"{stored.release.title} is no longer among the signed targets")
+    choice = fleet.choose(
+        connection, stored.rollout.plan, stored.filter, stored.release, moment.seen_after_ms, but=stored.id
+    )
+    refuse_busy(choice)
+    if not choice.total:
+        raise ConflictError("the filter takes no device that could get this release")
+    records.set_members(connection, stored.id, choice.members)
+    records.set_state(connection, stored.id, State.RUNNING, "", now_ms=moment.now_ms)
+    return Change(stored.id, State.RUNNING, f"{choice.total} devices")
+
+
+def refuse_busy(choice: fleet.Choice) -> None:
+    """Raises ConflictError when a device is in another rollout: two of them would pull at it."""
+    for name, number in choice.busy.items():
+        raise ConflictError(f"{number} of the devices are in rollout {name}, which has not ended")
+
+
+def _cannot(connection: Connection, stored: Stored, why: str, moment: Moment) -> list[Change]:
+    """A scheduled one waits until it can begin; a running one stops, for a person to look."""
+    if stored.rollout.state is State.READY:
+        if stored.reason != why:
+            records.set_reason(connection, stored.id, why)
+        return []
+    records.set_state(connection, stored.id, State.PAUSED, why, now_ms=moment.now_ms)
+    change = Change(stored.id, State.PAUSED, why)
+    _log(connection, stored, change, moment)
+    return [change]
+
+
+def _log(connection: Connection, stored: Stored, change: Change, moment: Moment) -> None:
+    where = {} if change.group is None else {"group": stored.rollout.plan.groups[change.group].name}
+    detail = {"state": change.state, **where, **({"detail": change.detail} if change.detail else {})}
+    what = "rollout.state" if change.group is None else "rollout.group"
+    audit.add(connection, Entry(moment.now_ms, SERVER, "server", "", what, subject(stored), detail))
+
+
+def subject(stored: Stored) -> str:
+    """How the audit log names a rollout."""
+    return f"{stored.id} {stored.name}"

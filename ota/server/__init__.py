@@ -1,0 +1,1 @@
+"""The fleet server: hawkBit's device interface, the TUF repository as static files, management."""

@@ -1,0 +1,65 @@
+"""The event feed: what changed, for whoever watches now. In memory: what is to last stands in the tables."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+KEPT = 1000
+"""Events that a listener may be behind before it is told to read everything again."""
+_PER_MS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """kind: device, action, release, rollout, group, or `reset`: some were missed. id: rises, also over restarts; 0 for `reset`."""
+
+    id: int
+    kind: str
+    subject: int | str
+    fields: dict[str, Any]
+
+
+class Feed:
+    """start_ms: wall time of this start, so that a listener's last id of before it is below all of this one's."""
+
+    def __init__(self, start_ms: int) -> None:
+        self._events: deque[Event] = deque(maxlen=KEPT)
+        self._next = start_ms * _PER_MS
+        self._first = self._next
+        self._more: asyncio.Future[None] | None = None
+        self.listeners = 0
+
+    def tell(self, kind: str, subject: int | str, **fields: Any) -> None:
+        """On the loop, after the commit."""
+        self._events.append(Event(self._next, kind, subject, fields))
+        self._next += 1
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+        self._more = None
+
+    async def listen(self, last_id: int | None = None) -> AsyncGenerator[Event, None]:
+        """Events after `last_id` (None: from now on) until cancelled; begins with `reset` when some of them are gone."""
+        at = self._next if last_id is None else last_id + 1
+        self.listeners += 1
+        try:
+            while True:
+                oldest = self._events[0].id if self._events else self._next
+                if at < oldest and not (at == self._first and oldest == self._first):
+                    yield Event(0, "reset", "", {})
+                    at = oldest
+                for event in [event for event in self._events if event.id >= at]:
+                    yield event
+                    at = event.id + 1
+                if at >= self._next:
+                    await self._wait()
+        finally:
+            self.listeners -= 1
+
+    async def _wait(self) -> None:
+        if self._more is None:
+            self._more = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._more)

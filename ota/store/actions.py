@@ -1,0 +1,218 @@
+"""Actions: one release for one device, from the assignment to its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from ota.store import devices, tables
+from ota.store.errors import ConflictError, MissingError
+from ota.store.releases import get as get_release
+from ota.store.rows import OPEN, Action, ActionState, ReleaseRow, UpdateStatus
+
+UNFETCHED = (ActionState.WAITING, ActionState.PENDING)
+"""The device knows nothing of it yet."""
+_CHUNK = 500
+_T = tables.actions.c
+
+
+def of_row(row: Row[Any]) -> Action:
+    return Action(
+        row.id, row.device_id, row.release_id, row.previous_release_id, row.rollout_id, ActionState(row.state), row.open,
+        row.forced, row.detail, row.code, row.created_by, row.created_ms, row.updated_ms,
+    )  # fmt: skip
+
+
+def get(connection: Connection, action_id: int) -> Action:
+    """Raises MissingError."""
+    row = connection.execute(select(tables.actions).where(_T.id == action_id)).one_or_none()
+    if row is None:
+        raise MissingError("there is no such action")
+    return of_row(row)
+
+
+def of_device(connection: Connection, device_id: int, action_id: int) -> tuple[Action, ReleaseRow]:
+    """An action with its release, when it is that device's. Raises MissingError."""
+    action = get(connection, action_id)
+    if action.device_id != device_id:
+        raise MissingError("there is no such action")
+    return action, get_release(connection, action.release_id)
+
+
+def page(
+    connection: Connection, *, limit: int, offset: int, device_id: int | None = None, only_open: bool = False
+) -> tuple[list[Action], int]:
+    """Some actions, newest first, and how many there are."""
+    chosen = select(tables.actions)
+    if device_id is not None:
+        chosen = chosen.where(_T.device_id == device_id)
+    if only_open:
+        chosen = chosen.where(_T.open)
+    total = connection.execute(select(func.count()).select_from(chosen.subquery())).scalar_one()
+    rows = connection.execute(chosen.order_by(_T.id.desc()).limit(limit).offset(offset))
+    return [of_row(row) for row in rows], total
+
+
+def of_rollout(connection: Connection, rollout_id: int) -> list[Action]:
+    rows = connection.execute(select(tables.actions).where(_T.rollout_id == rollout_id).order_by(_T.id))
+    return [of_row(row) for row in rows]
+
+
+def counts(connection: Connection) -> Counter[str]:
+    """Actions by state."""
+    return Counter(dict(connection.execute(select(_T.state, func.count()).group_by(_T.state)).all()))
+
+
+def gets(connection: Connection, device_id: int, release_id: int) -> bool:
+    """Whether the device may have the bytes of a release: it was told to, and not told otherwise since."""
+    mine = select(_T.id).where(
+        _T.device_id == device_id, _T.release_id == release_id, _T.state.not_in((ActionState.WAITING, ActionState.CANCELED))
+    )  # fmt: skip
+    return connection.execute(mine.limit(1)).first() is not None
+
+
+def assign(
+    connection: Connection,
+    device_id: int,
+    release_id: int,
+    *,
+    by: str,
+    now_ms: int,
+    forced: bool = False,
+    confirm: bool = False,
+    rollout_id: int | None = None,
+) -> Action:
+    """As `assign_many`, for one device."""
+    return assign_many(
+        connection, [device_id], release_id, by=by, now_ms=now_ms, forced=forced, confirm=confirm, rollout_id=rollout_id
+    )[0]
+
+
+def assign_many(
+    connection: Connection,
+    device_ids: Sequence[int],
+    release_id: int,
+    *,
+    by: str,
+    now_ms: int,
+    forced: bool = False,
+    confirm: bool = False,
+    rollout_id: int | None = None,
+) -> list[Action]:
+    """Have devices get a release; their actions in the order of `device_ids`.
+
+    An open action in the same slot gives way: at once when the device never fetched it, else the device is asked to cancel it. confirm:
+    it waits for the device's (or its owner's) yes. Some hundred devices a call: everybody else's writes wait for it.
+    Raises MissingError, ConflictError for a release that is gone from the signed targets.
+    """
+    release = get_release(connection, release_id)
+    if not release.available:
+        raise ConflictError(f"{release.title} is no longer among the signed targets")
+    made: dict[int, Action] = {}
+    for start in range(0, len(device_ids), _CHUNK):
+        chunk = list(device_ids[start : start + _CHUNK])
+        _give_way(connection, chunk, release.slot, now_ms)
+        values = _new_actions(connection, chunk, release, confirm=confirm)
+        common = {
+            "release_id": release_id, "rollout_id": rollout_id, "open": True, "forced": forced, "detail": "", "code": None,
+            "created_by": by, "created_ms": now_ms, "updated_ms": now_ms,
+        }  # fmt: skip
+        rows = connection.execute(
+            insert(tables.actions).returning(tables.actions), [value | common for value in values]
+        )
+        made |= {row.device_id: of_row(row) for row in rows}
+        connection.execute(
+            update(tables.devices).where(tables.devices.c.id.in_(chunk)).values(update_status=UpdateStatus.PENDING)
+        )
+    return [made[device_id] for device_id in device_ids]
+
+
+def _new_actions(
+    connection: Connection, device_ids: Sequence[int], release: ReleaseRow, *, confirm: bool
+) -> list[dict[str, Any]]:
+    known = select(tables.devices.c.id, tables.devices.c.auto_confirm_ms).where(tables.devices.c.id.in_(device_ids))
+    says_yes = dict(connection.execute(known).all())
+    if len(says_yes) != len(set(device_ids)):
+        raise MissingError("there is no such device")
+    before = {
+        one.device_id: one.release_id for one in devices.installed(connection, device_ids) if one.slot == release.slot
+    }
+    return [
+        {
+            "device_id": device_id,
+            "previous_release_id": before.get(device_id),
+            "state": ActionState.WAITING if confirm and says_yes[device_id] is None else ActionState.PENDING,
+        }
+        for device_id in device_ids
+    ]
+
+
+def _give_way(connection: Connection, device_ids: Sequence[int], slot: str, now_ms: int) -> None:
+    in_slot = select(tables.releases.c.id).where(tables.releases.c.slot == slot)
+    mine = update(tables.actions).where(_T.device_id.in_(device_ids), _T.open, _T.release_id.in_(in_slot))
+    connection.execute(
+        mine.where(_T.state.in_(UNFETCHED)).values(
+            state=ActionState.CANCELED, open=False, detail="replaced by a newer assignment", updated_ms=now_ms
+        )
+    )
+    connection.execute(mine.values(state=ActionState.CANCELING, updated_ms=now_ms))
+
+
+def cancel(connection: Connection, action_id: int, *, now_ms: int, force: bool = False) -> Action:
+    """Ask the device to stop; closes the action at once when the device never fetched it, or with `force`.
+
+    Raises MissingError, ConflictError for one that is at its end.
+    """
+    action = get(connection, action_id)
+    if not action.open:
+        raise ConflictError(f"the action is {action.state} already")
+    if action.state in UNFETCHED or force:
+        return close(connection, action, ActionState.CANCELED, now_ms=now_ms, detail="cancelled at the server")
+    return set_state(connection, action, ActionState.CANCELING, now_ms=now_ms)
+
+
+def set_state(
+    connection: Connection,
+    action: Action,
+    state: ActionState,
+    *,
+    now_ms: int,
+    detail: str | None = None,
+    code: int | None = None,
+) -> Action:
+    """Into another open state, or with `close` into a closed one."""
+    values: dict[str, Any] = {"state": state, "open": state in OPEN, "updated_ms": now_ms}
+    if detail is not None:
+        values |= {"detail": detail, "code": code}
+    connection.execute(update(tables.actions).where(_T.id == action.id).values(**values))
+    return get(connection, action.id)
+
+
+def close(
+    connection: Connection,
+    action: Action,
+    state: ActionState,
+    *,
+    now_ms: int,
+    detail: str | None = None,
+    code: int | None = None,
+) -> Action:
+    """To its end, one of CLOSED: what the device has, and where it stands, follow from it."""
+    closed = set_state(connection, action, state, now_ms=now_ms, detail=detail, code=code)
+    if state is ActionState.FINISHED:
+        _note_installed(connection, closed, now_ms)
+        devices.change(connection, action.device_id, ask_attributes=True)
+    devices.settle_status(connection, action.device_id, state)
+    return closed
+
+
+def _note_installed(connection: Connection, action: Action, now_ms: int) -> None:
+    slot = get_release(connection, action.release_id).slot
+    table = tables.installed
+    mine = (table.c.device_id == action.device_id, table.c.slot == slot)
+    values = {"release_id": action.release_id, "action_id": action.id, "at_ms": now_ms}
+    if not connection.execute(update(table).where(*mine).values(**values)).rowcount:
+        connection.execute(insert(table).values(device_id=action.device_id, slot=slot, **values))
