@@ -26,8 +26,11 @@ from agent.daemon.monitor import Monitor, MonitorPorts, OutboxFigures
 from agent.daemon.orphans import close_orphans
 from agent.daemon.remote import Reloaded, Remote, RemotePorts
 from agent.daemon.sinks import Sinks
+from agent.daemon.trials import AgentTrials, TrialPorts
+from agent.daemon.updates import UpdatePorts, Updates
 from agent.daemon.upkeep import Upkeep
 from agent.daemon.view import View
+from agent.daemon.vitals import Vitals
 from agent.errors import ConfigError, ModelError, StorageError, TrustError
 from agent.events.evidence_writer import EvidenceWriter
 from agent.events.ids import Uuid7
@@ -72,6 +75,21 @@ class Agent:
         self.watch = ProgressWatch()
         self.topics = Topics(config.mqtt.base_topic, config.device_id)
         self.live = LiveHub(config.http, {name: one.rules.alert_threshold for name, one in config.services.items()})
+        self.vitals = Vitals()
+        self.trials = AgentTrials(
+            TrialPorts(
+                recognition=lambda: self.recognition, config=lambda: self.config, health=self.health,
+                incidents=lambda: self.live.active_incidents, vitals=self.vitals,
+            )
+        )  # fmt: skip
+        self.updates = Updates(
+            UpdatePorts(
+                trials=self.trials, config=lambda: self.config, load=load, reload=self._reload_whole,
+                recognition=lambda: self.recognition,
+                publish=lambda document: self._put_state(self.topics.ota_state, document),
+            ),
+            health=self.health, metrics=self.metrics, environ=environ,
+        )  # fmt: skip
         self.notifier = Notifier.from_environment(environ)
         self.new_id = Uuid7()
         self.ready = False
@@ -103,6 +121,7 @@ class Agent:
     async def run(self) -> None:
         """Until `stop`, SIGTERM or SIGINT. Raises what ends the process: ConfigError, StorageError, FatalError, bugs."""
         async with AsyncExitStack() as self._stack:
+            await self._open_updates()
             await self._open()
             async with asyncio.TaskGroup() as self._group:
                 self._handle_signals()
@@ -116,6 +135,17 @@ class Agent:
                     task.cancel()
 
     # --- start --------------------------------------------------------------------------------------------------------
+
+    async def _open_updates(self) -> None:
+        """Which models and which configuration serve is decided before anything is built of them."""
+        await asyncio.to_thread(prepare_state_dir, self.config.state_dir)
+        await self.updates.open(self._stack)
+        self.trials.paths = self.updates.models
+        try:
+            self.config = compare(self.config, self.updates.with_layer(self.config)).effective
+        except ConfigError as error:  # the operator has changed what it was laid over
+            self.health.raise_reason(Reason.CONFIG_RELOAD, f"the configuration that was sent is left aside: {error}")
+        self.live.reconfigure(self.config.http)
 
     async def _open(self) -> None:
         config = self.config
@@ -148,7 +178,7 @@ class Agent:
         self._listener = AgentListener(
             device_id=config.device_id, store=self.store, topic_of=self.topics.event, lanes=self._lanes(),
             models=lambda: self.models, evidence=self.evidence, live=self.live, metrics=self.metrics,
-            health=self.health, beat=self._beat, drift=self.drift,
+            health=self.health, beat=self._beat, drift=self.drift, vitals=self.vitals,
         )  # fmt: skip
         self.monitor = Monitor(config.health, probes, self.health, self.metrics, self._monitor_ports())
 
@@ -175,6 +205,7 @@ class Agent:
             self._start("http", self.http.run, Reason.HTTP)
         if config.evidence.enabled:
             self._start("evidence", self._evidence_writer.run)
+        self.updates.start(self._start)
         self._monitor_task = self._start("monitor", self._look_round)
         interval_s = self.notifier.feed_interval_s
         if interval_s is not None:
@@ -194,9 +225,12 @@ class Agent:
         if self.cameras is None:
             if not some:
                 return
+            self._stack.push_async_callback(self.trials.close)
             self.recognition = await self._stack.enter_async_context(
                 open_recognition(
                     self.config,
+                    paths=self.trials.paths,
+                    on_left_aside=self.trials.left_aside,
                     on_pose_batch=self._on_pose_batch,
                     on_action_batch=self._on_action_batch,
                 )
@@ -210,10 +244,12 @@ class Agent:
     def _on_pose_batch(self, items: int, seconds: float) -> None:
         self.metrics.observe_pose(seconds)
         self.drift.observe_latency(POSE_SLOT, items, seconds)
+        self.vitals.batch(POSE_SLOT, items, seconds)
 
     def _on_action_batch(self, service: str, items: int, seconds: float) -> None:
         self.metrics.observe_classification(service, seconds)
         self.drift.observe_latency(action_slot(service), items, seconds)
+        self.vitals.batch(action_slot(service), items, seconds)
 
     def _announce_ready(self) -> None:
         self.ready = True
@@ -242,7 +278,7 @@ class Agent:
             outcome = Reloaded()
             self.notifier.reloading()
             try:
-                change = compare(self.config, await asyncio.to_thread(self._load))
+                change = compare(self.config, await asyncio.to_thread(self._load_whole))
                 check_sources([camera for camera in change.effective.cameras if camera.enabled])
                 before, self.config = self.config, change.effective
                 await self._apply_config(before)
@@ -257,6 +293,9 @@ class Agent:
                 self.health.set_reason(Reason.CONFIG_RELOAD, bool(change.restart), waiting)
             self.notifier.ready(describe(View(self).state()))
             return outcome
+
+    def _load_whole(self) -> AgentConfig:
+        return self.updates.with_layer(self._load())
 
     def _reload_whole(self) -> Awaitable[Reloaded]:
         """Not cut off half-way when the one who waits for it gives up."""
@@ -353,6 +392,7 @@ class Agent:
             check_database=lambda: asyncio.to_thread(check, self.config.state_dir / self.config.outbox.file),
             statuses=lambda: self.cameras.statuses() if self.cameras is not None else [],
             models=lambda: self.recognition.slots if self.recognition is not None else {},
+            check_updates=self.updates.check,
         )
 
     # --- stop ---------------------------------------------------------------------------------------------------------
@@ -368,6 +408,7 @@ class Agent:
         if self.config.evidence.enabled:
             stages.add(Stage.COMMIT, "evidence", self.evidence.drain)
         stages.add(Stage.COMMIT, "drift", self.drift.save)
+        stages.add(Stage.COMMIT, "updates", self.updates.stop)
         stages.add(Stage.ANNOUNCE, "sinks", self.sinks.drain)
         if self.delivery is not None:
             stages.add(Stage.ANNOUNCE, "mqtt", self._say_goodbye)

@@ -102,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_events(commands)
     _add_models(commands)
+    _add_ota(commands)
     return parser
 
 
@@ -220,6 +221,19 @@ def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action.add_argument("--catalogue", type=Path, metavar="FILE", help="in place of the shipped catalogue")
         _config_option(action)
     for action in (listing, verify, bench):
+        _json_option(action)
+
+
+def _add_ota(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ota = _command(commands, "ota", "ota", "models over the air: what serves, what came, and the way back")
+    actions = ota.add_subparsers(dest="what", metavar="WHAT", required=True)
+    status = actions.add_parser("status", help="what serves each slot, and the latest updates")
+    status.add_argument("--limit", type=whole_number, default=10, metavar="N", help="updates to show (default 10)")
+    rollback = actions.add_parser("rollback", help="back to the version before, now; once more: forth again")
+    rollback.add_argument("slot", metavar="SLOT", help="pose, action/<service> or configuration")
+    check = actions.add_parser("check", help="have the running agent ask the fleet server now")
+    for action in (status, rollback, check):
+        _config_option(action)
         _json_option(action)
 
 

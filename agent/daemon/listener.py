@@ -13,12 +13,13 @@ import structlog
 from agent.daemon.drift import ModelWatch
 from agent.daemon.evidence import Evidence
 from agent.daemon.live import LiveHub
+from agent.daemon.vitals import Vitals
 from agent.errors import RecognizerError, StorageError, StorageFullError
 from agent.events.cloudevents import CONTENT_TYPE, DRIFT, render
 from agent.health.reasons import Reason, reason_key
 from agent.observe.metrics import CameraMetrics, Metrics
 from agent.ports import EventStore, HealthSink, Message
-from agent.types import ActionScores, Event, Frame, Lane, LossReason, People, Tracks
+from agent.types import ActionScores, Event, EventPhase, Frame, Lane, LossReason, People, Tracks
 
 _log = structlog.get_logger(__name__)
 
@@ -48,6 +49,7 @@ class AgentListener:
         health: HealthSink,
         beat: Callable[[str], None],
         drift: ModelWatch | None = None,
+        vitals: Vitals | None = None,
     ) -> None:
         self._device_id = device_id
         self._store = store
@@ -60,6 +62,7 @@ class AgentListener:
         self._health = health
         self._beat = beat
         self._drift = drift
+        self._vitals = vitals
         self._cameras: dict[str, CameraMetrics] = {}
         self._failures: Counter[tuple[str, str]] = Counter()
         self._unseen: set[str] = set()  # cameras whose frame on the way to `on_tracks` has no poses
@@ -79,6 +82,8 @@ class AgentListener:
             self._unseen.discard(camera_id)
             return
         self._succeeded(camera_id, "pose")  # with nobody in it, too: an empty corridor must not add up its failures
+        if self._vitals is not None:
+            self._vitals.frame(camera_id, people)
         if self._drift is not None:
             self._drift.observe_people(camera_id, people)
         self._evidence.offer(frame, people, tracks)
@@ -86,12 +91,16 @@ class AgentListener:
 
     def on_scores(self, scores: ActionScores) -> None:
         self._succeeded(scores.camera_id, "action")
+        if self._vitals is not None:
+            self._vitals.scores(scores)
         if self._drift is not None:
             self._drift.observe_scores(scores)
         self._live.on_scores(scores)
 
     def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
         self._metrics.count_inference_error(stage)
+        if self._vitals is not None:
+            self._vitals.failure(stage)
         if stage == "pose":
             self._unseen.add(camera_id)
         key = (camera_id, stage)
@@ -106,6 +115,8 @@ class AgentListener:
         pictured = event.kind != DRIFT
         if pictured:
             event = replace(event, attributes=event.attributes | self._evidence.attributes(event))
+        if self._vitals is not None and event.phase is EventPhase.DETECTED:
+            self._vitals.incident(event.kind)
         sequence = await self._commit(event)
         if pictured:
             self._evidence.observe(event)
@@ -147,6 +158,8 @@ class AgentListener:
         return None
 
     def _message(self, event: Event) -> Message:
+        models = dict(self._models())  # those that have judged; when it is committed, others may serve
+
         def payload(sequence: int | None) -> bytes:
             if sequence is None:
                 raise ValueError("events are committed to lanes with a sequence")
@@ -155,7 +168,7 @@ class AgentListener:
                 device_id=self._device_id,
                 sequence=sequence,
                 emitted_utc=datetime.now(UTC),
-                models=self._models(),
+                models=models,
             )
 
         return Message(

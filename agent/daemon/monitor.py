@@ -89,7 +89,8 @@ class Monitor:
         self._govern(sample)
         self._export(sample)
         snapshot = self._health.snapshot()
-        level = (snapshot.level, tuple(reason.reason for reason in snapshot.reasons), self._decision.step)
+        reasons = tuple(reason.reason for reason in snapshot.reasons)
+        level = (snapshot.level, reasons, self._decision.step, tuple(self._ports.models().items()))
         if self._due("health", level):
             self._ports.publish_health(self.report())
         statuses = self._ports.cameras()

@@ -85,7 +85,7 @@ class RemotePorts:
     """What the commands reach.
 
     hold_degradation: step, seconds, who wants it. requeue, turn_back: the store and the relay. check_database: what is wrong,
-    empty = nothing. models: by slot.
+    empty = nothing. models: by slot. check_updates: asks the fleet server.
     """
 
     topics: Topics
@@ -99,6 +99,7 @@ class RemotePorts:
     check_database: Callable[[], Awaitable[str]]
     statuses: Callable[[], list[CameraStatus]]
     models: Callable[[], Mapping[str, object]]
+    check_updates: Callable[[], Awaitable[dict[str, Any]]]
 
 
 class Remote:
@@ -115,6 +116,7 @@ class Remote:
             "replay-events": _typed(ReplayArguments, self._replay),
             "self-test": _typed(NoArguments, self._self_test),
             "reload": _typed(NoArguments, self._reload),
+            "ota-check": _typed(NoArguments, self._check_updates),
         }
 
     async def _snapshot(self, wanted: SnapshotArguments, _command: Command) -> dict[str, Any]:
@@ -151,6 +153,10 @@ class Remote:
         if outcome.error:
             raise DataError(f"not applied: {outcome.error}")
         return {"needs_restart": list(outcome.needs_restart)}
+
+    async def _check_updates(self, _wanted: NoArguments, _command: Command) -> dict[str, Any]:
+        """What comes of it shows in `ota/state`."""
+        return await self._ports.check_updates()
 
     async def _self_test(self, _wanted: NoArguments, _command: Command) -> dict[str, Any]:
         """Database, cameras, and the golden answers of the models. Everything is looked at, whatever fails first."""

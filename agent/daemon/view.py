@@ -50,6 +50,7 @@ class View:
             "events": agent.live.recent_events,
             "models": agent.models,
             "drift": agent.drift.report(),
+            "updates": agent.updates.report(),
         }
 
     def metrics(self) -> tuple[bytes, str]:

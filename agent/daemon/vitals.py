@@ -58,15 +58,16 @@ class FrameGaps:
 
 
 class Vitals:
-    """Fed by the pipelines; asked by whoever changes something. All but `batch` belongs to the loop. Monotonic clock."""
+    """Fed by the pipelines; asked by whoever changes something. All but `batch` and `reasons` belongs to the loop. Monotonic clock."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.started_s = clock()
         self._buckets: deque[_Bucket] = deque([_Bucket(self.started_s)])
         self._pending: deque[tuple[str, int, float]] = deque(maxlen=_MAX_PENDING)
+        self._told: deque[tuple[float, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
         self._incidents: deque[tuple[float, str]] = deque(maxlen=MAX_INCIDENTS)
-        self._active: set[str] = set()
+        self._active: dict[str, float] = {}  # reason -> since when
         self._last_frame_s: dict[str, float] = {}
         self._gaps: list[FrameGaps] = []
 
@@ -102,11 +103,20 @@ class Vitals:
         self._incidents.append((self._clock(), kind))
 
     def reasons(self, raised: Iterable[str]) -> None:
-        """The health reasons that are raised now."""
-        self._active = set(raised)
-        self._bucket().reasons |= self._active
+        """The health reasons that are raised now; from any thread."""
+        self._told.append((self._clock(), frozenset(raised)))
 
     # --- asked --------------------------------------------------------------------------------------------------------
+
+    def now_s(self) -> float:
+        """On the clock of `mark`."""
+        return self._clock()
+
+    def raised_s(self) -> dict[str, float]:
+        """Health reasons that are raised now, and for how long, seconds."""
+        now_s = self._clock()
+        self._bucket(now_s)
+        return {reason: now_s - since_s for reason, since_s in self._active.items()}
 
     def mark(self) -> float:
         """Begin a stretch; the time to give to `spell`."""
@@ -168,13 +178,17 @@ class Vitals:
         return [kind for at_s, kind in self._incidents if at_s >= begin_s], now_s - begin_s
 
     def _bucket(self, now_s: float | None = None) -> _Bucket:
-        """The present one, with all latencies in it that have come in until now."""
+        """The present one, with all in it that other threads have told until now."""
         now_s = self._clock() if now_s is None else now_s
         bucket = self._buckets[-1]
         while self._pending:
             slot, items, seconds = self._pending.popleft()
             bucket.items[slot] += items
             bucket.seconds[slot] = bucket.seconds.get(slot, 0.0) + seconds
+        while self._told:
+            at_s, raised = self._told.popleft()
+            self._active = {reason: self._active.get(reason, at_s) for reason in raised}
+            bucket.reasons |= raised
         return self._open(now_s) if now_s - bucket.started_s >= BUCKET_S else bucket
 
     def _open(self, now_s: float) -> _Bucket:

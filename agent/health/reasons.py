@@ -50,6 +50,9 @@ class Reason(StrEnum):
     GPU_LOST = "gpu_lost"
     DEGRADED_STEP = "degraded_step"
     CONFIG_RELOAD = "config_reload"
+    UPDATE_SERVER = "update_server"
+    UPDATE_TRUST = "update_trust"
+    UPDATE_STORE = "update_store"
     PART_FAILED = "part_failed"
     STALLED = "stalled"
 

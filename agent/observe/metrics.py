@@ -110,7 +110,19 @@ class Metrics:
         self._level = self._gauge("health_level", "0 ok, 1 degraded, 2 failed.")
         self._reasons = self._gauge("health_reason", "1 while a health reason is raised.", ("reason",))
         self._restarts = self._counter("part_restarts_total", "Restarts of supervised parts.", ("part",))
+        self._updates = self._counter("updates_total", "Updates that came to an end.", ("phase", "reason"))
+        self._update_polls = self._counter("update_polls_total", "Turns with the fleet server.", ("result",))
         self._gauge("build_info", "The running version.", ("version",)).labels(version).set(1)
+
+    # --- updates ------------------------------------------------------------------------------------------------------
+
+    def count_update(self, phase: str, reason: str) -> None:
+        """An update came to an end; reason: one word, empty where all went well."""
+        self._updates.labels(phase, reason).inc()
+
+    def count_update_poll(self, result: str) -> None:
+        """How the fleet server took us: `ok`, `offline`, `denied`, `confused`."""
+        self._update_polls.labels(result).inc()
 
     # --- pipeline -----------------------------------------------------------------------------------------------------
 

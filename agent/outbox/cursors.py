@@ -9,13 +9,11 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from agent.outbox.numbers import row_of
 from agent.outbox.statements import RECORD
 
-_NEXT = "(SELECT value FROM meta WHERE key = 'next_sequence')"
 _AFTER = f"""
-SELECT {RECORD}, m.t_created_us,
-       CASE row_number() OVER (ORDER BY m.sequence) WHEN 1 THEN c.attempts ELSE 0 END
-FROM cursors AS c JOIN messages AS m ON m.sequence > c.sequence WHERE c.sink = ? ORDER BY m.sequence LIMIT ?
+SELECT {RECORD}, CAST(m.t_created_us AS INTEGER), 0 FROM messages AS m WHERE m.message_id >= ? AND m.sequence > ? ORDER BY m.message_id LIMIT ?
 """  # noqa: S608 - constants only
 
 
@@ -28,9 +26,13 @@ class SinkDepth:
 
 
 class Cursors:
-    """Reads and writes of one connection; nothing here opens or commits a transaction."""
+    """Reads and writes of one connection; nothing here opens or commits a transaction.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    next_sequence: the number of the next alarm or event, when the transaction began.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, next_sequence: int) -> None:
+        self.next_sequence = next_sequence
         self._connection = connection
 
     def keep(self, sinks: Collection[str], begin: int | None = None) -> None:
@@ -40,11 +42,12 @@ class Cursors:
         """
         known = {sink for (sink,) in self._connection.execute("SELECT sink FROM cursors")}
         self._connection.executemany("DELETE FROM cursors WHERE sink = ?", [(sink,) for sink in known - set(sinks)])
+        place = (self.next_sequence if begin is None else begin) - 1
         self._connection.executemany(
-            f"INSERT INTO cursors (sink, sequence) SELECT ?, coalesce(?, {_NEXT}) - 1",
-            [(sink, begin) for sink in set(sinks) - known],
+            "INSERT INTO cursors (sink, sequence) VALUES (?, ?)", [(sink, place) for sink in set(sinks) - known]
         )
-        self._connection.execute(f"UPDATE cursors SET sequence = {_NEXT} - 1 WHERE sequence >= {_NEXT}")  # noqa: S608
+        last = self.next_sequence - 1
+        self._connection.execute("UPDATE cursors SET sequence = ? WHERE sequence > ?", (last, last))
 
     def advance(self, done: Mapping[str, int]) -> None:
         """done: the last number that each sink is done with; a cursor never goes back."""
@@ -64,7 +67,13 @@ class Cursors:
 
     def after(self, sink: str, limit: int) -> list[tuple[object, ...]]:
         """The next messages of `sink`, columns as `Tables.fetch` reads them."""
-        return self._connection.execute(_AFTER, (sink, limit)).fetchall()
+        place = self._connection.execute("SELECT sequence, attempts FROM cursors WHERE sink = ?", (sink,)).fetchone()
+        if place is None:
+            return []
+        rows = self._connection.execute(_AFTER, (self._row_after(place[0]), place[0], limit)).fetchall()
+        if rows:
+            rows[0] = (*rows[0][:-1], place[1])
+        return rows
 
     def behind(self, sequences: Collection[int]) -> dict[str, list[int]]:
         """Which of `sequences` each sink has still before it."""
@@ -76,11 +85,12 @@ class Cursors:
 
     def depth(self, now_us: int) -> dict[str, SinkDepth]:
         """How far each sink is behind."""
-        ask = """
-            SELECT c.sink, (SELECT value FROM meta WHERE key = 'next_sequence') - 1 - c.sequence,
-                (SELECT t_created_us FROM messages WHERE sequence > c.sequence ORDER BY sequence LIMIT 1)
-            FROM cursors AS c"""
-        return {
-            sink: SinkDepth(numbers, max(0.0, (now_us - oldest_us) / 1e6) if oldest_us is not None else 0.0)
-            for sink, numbers, oldest_us in self._connection.execute(ask)
-        }
+        result = {}
+        for sink, sequence in self._connection.execute("SELECT sink, sequence FROM cursors").fetchall():
+            oldest = self._connection.execute(_AFTER, (self._row_after(sequence), sequence, 1)).fetchone()
+            age_s = max(0.0, (now_us - oldest[-2]) / 1e6) if oldest else 0.0
+            result[sink] = SinkDepth(self.next_sequence - 1 - sequence, age_s)
+        return result
+
+    def _row_after(self, sequence: int) -> int:
+        return row_of(self._connection, sequence + 1)

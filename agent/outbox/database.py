@@ -16,15 +16,16 @@ from agent.errors import StorageError, StorageFullError
 from agent.outbox.faults import is_damage, storage_error
 from agent.outbox.files import SIDES, beside, remove_database, sync_folder
 from agent.outbox.limits import missing
+from agent.outbox.numbers import DISORDER, NEWEST, row_of
 from agent.outbox.salvage import BEYOND_ANY, salvage
 from agent.outbox.sequence import BLOCK, MOST, SequenceReserve
 from agent.outbox.wal import inspect
-from agent.types import Loss, LossReason
+from agent.types import Lane, Loss, LossReason
 
 _BUSY_TIMEOUT_S = 2.0
 _WAL_KEEP_BYTES = 16 * 1024 * 1024
 _SALVAGED = ".salvaged"
-_PARTS = {1: {"meta", "messages", "outbox", "dead_letters", "events"}, 3: {"cursors"}, 4: {"commands"}}
+_PARTS = {1: {"meta", "messages", "outbox", "dead_letters", "events"}, 3: {"cursors"}, 4: {"commands"}, 5: {"marks"}}
 """Tables and views by the schema that brought them."""
 _WHOLE = "typeof({0}) <> 'integer' OR {0} NOT BETWEEN"
 _NONSENSE = (
@@ -33,11 +34,12 @@ _NONSENSE = (
     ("outbox", f"message_id < 1 OR message_id >= {BEYOND_ANY}"),
     ("outbox", f"{_WHOLE.format('lane')} 0 AND 3"),
     ("outbox", f"{_WHOLE.format('size_bytes')} 0 AND {1 << 31}"),
+    ("marks", f"{_WHOLE.format('settled')} 0 AND {BEYOND_ANY - 1}"),
     ("outbox", "typeof(t_created_us) <> 'integer' OR typeof(attempts) <> 'integer'"),
 )
 """What no agent writes, by table."""
 _NUMBERS = """
-SELECT sequence FROM events WHERE delivery IN ('pending', 'delivered') AND sequence >= ? ORDER BY sequence"""
+SELECT sequence FROM events WHERE message_id >= ? AND delivery IN ('pending', 'delivered') AND sequence >= ? ORDER BY message_id"""
 """All but those that were given up: their announcement may be among what the damage took."""
 _FAR = 1_000_000_000
 """More numbers than a device gives in years."""
@@ -130,7 +132,7 @@ def _open_or_replace(path: Path) -> tuple[sqlite3.Connection, OpenReport]:
 
 
 def _count(connection: sqlite3.Connection) -> tuple[int, int]:
-    ask = "SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM outbox)"
+    ask = "SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM outbox)"  # whatever waits is listed by salvage
     messages, pending = connection.execute(ask).fetchone()
     return messages, pending
 
@@ -210,7 +212,8 @@ def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool, int]:
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     try:
         connection.text_factory = _text
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has an effect in an empty file only
+        if connection.execute("PRAGMA auto_vacuum").fetchone() == (0,):  # an empty file; otherwise it would write a page
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA journal_size_limit={_WAL_KEEP_BYTES}")
@@ -263,10 +266,16 @@ def _check_values(connection: sqlite3.Connection) -> None:
     for key in ("next_sequence", "generation", "copied"):
         if not isinstance(meta.get(key), int) or not 0 <= meta[key] < MOST:
             raise _DamagedError(f"meta: {key} is {meta.get(key)!r}")
+    lanes = {lane for (lane,) in connection.execute("SELECT lane FROM marks")}
+    if lanes != set(Lane):
+        raise _DamagedError(f"marks: of lanes {sorted(lanes)}")
     for table, nonsense in _NONSENSE:
-        found = connection.execute(f"SELECT message_id FROM {table} WHERE {nonsense} LIMIT 1").fetchone()  # noqa: S608 - constants only
+        found = connection.execute(f"SELECT rowid FROM {table} WHERE {nonsense} LIMIT 1").fetchone()  # noqa: S608 - constants only
         if found is not None:
             raise _DamagedError(f"{table}: in row {found[0]}: {nonsense}")
+    found = connection.execute(DISORDER).fetchone()
+    if found is not None:
+        raise _DamagedError(f"messages: row {found[0]} has no higher number than the one before it")
 
 
 def _set_aside(path: Path) -> Path:
@@ -296,7 +305,7 @@ def _settle_sequence(connection: sqlite3.Connection, reserve: SequenceReserve, r
     That numbers are missing stays in the database until it is announced: a start may be cut off in between.
     """
     meta = dict(connection.execute("SELECT key, value FROM meta"))
-    (used,) = connection.execute("SELECT coalesce(max(sequence), 0) FROM messages").fetchone()
+    (used,) = connection.execute(NEWEST).fetchone() or (0,)
     exact = following = max(meta["next_sequence"], used + 1)
     # A counter more than a block below the bound has lost commits as well: a copy from before there were generations.
     old = meta["copied"] == 1 or meta["generation"] < reserve.generation or (reserve.bound or 0) > exact + BLOCK
@@ -304,6 +313,8 @@ def _settle_sequence(connection: sqlite3.Connection, reserve: SequenceReserve, r
         following = max(exact, reserve.bound)
     elif meta["copied"] == 1:  # without the file beside it nobody knows how far counting has gone since
         following = exact + _FAR
+    elif report.damage:  # the newest message tells the number, and may be what was lost
+        following = max(exact, min(meta.get("bound", 0), MOST - _FAR))
     reserve_knew = reserve.bound is not None
     generation = max(meta["generation"], reserve.generation) + 1
     since = min(exact, meta.get("unsettled", exact))
@@ -338,7 +349,8 @@ def _losses(
     connection: sqlite3.Connection, report: OpenReport, since: int, following: int, *, interrupted: bool, old: bool
 ) -> tuple[Loss, ...]:
     """Which numbers a subscriber must not wait for. interrupted: an earlier start could not announce them; old: a copy."""
-    ranges = missing((number for (number,) in connection.execute(_NUMBERS, (since,))), since, following)
+    rows = connection.execute(_NUMBERS, (row_of(connection, since), since))
+    ranges = missing((number for (number,) in rows), since, following)
     reason = LossReason.DAMAGE if report.damage or report.created or since == 1 else LossReason.RESTORED
     if report.damage and report.created:
         detail = f"{report.damage}; {report.salvaged[0]} messages were salvaged, {report.salvaged[1]} of them to be delivered"

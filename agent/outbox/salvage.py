@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from agent.outbox.sequence import MOST
+from agent.types import Lane
 
 _MESSAGES = (
     "message_id, lane, sequence, event_id, topic, payload, content_type, retain, kind, phase, camera_id, "
     "t_event_us, t_created_us"
 )
 _TYPES = (int, int, (int, type(None)), str, str, bytes, str, int, str, str, str, int, int, (str, type(None)))
+_SEQUENCE, _LOST = 2, 13
+_MARKS_SINCE = 5
+"""The schema that brought the marks."""
 _CHUNK = 256
 _FAILURES = 20_000
 _TIME_S = 30.0
@@ -92,7 +96,7 @@ class _Reader:
 def salvage(damaged: Path, connection: sqlite3.Connection) -> Salvaged:
     """Copy messages, deliveries and dead letters of `damaged` into the empty database of `connection`, in one transaction.
 
-    A message of a sequenced lane whose delivery record cannot be read counts as pending: it may arrive twice, with the same id.
+    A message of a sequenced lane of which nothing says that it was delivered counts as pending: it may arrive twice, with the same id.
     Raises sqlite3.Error when the new database cannot take them.
     """
     result = Salvaged(next_sequence=_counter(damaged))
@@ -124,13 +128,18 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, result: Salvag
         places = source.execute("SELECT sink, sequence, attempts FROM cursors").fetchall()
         for place in _whole(iter(places), (str, int, int)):
             _insert(target, "cursors", "sink, sequence, attempts", place)
+        bounds = source.execute("SELECT key, value FROM meta WHERE key = 'bound' AND value > 0").fetchall()
+        for bound in _whole(iter(bounds), (str, int)):
+            _insert(target, "meta", "key, value", bound)
+    marks = _marks(source)
     messages = _Reader(source, "messages", f"{_MESSAGES}, {_lost_column(source)}", deadline_s)
-    for row in _whole(messages.rows(), _TYPES):
+    last = 0
+    for row in _rising(_whole(messages.rows(), _TYPES)):
         row_id, lane, sequence = row[:3]
-        if sequence is not None and not 0 < sequence < MOST:
-            continue
-        unsure = sequence is not None and _within(row_id, deliveries.unread) and row_id not in dead
-        pending = row_id in attempts or unsure
+        last = max(last, row_id)
+        unsure = sequence is not None and _within(row_id, deliveries.unread)
+        unsettled = row_id > marks.get(lane, 0) and row[_LOST] is None
+        pending = row_id in attempts or ((unsure or unsettled) and row_id not in dead)
         if sequence is None and not pending and row_id not in dead:
             continue
         if not _insert(target, "messages", f"{_MESSAGES}, lost", row):
@@ -143,7 +152,35 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, result: Salvag
         result.pending += pending
         if sequence is not None:
             result.numbers.append(sequence)
-    result.numbers.sort()
+    target.execute("UPDATE marks SET settled = ?1, mirror = -1 - ?1", (last,))  # what waits is listed
+
+
+def _marks(source: sqlite3.Connection) -> dict[int, int]:
+    """Up to where each lane was settled; nothing for those whose mark cannot be read."""
+    with contextlib.suppress(sqlite3.Error):
+        (version,) = source.execute("PRAGMA user_version").fetchone()
+        known = source.execute("SELECT 1 FROM sqlite_schema WHERE name = 'marks'").fetchone()
+        if version < _MARKS_SINCE and not known:
+            return dict.fromkeys(Lane, BEYOND_ANY)  # everything that waits is listed
+        rows = source.execute("SELECT lane, settled FROM marks WHERE mirror = -1 - settled").fetchall()
+        return dict(_whole(iter(rows), (int, int)))
+    return {}
+
+
+def _rising(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows without those whose number is none, or does not fit in between those of its neighbours."""
+    before, held = 0, None
+    for row in rows:
+        sequence = row[_SEQUENCE]
+        if sequence is None:
+            yield row
+        elif before < sequence < MOST:
+            if held is not None and held[_SEQUENCE] < sequence:
+                before = held[_SEQUENCE]
+                yield held
+            held = row
+    if held is not None:
+        yield held
 
 
 def _lost_column(source: sqlite3.Connection) -> str:
@@ -180,6 +217,7 @@ def _counter(path: Path) -> int | None:
     for question in (
         f"SELECT value FROM meta WHERE key = 'next_sequence' AND value BETWEEN 1 AND {MOST}",  # noqa: S608 - constants only
         f"SELECT max(sequence) + 1 FROM messages WHERE sequence < {MOST}",  # noqa: S608
+        f"SELECT sequence + 1 FROM messages WHERE sequence < {MOST} ORDER BY message_id DESC LIMIT 1",  # noqa: S608
     ):
         with (
             contextlib.suppress(sqlite3.Error, TypeError, ValueError),

@@ -6,13 +6,13 @@ from a busy event loop.
 
 from __future__ import annotations
 
-from agent.types import GAP
+from agent.types import GAP, Lane
 
 COLUMNS = (
     "message_id, lane, sequence, event_id, topic, payload, content_type, retain, kind, phase, camera_id, "
     "t_event_us, t_created_us"
 )
-CHUNKS = (64, 8, 1)  # rows per INSERT; few different texts, so that the prepared statements stay cached
+CHUNKS = (128, 64, 32, 16, 8, 4, 2, 1)  # rows per INSERT: any number takes few statements, and all stay prepared
 VALUES = "(?,?,?,?,?,?,?,?,?,?,?,?,?)"
 INSERT = {n: f"INSERT INTO messages ({COLUMNS}) VALUES {','.join([VALUES] * n)}" for n in CHUNKS}  # noqa: S608 - constants only
 IDS = "(SELECT value FROM json_each(?))"
@@ -20,54 +20,106 @@ RECORD = (  # whatever a damaged row holds has the type that it should have
     "m.message_id, m.lane, m.sequence, CAST(m.event_id AS TEXT), CAST(m.topic AS TEXT), CAST(m.payload AS BLOB), "
     "CAST(m.content_type AS TEXT), m.retain"
 )
-PENDING = f"""
-SELECT {RECORD}, o.t_created_us, o.attempts
+SIZE = f"CASE m.kind WHEN '{GAP}' THEN 0 ELSE length(m.payload) END"
+
+# --- what waits: see `agent.outbox.waiting` ---------------------------------------------------------------------------
+
+WAITS = (
+    "(m.message_id > (SELECT k.settled FROM marks AS k WHERE k.lane = m.lane) "
+    "OR EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id))"
+)
+_SINCE = "CAST(coalesce(o.t_created_us, m.t_created_us) AS INTEGER)"
+_BELOW = """
 FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
-WHERE o.lane = ? AND o.message_id > ? AND o.t_created_us >= ? ORDER BY o.message_id LIMIT ?
+WHERE o.lane = ? AND o.message_id > ? AND o.message_id <= ?"""
+_ABOVE = "FROM messages AS m LEFT JOIN outbox AS o ON o.message_id = m.message_id WHERE m.lane = ? AND m.message_id > ?"
+
+
+def _waiting(columns: str, condition: str = "") -> tuple[str, str, str]:
+    """What waits of a lane in order: below the mark (lane, after, mark, ..., limit); above it for events, and for the other lanes
+    by their index (lane, after, ..., limit)."""
+    return (
+        f"SELECT {columns} {_BELOW} {condition} ORDER BY o.message_id LIMIT ?",
+        f"SELECT {columns} {_ABOVE} {condition} ORDER BY m.message_id LIMIT ?",
+        f"SELECT {columns} {_ABOVE} AND m.lane <> {Lane.EVENT:d} {condition} ORDER BY m.message_id LIMIT ?",
+    )
+
+
+PENDING = _waiting(f"{RECORD}, {_SINCE}, coalesce(o.attempts, 0)", f"AND {_SINCE} >= ?")
+OLDEST = _waiting(f"m.message_id, m.sequence, {SIZE}, {_SINCE}", f"AND m.kind <> '{GAP}'")
+FIRST = _waiting(_SINCE)
+WAITING_BELOW = f"""
+SELECT m.lane, count(*), sum({SIZE}) FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
+WHERE m.message_id <= (SELECT k.settled FROM marks AS k WHERE k.lane = m.lane) GROUP BY m.lane
 """  # noqa: S608 - constants only
-SUPERSEDED = """
-SELECT old.message_id FROM messages AS new
-JOIN messages AS old ON old.topic = new.topic AND old.message_id < new.message_id
-JOIN outbox AS o ON o.message_id = old.message_id
-WHERE old.lane = 2 AND new.lane = 2 AND new.message_id >= ?
-"""
-DROP = f"DELETE FROM messages WHERE lane > 1 AND message_id IN {IDS} AND message_id IN (SELECT message_id FROM outbox)"  # noqa: S608 - constants only
-PURGE = """
+WAITING_ABOVE = {
+    lane: f"SELECT count(*), coalesce(sum({SIZE}), 0) FROM messages AS m WHERE m.lane = {lane:d} AND m.message_id > ?"  # noqa: S608
+    + ("" if lane is Lane.EVENT else f" AND m.lane <> {Lane.EVENT:d}")
+    for lane in Lane
+}
+NEWEST_BELOW = "SELECT coalesce(max(message_id), 0) FROM outbox WHERE lane = ?"
+NEWEST_ABOVE = {
+    lane: f"SELECT message_id FROM messages WHERE lane = {lane:d} AND message_id > ?"  # noqa: S608
+    + ("" if lane is Lane.EVENT else f" AND lane <> {Lane.EVENT:d}")
+    + " ORDER BY message_id DESC LIMIT 1"
+    for lane in Lane
+}
+AMONG = f"""
+SELECT m.lane, count(*), sum({SIZE}), max(m.message_id) FROM messages AS m WHERE m.message_id IN {IDS} AND {WAITS} GROUP BY m.lane
+"""  # noqa: S608 - constants only
+_QUEUE = f"""
+INSERT INTO outbox (message_id, lane, size_bytes, t_created_us, attempts)
+SELECT m.message_id, m.lane, {SIZE}, CAST(m.t_created_us AS INTEGER), {{attempts}} FROM messages AS m
+"""  # noqa: S608 - constants only
+KEEP_BELOW = {
+    lane: _QUEUE.format(attempts=0)
+    + f"WHERE m.lane = {lane:d} AND m.message_id > ? AND m.message_id < ? AND m.message_id NOT IN {IDS}"
+    + ("" if lane is Lane.EVENT else f" AND m.lane <> {Lane.EVENT:d}")
+    + " ON CONFLICT DO NOTHING"
+    for lane in Lane
+}
+QUEUE_FROM = _QUEUE.format(attempts=0) + f"WHERE m.message_id >= ? AND {WAITS} ON CONFLICT DO NOTHING"
+COUNT_ATTEMPTS = (
+    _QUEUE.format(attempts="(SELECT count(*) FROM json_each(?) WHERE value = m.message_id)")
+    + f"WHERE m.message_id IN {IDS} AND {WAITS} ON CONFLICT DO UPDATE SET attempts = attempts + excluded.attempts"
+)
+UNQUEUE = f"DELETE FROM outbox WHERE message_id IN {IDS}"  # noqa: S608 - constants only
+MARK = "UPDATE marks SET settled = ?1, mirror = -1 - ?1 WHERE lane = ?2"
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+SUPERSEDED = f"""
+SELECT m.message_id FROM messages AS new
+JOIN messages AS m ON m.topic = new.topic AND m.message_id < new.message_id
+WHERE m.lane = 2 AND new.lane = 2 AND new.message_id >= ? AND {WAITS}
+"""  # noqa: S608 - constants only
+DROP = f"DELETE FROM messages AS m WHERE m.lane > 1 AND m.message_id IN {IDS} AND {WAITS}"  # noqa: S608 - constants only
+BURY = f"""
+INSERT INTO dead_letters (message_id, reason, attempts, t_dead_us)
+SELECT m.message_id, ?, 1 + coalesce((SELECT attempts FROM outbox AS o WHERE o.message_id = m.message_id), 0), ?
+FROM messages AS m WHERE m.message_id = ? AND {WAITS}
+"""  # noqa: S608 - constants only
+_FORGOTTEN = f"""
+NOT {WAITS} AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id)"""
+PURGE = f"""
 SELECT message_id, sequence FROM (
-    SELECT message_id, sequence, t_created_us FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?) AS m
-WHERE t_created_us < ?
-AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
-AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id)
-"""
-OLDEST = """
-SELECT o.message_id, m.sequence, o.size_bytes, o.t_created_us FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
-WHERE o.lane = ? AND m.kind <> ? ORDER BY o.message_id LIMIT ?
-"""
-OLDEST_DELIVERED = """
-SELECT message_id, sequence FROM messages AS m WHERE NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
-AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id) ORDER BY message_id LIMIT ?
-"""
+    SELECT message_id, lane, sequence, t_created_us FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?) AS m
+WHERE t_created_us < ? AND {_FORGOTTEN}
+"""  # noqa: S608 - constants only
+OLDEST_DELIVERED = f"""
+SELECT message_id, sequence FROM messages AS m
+WHERE message_id <= (SELECT max(settled) FROM marks) AND {_FORGOTTEN} ORDER BY message_id LIMIT ?
+"""  # noqa: S608 - constants only
 OLDEST_DEAD = """
 SELECT m.message_id, m.sequence FROM dead_letters AS d JOIN messages AS m ON m.message_id = d.message_id
 ORDER BY d.message_id LIMIT ?
 """
-SIZE = f"CASE kind WHEN '{GAP}' THEN 0 ELSE length(payload) END"
-QUEUE_FROM = f"""
-INSERT INTO outbox (message_id, lane, size_bytes, t_created_us)
-SELECT message_id, lane, {SIZE}, t_created_us FROM messages WHERE message_id >= ?
-"""  # noqa: S608 - constants only
-REQUEUE = f"""
-SELECT message_id, lane, {SIZE} FROM messages AS m
-WHERE sequence BETWEEN ? AND ? AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.message_id = m.message_id)
-ORDER BY message_id
-"""  # noqa: S608 - constants only
+NUMBERED = "m.message_id >= ? AND m.message_id < ? AND m.sequence BETWEEN ? AND ?"
+REQUEUE = f"SELECT m.message_id, m.lane, {SIZE} FROM messages AS m WHERE {NUMBERED} AND NOT {WAITS} ORDER BY m.message_id"  # noqa: S608 - constants only
 QUEUE = f"""
 INSERT INTO outbox (message_id, lane, size_bytes, t_created_us)
-SELECT message_id, lane, {SIZE}, ? FROM messages WHERE message_id IN {IDS}
+SELECT m.message_id, m.lane, {SIZE}, ? FROM messages AS m WHERE m.message_id IN {IDS}
 """  # noqa: S608 - constants only
-LOWEST = """
-SELECT o.lane, min(o.message_id) FROM messages AS m JOIN outbox AS o ON o.message_id = m.message_id
-WHERE m.sequence BETWEEN ? AND ? GROUP BY o.lane
-"""
+LOWEST = f"SELECT m.lane, min(m.message_id) FROM messages AS m WHERE {NUMBERED} AND {WAITS} GROUP BY m.lane"  # noqa: S608 - constants only
 FOUND_AGAIN = f"UPDATE messages SET lost = NULL WHERE lost IS NOT NULL AND message_id IN {IDS}"  # noqa: S608 - constants only
-HAVE = "SELECT sequence FROM messages WHERE sequence BETWEEN ? AND ? ORDER BY sequence"
+HAVE = f"SELECT m.sequence FROM messages AS m WHERE {NUMBERED} ORDER BY m.message_id"  # noqa: S608 - constants only

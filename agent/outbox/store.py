@@ -180,7 +180,7 @@ class OutboxStore:
 
         Raises StorageError.
         """
-        done, newest = await self._ask(lambda tables: (tables.requeue(first, last), tables.newest()), writes=True)
+        done, newest = await self._ask(lambda tables: (tables.requeue(first, last), tables.waiting.newest()), writes=True)
         for lane, row_id in newest.items():  # rows of before this start, which nobody has seen pending
             self._newest[lane] = max(self._newest[lane], row_id)
         return done

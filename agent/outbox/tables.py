@@ -18,7 +18,9 @@ from agent.outbox.audit import CommandLog
 from agent.outbox.cursors import Cursors
 from agent.outbox.limits import missing, runs
 from agent.outbox.moments import from_us, to_us
+from agent.outbox.numbers import row_of
 from agent.outbox.statements import (
+    BURY,
     CHUNKS,
     DROP,
     FOUND_AGAIN,
@@ -26,16 +28,14 @@ from agent.outbox.statements import (
     IDS,
     INSERT,
     LOWEST,
-    OLDEST,
     OLDEST_DEAD,
     OLDEST_DELIVERED,
-    PENDING,
     PURGE,
     QUEUE,
-    QUEUE_FROM,
     REQUEUE,
     SUPERSEDED,
 )
+from agent.outbox.waiting import Waiting
 from agent.ports import Message
 from agent.types import GAP, Lane, Loss, LossReason, OutboxRecord
 
@@ -103,38 +103,58 @@ def message_row(message: Message, row_id: int, sequence: int | None, payload: by
 
 
 class Tables:
-    """Reads and writes of one connection, with running totals of what is pending.
+    """Reads and writes of one connection.
 
-    The totals follow the statements; after a rollback the owner calls `recount`.
-    losses: what statements gave up since the owner emptied it.
+    losses: what statements of this transaction gave up.
     """
 
     def __init__(self, connection: sqlite3.Connection, clock_us: Callable[[], int]) -> None:
         self.connection = connection
-        self.cursors = Cursors(connection)
         self.commands = CommandLog(connection, clock_us)
-        self._clock_us = clock_us
-        self._totals: dict[Lane, tuple[int, int]] = {}
+        self.waiting = Waiting(connection)
         self.losses: list[Loss] = []
-        self.recount()
+        self._clock_us = clock_us
+        self._before = self.waiting.state()
+        (counter,) = connection.execute("SELECT value FROM meta WHERE key = 'next_sequence'").fetchone()
+        self.cursors = Cursors(connection, counter)
+        self._bound: int | None = None
+        self._last_number = 0  # of the newest message of this transaction
+        self._numbers_deleted = False
 
-    def recount(self) -> None:
-        """Take the totals from the table, after a rollback."""
+    # --- transactions -------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        self._before = self.waiting.state()
+        self._last_number, self._numbers_deleted = 0, False
+
+    def commit(self, next_sequence: int, bound: int | None) -> None:
+        """Commit. The number that comes next is written down only where the newest message does not tell it, and once per block
+        of numbers the `bound` below which it stays, for the day when that message is damaged."""
+        told = next_sequence == (self._last_number + 1 if self._last_number else self.cursors.next_sequence)
+        if self._numbers_deleted or not told:
+            self.connection.execute("UPDATE meta SET value = ? WHERE key = 'next_sequence'", (next_sequence,))
+        if bound != self._bound and next_sequence > self.cursors.next_sequence:
+            self.connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('bound', ?)", (bound,))
+        self.connection.execute("COMMIT")
+        self._bound = bound
+        self.cursors.next_sequence = next_sequence
+        self._before = self.waiting.state()
         self.losses.clear()
-        self._totals = dict.fromkeys(Lane, (0, 0))
-        for lane, rows, size in self.connection.execute(
-            "SELECT lane, count(*), sum(size_bytes) FROM outbox GROUP BY lane"
-        ):
-            self._totals[Lane(lane)] = (rows, size)
 
-    def newest(self) -> dict[Lane, int]:
-        """The highest pending row id per lane, 0 for none."""
-        ask = "SELECT coalesce(max(message_id), 0) FROM outbox WHERE lane = ?"
-        return {lane: self.connection.execute(ask, (lane,)).fetchone()[0] for lane in Lane}
+    def roll_back(self) -> None:
+        """Undo the transaction, if there is one. Raises sqlite3.Error."""
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
+        self.waiting.go_back(self._before)
+        self.losses.clear()
+
+    # --- figures ------------------------------------------------------------------------------------------------------
 
     def size_bytes(self, lane: Lane) -> int:
         """Payloads that wait in `lane`."""
-        return self._totals[lane][1]
+        return self.waiting.totals[lane][1]
 
     def free_bytes(self) -> int:
         """Pages inside the file that new rows can use."""
@@ -147,8 +167,9 @@ class Tables:
         return int(pages) * self._page_bytes() - self.free_bytes()
 
     def max_row_id(self) -> int:
-        """The highest row id in use, 0 for none."""
-        return int(self.connection.execute("SELECT coalesce(max(message_id), 0) FROM messages").fetchone()[0])
+        """The highest row id that was given out as far as the database tells, 0 for none."""
+        (used,) = self.connection.execute("SELECT coalesce(max(message_id), 0) FROM messages").fetchone()
+        return max(int(used), self.waiting.highest_mark())
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -162,20 +183,15 @@ class Tables:
                 flat = [value for row in rows[start : start + size] for value in row]
                 self.connection.execute(INSERT[size], flat)
                 start += size
-        first = rows[0][0]
-        self.connection.execute(QUEUE_FROM, (first,))
         counts: dict[int, tuple[int, int]] = {}
         for row in rows:  # an announcement takes no room from what it announces
             have = counts.get(row[1], (0, 0))
             counts[row[1]] = (have[0] + 1, have[1] + (0 if row[8] == GAP else len(row[5])))
+            self._last_number = row[2] or self._last_number
         for lane, (number, size) in counts.items():
-            self._count(Lane(lane), number, size)
+            self.waiting.count(Lane(lane), number, size)
         if Lane.STATE in counts:
-            self.delete([row_id for (row_id,) in self.connection.execute(SUPERSEDED, (first,))])
-
-    def set_next_sequence(self, next_sequence: int) -> None:
-        """The number that the next alarm or event gets."""
-        self.connection.execute("UPDATE meta SET value = ? WHERE key = 'next_sequence'", (next_sequence,))
+            self.delete([row_id for (row_id,) in self.connection.execute(SUPERSEDED, (rows[0][0],))])
 
     def settle(self) -> None:
         """What opening found missing is announced in this transaction."""
@@ -186,9 +202,10 @@ class Tables:
         if not row_ids:
             return
         ids = json.dumps(list(row_ids))
-        self._uncount(ids)
-        self.connection.execute(DROP, (ids,))  # a dead letter keeps its message
-        self.connection.execute(f"DELETE FROM outbox WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
+        highest = self.waiting.uncount(ids)
+        if highest.keys() - SEQUENCED:
+            self.connection.execute(DROP, (ids,))  # a dead letter keeps its message
+        self.waiting.settle(ids, {lane: row_id for lane, row_id in highest.items() if lane in SEQUENCED})
 
     def set_generation(self, generation: int) -> None:
         """Which edition of the database this is: see `agent.outbox.sequence`."""
@@ -198,23 +215,11 @@ class Tables:
         """Give at most so many free pages back to the file system; outside a transaction."""
         self.connection.executescript(f"PRAGMA incremental_vacuum({pages});")  # `execute` stops after the first page
 
-    def count_attempts(self, row_ids: Collection[int]) -> None:
-        """One more failed attempt for each of `row_ids`; one may be named more than once."""
-        if not row_ids:
-            return
-        ids = json.dumps(list(row_ids))
-        counted = "attempts + (SELECT count(*) FROM json_each(?) WHERE value = message_id)"
-        self.connection.execute(f"UPDATE outbox SET attempts = {counted} WHERE message_id IN {IDS}", (ids, ids))  # noqa: S608 - constants only
-
     def bury(self, row_id: int, reason: str) -> bool:
         """Turn a pending delivery into a dead letter, which is a loss; False when it is not pending."""
-        moved = self.connection.execute(
-            "INSERT INTO dead_letters (message_id, reason, attempts, t_dead_us) "
-            "SELECT message_id, ?, attempts + 1, ? FROM outbox WHERE message_id = ?",
-            (reason, self._clock_us(), row_id),
-        ).rowcount
-        self._uncount(json.dumps([row_id]))
-        self.connection.execute("DELETE FROM outbox WHERE message_id = ?", (row_id,))
+        moved = self.connection.execute(BURY, (reason, self._clock_us(), row_id)).rowcount
+        ids = json.dumps([row_id])
+        self.waiting.settle(ids, self.waiting.uncount(ids))
         if moved:
             ask = "SELECT lane, sequence, kind FROM messages WHERE message_id = ?"
             lane, sequence, kind = self.connection.execute(ask, (row_id,)).fetchone()
@@ -227,7 +232,7 @@ class Tables:
 
         Events stay in the history.
         """
-        rows = [row for row in self.connection.execute(OLDEST, (lane, GAP, limit)) if row[3] < before_us]
+        rows = [row for row in self.waiting.oldest(lane, limit) if row[3] < before_us]
         if lane in SEQUENCED:
             self._mark_lost([row[0] for row in rows], LossReason.AGE)
         self.delete([row[0] for row in rows])
@@ -240,13 +245,14 @@ class Tables:
         Returns how many.
         """
         chosen: list[tuple[int, int | None]] = []
-        for row_id, sequence, size, _ in self.connection.execute(OLDEST, (lane, GAP, _AT_A_TIME)).fetchall():
+        for row_id, sequence, size, _ in self.waiting.oldest(lane, _AT_A_TIME):
             if size_bytes <= 0:
                 break
             chosen.append((row_id, sequence))
             size_bytes -= size
         ids = json.dumps([row_id for row_id, _ in chosen])
-        self._uncount(ids)
+        self.waiting.uncount(ids)
+        self._numbers_deleted |= lane in SEQUENCED
         for table in ("messages", "outbox"):
             self.connection.execute(f"DELETE FROM {table} WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
         self._give_up(lane, reason, [sequence for _, sequence in chosen])
@@ -258,12 +264,6 @@ class Tables:
         rows = rows or self.connection.execute(OLDEST_DEAD, (limit,)).fetchall()
         self._delete_history(rows, LossReason.BYTES)
         return len(rows)
-
-    def shift(self, first_id: int, by_us: int) -> None:
-        """The clock was put right: what waits from row id `first_id` on was stamped by the wrong one."""
-        self.connection.execute(
-            "UPDATE outbox SET t_created_us = t_created_us + ? WHERE message_id >= ?", (by_us, first_id)
-        )
 
     def purge_history(self, before_us: int, limit: int, after: int = 0, end: int | None = None) -> int | None:
         """Drop messages committed before `before_us` that wait for nobody.
@@ -281,15 +281,16 @@ class Tables:
 
     def requeue(self, first: int, last: int) -> Requeued:
         """Have the messages of the history with sequences `first` to `last` delivered again, dead letters included."""
-        rows = self.connection.execute(REQUEUE, (first, last)).fetchall()
+        numbered = (row_of(self.connection, first), row_of(self.connection, last + 1), first, last)
+        rows = self.connection.execute(REQUEUE, numbered).fetchall()
         ids = json.dumps([row[0] for row in rows])
         self.connection.execute(QUEUE, (self._clock_us(), ids))
         self.connection.execute(f"DELETE FROM dead_letters WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
         self.connection.execute(FOUND_AGAIN, (ids,))
         for _, lane, size in rows:
-            self._count(Lane(lane), 1, size)
-        lowest = {Lane(lane): row_id for lane, row_id in self.connection.execute(LOWEST, (first, last))}
-        have = [number for (number,) in self.connection.execute(HAVE, (first, last))]
+            self.waiting.count(Lane(lane), 1, size)
+        lowest = {Lane(lane): row_id for lane, row_id in self.connection.execute(LOWEST, numbered)}
+        have = [number for (number,) in self.connection.execute(HAVE, numbered)]
         return Requeued(len(have), missing(have, first, last + 1), lowest)
 
     def pass_over(self, sink: str, record: OutboxRecord, reason: str) -> None:
@@ -308,7 +309,7 @@ class Tables:
 
     def fetch(self, lane: Lane, limit: int, after: int, not_before_us: int = 0) -> list[OutboxRecord]:
         """Pending rows of `lane` with a row id above `after`, in order of commit."""
-        return _records(self.connection.execute(PENDING, (lane, after, not_before_us, limit)).fetchall())
+        return _records(self.waiting.fetch(lane, limit, after, not_before_us))
 
     def fetch_after(self, sink: str, limit: int) -> list[OutboxRecord]:
         """The next alarms and events of a further sink, in order of sequence."""
@@ -317,11 +318,10 @@ class Tables:
     def depth(self) -> dict[Lane, LaneDepth]:
         """What waits, per lane."""
         now_us = self._clock_us()
-        ask = "SELECT t_created_us FROM outbox WHERE lane = ? ORDER BY message_id LIMIT 1"
         result = {}
-        for lane, (rows, size) in self._totals.items():
-            oldest = self.connection.execute(ask, (lane,)).fetchone()
-            result[lane] = LaneDepth(rows, size, max(0.0, (now_us - oldest[0]) / 1e6) if oldest else 0.0)
+        for lane, (rows, size) in self.waiting.totals.items():
+            since_us = self.waiting.since_us(lane)
+            result[lane] = LaneDepth(rows, size, 0.0 if since_us is None else max(0.0, (now_us - since_us) / 1e6))
         return result
 
     def _page_bytes(self) -> int:
@@ -333,6 +333,7 @@ class Tables:
         for table in ("messages", "dead_letters"):
             self.connection.execute(f"DELETE FROM {table} WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
         numbers = sorted(sequence for _, sequence in rows if sequence is not None)
+        self._numbers_deleted |= bool(numbers)
         for sink, missed in self.cursors.behind(numbers).items():
             self.losses.append(Loss(reason, None, runs(missed), len(missed), sink=sink))
 
@@ -344,15 +345,6 @@ class Tables:
         if sequences:
             numbers = sorted(number for number in sequences if number is not None)
             self.losses.append(Loss(reason, lane, runs(numbers), len(sequences), detail))
-
-    def _count(self, lane: Lane, rows: int, size_bytes: int) -> None:
-        have = self._totals[lane]
-        self._totals[lane] = (have[0] + rows, have[1] + size_bytes)
-
-    def _uncount(self, ids: str) -> None:
-        ask = f"SELECT lane, count(*), sum(size_bytes) FROM outbox WHERE message_id IN {IDS} GROUP BY lane"  # noqa: S608 - constants only
-        for lane, rows, size in self.connection.execute(ask, (ids,)).fetchall():
-            self._count(Lane(lane), -rows, -size)
 
 
 def _records(rows: Sequence[tuple[Any, ...]]) -> list[OutboxRecord]:

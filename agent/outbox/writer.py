@@ -193,13 +193,13 @@ class Writer:
     def _transact(self, puts: list[Put], changes: list[Ask], outcome: Outcome) -> _Batch:
         tables = self._open(outcome)
         batch = _Batch(self._next_id, self._next_sequence, self._clock())
-        tables.connection.execute("BEGIN IMMEDIATE")
+        tables.begin()
         for put in self._admit(tables, puts, batch):
             self._add(batch, put)
         tables.insert(batch.rows)
         batch.answers += [Answer(ask.reply, ask.function(tables)) for ask in changes]
         tables.delete(self._forget)
-        tables.count_attempts(self._attempts)
+        tables.waiting.count_attempts(self._attempts)
         tables.cursors.advance(self._done)
         for lane in batch.newest:
             self._keep_limit(tables, lane)
@@ -209,9 +209,7 @@ class Writer:
         tables.insert(self._announcements(batch))
         if batch.next_sequence > self._next_sequence:
             self._reserve.cover(self._next_sequence, batch.next_sequence)
-            tables.set_next_sequence(batch.next_sequence)
-        tables.connection.execute("COMMIT")
-        tables.losses.clear()
+        tables.commit(batch.next_sequence, self._reserve.bound)
         return batch
 
     def _note(self, batch: _Batch, outcome: Outcome) -> None:
@@ -254,9 +252,7 @@ class Writer:
         log.warning("outbox_write_failed", error=str(problem))
         if self._tables is not None:
             try:
-                if self._tables.connection.in_transaction:
-                    self._tables.connection.execute("ROLLBACK")
-                self._tables.recount()
+                self._tables.roll_back()
             except sqlite3.Error:
                 self._close()
         if isinstance(error, sqlite3.Error) and is_broken_connection(error):
@@ -327,7 +323,7 @@ class Writer:
                     tables.cursors.keep(self.sinks)
                 self._next_id = max(self._next_id, tables.max_row_id() + 1)
                 self._next_sequence = max(self._next_sequence, report.next_sequence)
-                outcome.newest.update(tables.newest())
+                outcome.newest.update(tables.waiting.newest())
             except sqlite3.Error as error:
                 connection.close()
                 raise storage_error(error, self._path) from error
@@ -359,7 +355,7 @@ class Writer:
 
         def work(tables: Tables) -> None:
             if jump_us:
-                tables.shift(self._first_id, jump_us)
+                tables.waiting.shift(self._first_id, jump_us)
             else:
                 self._upkeep.give_up(tables, self.config, self._first_id)
             if renewed:

@@ -116,10 +116,15 @@ def _poses(people: People) -> NDArray[np.float64]:
 
 
 class VerdictTally:
-    """Two classifiers over many windows. threshold: probability from which a verdict is positive (the service's alert)."""
+    """Two classifiers over many windows.
 
-    def __init__(self, threshold: float) -> None:
+    threshold: probability from which a verdict is positive (the service's alert); positive_floor: least agreement about what is
+    positive, looked at where there is enough of that.
+    """
+
+    def __init__(self, threshold: float, *, positive_floor: float = 0.0) -> None:
         self._threshold = threshold
+        self._positive_floor = positive_floor
         self._table = {(side, other): 0 for side in (False, True) for other in (False, True)}
         self._difference = 0.0
         self._pairs: deque[tuple[float, float]] = deque(maxlen=MAX_VERDICTS)
@@ -168,14 +173,13 @@ class VerdictTally:
         correlation = rank_correlation(np.array(self._pairs, np.float64))
         return found if correlation is None else found | {"rank_correlation": round(correlation, 4)}
 
-    def opinion(self, floor: float, wanted: int, positive_floor: float = 0.0) -> Opinion:
-        """wanted: windows that are enough to judge by; with fewer only what is clearly below `floor` is refused.
-        positive_floor: of the agreement about what is positive, looked at where there is enough of that."""
+    def opinion(self, floor: float, wanted: int) -> Opinion:
+        """wanted: windows that are enough to judge by; with fewer only what is clearly below `floor` is refused."""
         found = _judge(round(self.agreement * self.windows), self.windows, floor, wanted, "windows")
-        if found.good and self.positives >= MIN_POSITIVES and self.positive_agreement < positive_floor:
+        if found.good and self.positives >= MIN_POSITIVES and self.positive_agreement < self._positive_floor:
             text = (
                 f"of {self.positives:g} positive verdicts the two share {self.positive_agreement:.0%}, "
-                f"at least {positive_floor:.0%} are asked for"
+                f"at least {self._positive_floor:.0%} are asked for"
             )
             return Opinion(good=False, enough=found.enough, text=text)
         return found

@@ -24,6 +24,10 @@ _log = structlog.get_logger(__name__)
 
 _JITTER = 0.1
 _DEFAULT_SLEEP_S = 300.0
+_GATHER_S = 0.05
+"""What is said within it goes out together."""
+_MOST_PROGRESS = 200
+"""Words about the progress of one action: servers count them."""
 Connect = Callable[[], AbstractAsyncContextManager[DdiClient]]
 """Reads tokens and certificates. Raises ConfigError."""
 
@@ -43,6 +47,8 @@ class Contact:
         self._failures = 0
         self._told_attributes: Mapping[str, str] = {}
         self._told_progress: tuple[str, float] = ("", 0.0)
+        self._progress_of = ""
+        self._progress_count = 0
         self.view = ServerView()
 
     def kick(self) -> None:
@@ -105,6 +111,8 @@ class Contact:
     async def _deliver_one(self, ddi: DdiClient, feedback: Feedback) -> str:
         try:
             await ddi.feedback(feedback.about, feedback.action_id, feedback.report)
+            if feedback.report.final:
+                ddi.forget()  # whatever it offers next, offer it in full
         except GoneError:
             return "the server has closed it"
         except DataError as error:
@@ -126,8 +134,11 @@ class Contact:
         action, phase, text = progress
         said, at_s = self._told_progress
         left_s = at_s + every_s - time.monotonic()
-        if left_s > 0 or not text or text == said:
+        if action != self._progress_of:
+            self._progress_of, self._progress_count = action, 0
+        if left_s > 0 or not text or text == said or self._progress_count >= _MOST_PROGRESS:
             return max(left_s, 0.0) or every_s
+        self._progress_count += 1
         try:
             await ddi.feedback("deployment", action, report(phase, text=text))
         except DataError as error:  # what it will hear at the end counts
@@ -161,7 +172,8 @@ class Contact:
             await self._confirm(ddi, await ddi.confirmation(poll.confirmation))
         if poll.deployment is not None:
             if not await self._orders.take(await ddi.deployment(poll.deployment)):
-                ddi.forget()  # later: another one is in its probation
+                ddi.forget()  # another one has to end before
+                self._sleep_s = 0.0
         elif poll.cancel is None:
             await self._orders.nothing_offered()
 
@@ -195,6 +207,7 @@ class Contact:
                     await self._kick.wait()
             except TimeoutError:
                 return
+            await asyncio.sleep(_GATHER_S)
         else:
             await self._rest_in_trouble(wait_s)
 

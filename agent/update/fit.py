@@ -14,7 +14,7 @@ from agent.update.trials import Refusal
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """What a release is held against. agent: version; runtime: `cpu`, `cuda`, `tensorrt`.
+    """What a release is held against. agent: version; runtime: `cpu`, `cuda`, `tensorrt`, empty = not known yet.
 
     contracts: of what serves each slot now, None = it cannot say (a bare model file, a plug-in); its keys are the slots there are.
     """
@@ -47,7 +47,7 @@ def objection(release: Release, length: int, serving: Serving, facts: DeviceFact
         return Refusal("memory", text)
     if _numbers(facts.agent) < _numbers(release.min_agent):
         return Refusal("agent", f"needs agent {release.min_agent}, this is {facts.agent}")
-    if release.slot != CONFIGURATION and facts.runtime not in release.runtimes:
+    if release.slot != CONFIGURATION and facts.runtime and facts.runtime not in release.runtimes:
         return Refusal("runtime", f"made for {', '.join(release.runtimes)}, this device computes with {facts.runtime}")
     before = serving.before.release.number if serving.before else None
     if release.number < serving.highest and release.number != before:

@@ -25,13 +25,17 @@ _BUSY_S = 5.0
 _KEEP_DAMAGED = 2
 
 
+class InUseError(StorageError):
+    """Another process has the journal."""
+
+
 class DamagedError(Exception):
     """The file is no healthy journal."""
 
 
 @contextlib.contextmanager
 def sole_owner(path: Path) -> Iterator[None]:
-    """Hold the lock file beside `path`. Raises StorageError when another process has it."""
+    """Hold the lock file beside `path`. Raises InUseError when another process has it, StorageError."""
     with guarded(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(path.name + ".lock").open("w", encoding="ascii")
@@ -39,7 +43,7 @@ def sole_owner(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StorageError(f"{path}: already in use (hint: the agent is running)") from error
+            raise InUseError(f"{path}: already in use (hint: the agent is running)") from error
         yield
 
 

@@ -88,6 +88,10 @@ class VersionStore:
                 found[slot_of(link.name)] = version
         return found
 
+    def linked_models(self) -> dict[str, Path]:
+        """Bundles of the links, by slot."""
+        return {slot: self.path(version) for slot, version in self.linked().items() if slot != CONFIGURATION}
+
     def versions(self) -> list[Version]:
         """All that are here, those that came last first."""
         entries = sorted(self._entries("sha256"), key=lambda entry: entry.stat().st_mtime, reverse=True)

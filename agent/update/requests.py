@@ -49,7 +49,9 @@ class RequestFolder:
         name = uuid.uuid4().hex
         question, answer = self._folder / f"{name}.json", self._folder / f"{name}.answer"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            if not self._folder.is_dir():
+                self._folder.mkdir(parents=True)
+                _give(self._folder, self._folder.parent)
             _write(question, asdict(request))
             deadline_s = time.monotonic() + wait_s
             while time.monotonic() < deadline_s:
@@ -101,4 +103,12 @@ def _write(file: Path, document: dict[str, object]) -> None:
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
         json.dump(document, opened)
+    _give(fresh, file.parent)
     fresh.replace(file)
+
+
+def _give(path: Path, like: Path) -> None:
+    """What root lays down belongs to the agent's user, who has to read and remove it."""
+    if os.geteuid() == 0:
+        status = like.stat()
+        os.chown(path, status.st_uid, status.st_gid)

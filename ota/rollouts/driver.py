@@ -40,6 +40,7 @@ class Driver:
         self._tell = tell
         self._due: set[int] = set()
         self._timers: dict[int, int] = {}
+        self._sweep_at_s = 0.0
         self._woken = asyncio.Event()
         self.steps = 0
 
@@ -47,21 +48,26 @@ class Driver:
         self._due.add(rollout_id)
         self._woken.set()
 
+    def wake_all(self) -> None:
+        """Something happened that may be about any of them."""
+        self._sweep_at_s = 0.0
+        self._woken.set()
+
     async def run(self) -> None:
         """Until cancelled; a database that does not answer is asked again."""
-        sweep_at = 0.0
         while True:
             self._woken.clear()
             try:
-                if self._now_s() >= sweep_at:
+                if self._now_s() >= self._sweep_at_s:
+                    self._sweep_at_s = self._now_s() + SWEEP_S
                     self._due |= set(await self._store.read(records.alive))
-                    sweep_at = self._now_s() + SWEEP_S
                 await self._settle_due()
             except StorageError as error:
                 _log.error("rollouts_wait_for_the_database", error=str(error))
+                self._sweep_at_s = 0.0
                 await asyncio.sleep(RETRY_S)
                 continue
-            await self._rest(min(sweep_at - self._now_s(), self._next_timer_s()))
+            await self._rest(min(self._sweep_at_s - self._now_s(), self._next_timer_s()))
 
     async def settle(self, rollout_id: int) -> int | None:
         """Carry out all that is due in one rollout; when it has to be looked at again by the clock (UTC milliseconds). Raises

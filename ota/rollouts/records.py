@@ -211,6 +211,10 @@ def members(
     return [Member(*row) for row in rows], total
 
 
+def member_ids(connection: Connection, rollout_id: int) -> list[int]:
+    return list(connection.execute(select(_M.device_id).where(_M.rollout_id == rollout_id)).scalars())
+
+
 def taken(connection: Connection, device_ids: Sequence[int], slot: str, *, but: int) -> dict[int, str]:
     """Those of the devices that are in another rollout of the slot which has not ended, each with that rollout's name."""
     unfinished = [state for state in State if state not in ENDED]

@@ -41,12 +41,13 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something to tell those who watch. group: its index; None: the rollout itself."""
+    """Something to tell those who watch. group: its name; None: the rollout itself; devices: reached by it."""
 
     rollout_id: int
+    name: str
     state: str
     detail: str = ""
-    group: int | None = None
+    group: str | None = None
     devices: int = 0
 
 
@@ -76,14 +77,15 @@ def carry_out(
                 changes.append(_begin(connection, stored, moment))
             case SetState(state, detail):
                 records.set_state(connection, stored.id, state, detail, now_ms=moment.now_ms)
-                changes.append(Change(stored.id, state, detail))
+                changes.append(Change(stored.id, stored.name, state, detail))
             case SetStage(group, stage, detail):
                 records.set_stage(connection, stored.id, group, stage, now_ms=moment.now_ms, by=by)
-                changes.append(Change(stored.id, stage, detail, group))
+                changes.append(Change(stored.id, stored.name, stage, detail, _name(stored, group)))
             case Offer() | Cancel() | GoBack():
                 reached = _reach(connection, stored, decision, moment, limit=left, by=by)
                 left -= reached
-                changes.append(Change(stored.id, _WORDS[type(decision)], "", decision.group, reached))
+                word, where = _WORDS[type(decision)], _name(stored, decision.group)
+                changes.append(Change(stored.id, stored.name, word, "", where, reached))
                 if left <= 0:
                     break
     for change in changes:
@@ -137,7 +139,7 @@ def _begin(connection: Connection, stored: Stored, moment: Moment) -> Change:
         raise ConflictError("the filter takes no device that could get this release")
     records.set_members(connection, stored.id, choice.members)
     records.set_state(connection, stored.id, State.RUNNING, "", now_ms=moment.now_ms)
-    return Change(stored.id, State.RUNNING, f"{choice.total} devices")
+    return Change(stored.id, stored.name, State.RUNNING, f"{choice.total} devices")
 
 
 def refuse_busy(choice: fleet.Choice) -> None:
@@ -153,16 +155,20 @@ def _cannot(connection: Connection, stored: Stored, why: str, moment: Moment) ->
             records.set_reason(connection, stored.id, why)
         return []
     records.set_state(connection, stored.id, State.PAUSED, why, now_ms=moment.now_ms)
-    change = Change(stored.id, State.PAUSED, why)
+    change = Change(stored.id, stored.name, State.PAUSED, why)
     _log(connection, stored, change, moment)
     return [change]
 
 
 def _log(connection: Connection, stored: Stored, change: Change, moment: Moment) -> None:
-    where = {} if change.group is None else {"group": stored.rollout.plan.groups[change.group].name}
+    where = {} if change.group is None else {"group": change.group}
     detail = {"state": change.state, **where, **({"detail": change.detail} if change.detail else {})}
     what = "rollout.state" if change.group is None else "rollout.group"
     audit.add(connection, Entry(moment.now_ms, SERVER, "server", "", what, subject(stored), detail))
+
+
+def _name(stored: Stored, group: int) -> str:
+    return stored.rollout.plan.groups[group].name
 
 
 def subject(stored: Stored) -> str:

@@ -19,6 +19,7 @@ from ota.server import (
     health,
     management_devices,
     management_releases,
+    management_rollouts,
     management_users,
 )
 from ota.server.auth import authorise
@@ -30,7 +31,8 @@ _log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 STARTED = web.RequestKey("started", float)
 PARTS: tuple[ModuleType, ...] = (
-    ddi, artifacts, catalogue, management_devices, management_releases, management_users, events, health,
+    ddi, artifacts, catalogue, management_devices, management_releases, management_rollouts,
+    management_users, events, health,
 )  # fmt: skip
 """Each has `routes` or `add_routes(app)`; one with `async def run(services)` has that running beside the requests."""
 _STATUS: dict[type[RecognizerError], int] = {
@@ -42,7 +44,6 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Server": "recognizer-fleet",
 }
 
 
@@ -56,8 +57,13 @@ def create_app(services: Services, parts: tuple[ModuleType, ...] = PARTS) -> web
             app.add_routes(part.routes)
         if hasattr(part, "add_routes"):
             part.add_routes(app)
+    app.on_shutdown.append(_end_feeds)
     app.cleanup_ctx.append(_beside(parts))
     return app
+
+
+async def _end_feeds(app: web.Application) -> None:
+    app[SERVICES].feed.close()
 
 
 def _beside(parts: tuple[ModuleType, ...]) -> Callable[[web.Application], AsyncGenerator[None, None]]:
@@ -99,6 +105,7 @@ async def _before_answer(request: web.Request, response: web.StreamResponse) -> 
     """Every answer passes here; a part may have set a header of these itself."""
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
+    response.headers["Server"] = "recognizer-fleet"
     if request.path.startswith("/api/"):
         response.headers.setdefault("Cache-Control", "no-store")
     started = request.get(STARTED)

@@ -167,14 +167,16 @@ class Catalogue:
         self._repository = repository
         self._root = root
         self._seen: object = None
+        self._reading = asyncio.Lock()
 
     async def sync(self) -> list[ReleaseRow]:
         """Read it now; what is new. Raises TrustError, TransientError, StorageError."""
         services = self._services
         trust = services.settings.data / "trust"
-        offers, expires_s = await asyncio.to_thread(read_offers, self._repository, trust, self._root)
-        services.metrics.repository_expires.set(expires_s)
-        fresh = await take_over(services.store, self._repository, offers, services.clock_ms())
+        async with self._reading:
+            offers, expires_s = await asyncio.to_thread(read_offers, self._repository, trust, self._root)
+            services.metrics.repository_expires.set(expires_s)
+            fresh = await take_over(services.store, self._repository, offers, services.clock_ms())
         for row in fresh:
             _log.info("release_known", release=row.title, slot=row.slot, number=row.number)
             services.feed.tell("release", row.id, slot=row.slot, title=row.title)
@@ -207,4 +209,6 @@ async def run(services: Services) -> None:
     settings = services.settings
     if settings.repository is not None:
         root = await asyncio.to_thread(pinned_root, settings.data, settings.repository, settings.root)
-        await Catalogue(services, settings.repository, root).run()
+        catalogue = Catalogue(services, settings.repository, root)
+        services.sync = catalogue.sync
+        await catalogue.run()

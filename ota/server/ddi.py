@@ -17,10 +17,17 @@ from sqlalchemy import Connection
 from ota.server import ddi_json
 from ota.server.auth import admit, base_url
 from ota.server.bodies import id_in, number_in, read_body
-from ota.server.ddi_bodies import ActionFeedback, AutoConfirmation, ConfigData, ConfirmationFeedback
+from ota.server.ddi_bodies import (
+    ActionFeedback,
+    AutoConfirmation,
+    ConfigData,
+    ConfirmationFeedback,
+    InstalledVersion,
+    clean,
+)
 from ota.server.ddi_json import Links
 from ota.server.services import SERVICES
-from ota.store import actions, devices, feedback
+from ota.store import actions, devices, feedback, releases
 from ota.store.errors import ConflictError
 from ota.store.polls import Poll
 from ota.store.rows import Action, ActionState, FeedbackRow, ReleaseRow, Report
@@ -98,6 +105,23 @@ async def installed_base(request: web.Request) -> web.Response:
     if action.state is not ActionState.FINISHED:
         raise web.HTTPNotFound(reason="the action did not install anything")
     return answer(request, ddi_json.deployment(links_of(request, poll), action, release, history))
+
+
+@routes.put(BASE + "/installedBase")
+async def installed_version(request: web.Request) -> web.Response:
+    """What was installed by hand. 201 when that was not known, 404 for what is no release here."""
+    poll = await admit(request)
+    body = await read_body(request, InstalledVersion)
+    services = request.app[SERVICES]
+
+    def work(connection: Connection) -> Action | None:
+        release = releases.find(connection, clean(body.name), clean(body.version))
+        return actions.note_by_hand(connection, poll.device.id, release, now_ms=services.clock_ms())
+
+    action = await services.store.write(work)
+    if action is not None:
+        _tell(request, poll, action)
+    return web.Response(status=200 if action is None else 201)
 
 
 @routes.post(BASE + "/deploymentBase/{action}/feedback")

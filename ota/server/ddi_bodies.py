@@ -89,6 +89,13 @@ class AutoConfirmation(_Body):
     remark: Annotated[str, Field(max_length=512)] | None = None
 
 
+class InstalledVersion(_Body):
+    """A release that came onto the device by another way."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    version: Annotated[str, Field(min_length=1, max_length=64)]
+
+
 def cut(details: list[str]) -> tuple[str, ...]:
     """At most MAX_DETAILS texts of MAX_DETAIL characters."""
     return tuple(clean(text[:MAX_DETAIL]) for text in details[:MAX_DETAILS])

@@ -50,8 +50,8 @@ async def _send(response: web.StreamResponse, found: AsyncGenerator[Event, None]
                 continue
             await response.write(encode(following.result()))
             following = asyncio.ensure_future(anext(found))
-    except ConnectionError:
-        pass  # the listener left
+    except (ConnectionError, StopAsyncIteration):
+        pass  # the listener left, or the server stops
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)

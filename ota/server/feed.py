@@ -32,21 +32,25 @@ class Feed:
         self._first = self._next
         self._more: asyncio.Future[None] | None = None
         self.listeners = 0
+        self._closed = False
 
     def tell(self, kind: str, subject: int | str, **fields: Any) -> None:
         """On the loop, after the commit."""
         self._events.append(Event(self._next, kind, subject, fields))
         self._next += 1
-        if self._more is not None and not self._more.done():
-            self._more.set_result(None)
-        self._more = None
+        self._wake()
+
+    def close(self) -> None:
+        """The server stops: every `listen` ends."""
+        self._closed = True
+        self._wake()
 
     async def listen(self, last_id: int | None = None) -> AsyncGenerator[Event, None]:
-        """Events after `last_id` (None: from now on) until cancelled; begins with `reset` when some of them are gone."""
+        """Events after `last_id` (None: from now on) until the server stops; begins with `reset` when some of them are gone."""
         at = self._next if last_id is None else last_id + 1
         self.listeners += 1
         try:
-            while True:
+            while not self._closed:
                 oldest = self._events[0].id if self._events else self._next
                 if at < oldest and not (at == self._first and oldest == self._first):
                     yield Event(0, "reset", "", {})
@@ -58,6 +62,11 @@ class Feed:
                     await self._wait()
         finally:
             self.listeners -= 1
+
+    def _wake(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+        self._more = None
 
     async def _wait(self) -> None:
         if self._more is None:

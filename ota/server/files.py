@@ -84,17 +84,22 @@ async def _copy(request: web.Request, response: web.StreamResponse, file: Binary
     at = start
     while at < end:
         piece = await asyncio.to_thread(os.pread, file.fileno(), min(_PIECE, end - at), at)
+        if not piece:
+            raise _give_up(request, "the file became shorter while it was sent")
         try:
-            if not piece:
-                raise TimeoutError  # the file became shorter: the rest will never come
             async with asyncio.timeout(STALLED_S):
                 await response.write(piece)
         except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
-            raise ConnectionResetError("the reader takes nothing, or there is nothing more") from None
+            raise _give_up(request, "the reader takes nothing") from None
         at += len(piece)
     await response.write_eof()
+
+
+def _give_up(request: web.Request, why: str) -> ConnectionResetError:
+    """An answer that has begun can only be torn off: its length was promised."""
+    if request.transport is not None:
+        request.transport.abort()
+    return ConnectionResetError(why)
 
 
 def _names(header: str, etag: str) -> bool:

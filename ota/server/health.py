@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 from sqlalchemy import Connection, text
 
+from ota.rollouts import records
 from ota.server.auth import authorise_as
 from ota.server.management_devices import online_after_ms
 from ota.server.services import SERVICES
@@ -41,5 +42,10 @@ async def metrics(request: web.Request) -> web.Response:
     figures.writes.set(services.store.writes)
     figures.commits.set(services.store.commits)
     figures.listeners.set(services.feed.listeners)
+    figures.rollouts.show(*await services.store.read(_rollouts))
     body, content_type = figures.expose()
     return web.Response(body=body, headers={"Content-Type": content_type})
+
+
+def _rollouts(connection: Connection) -> tuple[dict[str, int], list[records.Stored]]:
+    return records.states(connection), [records.get(connection, one) for one in records.alive(connection)]

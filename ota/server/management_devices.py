@@ -8,6 +8,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
+from ota.rollouts import fleet
 from ota.server.auth import allowed, is_controller_id, who
 from ota.server.bodies import id_in, number_in, read_body
 from ota.server.management import (
@@ -63,14 +64,19 @@ def online_after_ms(services: Services) -> int:
 @routes.get("/api/v1/devices")
 @allowed(Role.VIEWER)
 async def list_devices(request: web.Request) -> web.Response:
-    """`?search=` part of id or name, `?update_status=`."""
+    """`?search=` part of id or name, `?update_status=`; `?filter=` in the language of rollouts, and then nothing else."""
     services, (limit, offset) = request.app[SERVICES], page_of(request)
+    chosen = request.query.get("filter", "")
     query = {"search": request.query.get("search", ""), "status": request.query.get("update_status", "")}
 
     def look(connection: Connection) -> tuple[list[dict[str, Any]], int]:
-        found, total = devices.page(connection, limit=limit, offset=offset, **query)
-        serving = serving_of(connection, [device.id for device in found])
         after_ms = online_after_ms(services)
+        if chosen:
+            matching = sorted(fleet.matching(connection, chosen, after_ms), key=lambda device: device.controller_id)
+            found, total = matching[offset : offset + limit], len(matching)
+        else:
+            found, total = devices.page(connection, limit=limit, offset=offset, **query)
+        serving = serving_of(connection, [device.id for device in found])
         return [device_json(device, serving[device.id], online_after_ms=after_ms) for device in found], total
 
     items, total = await services.store.read(look)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from agent.errors import TransientError, TrustError
 from ota.server.auth import allowed
 from ota.server.bodies import id_in
 from ota.server.management import listing, page_of, release_json
@@ -24,6 +25,20 @@ async def list_releases(request: web.Request) -> web.Response:
         all_of_them=request.query.get("all", "") == "true",
     )  # fmt: skip
     return listing("releases", [release_json(release) for release in found], total, offset)
+
+
+@routes.post("/api/v1/releases/sync")
+@allowed(Role.OPERATOR)
+async def sync(request: web.Request) -> web.Response:
+    """Read the repository now instead of some seconds later; what is new. 409 with the reason when it is not to be trusted."""
+    services = request.app[SERVICES]
+    if services.sync is None:
+        raise web.HTTPNotFound(reason="this server has no repository")
+    try:
+        found = await services.sync()
+    except (TrustError, TransientError) as error:
+        return web.json_response({"error": str(error)}, status=409)
+    return web.json_response({"releases": [release_json(release) for release in found]})
 
 
 @routes.get("/api/v1/releases/{release}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from ota.server.rollout_metrics import RolloutMetrics
+
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
@@ -32,6 +34,7 @@ class Metrics:
         self.repository_expires = self._gauge(
             "repository_expires_seconds", "When the repository's timestamp expires, Unix time"
         )
+        self.rollouts = RolloutMetrics(self.registry)
 
     def expose(self) -> tuple[bytes, str]:
         """The exposition and its content type."""

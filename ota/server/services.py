@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -18,7 +18,7 @@ from ota.server.metrics import Metrics
 from ota.server.settings import ServerSettings
 from ota.store import audit
 from ota.store.polls import Polls
-from ota.store.rows import Entry
+from ota.store.rows import Entry, ReleaseRow
 from ota.store.store import Store
 
 P = ParamSpec("P")
@@ -32,7 +32,7 @@ def wall_ms() -> int:
 @dataclass(slots=True)
 class Services:
     """clock_ms: wall time; gateway_hash: of the token that lets devices register themselves, None = they cannot; tasks: what runs beside the
-    requests: one that ends has failed."""
+    requests; sync: reads the repository now, None while there is none."""
 
     settings: ServerSettings
     store: Store
@@ -43,6 +43,7 @@ class Services:
     heard: Heard = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
     tasks: tuple[asyncio.Task[None], ...] = ()
+    sync: Callable[[], Awaitable[list[ReleaseRow]]] | None = None
     failures: FailureLimits = field(default_factory=lambda: FailureLimits(time.monotonic))
 
     def __post_init__(self) -> None:

@@ -209,6 +209,20 @@ def close(
     return closed
 
 
+def note_by_hand(connection: Connection, device_id: int, release: ReleaseRow, *, now_ms: int) -> Action | None:
+    """The device says that a release came onto it by another way; None when that is known."""
+    serving = {one.slot: one.release_id for one in devices.installed(connection, [device_id])}
+    if serving.get(release.slot) == release.id:
+        return None
+    return close(
+        connection,
+        assign(connection, device_id, release.id, by="device", now_ms=now_ms),
+        ActionState.FINISHED,
+        now_ms=now_ms,
+        detail="installed by hand",
+    )
+
+
 def _note_installed(connection: Connection, action: Action, now_ms: int) -> None:
     slot = get_release(connection, action.release_id).slot
     table = tables.installed

@@ -84,7 +84,7 @@ def page(
     chosen: Select[Any] = select(tables.devices)
     if search:
         chosen = chosen.where(
-            or_(_T.controller_id.contains(search, autoescape=True), _T.name.contains(search, autoescape=True))
+            or_(_T.controller_id.icontains(search, autoescape=True), _T.name.icontains(search, autoescape=True))
         )
     if status:
         chosen = chosen.where(_T.update_status == status)
@@ -101,7 +101,7 @@ def installed(connection: Connection, device_ids: Sequence[int]) -> list[Install
     return found
 
 
-def change(connection: Connection, device_id: int, **values: Any) -> None:
+def change(connection: Connection, device_id: int, /, **values: Any) -> None:
     """Set columns."""
     connection.execute(update(tables.devices).where(_T.id == device_id).values(**values))
 

@@ -30,6 +30,15 @@ def get(connection: Connection, release_id: int) -> ReleaseRow:
     return of_row(row)
 
 
+def find(connection: Connection, name: str, version: str) -> ReleaseRow:
+    """Raises MissingError."""
+    chosen = select(tables.releases).where(_T.name == name, _T.version == version, _T.available)
+    row = connection.execute(chosen.order_by(_T.id.desc()).limit(1)).one_or_none()
+    if row is None:
+        raise MissingError("there is no such release")
+    return of_row(row)
+
+
 def many(connection: Connection, release_ids: Sequence[int]) -> dict[int, ReleaseRow]:
     rows = connection.execute(select(tables.releases).where(_T.id.in_(set(release_ids))))
     return {row.id: of_row(row) for row in rows}

@@ -118,7 +118,7 @@ class Store:
                 return await connection.run_sync(_all, functions)
         except _JobFailed as failed:
             if len(functions) == 1:
-                return [failed.error]
+                return [_translate(failed.error)]
         async with self._writer.begin() as connection:
             return await connection.run_sync(_each, functions)
 

@@ -20,6 +20,11 @@ from agent.mqtt.discovery import discovery_document
 from agent.mqtt.topics import Topics
 from agent.observe.metrics import Metrics
 from agent.types import CameraPhase, CameraStatus, Event, EventPhase, Lane, Loss, LossReason
+from agent.update.machine import FINAL, Phase
+from agent.update.parts import Progress
+from agent.update.records import Action, Serving, Version
+from agent.update.release import Release
+from agent.update.state import ServerView, state_document
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123_456, tzinfo=UTC)
 GPU = GpuSample(
@@ -137,3 +142,22 @@ def discovery(
     made = discovery_document(config, Topics(base, "gate-1"), "0.1.0", removed)
     decoded: dict[str, Any] = json.loads(json.dumps(made))
     return decoded
+
+
+def ota(phase: Phase | None = Phase.PROBATION) -> dict[str, Any]:
+    """What `Updates` publishes of an update in `phase`; None = there was none yet."""
+    contract = {
+        "task": "pose", "inputs": [{"name": "input", "shape": [1, 3, 64, 96], "meaning": "letterbox"}],
+        "outputs": [{"name": "dets", "shape": [1, "people", 5], "meaning": "detections"}],
+    }  # fmt: skip
+    release = Release.model_validate(
+        {"slot": "pose", "name": "rtmo-s", "version": "1.1.0", "number": 4, "manifest_sha256": "ab" * 32, "unpacked_bytes": 9,
+         "contract": contract}
+    )  # fmt: skip
+    version = Version("cd" * 32, release)
+    slots = {"pose": Serving("pose", version, None, has_before=True, highest=4)}
+    figures = {"verified": {"latency_ms": 18.4, "device": "cpu"}, "shadow": {"agreement": 0.97}}
+    action = Action("1207", release.path, "pose", phase, release=release, figures=figures) if phase else None
+    progress = Progress("watching", 0.4) if phase and phase not in FINAL else None
+    server = ServerView("ok", "", 1_795_660_851_000_000 if phase else 0)
+    return {"agent": "0.1.0", **state_document(action, progress, slots if phase else {}, server, NOON)}

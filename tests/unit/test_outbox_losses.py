@@ -575,23 +575,28 @@ _LARGEST = (1 << 63) - 1
         f"UPDATE messages SET message_id = {_LARGEST} WHERE message_id = 3",
         f"UPDATE messages SET sequence = {_LARGEST} WHERE message_id = 3",
         "UPDATE messages SET sequence = -4 WHERE message_id = 3",
+        "UPDATE messages SET sequence = 2 WHERE message_id = 3",
         "UPDATE outbox SET lane = 77 WHERE message_id = 3",
         f"UPDATE outbox SET size_bytes = {_LARGEST}",
+        "PRAGMA ignore_check_constraints = 1; UPDATE marks SET settled = 2 WHERE lane = 1",
+        f"UPDATE marks SET settled = {_LARGEST}, mirror = -1 - {_LARGEST} WHERE lane = 1",
+        "DELETE FROM marks WHERE lane = 1",
         f"UPDATE meta SET value = {_LARGEST} WHERE key = 'next_sequence'",
         f"UPDATE meta SET value = {_LARGEST} WHERE key = 'generation'",
         "DELETE FROM meta WHERE key = 'copied'",
         "DROP TABLE meta",
         "DROP TABLE outbox",
         "DROP TABLE cursors",
+        "DROP TABLE marks",
         "PRAGMA user_version = 0",
     ],
 )
 async def test_a_database_whose_values_make_no_sense_is_damaged(path: Path, change: str) -> None:
     async with opened(path) as store:
         await asyncio.gather(*(store.put(message()) for _ in range(3)))
+        store.mark_attempt([1, 2, 3])  # so that they are listed in `outbox`
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute(change)
-        connection.commit()
+        connection.executescript(change)
     async with opened(path) as store:
         assert store.report.set_aside is not None
         assert 3 < (await store.put(message()) or 0) < 100_000
@@ -624,6 +629,7 @@ async def test_a_bound_that_makes_no_sense_is_not_believed(path: Path, bound: st
 async def test_a_damaged_time_or_letter_does_not_stop_the_lane(path: Path, change: str) -> None:
     async with opened(path) as store:
         await asyncio.gather(*(store.put(message()) for _ in range(3)))
+        store.mark_attempt([1])
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(change)
         connection.commit()

@@ -285,8 +285,8 @@ async def test_damage_inside_a_page_is_found_at_open_and_the_sequence_salvaged(p
     async with opened(path) as store:
         assert store.report.set_aside is not None
         number = await store.put(message())
-    if store.report.sequence_known:
-        assert number == 201
+    if store.report.sequence_known:  # by the newest message or, where that is damaged as well, by the bound
+        assert number in {201, BLOCK + 1}
     else:
         assert number == 1
 

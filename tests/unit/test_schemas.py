@@ -19,6 +19,7 @@ from agent.health.governor import LADDER
 from agent.health.gpu import GpuSample, Throttle
 from agent.health.reasons import Reason
 from agent.types import CameraPhase, EventPhase, Lane, Level
+from agent.update.machine import Phase
 
 NAMES = sorted(file.name.removesuffix(".v1.json") for file in files("agent.events").joinpath("schemas").iterdir())
 STRANGER = {"not": "what was expected"}
@@ -26,7 +27,6 @@ Path_ = tuple[str | int, ...]
 
 COMMAND = {"id": "c-1", "expires": "2026-11-23T02:45:00Z", "arguments": {"first": 3, "last": 9}}
 ANSWER = {"id": "c-1", "state": "done", "detail": "", "result": {"sent": 5, "missing": [[3, 4]]}}
-UPDATE = {"action_id": "7", "phase": "probation", "slot": "pose", "from": "a 1", "to": "a 2", "result": None}
 OPEN = {  # objects that others may add to, and members whose every value is right
     "event": {("data",), ("data", "models"), ("data", "attributes")},
     "drift": {("data",), ("data", "models")},
@@ -35,6 +35,7 @@ OPEN = {  # objects that others may add to, and members whose every value is rig
     "command": {("arguments",)},
     "answer": {("result",)},
     "discovery": {("components",)},
+    "ota": {("figures",)},
 }
 OPTIONAL = {
     "entity_category",
@@ -63,6 +64,7 @@ OPTIONAL = {
     "state",
     "telemetry",
     "control-room",
+    "pose",
 }
 
 
@@ -82,7 +84,7 @@ def produced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "event": json.loads(documents.event()),
         "drift": json.loads(documents.drift()),
         "gap": json.loads(documents.gap()),
-        "ota": UPDATE,
+        "ota": documents.ota(),
         "command": COMMAND,
         "answer": ANSWER,
         "discovery": documents.discovery(
@@ -206,6 +208,11 @@ def test_a_camera_in_every_state_passes(phase: CameraPhase) -> None:
     validator("camera").validate(documents.camera(phase=phase, fps=0.0, width=0, height=0, frames=0))
 
 
+@pytest.mark.parametrize("phase", [None, *Phase])
+def test_an_update_in_every_phase_passes(phase: Phase | None) -> None:
+    validator("ota").validate(documents.ota(phase=phase))
+
+
 @pytest.mark.parametrize("step", range(len(LADDER)))
 def test_every_rung_of_the_ladder_passes(step: int, produced: dict[str, Any]) -> None:
     rung = LADDER[step]
@@ -245,6 +252,13 @@ def test_another_status_is_refused(hostile: object) -> None:
         ("discovery", ("components", "yard.fps", "state_topik"), "a"),
         ("discovery", ("components", "yard.service.fight"), {"platform": "binary_sensor", "name": "x"}),
         ("discovery", ("components",), {}),
+        ("ota", ("phase",), "validating"),
+        ("ota", ("slot",), "camera"),
+        ("ota", ("progress",), 1.5),
+        ("ota", ("versions", "camera"), {}),
+        ("ota", ("versions", "pose", "sha256"), "1cd6"),
+        ("ota", ("server", "state"), "fine"),
+        ("ota", ("server", "polled"), "yesterday"),
         ("gap", ("data", "ranges"), []),
         ("gap", ("data", "reason"), "tired"),
         ("gap", ("data", "lost"), 0),

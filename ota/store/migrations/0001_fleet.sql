@@ -129,6 +129,6 @@ CREATE TABLE audit (
 );
 
 CREATE TABLE settings (
-  key TEXT PRIMARY KEY,
+  key TEXT NOT NULL PRIMARY KEY,
   value JSON NOT NULL
 );

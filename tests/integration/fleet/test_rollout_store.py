@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import fleet_store
 from sqlalchemy import Connection, select
 
-from fakes import fleet_store
 from ota.rollouts import fleet, moves, records, steps
 from ota.rollouts.driver import Driver
 from ota.rollouts.engine import Stage, State, Tally
@@ -358,26 +358,28 @@ async def until(world: World, rollout: int, tally: Tally, group: int) -> None:
 
 ROOT = Path(__file__).parents[3]
 PATHS = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-DEVICES = 400
+DEVICES = 300
+KILLS = 4
 
 
 def kill_and_go_on(database: Path, seed: int) -> int:
-    """Runs the driver in processes that are killed at random moments until one ends by itself; how many it took."""
-    random_ = random.Random(seed)
-    for attempt in range(1, 200):
+    """Runs the driver in processes that are killed at random moments, then one to its end; how many were killed at work."""
+    moments, killed = random.Random(seed), 0
+    for attempt in range(KILLS + 1):
         command = [sys.executable, "-m", "fakes.rollout_driver", str(database)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": PATHS})
-        assert process.stdout is not None
-        process.stdout.readline()  # it is at work from here on
-        try:
-            assert process.wait(random_.uniform(0.0, 0.15)) == 0
-            return attempt
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        finally:
-            process.stdout.close()
-    raise AssertionError("it gets nowhere")
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": PATHS}
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()  # it is at work from here on
+            try:
+                code = process.wait(moments.uniform(0.0, 0.2) if attempt < KILLS else 60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                killed += 1
+                continue
+            assert code == 0
+    return killed
 
 
 def members(database: Path) -> Sequence[tuple[int, int, int]]:
@@ -392,8 +394,7 @@ def members(database: Path) -> Sequence[tuple[int, int, int]]:
         ).fetchall()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_a_driver_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
+async def test_a_driver_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
     database = tmp_path / "fleet.db"
     async with open_store(f"sqlite:///{database}") as store:
         world = World(store)
@@ -401,12 +402,12 @@ async def test_a_driver_killed_at_any_moment_loses_and_doubles_nothing(tmp_path:
         plan = Plan(groups=(GroupPlan(name="all", error_percent=50, success_percent=50),))
         rollout = await world.create(plan)
         await store.write(lambda c: carry_out(c, records.get(c, rollout), [steps.Begin()], world.moment(), by="anna"))
-    assert kill_and_go_on(database, seed) > 1  # offers
+    assert kill_and_go_on(database, 1)  # offers
     assert [(offers, back) for _, offers, back in members(database)] == [(1, 0)] * DEVICES
     async with open_store(f"sqlite:///{database}") as store:
         await store.write(half_succeed)
         await store.write(take_back, rollout)
-    assert kill_and_go_on(database, seed) > 1  # cancellations and ways back
+    assert kill_and_go_on(database, 2)  # cancellations and ways back
     found = Counter((offers, back) for _, offers, back in members(database))
     assert found == {(1, 1): DEVICES // 2, (1, 0): DEVICES // 2}
     async with open_store(f"sqlite:///{database}") as store:

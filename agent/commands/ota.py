@@ -1,0 +1,145 @@
+"""`recognizer-agent ota status|rollback|check`: beside a running agent or without one.
+
+A running agent is asked by a file in its state folder and does it itself; without one the journal is written here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from agent import __version__
+from agent.cli import EXIT_FAILED, EXIT_GOOD
+from agent.commands.output import table_console
+from agent.config.load import load_config
+from agent.errors import StorageError
+from agent.update.boot import JOURNAL
+from agent.update.journal import Journal, title_of
+from agent.update.journal_file import InUseError, sole_owner
+from agent.update.machine import Phase, report
+from agent.update.models import VersionStore
+from agent.update.requests import Answer, Request, RequestFolder
+from agent.update.state import action_document, serving_document
+from agent.update.trials import Refusal
+
+_WAIT_S = 60.0
+_FOLDER = "updates"
+
+
+def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """What the arguments ask for. Raises ConfigError, StorageError."""
+    root = load_config(args.config, env=env).state_dir / _FOLDER
+    if args.what == "status":
+        return _status(root, args.limit, as_json=args.json)
+    return _say(_roll_back(root, args.slot) if args.what == "rollback" else _check(root), as_json=args.json)
+
+
+def _say(answer: Answer, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"good": answer.good, "text": answer.text}))
+    elif answer.good:
+        print(answer.text)
+    else:
+        print(f"error: {answer.text}", file=sys.stderr)
+    return EXIT_GOOD if answer.good else EXIT_FAILED
+
+
+# --- status -----------------------------------------------------------------------------------------------------------
+
+
+def _status(root: Path, limit: int, *, as_json: bool) -> int:
+    document = _look(root, limit)
+    if as_json:
+        print(json.dumps(document))
+        return EXIT_GOOD
+    print(f"agent {document['agent']}{'' if document['running'] else ', not running'}")
+    console = table_console()
+    if not document["versions"]:
+        print("every slot has what the configuration names")
+    else:
+        table = Table("slot", "serves", "number", "before", box=None, pad_edge=False)
+        for slot, one in document["versions"].items():
+            table.add_row(slot, one["version"], str(one["number"] or ""), one["before"] or "")
+        console.print(table)
+    if document["actions"]:
+        table = Table("update", "slot", "release", "phase", "since", "why", box=None, pad_edge=False)
+        for one in document["actions"]:
+            why = f"{one['reason']}: {one['text']}" if one["reason"] else one["text"]
+            table.add_row(one["action_id"], one["slot"], one["release"], one["phase"], one["changed"], why)
+        console.print(table)
+    if document["waiting_feedback"]:
+        print(f"{document['waiting_feedback']} reports wait for the fleet server")
+    return EXIT_GOOD
+
+
+def _look(root: Path, limit: int) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "agent": __version__, "running": _is_running(root), "versions": {}, "actions": [], "waiting_feedback": 0,
+    }  # fmt: skip
+    if (root / JOURNAL).exists():
+        with closing(Journal.open_to_read(root / JOURNAL)) as journal:
+            document["versions"] = {slot: serving_document(one) for slot, one in journal.slots().items()}
+            document["actions"] = [action_document(one) for one in journal.recent(limit)]
+            document["waiting_feedback"] = len(journal.waiting())
+    return document
+
+
+def _is_running(root: Path) -> bool:
+    if not (root / JOURNAL).exists():
+        return False
+    try:
+        with sole_owner(root / JOURNAL):
+            return False
+    except InUseError:
+        return True
+
+
+# --- rollback, check --------------------------------------------------------------------------------------------------
+
+
+def _roll_back(root: Path, slot: str) -> Answer:
+    if not (root / JOURNAL).exists():
+        raise StorageError(f"{root}: no update has come to this device")
+    try:
+        with sole_owner(root / JOURNAL), closing(Journal.open(root / JOURNAL)) as journal:
+            return _roll_back_here(journal, VersionStore(root), slot)
+    except InUseError:
+        return RequestFolder(root / "requests").ask(Request("rollback", slot, _who()), _WAIT_S)
+
+
+def _roll_back_here(journal: Journal, store: VersionStore, slot: str) -> Answer:
+    """Without an agent: what it finds at its next start. A probation that was cut off ends here."""
+    on_trial = [one for one in journal.unsettled() if one.slot == slot and one.phase is Phase.PROBATION]
+    for action in on_trial:
+        refusal = Refusal("command", f"rolled back by {_who()}")
+        ended = journal.enter(action, Phase.ROLLED_BACK, None, refusal=refusal)
+        store.switch(slot, journal.serving(slot).current)
+        journal.settle(ended, report(ended.phase, text=ended.text, reason=ended.reason, figures=ended.flat_figures))
+        return Answer(True, f"{action.title}: taken back")
+    before = journal.serving(slot).before
+    if before is not None and (problem := store.problem(before)):
+        return Answer(False, f"{slot}: the version before cannot be used: {problem}")
+    serving = journal.exchange(slot, "by command", _who())
+    store.switch(slot, serving.current)
+    return Answer(True, f"{slot}: {title_of(serving.current)} serves from the next start on")
+
+
+def _check(root: Path) -> Answer:
+    if not _is_running(root):
+        return Answer(False, "the agent is not running, or update.enabled is false")
+    return RequestFolder(root / "requests").ask(Request("check", "", _who()), _WAIT_S)
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no name for this number
+        return "the command line"

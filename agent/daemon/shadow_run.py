@@ -1,0 +1,118 @@
+"""A shadow run from begin to verdict: the candidate beside the running model until there is enough to compare."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agent.config.schema import AgentConfig
+from agent.daemon.shadow import Shadow
+from agent.errors import ModelError
+from agent.recognition import Model, Recognition
+from agent.types import POSE_SLOT
+from agent.update.agreement import Opinion, PoseTally, VerdictTally
+from agent.update.probing import clean
+from agent.update.release import Minimum
+from agent.update.trials import Figures, Refusal, Tell
+
+POSE_FLOOR = 0.6
+ACTION_FLOOR = 0.8
+"""Agreement below which a candidate does another job, where its release names no figure."""
+POSITIVE_FLOOR = 0.3
+"""... of what is positive: a candidate that never sees anything agrees about all the rest."""
+WANTED_PEOPLE = 100
+WANTED_WINDOWS = 30
+LONGER = 3.0
+"""So many times the configured time a run waits for people."""
+WINDOWS_WAITING = 16
+LOOK_S = 0.5
+MAX_FAILURES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """shadow_s: least duration; floor: least agreement, 0-1; wanted: people or windows that are enough to judge by."""
+
+    shadow_s: float
+    floor: float
+    wanted: int
+
+    @classmethod
+    def of(cls, slot: str, minimum: Minimum, shadow_s: float) -> Terms:
+        """Those of a release."""
+        usual, wanted = (POSE_FLOOR, WANTED_PEOPLE) if slot == POSE_SLOT else (ACTION_FLOOR, WANTED_WINDOWS)
+        return cls(shadow_s, usual if minimum.agreement is None else minimum.agreement, wanted)
+
+
+class Tally(Protocol):
+    """What both tallies have."""
+
+    def figures(self) -> dict[str, float]: ...
+
+    def opinion(self, floor: float, wanted: int) -> Opinion: ...
+
+
+async def run_shadow(recognition: Recognition, slot: str, model: Model, terms: Terms, tell: Tell) -> Figures | Refusal:
+    """At least `terms.shadow_s`; longer while nobody is in view, up to `LONGER` times. The model is not used any more afterwards.
+
+    Raises ModelError when somebody else looks on already.
+    """
+    worker = recognition.worker(slot)
+    if worker.tap is not None:
+        raise ModelError(f"a shadow run of the slot {slot!r} is under way")
+    tally, compare = _tally(recognition, slot)
+    shadow = Shadow(recognition.function(slot, model), compare, depth=1 if slot == POSE_SLOT else WINDOWS_WAITING)
+    shadow.start()
+    worker.tap = shadow.offer
+    try:
+        waited_s = await _wait(shadow, tally, terms, tell)
+    finally:
+        worker.tap = None
+        ended = await asyncio.shield(asyncio.to_thread(shadow.stop))
+    if not ended:
+        return Refusal("crash", "an inference of the candidate does not end")
+    return _verdict(shadow, tally, terms, waited_s)
+
+
+async def _wait(shadow: Shadow[Any, Any], tally: Tally, terms: Terms, tell: Tell) -> float:
+    waited_s, shadow_s = 0.0, terms.shadow_s
+    while waited_s < LONGER * shadow_s:
+        if waited_s >= shadow_s and tally.opinion(terms.floor, terms.wanted).enough:
+            break
+        if shadow.failures >= MAX_FAILURES and shadow.failures > shadow.samples:
+            break
+        step_s = min(LOOK_S, LONGER * shadow_s - waited_s)
+        await asyncio.sleep(step_s)
+        waited_s += step_s
+        late = waited_s > shadow_s
+        tell("shadow: waiting for people" if late else "shadow", min(1.0, waited_s / shadow_s) * (0.9 if late else 1.0))
+    return waited_s
+
+
+def _verdict(shadow: Shadow[Any, Any], tally: Tally, terms: Terms, waited_s: float) -> Figures | Refusal:
+    figures: dict[str, float | int | str] = {
+        **tally.figures(), "shadow_s": round(waited_s, 1), "samples": shadow.samples, "failures": shadow.failures,
+    }  # fmt: skip
+    if shadow.samples:
+        figures["shadow_latency_ms"] = round(1e3 * shadow.seconds / (shadow.samples + shadow.failures), 2)
+    if shadow.failures >= MAX_FAILURES and shadow.failures > shadow.samples:
+        text = f"{shadow.failures} inferences failed, {shadow.samples} did not; last: {clean(shadow.last_error)}"
+        return Refusal("crash", text, figures)
+    opinion = tally.opinion(terms.floor, terms.wanted)
+    if not opinion.good:
+        return Refusal("worse", opinion.text, figures)
+    return figures if opinion.enough else {**figures, "note": opinion.text}
+
+
+def _tally(recognition: Recognition, slot: str) -> tuple[Tally, Callable[[Any, Any], None]]:
+    config: AgentConfig = recognition.config
+    if slot == POSE_SLOT:
+        poses = PoseTally(config.tracking.track_threshold)
+        return poses, poses.add
+    name = slot.partition("/")[2]
+    service = config.services[name]
+    column = recognition.labels(slot).index(service.positive or name)
+    verdicts = VerdictTally(service.rules.alert_threshold, positive_floor=POSITIVE_FLOOR)
+    return verdicts, lambda running, candidate: verdicts.add(float(running[column]), float(candidate[column]))

@@ -1,0 +1,74 @@
+"""Trials of every slot: models by whoever runs them, the configuration by laying it over the operator's and reloading."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from agent.config.layer import lay_over
+from agent.config.reload import compare
+from agent.config.schema import AgentConfig
+from agent.daemon.remote import Reloaded
+from agent.errors import ConfigError
+from agent.update.models import CONFIGURATION
+from agent.update.trials import Candidate, Figures, Refusal, Tell, Trials
+
+
+class SlotTrials:
+    """Implements `Trials`.
+
+    models: for every other slot. load: the operator's configuration without what was sent; current: the one in use; reload: reads
+    everything again. layer: the file that is laid over the operator's, None = none.
+    """
+
+    def __init__(
+        self,
+        models: Trials,
+        *,
+        load: Callable[[], AgentConfig],
+        current: Callable[[], AgentConfig],
+        reload: Callable[[], Awaitable[Reloaded]],
+    ) -> None:
+        self._models = models
+        self._load = load
+        self._current = current
+        self._reload = reload
+        self.layer: Path | None = None
+
+    def not_now(self) -> str:
+        """As `Trials`."""
+        return self._models.not_now()
+
+    def running(self, slot: str) -> Path | None:
+        """As `Trials`."""
+        return self.layer if slot == CONFIGURATION else self._models.running(slot)
+
+    async def validate(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
+        """As `Trials`; a configuration is checked as `check-config` would, and that nothing in it is the device's own."""
+        if candidate.release.slot != CONFIGURATION:
+            return await self._models.validate(candidate, tell)
+        try:
+            wanted = await asyncio.to_thread(lambda: lay_over(self._load(), candidate.path))
+        except ConfigError as error:
+            return Refusal("configuration", str(error))
+        return {"changed_keys": len(compare(self._current(), wanted).live)}
+
+    async def shadow(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
+        """As `Trials`; nothing to be seen of a configuration."""
+        return {} if candidate.release.slot == CONFIGURATION else await self._models.shadow(candidate, tell)
+
+    async def install(self, slot: str, path: Path | None) -> Figures:
+        """As `Trials`."""
+        if slot != CONFIGURATION:
+            return await self._models.install(slot, path)
+        before, self.layer = self.layer, path
+        outcome = await self._reload()
+        if outcome.error:
+            self.layer = before
+            raise ConfigError(outcome.error)
+        return {"needs_restart": len(outcome.needs_restart)}
+
+    async def watch(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
+        """As `Trials`."""
+        return await self._models.watch(candidate, tell)

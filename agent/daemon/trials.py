@@ -1,0 +1,367 @@
+"""Candidates tried on the running agent and put in place: the port `agent.update.trials.Trials`, over its models and figures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import structlog
+
+from agent.config.schema import AgentConfig
+from agent.daemon.shadow_run import Terms, run_shadow
+from agent.daemon.vitals import FrameGaps, Vitals
+from agent.errors import ConfigError, DeviceMemoryError, FatalError, ModelError, RecognizerError, TrustError
+from agent.health.reasons import HealthSnapshot, HealthState, Reason, reason_key
+from agent.recognition import Model, Recognition, with_models
+from agent.runtime.bundle import GoldenError
+from agent.runtime.engines import EngineProgress, EngineState
+from agent.types import POSE_SLOT, Level
+from agent.update import probation
+from agent.update.probing import ProbeLimits, clean, run_probe, too_poor
+from agent.update.trials import Candidate, Figures, Refusal, Tell
+
+_log = structlog.get_logger(__name__)
+
+BLOCKING = frozenset({Reason.MEMORY_HIGH, Reason.GPU_MEMORY_HIGH, Reason.GPU_HOT, Reason.STORAGE_FULL})
+"""Health reasons beside those of a failed agent under which no model is exchanged."""
+MEMORY_SHARE = 0.5
+"""Of the memory that is free, for the process that tries a candidate."""
+LEAST_MEMORY_BYTES = 64 << 20
+COPIES = 4
+"""Times the size of its files that a model takes at least, with all that is around it."""
+LOOK_S = 1.0
+ENGINE_MINUTES = 5.0
+"""How long an engine is supposed to take; only for what is shown as progress."""
+NEXT_FRAME_S = 5.0
+SETTLE_FRAMES = 3
+"""Between loading, which takes time from the cameras' frames, and the change."""
+IDLE_FACTOR = 3.0
+"""Time without frames does not count for a probation, until it has taken so many times as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialPorts:
+    """What is tried on. incidents: those that are active now, as `LiveHub.active_incidents`."""
+
+    recognition: Callable[[], Recognition | None]
+    config: Callable[[], AgentConfig]
+    health: HealthState
+    incidents: Callable[[], Sequence[Mapping[str, str]]]
+    vitals: Vitals
+
+
+@dataclass(frozen=True, slots=True)
+class _Spare:
+    """The model that served before, still loaded: the way back takes one batch."""
+
+    path: Path | None
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a probation compares with. cards: of the model before and of the new one."""
+
+    at_s: float
+    before: probation.Spell
+    cards: tuple[Mapping[str, float], Mapping[str, float]]
+
+
+class AgentTrials:
+    """Implements `Trials`. All of it belongs to the loop; one change at a time."""
+
+    def __init__(self, ports: TrialPorts) -> None:
+        self._ports = ports
+        self._vitals = ports.vitals
+        self._spares: dict[str, _Spare] = {}
+        self._changes: dict[str, _Change] = {}
+        self._changing = asyncio.Lock()
+        self._closing: set[asyncio.Future[None]] = set()
+        self.paths: dict[str, Path] = {}
+        """Bundles that serve in place of those that the configuration names, by slot; to be set before the models are loaded."""
+        ports.health.subscribe(self._note_reasons)
+
+    def _note_reasons(self, snapshot: HealthSnapshot) -> None:
+        self._vitals.reasons(reason.reason for reason in snapshot.reasons)
+
+    def left_aside(self, slot: str, path: Path, error: RecognizerError) -> None:
+        """At the start: the bundle of an update cannot serve, the configured model does."""
+        self.paths.pop(slot, None)
+        _log.error("updated_model_left_aside", slot=slot, bundle=str(path), error=str(error))
+        detail = f"the updated model cannot be loaded, the configured one serves: {clean(str(error))}"
+        self._ports.health.raise_reason(_left_aside(slot), detail)
+
+    async def close(self) -> None:
+        """At the end, when the cameras have stopped."""
+        for slot in list(self._spares):
+            self._release(slot)
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def not_now(self) -> str:
+        """See `Trials`."""
+        if self._ports.recognition() is None:
+            return "no model is loaded"
+        if self._changing.locked():
+            return "another model is being put in place"
+        services = self._ports.config().services
+        active = [f"{one['kind']} at {one['camera']}" for one in self._ports.incidents() if one["kind"] in services]
+        if active:
+            return f"an event is active: {', '.join(active)}"
+        snapshot = self._ports.health.snapshot()
+        serious = [reason.reason for reason in snapshot.reasons if reason.code in BLOCKING]
+        if snapshot.level is Level.FAILED or serious:
+            return f"the agent is not well: {', '.join(serious or [reason.reason for reason in snapshot.reasons])}"
+        return ""
+
+    def running(self, slot: str) -> Path | None:
+        """See `Trials`."""
+        recognition = self._ports.recognition()
+        return recognition.path(slot) if recognition is not None else None
+
+    # --- before -------------------------------------------------------------------------------------------------------
+
+    async def validate(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
+        """See `Trials`."""
+        slot, minimum = candidate.release.slot, candidate.release.minimum
+        recognition = self._ports.recognition()
+        running = recognition.path(slot) if recognition is not None else None
+        if recognition is None or running is None:
+            return Refusal("contract", f"this device has no slot {slot!r} that is served")
+        free = int(psutil.virtual_memory().available * MEMORY_SHARE)
+        needed = LEAST_MEMORY_BYTES + COPIES * candidate.release.unpacked_bytes
+        if free < needed:
+            text = f"trying it takes some {needed / 1e6:.0f} MB, half of the free memory are {free / 1e6:.0f} MB"
+            return Refusal("memory", text)
+        config = recognition.config
+        request = {
+            "slot": slot,
+            "section": _section(with_models(config, {slot: candidate.path}), slot),
+            "running": _section(with_models(config, {slot: running}), slot),
+            "allow_custom_ops": config.update.allow_custom_ops,
+        }
+        outcome = await run_probe(request, ProbeLimits(free), tell)
+        return outcome if isinstance(outcome, Refusal) else too_poor(outcome, minimum) or outcome
+
+    async def shadow(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
+        """See `Trials`."""
+        recognition, slot = self._ports.recognition(), candidate.release.slot
+        terms = Terms.of(slot, candidate.release.minimum, self._ports.config().update.shadow_s)
+        if recognition is None or slot not in recognition.slots:
+            return Refusal("contract", f"this device has no slot {slot!r} that is served")
+        if not terms.shadow_s:
+            return {"shadow_s": 0}
+        try:
+            model = await self._load(recognition, slot, candidate.path, tell, threads=1)
+        except RecognizerError as error:
+            return _refusal(error)
+        try:
+            return await run_shadow(recognition, slot, model, terms, tell)
+        finally:
+            self._close(model)
+
+    # --- the change ---------------------------------------------------------------------------------------------------
+
+    async def install(self, slot: str, path: Path | None) -> Figures:
+        """See `Trials`. What served before stays loaded until a probation has ended well, or until it serves again."""
+        async with self._changing:
+            recognition = self._ports.recognition()
+            if recognition is None or slot not in recognition.slots:
+                raise ModelError(f"no model serves the slot {slot!r}")
+            watched = self._vitals.watch_gaps()
+            try:
+                return await self._install(recognition, slot, path, watched)
+            finally:
+                self._vitals.forget_gaps(watched)
+
+    async def _install(
+        self, recognition: Recognition, slot: str, path: Path | None, watched: FrameGaps
+    ) -> dict[str, float | int | str]:
+        began_s = self._vitals.mark()
+        before, before_path, spare = recognition.slots[slot], recognition.path(slot), self._spares.get(slot)
+        back = spare is not None and spare.path in self._bundles(slot, path)
+        if spare is not None and back:
+            model = spare.model
+        else:
+            self._release(slot)  # memory first
+            model = await self._load(recognition, slot, path, _nobody)
+            await self._next_frames(watched, SETTLE_FRAMES)
+        load_gap_s = watched.longest_s
+        change = _Change(
+            self._vitals.mark(),
+            self._vitals.spell(slot, self._kinds(slot)),
+            (getattr(before, "card", {}), getattr(model, "card", {})),
+        )
+        # From here on nothing is awaited until the books say what is going to be.
+        watched.longest_s = 0.0
+        done = recognition.swap(slot, model)
+        self._spares.pop(slot, None)
+        if back:
+            done.add_done_callback(lambda _: self._close(before))
+            self._changes.pop(slot, None)
+        else:
+            self._spares[slot] = _Spare(before_path, before)
+            self._changes[slot] = change
+        if path is None:
+            self.paths.pop(slot, None)
+        else:
+            self.paths[slot] = path
+        self._ports.health.clear_reason(_left_aside(slot))
+        await asyncio.shield(done)
+        await self._next_frames(watched)
+        figures: dict[str, float | int | str] = {
+            "gap_ms": round(1e3 * watched.longest_s, 1),
+            "usual_gap_ms": round(1e3 * watched.usual_s, 1),
+            "load_gap_ms": round(1e3 * load_gap_s, 1),
+            "load_s": round(change.at_s - began_s, 2),
+        }
+        _log.info("model_installed", slot=slot, model=model.name, before=before.name, way_back=back, **figures)
+        return figures
+
+    def _bundles(self, slot: str, path: Path | None) -> set[Path | None]:
+        """Where a model that is to serve may have been loaded from."""
+        if path is not None:
+            return {path}
+        config = self._ports.config()
+        if slot == POSE_SLOT:
+            return {one for one in (config.pose.model, config.pose.cpu_model) if one is not None}
+        return {config.services[slot.partition("/")[2]].model}
+
+    async def _next_frames(self, watched: FrameGaps, count: int = 1) -> None:
+        """Until every camera that delivers has delivered `count` frames more."""
+        cameras, had = self._vitals.streaming(), watched.frames.copy()
+        deadline_s = asyncio.get_running_loop().time() + NEXT_FRAME_S
+        while any(watched.frames[name] < had[name] + count for name in cameras):
+            if asyncio.get_running_loop().time() > deadline_s:
+                return
+            await asyncio.sleep(0.01)
+
+    async def _load(
+        self, recognition: Recognition, slot: str, path: Path | None, tell: Tell, *, threads: int | None = None
+    ) -> Model:
+        """Loaded, and with the engine that the configuration wants for it. Raises as `Recognition.load`."""
+        tell("loading", 0.0)
+        served_by_engine = _serves(recognition.upgrades[slot])
+        model = await recognition.load(slot, path, threads=threads)
+        try:
+            while (progress := getattr(model, "upgrade", None)) is not None and progress.state in _UNDER_WAY:
+                tell(f"engine {progress.state.value} {progress.detail}".strip(), _share(progress))
+                await asyncio.sleep(LOOK_S)
+            if served_by_engine:
+                _need_engine(model, progress)
+        except BaseException:
+            self._close(model)
+            raise
+        return model
+
+    # --- afterwards ---------------------------------------------------------------------------------------------------
+
+    async def watch(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
+        """See `Trials`. Ends early with the first finding; time without frames does not count for long."""
+        slot, config = candidate.release.slot, self._ports.config()
+        change = self._changes.get(slot) or _Change(
+            self._vitals.mark(), self._vitals.spell(slot, self._kinds(slot)), ({}, {})
+        )
+        wanted_s = config.update.probation_s
+        limits = probation.Limits(
+            latency_ratio=candidate.release.minimum.latency_ratio,
+            mean_drop=2 * config.drift.confidence_drop,
+            lasting_s=min(probation.LASTING_S, wanted_s / 3),
+        )
+        counted_s = elapsed_s = 0.0
+        while counted_s < wanted_s and elapsed_s < IDLE_FACTOR * wanted_s:
+            step_s = min(LOOK_S, max(0.01, wanted_s - counted_s))
+            await asyncio.sleep(step_s)
+            elapsed_s += step_s
+            counted_s += step_s if self._vitals.streaming() else 0.0
+            since = self._vitals.spell(slot, self._kinds(slot), change.at_s)
+            found = probation.judge(
+                slot, change.before, since, self._raised_s(change), limits=limits, cards=change.cards
+            )
+            figures = probation.figures(change.before, since) | {"probation_s": round(elapsed_s, 1)}
+            if found is not None:
+                return Refusal(found.reason, clean(found.text), figures)
+            tell("probation", min(1.0, counted_s / wanted_s))
+        self._release(slot)
+        self._changes.pop(slot, None)
+        figures = probation.figures(change.before, self._vitals.spell(slot, self._kinds(slot), change.at_s))
+        note = {"note": "hardly any frames came"} if counted_s < wanted_s else {}
+        return {**figures, "probation_s": round(elapsed_s, 1), **note}
+
+    def _raised_s(self, change: _Change) -> dict[str, float]:
+        """Health reasons that are raised now, and for how long within the probation."""
+        raised = self._vitals.raised_s()
+        since_s = self._vitals.now_s() - change.at_s
+        return {reason: min(seconds, since_s) for reason, seconds in raised.items()}
+
+    def _kinds(self, slot: str) -> frozenset[str]:
+        return probation.kinds_of(slot, tuple(self._ports.config().services))
+
+    # --- letting go ---------------------------------------------------------------------------------------------------
+
+    def _release(self, slot: str) -> None:
+        if (spare := self._spares.pop(slot, None)) is not None:
+            self._close(spare.model)
+
+    def _close(self, model: Model) -> None:
+        """Off the loop: freeing a model takes its time."""
+        closing = asyncio.ensure_future(asyncio.to_thread(model.close))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+
+_UNDER_WAY = (EngineState.WAITING, EngineState.BUILDING, EngineState.LOADING)
+
+
+def _serves(progress: EngineProgress | None) -> bool:
+    return progress is not None and progress.state is EngineState.SERVING
+
+
+class _NoEngineError(ModelError):
+    """The model in use runs in an engine, and for this one there is none."""
+
+
+def _need_engine(model: Model, progress: EngineProgress | None) -> None:
+    if not _serves(progress):
+        why = progress.detail if progress is not None else "none was built"
+        raise _NoEngineError(f"{model.name}: no engine, and the model in use has one: {why}")
+
+
+def _share(progress: EngineProgress) -> float:
+    """Nobody knows how long a build takes: it comes ever nearer to 1."""
+    return progress.elapsed_s / (progress.elapsed_s + 60 * ENGINE_MINUTES)
+
+
+def _nobody(_step: str, _done: float) -> None:
+    """Progress that nobody looks at."""
+
+
+def _left_aside(slot: str) -> str:
+    return reason_key(Reason.MODEL_FALLBACK, f"{slot}/update")
+
+
+def _section(config: AgentConfig, slot: str) -> dict[str, object]:
+    part = config.pose if slot == POSE_SLOT else config.services[slot.partition("/")[2]]
+    return part.model_dump(mode="json")
+
+
+def _refusal(error: RecognizerError) -> Refusal:
+    match error:
+        case GoldenError():
+            reason = "golden"
+        case _NoEngineError():
+            reason = "slower"
+        case DeviceMemoryError():
+            reason = "memory"
+        case ModelError() | ConfigError() | TrustError():
+            reason = "contract"
+        case FatalError():
+            reason = "crash"
+        case _:
+            raise error
+    return Refusal(reason, clean(str(error)))

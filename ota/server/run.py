@@ -1,0 +1,182 @@
+"""The server's life: database, first administrator, listening socket, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import signal
+import ssl
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+from sqlalchemy import Connection
+
+from agent.errors import ConfigError, ConfigProblem, FatalError
+from agent.private_files import read_private
+from agent.sdnotify import Notifier
+from ota.server.app import create_app
+from ota.server.management_users import GATEWAY
+from ota.server.services import Services, wall_ms
+from ota.server.settings import ServerSettings, TlsSettings
+from ota.server.tokens import MIN_LENGTH, hash_of, new_token, write_secret
+from ota.store import audit, settings, users
+from ota.store.rows import Entry, Role
+from ota.store.store import Store, open_store
+
+_log = structlog.get_logger(__name__)
+ADMIN_FILE = "admin-token"
+_STOP_S = 5.0
+_IDLE_S = 75.0
+"""A connection without a request is closed; longer than the usual polling interval, so that devices keep theirs."""
+_HINTS = {
+    errno.EADDRINUSE: "another program uses it; choose another port",
+    errno.EACCES: "ports below 1024 need a privilege; choose a higher one",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    services: Services
+    port: int
+
+
+async def serve(given: ServerSettings, env: Mapping[str, str]) -> None:
+    """Until SIGTERM or SIGINT. Raises ConfigError, StorageError, FatalError when a part ends that should not."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    notifier = Notifier.from_environment(env)
+    try:
+        async with running(given, env) as server:
+            notifier.ready(f"port {server.port}")
+            _log.info("fleet_listening", host=given.host, port=server.port, tls=given.tls is not None)
+            await _watch(server.services, notifier, stop)
+            notifier.stopping()
+    finally:
+        notifier.close()
+
+
+async def _watch(services: Services, notifier: Notifier, stop: asyncio.Event) -> None:
+    """Feeds systemd's watchdog while the loop turns and the database answers."""
+    stopping = asyncio.create_task(stop.wait(), name="fleet-stop")
+    beside = set(services.tasks)
+    try:
+        while not stopping.done():
+            done, _ = await asyncio.wait(
+                {stopping, *beside}, timeout=notifier.feed_interval_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in beside & done:
+                if task.cancelled() or (error := task.exception()) is not None:
+                    raise FatalError(f"{task.get_name()} ended") from (None if task.cancelled() else error)
+            beside -= done  # one that had nothing to do
+            await services.store.read(settings.get, GATEWAY)
+            notifier.watchdog()
+    finally:
+        stopping.cancel()
+
+
+@asynccontextmanager
+async def running(given: ServerSettings, env: Mapping[str, str]) -> AsyncGenerator[Running, None]:
+    """The server at work, in this loop."""
+    _raise_file_limit()
+    context = tls_context(given.tls) if given.tls is not None else None
+    try:
+        given.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError([ConfigProblem(f"{given.data}: {error.strerror}", path="data")]) from error
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(given.database_url))
+        await first_admin(store, given.data)
+        services = Services(given, store, gateway_hash=await _gateway_hash(store, given, env))
+        runner = web.AppRunner(
+            create_app(services), access_log=None, keepalive_timeout=_IDLE_S, shutdown_timeout=_STOP_S
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        try:
+            await web.TCPSite(runner, given.host, given.port, ssl_context=context, backlog=1024).start()
+        except OSError as error:
+            hint = _HINTS.get(error.errno or 0, "host must be an address of this machine")
+            where = f"{given.host}:{given.port}"
+            raise ConfigError(
+                [ConfigProblem(f"cannot listen on {where}: {error.strerror}", path="port", hint=hint)]
+            ) from error
+        yield Running(services, int(runner.addresses[0][1]))
+
+
+async def first_admin(store: Store, data: Path) -> None:
+    """Without users there is one administrator, whose token lies in a file that only the server's user can read."""
+    if await store.read(users.all_of):
+        return
+    path = data / ADMIN_FILE
+    try:
+        if path.exists():  # the first start was broken off, or the database is a new one
+            token = read_private(path, None)
+        else:
+            token = new_token()
+            write_secret(path, token)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            [ConfigProblem(f"{path}: {error}", path="data", hint="remove the file, or mend its rights")]
+        ) from error
+
+    def work(connection: Connection) -> None:
+        now_ms = wall_ms()
+        users.create(connection, "admin", Role.ADMIN, hash_of(token), by="first start", now_ms=now_ms)
+        audit.add(
+            connection, Entry(now_ms, "first start", Role.ADMIN, "", "user.create", "admin", {"role": Role.ADMIN})
+        )
+
+    await store.write(work)
+    _log.warning("first_administrator", user="admin", token_file=str(path))
+
+
+async def _gateway_hash(store: Store, given: ServerSettings, env: Mapping[str, str]) -> str | None:
+    """Of the configured file, else what was made by the management interface."""
+    if given.gateway_token_file is None:
+        found = await store.read(settings.get, GATEWAY)
+        return str(found) if found is not None else None
+    path = given.gateway_token_file
+    credentials = Path(env["CREDENTIALS_DIRECTORY"]) if env.get("CREDENTIALS_DIRECTORY") else None
+    try:
+        token = read_private(path, credentials)
+    except (OSError, ValueError) as error:
+        hint = f"chmod 600 {path}; owned by the server's user"
+        raise ConfigError([ConfigProblem(f"{path}: {error}", path="gateway_token_file", hint=hint)]) from error
+    if len(token) < MIN_LENGTH:
+        hint = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        raise ConfigError(
+            [ConfigProblem(f"{path}: shorter than {MIN_LENGTH} characters", path="gateway_token_file", hint=hint)]
+        )
+    return hash_of(token)
+
+
+def tls_context(tls: TlsSettings) -> ssl.SSLContext:
+    """A client may show a certificate of `client_ca`, and need not. Raises ConfigError."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(tls.cert, tls.key)
+    except OSError as error:
+        hint = "a PEM certificate with its unencrypted PEM key"
+        raise ConfigError([ConfigProblem(f"{tls.cert}, {tls.key}: {error}", path="tls.cert", hint=hint)]) from error
+    if tls.client_ca is not None:
+        try:
+            context.load_verify_locations(tls.client_ca)
+        except OSError as error:
+            raise ConfigError([ConfigProblem(f"{tls.client_ca}: {error}", path="tls.client_ca")]) from error
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+def _raise_file_limit() -> None:
+    """Ten thousand devices are ten thousand sockets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,207 @@
+"""Releases that a device may be sent, good and bad: the shipped bundles, changed in their graphs and sealed again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from agent.config.paths import resource_dir
+from agent.runtime.bundle import MANIFEST, load_bundle, read_golden, seal_bundle, sha256_of, write_golden
+from agent.runtime.session import create_session
+from agent.update.release import Contract, Minimum, Release, TensorInfo
+from agent.update.trials import Candidate
+
+Change = Callable[[onnx.ModelProto], None]
+SIZE = 768
+
+
+def derive(
+    shipped: str, folder: Path, change: Change | None = None, *, golden: bool = True, cut: bool = False, **manifest: Any
+) -> Path:
+    """A sealed copy of a shipped bundle.
+
+    change: of the graph; golden: answers recorded anew from the changed graph, else the old ones stay; cut: half of the model's
+    file is missing.
+    """
+    shutil.copytree(resource_dir("models") / shipped, folder)
+    fields = json.loads((folder / MANIFEST).read_text()) | manifest
+    fields.pop("files")
+    if change is not None:
+        model = onnx.load(folder / "model.onnx")
+        change(model)
+        onnx.save(model, folder / "model.onnx")
+    if change is not None and golden:
+        _record_again(folder)
+    if cut:
+        content = (folder / "model.onnx").read_bytes()
+        (folder / "model.onnx").write_bytes(content[: len(content) // 2])
+    seal_bundle(folder, fields)
+    return folder
+
+
+def _record_again(folder: Path) -> None:
+    shipped = load_bundle(resource_dir("models") / _origin(folder))
+    assert shipped.manifest is not None
+    inputs, _ = read_golden(shipped, shipped.manifest)
+    session = create_session(folder / "model.onnx", device="cpu")
+    outputs = dict(zip(session.output_names, session.run(inputs), strict=True))
+    write_golden(folder / "golden.npz", inputs, outputs)
+    session.close()
+
+
+def _origin(folder: Path) -> str:
+    name: str = json.loads((folder / MANIFEST).read_text())["name"]
+    return name
+
+
+def candidate_of(folder: Path, slot: str, **minimum: Any) -> Candidate:
+    """The bundle as the update client hands it to the trials."""
+    manifest = load_bundle(folder).manifest
+    assert manifest is not None
+    release = Release(
+        slot=slot, name=manifest.name, version=manifest.version, number=7,
+        contract=Contract(
+            task=manifest.task,
+            inputs=tuple(TensorInfo(name=one.name, shape=one.shape, meaning=one.preprocessing.kind) for one in manifest.inputs),
+            outputs=tuple(TensorInfo(name=one.name, shape=one.shape, meaning=one.meaning) for one in manifest.outputs),
+            labels=manifest.labels,
+        ),
+        manifest_sha256=sha256_of(folder / MANIFEST),
+        unpacked_bytes=sum(file.stat().st_size for file in folder.iterdir()),
+        minimum=Minimum(**minimum),
+    )  # fmt: skip
+    return Candidate(release, folder, "0" * 64)
+
+
+# --- what is done to a graph --------------------------------------------------------------------------------------------
+
+
+def slower(products: int) -> Change:
+    """`products` of matrices of 768 x 768 more, 0.9 GFLOP each, whose result counts for nothing."""
+
+    def change(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        scalar = _scalar_of_input(graph)
+        graph.initializer.append(_tensor("slow_w", np.eye(SIZE, dtype=np.float32) * 0.5))
+        _nodes(graph, ("Add", ["slow_w", scalar], "slow_0", {}))
+        for n in range(products):
+            _nodes(graph, ("MatMul", [f"slow_{n}", "slow_w"], f"slow_{n + 1}", {}))
+        _mix_in(graph, f"slow_{products}")
+
+    return change
+
+
+def endless(model: onnx.ModelProto) -> None:
+    """A loop that nothing ends."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["go_on_out"]), helper.make_node("Identity", ["x"], ["x_out"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x_out", TensorProto.FLOAT, None),
+        ],
+    )
+    _loop(model.graph, body, "endless_")
+
+
+def greedy(model: onnx.ModelProto) -> None:
+    """A loop whose value doubles its size each time."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["go_on_out"]),
+            helper.make_node("Concat", ["x", "x"], ["x_out"], axis=0),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x_out", TensorProto.FLOAT, None),
+        ],
+    )
+    _loop(model.graph, body, "greedy_")
+
+
+def elsewhere(offset_px: float) -> Change:
+    """Everybody stands so far to the right of where he is."""
+
+    def change(model: onnx.ModelProto) -> None:
+        _add_to_output(model.graph, "dets", np.array([1, 0, 1, 0, 0], np.float32) * offset_px)
+        _add_to_output(model.graph, "keypoints", np.array([1, 0, 0], np.float32) * offset_px)
+
+    return change
+
+
+def contrary(model: onnx.ModelProto) -> None:
+    """The opposite verdict."""
+    graph = model.graph
+    name = graph.output[0].name
+    _rename_output(graph, name)
+    _nodes(graph, ("Neg", [f"{name}_before"], name, {}))
+
+
+def _loop(graph: onnx.GraphProto, body: onnx.GraphProto, prefix: str) -> None:
+    scalar = _scalar_of_input(graph)
+    graph.initializer.append(_tensor(f"{prefix}turns", np.array(2**62, np.int64)))
+    graph.initializer.append(_tensor(f"{prefix}go_on", np.array(True)))
+    graph.initializer.append(_tensor(f"{prefix}shape", np.array([1 << 16], np.int64)))
+    _nodes(
+        graph,
+        ("Expand", [scalar, f"{prefix}shape"], f"{prefix}x", {}),
+        ("Loop", [f"{prefix}turns", f"{prefix}go_on", f"{prefix}x"], f"{prefix}y", {"body": body}),
+    )
+    _mix_in(graph, f"{prefix}y")
+
+
+def _scalar_of_input(graph: onnx.GraphProto) -> str:
+    _nodes(graph, ("ReduceMean", [graph.input[0].name], "scalar_of_input", {"keepdims": 0}))
+    return "scalar_of_input"
+
+
+def _mix_in(graph: onnx.GraphProto, value: str) -> None:
+    """Let the first output depend on `value`, in nothing that shows."""
+    name = graph.output[0].name
+    _rename_output(graph, name)
+    graph.initializer.append(_tensor("nothing", np.array(1e-30, np.float32)))
+    _nodes(
+        graph,
+        ("ReduceMean", [value], "mixed_mean", {"keepdims": 0}),
+        ("Mul", ["mixed_mean", "nothing"], "mixed_nothing", {}),
+        ("Add", [f"{name}_before", "mixed_nothing"], name, {}),
+    )
+
+
+def _add_to_output(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:
+    _rename_output(graph, name)
+    graph.initializer.append(_tensor(f"{name}_offset", value))
+    _nodes(graph, ("Add", [f"{name}_before", f"{name}_offset"], name, {}))
+
+
+def _rename_output(graph: onnx.GraphProto, name: str) -> None:
+    for node in graph.node:
+        node.output[:] = [f"{name}_before" if output == name else output for output in node.output]
+        node.input[:] = [f"{name}_before" if given == name else given for given in node.input]
+
+
+def _nodes(graph: onnx.GraphProto, *nodes: tuple[str, list[str], str, dict[str, Any]]) -> None:
+    for kind, inputs, output, attributes in nodes:
+        graph.node.append(helper.make_node(kind, inputs, [output], **attributes))
+
+
+def _tensor(name: str, value: np.ndarray) -> onnx.TensorProto:
+    return numpy_helper.from_array(value, name)

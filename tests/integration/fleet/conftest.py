@@ -1,0 +1,56 @@
+"""A fleet server for each test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+from fakes.fleet_server import FleetServer, Repository, fleet_server
+from fakes.postgres import NEEDED, Postgres, available, running_postgres
+
+from ota.store.store import Store, open_store
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "repository")
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path, repository: Repository) -> AsyncIterator[FleetServer]:
+    """With a TUF repository that has no release yet."""
+    async with fleet_server(tmp_path, repository=repository) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One cluster for all tests."""
+    if not available():
+        pytest.skip(NEEDED)
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'fleet.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    name = f"t{uuid.uuid4().hex}"
+    connection = await asyncpg.connect(server.url("postgres"))
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+    finally:
+        await connection.close()
+    return server.url(name)
+
+
+@pytest.fixture
+async def store(database: str) -> AsyncIterator[Store]:
+    async with open_store(database) as opened:
+        yield opened

@@ -1,0 +1,321 @@
+"""The store on real databases: migrations, one commit for many, what a failure leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.fleet_store import add_release
+from fakes.postgres import NEEDED, Postgres, available
+from sqlalchemy import Connection, Inspector, create_engine, func, insert, inspect, select, text
+
+from agent.errors import ConfigError, StorageError
+from ota.store import actions, audit, devices, feedback, settings, tables, users
+from ota.store.devices import Seen
+from ota.store.errors import ConflictError, LimitError, MissingError
+from ota.store.migrate import Migration, migrate, migrations
+from ota.store.polls import Polls, look
+from ota.store.rows import ActionState, Entry, Report, Role, UpdateStatus
+from ota.store.store import Store, open_store
+
+NOW = 1_800_000_000_000
+
+
+def entry(what: str = "device.create") -> Entry:
+    return Entry(NOW, "ann", "admin", "10.0.0.1", what, "box-1", {"a": [1, None]})
+
+
+# --- migrations -------------------------------------------------------------------------------------------------------
+
+
+async def test_migrations_make_the_tables_that_the_code_knows(store: Store) -> None:
+    def shape(connection: Connection) -> dict[str, Any]:
+        found: Inspector = inspect(connection)
+        return {
+            name: (
+                {column["name"]: bool(column["nullable"]) for column in found.get_columns(name)},
+                sorted(found.get_pk_constraint(name)["constrained_columns"]),
+                sorted(
+                    (tuple(key["constrained_columns"]), key["referred_table"]) for key in found.get_foreign_keys(name)
+                ),
+                sorted(tuple(one["column_names"]) for one in found.get_unique_constraints(name)),
+                sorted(
+                    index["name"] or "" for index in found.get_indexes(name) if not index.get("duplicates_constraint")
+                ),
+            )
+            for name in found.get_table_names()
+        }
+
+    made = await store.read(shape)
+    assert set(made.pop("migrations")[0]) == {"number", "name"}
+    assert set(made) == set(tables.metadata.tables)
+    engine = create_engine("sqlite://")
+    try:
+        tables.metadata.create_all(engine)
+        with engine.connect() as connection:
+            assert made == shape(connection)
+    finally:
+        engine.dispose()
+
+
+async def test_opening_again_changes_nothing(database: str) -> None:
+    async with open_store(database) as store:
+        await store.write(audit.add, entry())
+    async with open_store(database) as store:
+        found, total = await store.read(audit.page, limit=10, offset=0)
+        assert total == 1
+        assert (found[0].who, found[0].detail) == ("ann", {"a": [1, None]})
+        numbers = await store.read(lambda c: list(c.execute(text("SELECT number FROM migrations")).scalars()))
+        assert numbers == [migration.number for migration in migrations()]
+
+
+async def test_half_a_migration_leaves_nothing(store: Store) -> None:
+    newest = migrations()[-1].number
+    bad = Migration(newest + 1, "bad", "CREATE TABLE extra (id $identity);\nINSERT INTO nowhere VALUES (1);\n")
+    with pytest.raises(StorageError, match="nowhere"):
+        await store.write(migrate, [*migrations(), bad])
+    assert "extra" not in await store.read(lambda c: inspect(c).get_table_names())
+    good = Migration(newest + 1, "good", "-- a comment; with a semicolon\nCREATE TABLE extra (id $identity, x TEXT);\n")
+    assert await store.write(migrate, [*migrations(), good]) == newest + 1
+    assert await store.write(migrate, [*migrations(), good]) == 0
+
+
+async def test_database_of_a_newer_version_is_refused(database: str) -> None:
+    async with open_store(database) as store:
+        await store.write(lambda c: c.execute(text("INSERT INTO migrations VALUES (9999, 'future')")))
+    with pytest.raises(StorageError, match="newer version"):
+        async with open_store(database):
+            pass
+
+
+@pytest.mark.parametrize("url", ["mysql://x@y/z", "fleet.db", "oracle://", ""])
+async def test_other_databases_are_refused_with_what_would_do(url: str) -> None:
+    with pytest.raises(ConfigError, match="sqlite:///file or postgresql://"):
+        async with open_store(url):
+            pass
+
+
+async def test_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be opened"):
+        async with open_store(f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.db'}"):
+            pass
+
+
+# --- writes -----------------------------------------------------------------------------------------------------------
+
+
+async def test_writes_that_wait_share_a_commit(store: Store) -> None:
+    await asyncio.gather(*(store.write(audit.add, entry(f"n.{n}")) for n in range(200)))
+    assert store.writes == 200
+    assert store.commits < 20
+    _, total = await store.read(audit.page, limit=1, offset=0)
+    assert total == 200
+
+
+async def test_one_that_fails_takes_nobody_with_it(store: Store) -> None:
+    def bad(connection: Connection, n: int) -> None:
+        audit.add(connection, entry(f"bad.{n}"))
+        raise ConflictError(f"no {n}")
+
+    def broken(connection: Connection) -> None:
+        connection.execute(insert(tables.settings).values(key="x", value=None))
+        connection.execute(text("SELECT * FROM nowhere"))
+
+    good = [store.write(audit.add, entry(f"good.{n}")) for n in range(10)]
+    results = await asyncio.gather(
+        *good, store.write(bad, 1), store.write(broken), store.write(bad, 2), return_exceptions=True
+    )
+    assert results[:10] == [None] * 10
+    assert [type(result) for result in results[10:]] == [ConflictError, StorageError, ConflictError]
+    assert "no 2" in str(results[12])
+    found, _ = await store.read(audit.page, limit=100, offset=0)
+    assert {row.what for row in found} == {f"good.{n}" for n in range(10)}
+
+
+async def test_one_that_fails_alone_leaves_nothing(store: Store) -> None:
+    def bad(connection: Connection) -> None:
+        audit.add(connection, entry())
+        raise MissingError("gone")
+
+    with pytest.raises(MissingError, match="gone"):
+        await store.write(bad)
+    assert await store.read(audit.page, limit=1, offset=0) == ([], 0)
+
+
+async def test_caller_that_leaves_stops_nobody(store: Store) -> None:
+    leaving = asyncio.create_task(store.write(audit.add, entry("left")))
+    staying = asyncio.create_task(store.write(audit.add, entry("stayed")))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await staying
+    found, _ = await store.read(audit.page, limit=10, offset=0)
+    assert "stayed" in {row.what for row in found}
+
+
+async def test_what_waits_at_the_end_is_written(database: str) -> None:
+    async with open_store(database) as store:
+        waiting = [asyncio.create_task(store.write(audit.add, entry(str(n)))) for n in range(50)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+    async with open_store(database) as store:
+        assert (await store.read(audit.page, limit=1, offset=0))[1] == 50
+
+
+@pytest.mark.skipif(not available(), reason=NEEDED)
+async def test_postgresql_that_dies_is_an_error_and_no_end(postgres: Postgres) -> None:
+    async with open_store(postgres.url("postgres")) as store:
+        await store.write(settings.put, "x", 1)
+        postgres.stop()
+        try:
+            with pytest.raises(StorageError):
+                await store.write(settings.put, "x", 2)
+            with pytest.raises(StorageError):
+                await store.read(settings.get, "x")
+        finally:
+            postgres.start()
+        await store.write(settings.put, "x", 3)
+        assert await store.read(settings.get, "x") == 3
+
+
+async def test_two_servers_that_start_at_once_migrate_once(database: str) -> None:
+    if database.startswith("sqlite"):
+        pytest.skip("one SQLite file belongs to one server")
+    async with open_store(database) as one, open_store(database) as two:
+        assert await one.read(settings.get, "x") is None
+        assert await two.read(settings.get, "x") is None
+
+
+# --- repository functions ---------------------------------------------------------------------------------------------
+
+
+async def new_device(store: Store, name: str = "box-1", **values: Any) -> int:
+    return (await store.write(devices.create, name, now_ms=NOW, **values)).id
+
+
+async def test_devices(store: Store) -> None:
+    box = await new_device(store, token_hash="h")
+    with pytest.raises(ConflictError):
+        await new_device(store)
+    await new_device(store, "Box_2", seen=True)
+    found, total = await store.read(devices.page, limit=1, offset=0, search="box")
+    assert (len(found), total) == (1, 2)
+    assert [device.controller_id for device in await store.read(devices.all_of)] == ["box-1", "Box_2"]
+    assert (await store.read(devices.page, limit=9, offset=0, search="_"))[1] == 1  # a letter, no wild card
+    assert (await store.read(devices.page, limit=9, offset=0, status="registered"))[1] == 1
+    await store.write(devices.saw, [Seen(box, NOW + 5, "10.0.0.7")])
+    device = await store.read(devices.get, "box-1")
+    assert (device.last_seen_ms, device.address, device.update_status) == (NOW + 5, "10.0.0.7", UpdateStatus.UNKNOWN)
+    counts = await store.read(devices.counts, seen_after_ms=NOW + 1)
+    assert (counts["online"], counts["unknown"], counts["registered"], counts["error"]) == (1, 1, 1, 0)
+    with pytest.raises(LimitError):
+        await store.write(devices.set_attributes, box, "merge", {str(n): "" for n in range(101)})
+
+
+async def test_deleted_device_leaves_only_the_audit_log(store: Store) -> None:
+    box = await new_device(store)
+    release = await store.write(add_release, 1)
+    action = await store.write(actions.assign, box, release.id, by="ann", now_ms=NOW)
+    await store.write(feedback.add, box, action.id, Report("deployment", "closed", "success"), now_ms=NOW)
+    await store.write(audit.add, entry())
+    await store.write(devices.remove, box)
+
+    def rows(connection: Connection) -> dict[str, int]:
+        return {
+            name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+            for name, table in tables.metadata.tables.items()
+        }
+
+    assert {name for name, number in (await store.read(rows)).items() if number} == {"releases", "audit"}
+
+
+async def test_assigning_to_many_at_once(store: Store) -> None:
+    ids = [await new_device(store, f"box-{n}") for n in range(30)]
+    first, second = await store.write(add_release, 1), await store.write(add_release, 2)
+    made = await store.write(actions.assign_many, ids[::-1], first.id, by="ann", now_ms=NOW)
+    assert [action.device_id for action in made] == ids[::-1]
+    await store.write(
+        feedback.add, made[0].device_id, made[0].id, Report("deployment", "closed", "success"), now_ms=NOW
+    )
+    again = await store.write(actions.assign_many, ids, second.id, by="ann", now_ms=NOW)
+    assert {action.previous_release_id for action in again if action.device_id == ids[-1]} == {first.id}
+    assert {action.previous_release_id for action in again if action.device_id != ids[-1]} == {None}
+    assert await store.read(actions.counts) == {"canceled": 29, "finished": 1, "pending": 30}
+    with pytest.raises(MissingError):
+        await store.write(actions.assign_many, [*ids, 10**9], second.id, by="ann", now_ms=NOW)
+    with pytest.raises(MissingError):
+        await store.write(actions.assign_many, ids, 10**9, by="ann", now_ms=NOW)
+    assert await store.read(actions.counts) == {"canceled": 29, "finished": 1, "pending": 30}
+
+
+async def test_cancelling(store: Store) -> None:
+    box = await new_device(store)
+    release = await store.write(add_release, 1)
+    action = await store.write(actions.assign, box, release.id, by="ann", now_ms=NOW)
+    assert (await store.write(actions.cancel, action.id, now_ms=NOW)).state is ActionState.CANCELED
+    with pytest.raises(ConflictError):
+        await store.write(actions.cancel, action.id, now_ms=NOW)
+    action = await store.write(actions.assign, box, release.id, by="ann", now_ms=NOW)
+    await store.write(feedback.add, box, action.id, Report("deployment", "download", "none"), now_ms=NOW)
+    assert (await store.write(actions.cancel, action.id, now_ms=NOW)).state is ActionState.CANCELING
+    assert (await store.write(actions.cancel, action.id, now_ms=NOW, force=True)).state is ActionState.CANCELED
+    assert (await store.read(devices.get, "box-1")).update_status is UpdateStatus.REGISTERED
+
+
+async def test_users(store: Store) -> None:
+    await store.write(users.create, "ann", Role.ADMIN, "h1", by="x", now_ms=NOW)
+    await store.write(users.create, "bob", Role.VIEWER, "h2", by="ann", now_ms=NOW)
+    with pytest.raises(ConflictError):
+        await store.write(users.create, "bob", Role.ADMIN, "h3", by="ann", now_ms=NOW)
+    for change in ({"role": Role.VIEWER}, {"active": False}):
+        with pytest.raises(ConflictError, match="last administrator"):
+            await store.write(lambda c, change=change: users.change(c, "ann", **change))
+    assert (await store.read(users.get, "ann")).role is Role.ADMIN
+    await store.write(users.change, "bob", active=False)
+    assert await store.read(users.find_by_token, "h2") is None
+    assert (await store.read(users.find_by_token, "h1")) is not None
+
+
+async def test_settings(store: Store) -> None:
+    for value in ("x", 3, {"a": [None, True]}, None):
+        await store.write(settings.put, "key", value)
+        assert await store.read(settings.get, "key") == value
+
+
+async def test_poll_sees_the_cancellation_first_then_the_oldest(store: Store) -> None:
+    box = await new_device(store)
+    pose, fight = await store.write(add_release, 1), await store.write(add_release, 1, slot="action/fight")
+    one = await store.write(actions.assign, box, pose.id, by="ann", now_ms=NOW)
+    two = await store.write(actions.assign, box, fight.id, by="ann", now_ms=NOW)
+
+    async def due() -> int | None:
+        found = (await store.read(look, ["box-1"]))["box-1"].due
+        return found.action_id if found is not None else None
+
+    assert await due() == one.id
+    await store.write(feedback.add, box, two.id, Report("deployment", "download", "none"), now_ms=NOW)
+    await store.write(actions.cancel, two.id, now_ms=NOW)
+    assert await due() == two.id
+    await store.write(actions.cancel, two.id, now_ms=NOW, force=True)
+    await store.write(feedback.add, box, one.id, Report("deployment", "closed", "success"), now_ms=NOW)
+    assert await due() is None
+    assert (await store.read(look, ["box-1"]))["box-1"].installed_action_id == one.id
+
+
+async def test_polls_share_queries_and_each_gets_its_own(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(60):
+        await new_device(store, f"box-{n}")
+    polls, asked = Polls(store), []
+
+    def counted(connection: Connection, ids: list[str]) -> Any:
+        asked.append(len(ids))
+        return look(connection, ids)
+
+    monkeypatch.setattr("ota.store.polls.look", counted)
+    found = await asyncio.gather(*(polls.look(f"box-{n % 70}") for n in range(140)))
+    assert [poll.device.controller_id if poll else None for poll in found] == [
+        f"box-{n % 70}" if n % 70 < 60 else None for n in range(140)
+    ]
+    assert len(asked) <= 3
+    assert sum(asked) == 70

@@ -1,0 +1,296 @@
+"""The update client against a fleet server, a signed repository and real files: every way an update can go."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fakes.ddi_server import TOKEN, answers
+from fakes.downloads import cut_after, good
+from fakes.update_world import until, world
+
+from agent.config.update import MaintenanceWindow
+from agent.update.machine import Phase
+from agent.update.requests import Request, RequestFolder
+
+WAY = ["downloading", "verified", "validated", "shadow", "probation", "committed"]
+
+
+async def test_an_update_goes_all_the_way(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+            assert here.server.phases("7")[-1] == "committed"
+            assert [phase for phase in WAY if phase in here.server.phases("7")] == here.server.phases("7")
+            assert here.server.result("7") == "success"
+            assert here.device.serving == "1.1.0"
+            details = here.server.told("7")[-1]["details"]
+            assert {"agreement: 0.97", "gap_ms: 4"} <= set(details)
+            await until(lambda: here.server.attributes.get("model.pose") == "tiny 1.1.0")
+        serving = here.device.root / "current" / "pose"
+        assert (serving / "bundle" / "manifest.json").is_file()
+        assert not list((here.device.root / "partial").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"), [("validate", "slower"), ("shadow", "worse"), ("install", "crash"), ("watch", "unhealthy")]
+)
+async def test_a_bad_model_is_refused_or_taken_back_with_its_reason(tmp_path: Path, step: str, reason: str) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0", **{step: reason})
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+            assert here.server.result("7") == "failure"
+            ended = "rolled_back" if step in {"install", "watch"} else "refused"
+            assert here.server.phases("7")[-1] == ended
+            assert f"reason: {reason}" in here.server.told("7")[-1]["details"]
+            assert here.device.serving == "1.0.0"
+        assert not (here.device.root / "current" / "pose").exists()
+        assert not list((here.device.root / "sha256").iterdir())
+
+
+async def test_a_release_that_nobody_signed_is_refused(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.server.offer("7", "pose/tiny-9.9.9.tar.zst", "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+        assert here.server.result("7") == "failure"
+        assert "reason: trust" in here.server.told("7")[-1]["details"]
+
+
+async def test_only_one_release_at_a_time_and_for_a_known_slot(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        two = here.server.offer("7", release.path, "pose")
+        two.chunks = two.chunks * 2
+        here.server.offer("8", release.path, "firmware")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7") and here.server.result("8"))
+        assert "text: one release at a time: this deployment has 2" in here.server.told("7")[-1]["details"]
+        assert "reason: deployment" in here.server.told("8")[-1]["details"]
+
+
+async def test_the_number_of_a_slot_only_rises_but_for_the_version_before(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        old, new, newer = (here.releases.make(version) for version in ("1.1.0", "1.2.0", "1.3.0"))
+        async with here.device.running(here.server.url):
+            for action, release in (("1", new), ("2", newer)):
+                here.server.offer(action, release.path, "pose")
+                await until(partial(here.server.result, action))
+            here.server.offer("3", old.path, "pose")
+            await until(lambda: here.server.result("3"))
+            assert "reason: number" in here.server.told("3")[-1]["details"]
+            here.server.offer("4", new.path, "pose")
+            await until(lambda: here.server.result("4"))
+            assert here.server.result("4") == "success"
+            assert here.device.serving == "1.2.0"
+            assert here.device.journal.serving("pose").highest == newer.number
+
+
+async def test_what_serves_already_is_a_success_at_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        async with here.device.running(here.server.url):
+            for action in ("1", "2"):
+                here.server.offer(action, release.path, "pose")
+                await until(partial(here.server.result, action))
+            assert here.server.phases("2") in (["committed"], ["downloading", "committed"])
+            assert [call for call, _ in here.device.trials.calls].count("watch") == 1
+
+
+async def test_cancelled_before_the_swap_nothing_has_changed(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0", validate="hang")
+        offered = here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: "verified" in here.server.phases("7"))
+            offered.cancelling = True
+            await until(lambda: here.server.told("7", "cancelAction"))
+            await until(
+                lambda: (action := here.device.journal.action("7")) is not None and action.phase is Phase.CANCELLED
+            )
+            assert here.server.told("7", "cancelAction")[-1]["execution"] == "canceled"
+            assert here.device.serving == "1.0.0"
+
+
+async def test_a_wish_to_cancel_in_the_probation_is_rejected_and_the_probation_ends_well(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.device.step_s = 0.4
+        release = here.releases.make("1.1.0")
+        offered = here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: "probation" in here.server.phases("7"))
+            offered.cancelling = True
+            await until(lambda: here.server.told("7", "cancelAction"))
+            assert here.server.told("7", "cancelAction")[-1]["execution"] == "rejected"
+            await until(lambda: here.server.result("7"))
+            assert here.server.result("7") == "success"
+
+
+async def test_a_deployment_that_the_server_withdraws_ends(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0", validate="hang")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: "verified" in here.server.phases("7"))
+            here.server.actions.clear()
+            await until(
+                lambda: (action := here.device.journal.action("7")) is not None and action.phase is Phase.CANCELLED
+            )
+
+
+async def test_another_deployment_takes_the_place_of_one_that_has_not_swapped(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        stuck, good = here.releases.make("1.1.0", validate="hang"), here.releases.make("1.2.0")
+        first = here.server.offer("7", stuck.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: "verified" in here.server.phases("7"))
+            first.closed = True
+            here.server.offer("8", good.path, "pose")
+            await until(lambda: here.server.result("8"))
+            assert here.device.serving == "1.2.0"
+
+
+async def test_it_waits_for_a_moment_that_suits_and_says_so(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        offered = here.server.offer("7", release.path, "pose", update="skip")
+        here.device.config = here.device.config.model_copy(update={"maintenance": _window(start_in_h=2)})
+        async with here.device.running(here.server.url):
+            here.device.trials.blocked = "an event is active"
+
+            def says(text: str) -> bool:
+                return any(text in line for status in here.server.told("7") for line in status["details"])
+
+            await until(lambda: says("the server holds the installation back"))
+            offered.update = "forced"
+            await until(lambda: says("outside the maintenance windows"))
+            here.device.config = here.device.config.model_copy(update={"maintenance": ()})
+            await until(lambda: says("an event is active"))
+            assert here.device.serving == "1.0.0"
+            here.device.trials.blocked = ""
+            await until(lambda: here.server.result("7"))
+            assert here.device.serving == "1.1.0"
+
+
+async def test_it_agrees_to_what_it_understands_and_denies_the_rest(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose", confirmation=True)
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+            here.server.offer("8", release.path, "firmware", confirmation=True)
+            await until(lambda: here.server.actions["8"].closed)
+        confirmations = [body["confirmation"] for base, _, body in here.server.feedback if base == "confirmationBase"]
+        assert confirmations == ["confirmed", "denied"]
+
+
+async def test_feedback_is_kept_until_the_server_takes_it(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.device.journal.action("7"))
+            here.server.always = answers(503)
+            await until(lambda: (action := here.device.journal.action("7")) is not None and action.settled)
+        assert here.device.serving == "1.1.0"
+        assert not here.server.result("7")
+        here.server.always = None
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+        assert here.server.result("7") == "success"
+
+
+async def test_an_end_that_the_server_has_forgotten_is_told_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        offered = here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+            here.server.feedback.clear()
+            offered.closed = False
+            await until(lambda: here.server.result("7"))
+            assert [call for call, _ in here.device.trials.calls].count("watch") == 1
+
+
+async def test_a_wrong_token_is_said_and_mended_without_a_restart(tmp_path: Path) -> None:
+    async with world(tmp_path, poll_max_s=0.3) as here:
+        here.server.token = "another"
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url) as client:
+            await until(lambda: client.state["server"]["state"] == "denied")
+            assert "401" in client.state["server"]["detail"]
+            assert TOKEN not in client.state["server"]["detail"]
+            here.server.token = TOKEN
+            await until(lambda: here.server.result("7"))
+
+
+async def test_rolled_back_by_command_and_forth_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        requests = RequestFolder(here.device.root / "requests")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+            back = await asyncio.to_thread(requests.ask, Request("rollback", "pose", "test"), 5.0)
+            assert (back.good, back.text) == (True, "pose: as configured serves")
+            assert here.device.serving == "1.0.0"
+            forth = await asyncio.to_thread(requests.ask, Request("rollback", "pose", "test"), 5.0)
+            assert (forth.good, here.device.serving) == (True, "1.1.0")
+            unknown = await asyncio.to_thread(requests.ask, Request("rollback", "action/fight", "test"), 5.0)
+            assert not unknown.good
+            assert "no version to go back to" in unknown.text
+            assert not list(requests.waiting())
+
+
+async def test_rolled_back_by_command_in_the_probation(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0", watch="hang")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url) as client:
+            await until(lambda: here.device.serving == "1.1.0")
+            assert await client.roll_back("pose", "test") == "tiny 1.1.0: taken back"
+            await until(lambda: here.server.result("7"))
+            assert "reason: command" in here.server.told("7")[-1]["details"]
+            assert here.device.serving == "1.0.0"
+
+
+async def test_a_download_that_breaks_off_goes_on_later(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        archive = next(path for path in here.releases.repository.files if path.endswith(".tar.zst"))
+        here.tuf.behaviours[archive] = cut_after(300)
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.tuf.asked.count(archive) >= 2)
+            here.tuf.behaviours[archive] = good
+            await until(lambda: here.server.result("7"))
+        assert here.server.result("7") == "success"
+        assert any(
+            headers.get("range", "").startswith("bytes=300-") or "range" in headers
+            for path, headers in here.tuf.requests
+            if path.endswith(".zst")
+        )
+
+
+async def test_no_room_is_a_refusal_before_the_download(tmp_path: Path) -> None:
+    async with world(tmp_path, reserve_bytes=2**60) as here:
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+        assert "reason: space" in here.server.told("7")[-1]["details"]
+        assert not any(path.endswith(".zst") for path in here.tuf.asked)
+
+
+def _window(start_in_h: int) -> tuple[object, ...]:
+    start = datetime.now().astimezone() + timedelta(hours=start_in_h)
+    end = start + timedelta(hours=1)
+    return (MaintenanceWindow(start=f"{start:%H:%M}", end=f"{end:%H:%M}"),)
