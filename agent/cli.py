@@ -22,7 +22,7 @@ from agent.observe.logging import configure_logging, mask_text
 EXIT_GOOD, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78
 EXIT_INTERRUPTED = 130
 
-DEMO_SEED = 1_000_001  # no model was trained on it
+DEMO_SEED = 48
 """Scene of the demo."""
 
 

@@ -110,12 +110,12 @@ def _roll_back(root: Path, slot: str) -> Answer:
         raise StorageError(f"{root}: no update has come to this device")
     try:
         with sole_owner(root / JOURNAL), closing(Journal.open(root / JOURNAL)) as journal:
-            return _roll_back_here(journal, VersionStore(root), slot)
+            return roll_back_here(journal, VersionStore(root), slot)
     except InUseError:
         return RequestFolder(root / "requests").ask(Request("rollback", slot, _who()), _WAIT_S)
 
 
-def _roll_back_here(journal: Journal, store: VersionStore, slot: str) -> Answer:
+def roll_back_here(journal: Journal, store: VersionStore, slot: str) -> Answer:
     """Without an agent: what it finds at its next start. A probation that was cut off ends here."""
     on_trial = [one for one in journal.unsettled() if one.slot == slot and one.phase is Phase.PROBATION]
     for action in on_trial:

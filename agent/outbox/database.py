@@ -212,7 +212,9 @@ def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool, int]:
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     try:
         connection.text_factory = _text
-        if connection.execute("PRAGMA auto_vacuum").fetchone() == (0,):  # an empty file; otherwise it would write a page
+        if connection.execute("PRAGMA auto_vacuum").fetchone() == (
+            0,
+        ):  # an empty file; otherwise it would write a page
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")

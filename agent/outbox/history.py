@@ -138,7 +138,7 @@ class EventArchive:
         """How many deliveries wait, per lane."""
         with self._reading() as database:
             if "marks" in database.table_names():
-                return {lane: rows for lane, (rows, _) in Waiting(database.conn).totals.items()}
+                return {lane: rows for lane, (rows, _) in zip(Lane, Waiting(database.conn).totals, strict=True)}
             # the agent that will bring it up to date has not started yet
             counts = database.query("SELECT lane, count(*) AS waiting FROM outbox GROUP BY lane")
             return dict.fromkeys(Lane, 0) | {Lane(row["lane"]): row["waiting"] for row in counts}

@@ -13,13 +13,11 @@ from agent.outbox.tables import Tables
 from agent.ports import Message
 from agent.types import Lane, Loss, LossReason
 
-
-@dataclass(slots=True)
-class Put:
-    """A message to commit."""
-
-    message: Message
-    reply: asyncio.Future[int | None]
+# Plain tuples: there is one of each for every message.
+Put = tuple[Message, "asyncio.Future[int | None]"]
+"""A message to commit, and where its number is awaited."""
+Answer = tuple["asyncio.Future[Any] | None", Any, BaseException | None]
+"""Who waits (None = nobody), the result of the job, and the error, which wins."""
 
 
 @dataclass(slots=True)
@@ -62,15 +60,6 @@ class Jobs:
 
     def __bool__(self) -> bool:
         return bool(self.puts or self.asks or self.forget or self.attempts or self.lost or self.done or self.stop)
-
-
-@dataclass(slots=True)
-class Answer:
-    """The result of one job; error wins."""
-
-    reply: asyncio.Future[Any] | None
-    result: Any = None
-    error: BaseException | None = None
 
 
 @dataclass(slots=True)

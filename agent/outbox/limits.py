@@ -29,12 +29,7 @@ def max_age_us(config: OutboxConfig, lane: Lane) -> int:
 
 def max_bytes(config: OutboxConfig, lane: Lane) -> int:
     """How many bytes of payload may wait in `lane`."""
-    sizes = {
-        Lane.ALARM: config.alarm_max_bytes,
-        Lane.EVENT: config.event_max_bytes,
-        Lane.STATE: config.state_max_bytes,
-        Lane.TELEMETRY: config.telemetry_max_bytes,
-    }
+    sizes = (config.alarm_max_bytes, config.event_max_bytes, config.state_max_bytes, config.telemetry_max_bytes)
     return sizes[lane]
 
 

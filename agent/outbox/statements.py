@@ -79,9 +79,8 @@ KEEP_BELOW = {
     for lane in Lane
 }
 QUEUE_FROM = _QUEUE.format(attempts=0) + f"WHERE m.message_id >= ? AND {WAITS} ON CONFLICT DO NOTHING"
-COUNT_ATTEMPTS = (
-    _QUEUE.format(attempts="(SELECT count(*) FROM json_each(?) WHERE value = m.message_id)")
-    + f"WHERE m.message_id IN {IDS} AND {WAITS} ON CONFLICT DO UPDATE SET attempts = attempts + excluded.attempts"
+COUNT_ATTEMPTS = _QUEUE.format(attempts="(SELECT count(*) FROM json_each(?) WHERE value = m.message_id)") + (  # noqa: S608 - constants only
+    f"WHERE m.message_id IN {IDS} AND {WAITS} ON CONFLICT DO UPDATE SET attempts = attempts + excluded.attempts"
 )
 UNQUEUE = f"DELETE FROM outbox WHERE message_id IN {IDS}"  # noqa: S608 - constants only
 MARK = "UPDATE marks SET settled = ?1, mirror = -1 - ?1 WHERE lane = ?2"
@@ -90,7 +89,7 @@ MARK = "UPDATE marks SET settled = ?1, mirror = -1 - ?1 WHERE lane = ?2"
 
 SUPERSEDED = f"""
 SELECT m.message_id FROM messages AS new
-JOIN messages AS m ON m.topic = new.topic AND m.message_id < new.message_id
+CROSS JOIN messages AS m ON m.topic = new.topic AND m.message_id < new.message_id
 WHERE m.lane = 2 AND new.lane = 2 AND new.message_id >= ? AND {WAITS}
 """  # noqa: S608 - constants only
 DROP = f"DELETE FROM messages AS m WHERE m.lane > 1 AND m.message_id IN {IDS} AND {WAITS}"  # noqa: S608 - constants only
@@ -99,8 +98,7 @@ INSERT INTO dead_letters (message_id, reason, attempts, t_dead_us)
 SELECT m.message_id, ?, 1 + coalesce((SELECT attempts FROM outbox AS o WHERE o.message_id = m.message_id), 0), ?
 FROM messages AS m WHERE m.message_id = ? AND {WAITS}
 """  # noqa: S608 - constants only
-_FORGOTTEN = f"""
-NOT {WAITS} AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id)"""
+_FORGOTTEN = f"NOT {WAITS} AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id)"  # noqa: S608 - constants only
 PURGE = f"""
 SELECT message_id, sequence FROM (
     SELECT message_id, lane, sequence, t_created_us FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?) AS m
@@ -115,7 +113,9 @@ SELECT m.message_id, m.sequence FROM dead_letters AS d JOIN messages AS m ON m.m
 ORDER BY d.message_id LIMIT ?
 """
 NUMBERED = "m.message_id >= ? AND m.message_id < ? AND m.sequence BETWEEN ? AND ?"
-REQUEUE = f"SELECT m.message_id, m.lane, {SIZE} FROM messages AS m WHERE {NUMBERED} AND NOT {WAITS} ORDER BY m.message_id"  # noqa: S608 - constants only
+REQUEUE = (
+    f"SELECT m.message_id, m.lane, {SIZE} FROM messages AS m WHERE {NUMBERED} AND NOT {WAITS} ORDER BY m.message_id"  # noqa: S608 - constants only
+)
 QUEUE = f"""
 INSERT INTO outbox (message_id, lane, size_bytes, t_created_us)
 SELECT m.message_id, m.lane, {SIZE}, ? FROM messages AS m WHERE m.message_id IN {IDS}

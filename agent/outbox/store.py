@@ -17,7 +17,7 @@ from agent.outbox.clock import SteadyClock
 from agent.outbox.cursors import SinkDepth
 from agent.outbox.database import OpenReport
 from agent.outbox.history import EventQuery, EventRow, select_events
-from agent.outbox.jobs import Ask, Jobs, Outcome, Put
+from agent.outbox.jobs import Ask, Jobs, Outcome
 from agent.outbox.limits import max_age_us
 from agent.outbox.tables import SEQUENCED, DeadLetter, LaneDepth, Requeued, Tables, select_dead_letters
 from agent.outbox.writer import Announce, Writer
@@ -131,7 +131,7 @@ class OutboxStore:
         """
         self._refuse_when_closing()
         reply: asyncio.Future[int | None] = self._loop.create_future()
-        self._jobs.puts.append(Put(message, reply))
+        self._jobs.puts.append((message, reply))
         self._flush_this_turn()
         return await reply
 
@@ -180,7 +180,9 @@ class OutboxStore:
 
         Raises StorageError.
         """
-        done, newest = await self._ask(lambda tables: (tables.requeue(first, last), tables.waiting.newest()), writes=True)
+        done, newest = await self._ask(
+            lambda tables: (tables.requeue(first, last), tables.waiting.newest()), writes=True
+        )
         for lane, row_id in newest.items():  # rows of before this start, which nobody has seen pending
             self._newest[lane] = max(self._newest[lane], row_id)
         return done
@@ -297,13 +299,13 @@ class OutboxStore:
     def _settle(self, outcome: Outcome) -> None:
         if outcome.opened is not None:
             self._note_opened(outcome.opened)
-        for answer in outcome.answers:
-            if answer.reply is None or answer.reply.done():  # nobody waits, or its caller was cancelled
+        for reply, result, error in outcome.answers:
+            if reply is None or reply.done():  # nobody waits, or its caller was cancelled
                 continue
-            if answer.error is not None:
-                answer.reply.set_exception(answer.error)
+            if error is None:
+                reply.set_result(result)
             else:
-                answer.reply.set_result(answer.result)
+                reply.set_exception(error)
         self._tell_losses(outcome.losses)
         if outcome.newest:
             for lane, row_id in outcome.newest.items():

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from agent.outbox.audit import CommandLog
@@ -35,7 +36,7 @@ from agent.outbox.statements import (
     REQUEUE,
     SUPERSEDED,
 )
-from agent.outbox.waiting import Waiting
+from agent.outbox.waiting import State, Waiting
 from agent.ports import Message
 from agent.types import GAP, Lane, Loss, LossReason, OutboxRecord
 
@@ -44,7 +45,7 @@ SEQUENCED = frozenset({Lane.ALARM, Lane.EVENT})
 
 _AT_A_TIME = 1000
 
-Row = tuple[int, int, int | None, str, str, bytes, str, bool, str, str, str, int, int]
+Row = tuple[int, int, int | None, str, str, bytes, str, int, str, str, str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,9 @@ def message_row(message: Message, row_id: int, sequence: int | None, payload: by
         with contextlib.suppress(ValueError):
             moment = datetime.fromisoformat(message.t_utc_iso)
             t_event_us = to_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-    return (
-        row_id, message.lane, sequence, message.event_id, message.topic, payload, message.content_type,
-        message.retain, message.kind, message.phase, message.camera_id, t_event_us, t_created_us,
+    return (  # plain numbers: SQLite's adapter looks long at whatever else can be one
+        row_id, int(message.lane), sequence, message.event_id, message.topic, payload, message.content_type,
+        int(message.retain), message.kind, message.phase, message.camera_id, t_event_us, t_created_us,
     )  # fmt: skip
 
 
@@ -114,7 +115,7 @@ class Tables:
         self.waiting = Waiting(connection)
         self.losses: list[Loss] = []
         self._clock_us = clock_us
-        self._before = self.waiting.state()
+        self._before: State | None = None  # what waited when the transaction began
         (counter,) = connection.execute("SELECT value FROM meta WHERE key = 'next_sequence'").fetchone()
         self.cursors = Cursors(connection, counter)
         self._bound: int | None = None
@@ -140,14 +141,17 @@ class Tables:
         self.connection.execute("COMMIT")
         self._bound = bound
         self.cursors.next_sequence = next_sequence
-        self._before = self.waiting.state()
-        self.losses.clear()
+        self._before = None
+        if self.losses:
+            self.losses.clear()
 
     def roll_back(self) -> None:
         """Undo the transaction, if there is one. Raises sqlite3.Error."""
         if self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
-        self.waiting.go_back(self._before)
+        if self._before is not None:
+            self.waiting.go_back(self._before)
+            self._before = None
         self.losses.clear()
 
     # --- figures ------------------------------------------------------------------------------------------------------
@@ -174,24 +178,19 @@ class Tables:
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def insert(self, rows: Sequence[Row]) -> None:
-        """New messages with their pending deliveries. Row ids must rise. A state replaces the older ones of its topic."""
-        if not rows:
-            return
+        """New messages, which wait. Row ids must rise. A state replaces the older ones of its topic."""
         start = 0
         for size in CHUNKS:
             while len(rows) - start >= size:
-                flat = [value for row in rows[start : start + size] for value in row]
-                self.connection.execute(INSERT[size], flat)
+                self.connection.execute(INSERT[size], list(chain.from_iterable(rows[start : start + size])))
                 start += size
-        counts: dict[int, tuple[int, int]] = {}
-        for row in rows:  # an announcement takes no room from what it announces
-            have = counts.get(row[1], (0, 0))
-            counts[row[1]] = (have[0] + 1, have[1] + (0 if row[8] == GAP else len(row[5])))
-            self._last_number = row[2] or self._last_number
-        for lane, (number, size) in counts.items():
-            self.waiting.count(Lane(lane), number, size)
-        if Lane.STATE in counts:
-            self.delete([row_id for (row_id,) in self.connection.execute(SUPERSEDED, (rows[0][0],))])
+        for lane in {row[1] for row in rows}:
+            ours = [row for row in rows if row[1] == lane]
+            # an announcement takes no room from what it announces
+            self.waiting.count(lane, len(ours), sum([len(row[5]) for row in ours if row[8] != GAP]))
+            self._last_number = max(self._last_number, ours[-1][2] or 0)
+            if lane == Lane.STATE:
+                self.delete([row_id for (row_id,) in self.connection.execute(SUPERSEDED, (rows[0][0],))])
 
     def settle(self) -> None:
         """What opening found missing is announced in this transaction."""
@@ -288,7 +287,7 @@ class Tables:
         self.connection.execute(f"DELETE FROM dead_letters WHERE message_id IN {IDS}", (ids,))  # noqa: S608 - constants only
         self.connection.execute(FOUND_AGAIN, (ids,))
         for _, lane, size in rows:
-            self.waiting.count(Lane(lane), 1, size)
+            self.waiting.count(lane, 1, size)
         lowest = {Lane(lane): row_id for lane, row_id in self.connection.execute(LOWEST, numbered)}
         have = [number for (number,) in self.connection.execute(HAVE, numbered)]
         return Requeued(len(have), missing(have, first, last + 1), lowest)
@@ -319,7 +318,7 @@ class Tables:
         """What waits, per lane."""
         now_us = self._clock_us()
         result = {}
-        for lane, (rows, size) in self.waiting.totals.items():
+        for lane, (rows, size) in zip(Lane, self.waiting.totals, strict=True):
             since_us = self.waiting.since_us(lane)
             result[lane] = LaneDepth(rows, size, 0.0 if since_us is None else max(0.0, (now_us - since_us) / 1e6))
         return result

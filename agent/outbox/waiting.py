@@ -30,6 +30,7 @@ from agent.outbox.statements import (
 )
 from agent.types import Lane
 
+State = tuple[list[int], list[tuple[int, int]]]
 _Rows = list[tuple[Any, ...]]
 
 
@@ -42,31 +43,30 @@ class Waiting:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._marks = {
-            Lane(lane): settled for lane, settled in connection.execute("SELECT lane, settled FROM marks").fetchall()
-        }
-        self.totals: dict[Lane, tuple[int, int]] = {
-            lane: connection.execute(WAITING_ABOVE[lane], (self._marks[lane],)).fetchone() for lane in Lane
-        }
+        marks = dict(connection.execute("SELECT lane, settled FROM marks").fetchall())
+        self._marks: list[int] = [marks.get(int(lane), 0) for lane in Lane]  # by lane, as the totals
+        self.totals: list[tuple[int, int]] = [
+            connection.execute(WAITING_ABOVE[lane], (self._marks[lane],)).fetchone() for lane in Lane
+        ]
         for lane, rows, size in connection.execute(WAITING_BELOW).fetchall():
-            self.count(Lane(lane), rows, size)
+            self.count(lane, rows, size)
 
-    def state(self) -> tuple[dict[Lane, int], dict[Lane, tuple[int, int]]]:
+    def state(self) -> State:
         """For `go_back`."""
         return self._marks.copy(), self.totals.copy()
 
-    def go_back(self, state: tuple[dict[Lane, int], dict[Lane, tuple[int, int]]]) -> None:
+    def go_back(self, state: State) -> None:
         """The database is again as it was at that time."""
         self._marks, self.totals = state
 
-    def count(self, lane: Lane, rows: int, size_bytes: int) -> None:
+    def count(self, lane: int, rows: int, size_bytes: int) -> None:
         """So many more wait."""
         have = self.totals[lane]
         self.totals[lane] = (have[0] + rows, have[1] + size_bytes)
 
     def highest_mark(self) -> int:
         """New messages need a row id above it."""
-        return max(self._marks.values())
+        return max(self._marks)
 
     def newest(self) -> dict[Lane, int]:
         """The highest row id that waits in each lane, 0 for none."""
@@ -83,7 +83,7 @@ class Waiting:
         """Take those of `ids`, a JSON list, that wait off the totals; returns the highest of each lane."""
         found = self._connection.execute(AMONG, (ids,)).fetchall()
         for lane, rows, size, _ in found:
-            self.count(Lane(lane), -rows, -size)
+            self.count(lane, -rows, -size)
         return {Lane(lane): highest for lane, _, _, highest in found}
 
     def settle(self, ids: str, highest: Mapping[Lane, int]) -> None:

@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 Announce = Callable[[Loss], Message]
 
+_LAST_SEQUENCED = int(max(SEQUENCED))  # a set would compute the hash of a lane for every message, in Python
+
 
 @dataclass(slots=True)
 class _Batch:
@@ -120,28 +122,35 @@ class Writer:
 
     def _gather(self) -> Jobs:
         """Everything queued, and a moment's wait for the producers that shared the last commit."""
-        jobs = Jobs()
-        with contextlib.suppress(queue.Empty):
-            jobs.add(self._queue.get(timeout=max(0.0, self._upkeep.due_s - time.monotonic())))
-        deadline = time.monotonic() + self.config.commit_max_wait_ms / 1000
+        try:
+            jobs = self._queue.get(timeout=max(0.0, self._upkeep.due_s - time.monotonic()))
+        except queue.Empty:
+            return Jobs()
+        deadline_s = 0.0
         while len(jobs.puts) < self.config.commit_max_rows and not jobs.stop:
-            waits = 0 < len(jobs.puts) < self._company and not jobs.asks
-            try:
-                jobs.add(self._queue.get(waits, max(0.0, deadline - time.monotonic())))
-            except queue.Empty:
-                break
+            if self._queue.empty():
+                if not 0 < len(jobs.puts) < self._company or jobs.asks:
+                    break
+                now_s = time.monotonic()
+                deadline_s = deadline_s or now_s + self.config.commit_max_wait_ms / 1000
+                if now_s >= deadline_s:
+                    break
+            with contextlib.suppress(queue.Empty):
+                jobs.add(self._queue.get(timeout=max(0.0, deadline_s - time.monotonic())))
         return jobs
 
     def _handle(self, jobs: Jobs) -> Outcome:
         self._forget.update(jobs.forget)
         self._attempts += jobs.attempts
-        self._given_up.update(jobs.lost)
         self._done |= jobs.done
+        if jobs.lost:
+            self._given_up.update(jobs.lost)
         outcome = Outcome()
         changes = [ask for ask in jobs.asks if ask.writes]
         size = self.config.commit_max_rows
-        for start in range(0, max(1, len(jobs.puts)), size):
-            self._commit(jobs.puts[start : start + size], changes if start == 0 else [], outcome)
+        self._commit(jobs.puts[:size], changes, outcome)
+        for start in range(size, len(jobs.puts), size):
+            self._commit(jobs.puts[start : start + size], [], outcome)
         for ask in jobs.asks:
             if not ask.writes:
                 self._read(ask, outcome)
@@ -156,14 +165,11 @@ class Writer:
             batch = self._transact_where_room_is(puts, changes, outcome)
         except Exception as error:  # noqa: BLE001 - the thread must live on and those who wait must hear of it
             problem = self._roll_back(error)
-            outcome.answers += [Answer(put.reply, error=problem) for put in puts]
-            outcome.answers += [Answer(ask.reply, error=problem) for ask in changes]
+            outcome.answers += [(reply, None, problem) for _, reply in puts]
+            outcome.answers += [(ask.reply, None, problem) for ask in changes]
         else:
-            self._forget.clear()
-            self._attempts.clear()
-            self._done.clear()
-            self._losses.clear()
-            self._given_up.clear()
+            for gone_along in (self._forget, self._attempts, self._done, self._losses, self._given_up):
+                gone_along.clear()
             self._note(batch, outcome)
 
     def _waiting(self) -> bool:
@@ -179,7 +185,7 @@ class Writer:
                 raise
         self._room.release()
         self._room.claim(self._open(outcome))
-        alarms = [put for put in puts if put.message.lane is Lane.ALARM]
+        alarms = [put for put in puts if put[0].lane is Lane.ALARM]
         try:
             return self._transact(puts, changes, outcome)
         except Exception as error:
@@ -187,30 +193,37 @@ class Writer:
             if not isinstance(full, StorageFullError) or len(alarms) in {0, len(puts)}:
                 raise
         batch = self._transact(alarms, changes, outcome)
-        batch.answers += [Answer(put.reply, error=full) for put in puts if put.message.lane is not Lane.ALARM]
+        batch.answers += [(reply, None, full) for message, reply in puts if message.lane is not Lane.ALARM]
         return batch
 
     def _transact(self, puts: list[Put], changes: list[Ask], outcome: Outcome) -> _Batch:
         tables = self._open(outcome)
         batch = _Batch(self._next_id, self._next_sequence, self._clock())
         tables.begin()
-        for put in self._admit(tables, puts, batch):
-            self._add(batch, put)
-        tables.insert(batch.rows)
-        batch.answers += [Answer(ask.reply, ask.function(tables)) for ask in changes]
-        tables.delete(self._forget)
-        tables.waiting.count_attempts(self._attempts)
-        tables.cursors.advance(self._done)
+        self._add(batch, self._admit(tables, puts, batch))
+        self._insert(tables, batch, batch.rows)
+        batch.answers += [(ask.reply, ask.function(tables), None) for ask in changes]
+        if self._forget or self._attempts or self._done:
+            tables.delete(self._forget)
+            tables.waiting.count_attempts(self._attempts)
+            tables.cursors.advance(self._done)
         for lane in batch.newest:
             self._keep_limit(tables, lane)
         if self._losses:
             tables.settle()
         batch.losses = self._losses + self._number_given_up(batch) + tables.losses
-        tables.insert(self._announcements(batch))
+        self._insert(tables, batch, self._announcements(batch))
         if batch.next_sequence > self._next_sequence:
             self._reserve.cover(self._next_sequence, batch.next_sequence)
         tables.commit(batch.next_sequence, self._reserve.bound)
         return batch
+
+    @staticmethod
+    def _insert(tables: Tables, batch: _Batch, rows: list[Row]) -> None:
+        if rows:
+            tables.insert(rows)
+        for lane, row_id in {row[1]: row[0] for row in rows}.items():  # the last one of each lane
+            batch.newest[Lane(lane)] = row_id
 
     def _note(self, batch: _Batch, outcome: Outcome) -> None:
         """The transaction is on disk."""
@@ -219,29 +232,28 @@ class Writer:
         outcome.answers += batch.answers
         outcome.losses += batch.losses
 
-    def _add(self, batch: _Batch, put: Put) -> None:
-        """A row for `put`. A payload that fails is its producer's error and costs no number."""
-        number = batch.next_sequence if put.message.lane in SEQUENCED else None
-        try:
-            batch.rows.append(self._row(put.message, batch, number))
-        except Exception as error:  # noqa: BLE001 - whatever the producer's own function raises goes back to the producer
-            batch.answers.append(Answer(put.reply, error=error))
-            return
-        batch.answers.append(Answer(put.reply, number))
-        batch.next_sequence += number is not None
-
-    @staticmethod
-    def _row(message: Message, batch: _Batch, number: int | None) -> Row:
-        row = message_row(message, batch.next_id, number, message.payload(number), batch.now_us)
-        batch.newest[message.lane] = batch.next_id
-        batch.next_id += 1
-        return row
+    def _add(self, batch: _Batch, puts: list[Put]) -> None:
+        """A row for each. A payload that fails is its producer's error and costs no number."""
+        row_id, following, now_us = batch.next_id, batch.next_sequence, batch.now_us
+        for message, reply in puts:
+            try:
+                number = following if message.lane <= _LAST_SEQUENCED else None
+                row = message_row(message, row_id, number, message.payload(number), now_us)
+            except Exception as error:  # noqa: BLE001 - whatever the producer's own function raises goes back to the producer
+                batch.answers.append((reply, None, error))
+                continue
+            batch.rows.append(row)
+            batch.answers.append((reply, number, None))
+            row_id += 1
+            if number is not None:
+                following += 1
+        batch.next_id, batch.next_sequence = row_id, following
 
     def _read(self, ask: Ask, outcome: Outcome) -> None:
         try:
-            outcome.answers.append(Answer(ask.reply, ask.function(self._open(outcome))))
+            outcome.answers.append((ask.reply, ask.function(self._open(outcome)), None))
         except Exception as error:  # noqa: BLE001 - as in `_commit`
-            outcome.answers.append(Answer(ask.reply, error=self._roll_back(error)))
+            outcome.answers.append((ask.reply, None, self._roll_back(error)))
 
     def _roll_back(self, error: Exception) -> Exception:
         """Undo the open transaction; returns what to tell those who wait.
@@ -265,11 +277,11 @@ class Writer:
         """Those that may come in; on a full disk perhaps only the alarms."""
         if not self._room.tight:
             return puts
-        alarms = [put for put in puts if put.message.lane is Lane.ALARM]
+        alarms = [put for put in puts if put[0].lane is Lane.ALARM]
         if self._room.make(tables, len(alarms), len(puts) - len(alarms)):
             return puts
         full = StorageFullError(f"{self._path}: no room left on the disk, what there is is kept for alarms")
-        batch.answers += [Answer(put.reply, error=full) for put in puts if put.message.lane is not Lane.ALARM]
+        batch.answers += [(reply, None, full) for message, reply in puts if message.lane is not Lane.ALARM]
         return alarms
 
     def _keep_limit(self, tables: Tables, lane: Lane) -> None:
@@ -290,12 +302,14 @@ class Writer:
         return losses
 
     def _announcements(self, batch: _Batch) -> list[Row]:
-        if self._announce is None:
+        if self._announce is None or not batch.losses:
             return []
         rows = []
         for loss in batch.losses:
             for part in parts(loss) if loss.ranges else ():
-                rows.append(self._row(self._announce(part), batch, batch.next_sequence))
+                message, number = self._announce(part), batch.next_sequence
+                rows.append(message_row(message, batch.next_id, number, message.payload(number), batch.now_us))
+                batch.next_id += 1
                 batch.next_sequence += 1
         return rows
 
@@ -362,7 +376,7 @@ class Writer:
                 tables.set_generation(renewed)
 
         self._commit([], [Ask(work, None, writes=True)], outcome)
-        if any(answer.error is not None for answer in outcome.answers) or self._tables is None:
+        if any(error is not None for _, _, error in outcome.answers) or self._tables is None:
             return outcome
         if jump_us:
             self._clock.take_over(jump_us)

@@ -26,6 +26,8 @@ MAX_VERDICTS = 4096
 """Pairs kept for the correlation of ranks; the oldest give way."""
 MIN_POSITIVES = 10.0
 """Positive verdicts, on the average of both models, from which their agreement means something."""
+FEW = 0.2
+"""Of the samples wanted: with fewer nothing is refused."""
 _Z = 1.96
 """Normal quantile at 0.975."""
 
@@ -216,7 +218,8 @@ def _judge(agreed: int, total: int, floor: float, wanted: int, what: str) -> Opi
         return Opinion(good=True, enough=False, text=f"no {what} in view: nothing to compare")
     enough = total >= wanted
     share = agreed / total
-    good = share >= floor if enough else wilson_upper(agreed, total) >= floor
+    doubtful = total < wanted * FEW or wilson_upper(agreed, total) >= floor
+    good = share >= floor if enough else doubtful
     few = "" if enough else f" (only {total}; {wanted} were wanted)"
     return Opinion(
         good, enough, f"the two agree on {share:.1%} of {total} {what}{few}, at least {floor:.0%} are asked for"

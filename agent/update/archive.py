@@ -142,7 +142,11 @@ class _Members:
 
     def _name(self, name: str) -> PurePosixPath:
         path = PurePosixPath(name)
-        if str(path) != name or len(path.parts) > MAX_DEPTH or not all(_PART.fullmatch(part) for part in path.parts):
+        if (
+            str(path) != name
+            or not 1 <= len(path.parts) <= MAX_DEPTH
+            or not all(_PART.fullmatch(part) for part in path.parts)
+        ):
             raise self._refused(f"holds the name {name!r}, which is not allowed")
         key, folders = name.casefold(), {str(parent).casefold() for parent in path.parents} - {"."}
         if key in self._files or key in self._folders or folders & self._files:

@@ -30,6 +30,7 @@ from agent.update.ddi_documents import (
     feedback_body,
     read_cancel,
     read_confirmation,
+    read_confirmation_base,
     read_deployment,
     read_poll,
 )
@@ -92,7 +93,13 @@ class DdiClient:
         return read_deployment(body)
 
     async def confirmation(self, reference: Reference) -> Deployment:
-        """The deployment that waits for our consent."""
+        """The deployment that waits for our consent. Some servers name it only where the link leads to."""
+        if not reference.action_id:
+            _, body, _ = await self._request("GET", self._base / "confirmationBase")
+            found = read_confirmation_base(body)
+            if found is None or not found.action_id:
+                raise GoneError("the server asks for a confirmation and names no action")
+            reference = found
         _, body, _ = await self._request("GET", self._address("confirmationBase", reference))
         return read_confirmation(body)
 
@@ -113,6 +120,8 @@ class DdiClient:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _address(self, name: str, reference: Reference) -> URL:
+        if not reference.action_id:
+            raise DataError(f"the server's poll: {name}: the link names no action")
         return (self._base / name / reference.action_id).with_query(reference.query or None)
 
     async def _request(

@@ -91,7 +91,8 @@ D = TypeVar("D", bound=_Part)
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A link of the poll: which action, and the query that tells the server which version of it we mean."""
+    """A link of the poll: which action (empty: a link to all of the kind), and the query that tells the server which version of it
+    we mean."""
 
     action_id: str
     query: str = ""
@@ -159,6 +160,12 @@ def read_confirmation(body: bytes) -> Deployment:
     return _deployment(document.id, document.confirmation)
 
 
+def read_confirmation_base(body: bytes) -> Reference | None:
+    """Which action waits to be confirmed, if any does. Raises DataError."""
+    links = _read(body, _Poll, "confirmation base").links
+    return _reference(links["confirmationBase"].href, "confirmationBase") if "confirmationBase" in links else None
+
+
 def read_cancel(body: bytes) -> tuple[str, str]:
     """Ids of the cancel action and of the action that shall stop. Raises DataError."""
     document = _read(body, _CancelAction, "cancel action")
@@ -222,7 +229,8 @@ def _reference(href: str, name: str) -> Reference:
         parts = urlsplit(href)
     except ValueError as error:
         raise DataError(f"the server's poll: {name}: {error}") from error
-    return Reference(_checked_id(unquote(parts.path.rstrip("/").rpartition("/")[2]), name), parts.query)
+    last = unquote(parts.path.rstrip("/").rpartition("/")[2])
+    return Reference("" if last == name else _checked_id(last, name), parts.query)
 
 
 def _checked_id(text: str, where: str) -> str:

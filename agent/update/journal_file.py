@@ -78,15 +78,25 @@ def open_file(path: Path) -> tuple[sqlite3.Connection, str]:
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
-    """For a look while the agent runs. Raises StorageError."""
+    """For a look while the agent runs, or after it died. Raises StorageError."""
     with guarded(path):
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)
         try:
-            connection.execute("SELECT 1 FROM actions LIMIT 1")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            return _connect_to_read(path, "ro")
+        except sqlite3.OperationalError as error:
+            if _code(error) not in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}:
+                raise
+        return _connect_to_read(path, "rw")  # a transaction was cut off, and has to be taken back first
+
+
+def _connect_to_read(path: Path, mode: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=_BUSY_S)
+    try:
+        connection.execute("PRAGMA query_only=ON")
+        connection.execute("SELECT 1 FROM actions LIMIT 1")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def set_aside(path: Path) -> Path:

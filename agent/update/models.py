@@ -180,9 +180,10 @@ class VersionStore:
 
     def tidy(self, wanted: Iterable[str] = ()) -> None:
         """Remove what a death left in staging, and downloads of other archives than `wanted`."""
+        keep = set(wanted)
         shutil.rmtree(self.root / "staging", ignore_errors=True)
         for file in self._entries("partial"):
-            if file.name.partition(".")[0] not in set(wanted):
+            if file.name.partition(".")[0] not in keep:
                 file.unlink(missing_ok=True)
 
     # --- inside -------------------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def _limit(request: Mapping[str, Any]) -> None:
     _lower(resource.RLIMIT_CPU, seconds * (os.cpu_count() or 1))
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, _MAX_FILE_BYTES)
-    if not probe_accelerators().gpus:  # CUDA reserves address space by the terabyte
+    if request["address_space"] and not probe_accelerators().gpus:  # CUDA reserves address space by the terabyte
         _lower(resource.RLIMIT_AS, _address_space_bytes() + int(request["memory_bytes"]) + _STACKS_BYTES)
 
 

@@ -36,10 +36,18 @@ _PATH = re.compile(r"(?<![\w/.:])(?:/[^\s/:'\"<>|,;()\[\]]+)+/([^\s/:'\"<>|,;()\
 
 @dataclass(frozen=True, slots=True)
 class ProbeLimits:
-    """memory_bytes: growth of the process over an interpreter with all libraries loaded; seconds: until it is killed."""
+    """memory_bytes: growth of the process over an interpreter with all libraries loaded; seconds: until it is killed.
+
+    address_space: let the kernel refuse what is beyond as well (never where there is a GPU: CUDA reserves terabytes).
+    """
 
     memory_bytes: int
     seconds: float = TIMEOUT_S
+    address_space: bool = True
+
+    def for_child(self) -> dict[str, float]:
+        """What the child has to know of it."""
+        return {"memory_bytes": self.memory_bytes, "seconds": self.seconds, "address_space": self.address_space}
 
 
 async def run_probe(request: Mapping[str, Any], limits: ProbeLimits, tell: Tell) -> Figures | Refusal:
@@ -53,7 +61,7 @@ async def run_probe(request: Mapping[str, Any], limits: ProbeLimits, tell: Tell)
         talk = _Conversation(process, limits, tell)
         try:
             async with asyncio.timeout(limits.seconds):
-                outcome = await talk.run({**request, "memory_bytes": limits.memory_bytes, "seconds": limits.seconds})
+                outcome = await talk.run({**request, **limits.for_child()})
         except TimeoutError:
             return Refusal("crash", f"no end after {limits.seconds:g} s, while {talk.step}")
         finally:

@@ -6,6 +6,7 @@ Only who may write into the state folder can do that, and nothing has to listen 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -65,7 +66,8 @@ class RequestFolder:
             raise StorageError(f"{answer}: not an answer: {error}") from error
         finally:
             for file in (question, answer):
-                file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    file.unlink(missing_ok=True)
         raise StorageError(f"the agent has not answered within {wait_s:g} s (hint: is update.enabled true there?)")
 
     def waiting(self) -> list[tuple[str, Request]]:

@@ -58,9 +58,10 @@ class Session:
     consistent: bool
 
     def address(self, info: TargetFile) -> str:
-        """Where the file of `info` lies; with consistent snapshots its sha256 stands before its name."""
+        """Where the file of `info` lies; with consistent snapshots its digest stands before its name."""
         folder, slash, name = info.path.rpartition("/")
-        prefix = f"{info.hashes['sha256']}." if self.consistent and "sha256" in info.hashes else ""
+        digest = info.hashes.get("sha256") or next(iter(info.hashes.values()), "")
+        prefix = f"{digest}." if self.consistent and digest else ""
         return f"{self.targets_url}{quote(f'{folder}{slash}{prefix}{name}')}"
 
 

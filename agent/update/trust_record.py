@@ -85,7 +85,8 @@ class TrustRecord:
     def unfold(self, held: Held) -> None:
         """Lay out the workplace, and nothing else in it. Raises OSError."""
         shutil.rmtree(self.workplace, ignore_errors=True)
-        (self.workplace / "root_history").mkdir(mode=0o700, parents=True)
+        for folder in (self.workplace, self.workplace / "root_history"):
+            folder.mkdir(mode=0o700)
         for name, content in held.files.items():
             with open(self.workplace / name, "xb", opener=_private) as file:
                 file.write(content)

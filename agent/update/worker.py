@@ -231,9 +231,10 @@ class Worker:
         """Only what can serve, or is about to, stays on the disk."""
         parts = self._parts
         slots = (await parts.disk.do(parts.journal.slots)).values()
+        under_way = {one.sha256 for one in await parts.disk.do(parts.journal.unsettled) if one.sha256}
         needed = {one.sha256 for slot in slots for one in (slot.current, slot.before) if one is not None}
-        gone = await parts.disk.do(parts.store.prune, needed, parts.config().keep - 2)
-        await parts.disk.do(parts.store.tidy)
+        gone = await parts.disk.do(parts.store.prune, needed | under_way, parts.config().keep - 2)
+        await parts.disk.do(parts.store.tidy, under_way)
         if gone:
             await parts.disk.do(parts.journal.note, "removed", versions=gone)
 

@@ -64,6 +64,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             "--public", type=Path, action="append", default=[], metavar="FILE",
             help="public half of a key that someone else has; may be given several times",
         )  # fmt: skip
+    for action in (ceremony, rotate):
+        action.add_argument(
+            "--online-keys", type=Path, metavar="DIR",
+            help="a folder of its own for new snapshot and timestamp keys, to be taken to the server (default: as --keys)",
+        )  # fmt: skip
     for action in (create, ceremony, rotate, revoke, renew, listing):
         key_options(action)
     for action in (ceremony, rotate, revoke, renew, listing):
@@ -90,8 +95,8 @@ def _ceremony(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from ota.release.repository import Repository
     from ota.release.roots import create_repository
 
-    folder = _folder(args)
-    here = KeyRing([folder], AskedPassphrases(args.passphrase_file)).publics if folder.is_dir() else []
+    folders = [folder for folder in (_folder(args), args.online_keys) if folder and folder.is_dir()]
+    here = KeyRing(folders, AskedPassphrases(args.passphrase_file)).publics
     publics = _distinct([*here, *(read_public(file) for file in args.public)])
     for role in ROLES:
         for _ in range(getattr(args, f"{role}_keys") - sum(public.role == role for public in publics)):
@@ -184,7 +189,8 @@ def _new_key(args: argparse.Namespace, role: Any) -> PublicKey:
     passphrase = None
     if role in OFFLINE and not args.no_passphrase:
         passphrase = AskedPassphrases(args.passphrase_file).new(f"the new {role} key")
-    folder = _folder(args)
+    online = None if role in OFFLINE else getattr(args, "online_keys", None)
+    folder = online or _folder(args)
     public = create_key(folder, role, passphrase)
     print(
         f"{folder / public.stem}.pem: new {role} key {public.keyid}, {'encrypted' if passphrase else 'NOT encrypted'}"

@@ -191,16 +191,16 @@ def is_signed(root: Metadata[Root], role: Role, metadata: Metadata[Any]) -> bool
 
 
 def count(root: Metadata[Root], role: Role, metadata: Metadata[Any]) -> str:
-    """`1 of 2 (of the keys aaaaaaaa, bbbbbbbb)`"""
+    """`1, needs 2 (not yet: aaaaaaaa, bbbbbbbb)`"""
     result = root.signed.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
     unsigned = ", ".join(sorted(keyid[:8] for keyid in result.unsigned))
-    return f"{len(result.signed)} of {result.threshold}" + (f" (not yet signed: {unsigned})" if unsigned else "")
+    return f"{len(result.signed)}, needs {result.threshold}" + (f" (not yet: {unsigned})" if unsigned else "")
 
 
 def missing(root: Metadata[Root], trusted: Metadata[Root] | None) -> str:
     """What a root has of the signatures that it needs; trusted: the root before it, whose keys must agree as well."""
-    by_itself = f"{count(root, 'root', root)} of its own keys"
-    return by_itself if trusted is None else f"{by_itself}; {count(trusted, 'root', root)} of the root before it"
+    by_itself = f"of its own keys {count(root, 'root', root)}"
+    return by_itself if trusted is None else f"{by_itself}; of the root before it {count(trusted, 'root', root)}"
 
 
 def release_of(info: TargetFile) -> Release:

@@ -255,9 +255,10 @@ def _stored(connection: Connection, rows: Sequence[Row[Any]]) -> list[Stored]:
 
 def _tallies(connection: Connection, rollout_id: int, slot: str) -> dict[int, Tally]:
     """By group."""
-    at, rooted = _at().label("at"), _rooted().label("rooted")
-    chosen = _with_actions(select(_M.position, at, rooted, func.count().label("number")), slot)
-    chosen = chosen.where(_M.rollout_id == rollout_id).group_by(_M.position, at, rooted)
+    each = _with_actions(select(_M.position, _at().label("at"), _rooted().label("rooted")), slot)
+    one = each.where(_M.rollout_id == rollout_id).subquery().c
+    chosen = select(one.position, one.at, one.rooted, func.count().label("number"))
+    chosen = chosen.group_by(one.position, one.at, one.rooted)
     numbers: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for row in connection.execute(chosen):
         numbers[row.position][row.at] += row.number

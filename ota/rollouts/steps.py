@@ -76,6 +76,8 @@ def carry_out(
             case Begin():
                 changes.append(_begin(connection, stored, moment))
             case SetState(state, detail):
+                if state is State.ROLLED_BACK and stored.reason:  # how it ended, and still why
+                    detail = f"{stored.reason}; {detail}"
                 records.set_state(connection, stored.id, state, detail, now_ms=moment.now_ms)
                 changes.append(Change(stored.id, stored.name, state, detail))
             case SetStage(group, stage, detail):

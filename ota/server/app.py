@@ -21,6 +21,8 @@ from ota.server import (
     management_releases,
     management_rollouts,
     management_users,
+    openapi,
+    pages,
 )
 from ota.server.auth import authorise
 from ota.server.bodies import MAX_BODY
@@ -32,7 +34,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 STARTED = web.RequestKey("started", float)
 PARTS: tuple[ModuleType, ...] = (
     ddi, artifacts, catalogue, management_devices, management_releases, management_rollouts,
-    management_users, events, health,
+    management_users, events, health, openapi, pages,
 )  # fmt: skip
 """Each has `routes` or `add_routes(app)`; one with `async def run(services)` has that running beside the requests."""
 _STATUS: dict[type[RecognizerError], int] = {

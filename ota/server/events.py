@@ -11,6 +11,7 @@ from aiohttp import web
 
 from ota.server.auth import allowed
 from ota.server.feed import Event
+from ota.server.management import moment
 from ota.server.services import SERVICES
 from ota.store.rows import Role
 
@@ -58,6 +59,7 @@ async def _send(response: web.StreamResponse, found: AsyncGenerator[Event, None]
 
 
 def encode(event: Event) -> bytes:
-    data = json.dumps({"kind": event.kind, "subject": event.subject, **event.fields}, ensure_ascii=False)
+    told = {"kind": event.kind, "subject": event.subject, "at": moment(event.at_ms), **event.fields}
+    data = json.dumps(told, ensure_ascii=False)
     head = f"id: {event.id}\n" if event.id else ""
     return f"{head}event: {event.kind}\ndata: {data}\n\n".encode()

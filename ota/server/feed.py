@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +15,23 @@ _PER_MS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """kind: device, action, release, rollout, group, or `reset`: some were missed. id: rises, also over restarts; 0 for `reset`."""
+    """kind: device, action, release, rollout, group, or `reset`: some were missed. id: rises, also over restarts; 0 for `reset`.
+    at_ms: when it was told, UTC."""
 
     id: int
+    at_ms: int
     kind: str
     subject: int | str
     fields: dict[str, Any]
 
 
 class Feed:
-    """start_ms: wall time of this start, so that a listener's last id of before it is below all of this one's."""
+    """clock_ms: wall time; ids begin with that of the start, so that a listener's last id of before it is below all of this one's."""
 
-    def __init__(self, start_ms: int) -> None:
+    def __init__(self, clock_ms: Callable[[], int]) -> None:
         self._events: deque[Event] = deque(maxlen=KEPT)
-        self._next = start_ms * _PER_MS
+        self._clock_ms = clock_ms
+        self._next = clock_ms() * _PER_MS
         self._first = self._next
         self._more: asyncio.Future[None] | None = None
         self.listeners = 0
@@ -36,7 +39,7 @@ class Feed:
 
     def tell(self, kind: str, subject: int | str, **fields: Any) -> None:
         """On the loop, after the commit."""
-        self._events.append(Event(self._next, kind, subject, fields))
+        self._events.append(Event(self._next, self._clock_ms(), kind, subject, fields))
         self._next += 1
         self._wake()
 
@@ -53,7 +56,7 @@ class Feed:
             while not self._closed:
                 oldest = self._events[0].id if self._events else self._next
                 if at < oldest and not (at == self._first and oldest == self._first):
-                    yield Event(0, "reset", "", {})
+                    yield Event(0, self._clock_ms(), "reset", "", {})
                     at = oldest
                 for event in [event for event in self._events if event.id >= at]:
                     yield event

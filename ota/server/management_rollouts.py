@@ -170,7 +170,7 @@ async def create_rollout(request: web.Request) -> web.Response:
     """With a preview. Nothing happens before its start."""
     body, services = await read_body(request, NewRollout), request.app[SERVICES]
     now_ms = services.clock_ms()
-    detail = {"release": body.release, "filter": body.filter, "plan": body.plan.model_dump(mode="json")}
+    detail = body.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
 
     def work(connection: Connection) -> tuple[Stored, fleet.Choice]:
         release = releases.get(connection, body.release)
@@ -185,7 +185,7 @@ async def create_rollout(request: web.Request) -> web.Response:
         return stored, _choose(connection, body, online_after_ms(services))
 
     stored, choice = await services.store.write(work)
-    services.feed.tell("rollout", stored.id, name=stored.name, state=stored.rollout.state, detail="", devices=0)
+    _tell(services, Change(stored.id, stored.name, stored.rollout.state))
     return web.json_response(rollout_json(stored) | {"preview": choice_json(choice, body.plan)}, status=201)
 
 
@@ -262,9 +262,8 @@ async def _move(
     stored, changes = await services.change_with(request, what, steps.subject(before), detail, work)
     for change in changes:
         _tell(services, change)
-    services.feed.tell(
-        "rollout", rollout_id, name=stored.name, state=stored.rollout.state, detail=stored.reason, devices=0
-    )
+    if all(change.group is not None for change in changes):
+        _tell(services, Change(stored.id, stored.name, stored.rollout.state, stored.reason))
     return web.json_response(rollout_json(stored))
 
 

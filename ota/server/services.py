@@ -48,7 +48,7 @@ class Services:
 
     def __post_init__(self) -> None:
         self.polls = Polls(self.store)
-        self.feed = Feed(self.clock_ms())
+        self.feed = Feed(self.clock_ms)
         self.heard = Heard(self.store)
 
     async def change(

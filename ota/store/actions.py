@@ -187,8 +187,8 @@ def set_state(
     values: dict[str, Any] = {"state": state, "open": state in OPEN, "updated_ms": now_ms}
     if detail is not None:
         values |= {"detail": detail, "code": code}
-    connection.execute(update(tables.actions).where(_T.id == action.id).values(**values))
-    return get(connection, action.id)
+    changed = update(tables.actions).where(_T.id == action.id).values(**values).returning(tables.actions)
+    return of_row(connection.execute(changed).one())
 
 
 def close(

@@ -41,7 +41,9 @@ def add(connection: Connection, device_id: int, action_id: int, report: Report, 
     The same report once more, after the action's end, is no error: its answer was lost. Raises MissingError, ClosedError, ConflictError
     (a confirmation nobody waits for, a cancellation nobody asked for), LimitError.
     """
-    action, _ = actions.of_device(connection, device_id, action_id)
+    action = actions.get(connection, action_id)
+    if action.device_id != device_id:
+        raise MissingError("there is no such action")
     if not action.open:
         if _is_last(connection, action_id, report):
             return action

@@ -22,12 +22,26 @@ scripted = fakes.plugin:create_classifier
 """
 
 
+_CRASHING = """[recognizer_agent.action_classifiers]
+crashing = fakes.crashing:create
+"""
+
+
 def install(folder: Path) -> str:
     """Make the plug-in visible in `folder`; returns the PYTHONPATH for the agent's process."""
+    return _install(folder, _ENTRY_POINTS)
+
+
+def install_crashing(folder: Path) -> str:
+    """As `install`, for the classifier of `fakes.crashing`."""
+    return _install(folder, _CRASHING)
+
+
+def _install(folder: Path, entry_points: str) -> str:
     info = folder / "recognizer_fakes-1.0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: recognizer-fakes\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(_ENTRY_POINTS)
+    (info / "entry_points.txt").write_text(entry_points)
     tests = Path(__file__).resolve().parent.parent
     return f"{folder}:{tests}"
 

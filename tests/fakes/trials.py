@@ -33,6 +33,10 @@ class FakeTrials:
         self.blocked = ""
         self.calls: list[tuple[str, str]] = []
 
+    def begin(self, served: Mapping[str, Path]) -> None:
+        """What serves in place of the configured, decided late."""
+        self._running |= served
+
     def not_now(self) -> str:
         return self.blocked
 

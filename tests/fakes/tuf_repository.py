@@ -1,9 +1,9 @@
 """A TUF repository in memory, made with python-tuf, that can be made to lie: what an attacker with this or that key could serve.
 
-    repository = TufRepository()
-    repository.add(release, content)      # bytes of the archive
-    repository.publish()                  # all four roles, next versions
-    with serving_tuf(repository) as server: Trust(folder, server.url("/repository"), repository.root_bytes())
+repository = TufRepository()
+repository.add(release, content)      # bytes of the archive
+repository.publish()                  # all four roles, next versions
+with serving_tuf(repository) as server: Trust(folder, server.url("/repository"), repository.root_bytes())
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class TufHandler(Handler):
 
     server: TufServer
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
         with contextlib.suppress(OSError):

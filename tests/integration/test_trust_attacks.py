@@ -5,6 +5,7 @@ docs/ota.md has the table of attacks with the tests here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from fakes.downloads import endless, say_nothing, status, trickle
 from fakes.tuf_repository import TufRepository, TufServer, release, serving_tuf
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import MetaFile
+from yarl import URL
 
 from agent.errors import AccessError, DataError, TransientError
 from agent.update.faults import UntrustedError
 from agent.update.trust import Trust
-from agent.update.trust_fetch import FetchLimits
+from agent.update.trust_fetch import FetchLimits, _next_place
 
 QUICK = FetchLimits(connect_s=2.0, stall_s=0.5, stall_bytes=2048, total_s=1.5)
 GOOD = b"a good model"
@@ -266,8 +268,6 @@ def test_everything_held_back_until_it_expires(tmp_path: Path) -> None:
     with serving_tuf(repository) as server:
         trust = Trust(tmp_path, server.url(), repository.root_bytes(), limits=QUICK)
         trust.refresh()
-        import time
-
         time.sleep(2.2)
         refused(trust, "expired")
 
@@ -319,7 +319,7 @@ def test_metadata_of_another_role(site: Site, role: str, other: str) -> None:
     repository.files[repository.address(role)] = repository.files[repository.address(other)]
     with pytest.raises(UntrustedError) as caught:
         site.new_device("fresh").find(PATH)
-    assert caught.value.reason in {"format", "mix-and-match", "signature"}
+    assert caught.value.reason in {"format", "mix-and-match", "signature", "length"}
 
 
 # --- endless data, slow retrieval, broken answers ---------------------------------------------------------------------
@@ -360,7 +360,9 @@ def test_what_is_no_metadata(site: Site, content: bytes) -> None:
     refused(site.device, "format")
 
 
-@pytest.mark.parametrize(("code", "kind"), [(500, TransientError), (404, TransientError), (403, AccessError), (401, AccessError)])
+@pytest.mark.parametrize(
+    ("code", "kind"), [(500, TransientError), (404, TransientError), (403, AccessError), (401, AccessError)]
+)
 def test_a_server_that_does_not_answer_well_is_no_attack(site: Site, code: int, kind: type[Exception]) -> None:
     site.server.behaviours["/metadata/timestamp.json"] = status(code)
     with pytest.raises(kind, match=str(code)):
@@ -369,9 +371,6 @@ def test_a_server_that_does_not_answer_well_is_no_attack(site: Site, code: int, 
 
 def test_a_downgrade_to_an_unencrypted_place_is_refused() -> None:
     """By the rule that `agent.transfer` has as well."""
-    from yarl import URL
-
-    from agent.update.trust_fetch import _next_place
 
     class Answer:
         headers = {"Location": "http://elsewhere/metadata/timestamp.json"}  # noqa: RUF012
@@ -384,7 +383,7 @@ def test_a_downgrade_to_an_unencrypted_place_is_refused() -> None:
 
 
 def test_a_target_that_is_not_on_the_list(site: Site) -> None:
-    with pytest.raises(DataError, match="no target 'action-fight/other-1.0.0.tar.zst'"):
+    with pytest.raises(DataError, match=r"no target 'action-fight/other-1.0.0.tar.zst'"):
         site.device.find("action-fight/other-1.0.0.tar.zst")
 
 
@@ -399,7 +398,7 @@ def test_a_release_under_the_name_of_another_slot(site: Site) -> None:
     """The path is what the server names; what is signed with it must be what it says."""
     site.repository.add(release("pose"), b"pose", path="action-fight/pose-model-1.0.0.tar.zst")
     site.repository.publish()
-    with pytest.raises(DataError, match="should be 'pose/pose-model-1.0.0.tar.zst'"):
+    with pytest.raises(DataError, match=r"should be 'pose/pose-model-1.0.0.tar.zst'"):
         site.device.find("action-fight/pose-model-1.0.0.tar.zst")
 
 

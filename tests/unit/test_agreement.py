@@ -27,6 +27,11 @@ def some(count: int, frame: int = 0) -> People:
     return walkers(count, frame + 1, size=SIZE)[frame]
 
 
+def first(count: int) -> People:
+    """That many of `some(3)`."""
+    return some(3).take(np.arange(count))
+
+
 def moved(people: People, x_px: float) -> People:
     shift = np.array([x_px, 0], np.float32)
     return People(
@@ -55,7 +60,7 @@ def test_same_answers_agree_entirely() -> None:
 
 
 def test_person_of_one_model_alone_counts_against_both_ways() -> None:
-    for running, candidate in ((some(3), some(2)), (some(2), some(3))):
+    for running, candidate in ((some(3), first(2)), (first(2), some(3))):
         tally = PoseTally(0.3)
         tally.add(running, candidate)
         assert tally.agreement == pytest.approx(4 / 5)
@@ -119,14 +124,16 @@ def test_nobody_in_view_is_no_verdict() -> None:
 
 def test_few_people_refuse_only_what_is_clear() -> None:
     doubtful, clear = PoseTally(0.3), PoseTally(0.3)
-    doubtful.add(some(3), some(2))  # 4 of 5
-    for _ in range(4):
+    doubtful.add(some(3), first(2))  # 4 of 5
+    clear.add(some(3), moved(some(3), 1000))
+    assert clear.opinion(0.9, 100).good, "six people are too few for anything"
+    for _ in range(3):
         clear.add(some(3), moved(some(3), 1000))
     assert doubtful.opinion(0.9, 100).good
     assert not clear.opinion(0.9, 100).good
     assert not clear.opinion(0.9, 100).enough
     for _ in range(30):
-        doubtful.add(some(3), some(2))
+        doubtful.add(some(3), first(2))
     opinion = doubtful.opinion(0.9, 100)
     assert not opinion.good
     assert opinion.enough

@@ -1,0 +1,172 @@
+"""The two kinds of database behind one face: SQLite in threads, PostgreSQL through asyncio.
+
+Both run the same synchronous functions. SQLite's calls are so short that handing each of them to a thread (what aiosqlite does) costs
+more than the calls: here a whole function goes over at once, at a quarter of the processor time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from agent.errors import ConfigError
+
+T = TypeVar("T")
+Function = Callable[[Connection], Any]
+SHAPE = "write sqlite:///file or postgresql://user@host/name"
+_POSTGRES = frozenset({"postgresql", "postgres"})
+_READERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A function returned `value`."""
+
+    value: Any
+
+
+class JobFailed(Exception):  # noqa: N818  carries an error, is none
+    """One of several functions raised `error`: nothing of them stays."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Backend(Protocol):
+    """Raises SQLAlchemyError and OSError where the database itself fails."""
+
+    dialect: str
+
+    async def read(self, function: Callable[[Connection], T]) -> T: ...
+
+    async def write(self, function: Callable[[Connection], T]) -> T:
+        """In a transaction, committed on return."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def open_backend(url: str) -> Backend:
+    """url: `sqlite:///path` or `postgresql://user@host/name`. Raises ConfigError."""
+    try:
+        parsed = make_url(url)
+        name = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise ConfigError(f"database: not a URL; {SHAPE}") from error
+    if name == "sqlite":
+        return _Sqlite(parsed.set(drivername="sqlite"))
+    if name not in _POSTGRES:
+        raise ConfigError(f"database: {name} is not supported; {SHAPE}")
+    try:
+        return _Postgresql(parsed.set(drivername="postgresql+asyncpg"))
+    except ImportError as error:
+        raise ConfigError(f"database: {error.name} is missing: pip install 'recognizer-agent[postgres]'") from error
+
+
+class _Sqlite:
+    """One connection writes and checkpoints: before 3.51.3 SQLite may corrupt the file when two do at once."""
+
+    def __init__(self, url: URL) -> None:
+        self.dialect = "sqlite"
+        self._writer = _sqlite_engine(url, writes=True)
+        self._readers = _sqlite_engine(url, writes=False)
+        self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="fleet-write")
+        self._read_threads = ThreadPoolExecutor(_READERS, thread_name_prefix="fleet-read")
+
+    async def read(self, function: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._read, function)
+
+    async def write(self, function: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._write_thread, self._write, function)
+
+    async def close(self) -> None:
+        """The readers first: whoever closes last may write the log back."""
+        for threads, engine in ((self._read_threads, self._readers), (self._write_thread, self._writer)):
+            await asyncio.to_thread(threads.shutdown)
+            engine.dispose()
+
+    def _read(self, function: Callable[[Connection], T]) -> T:
+        with self._readers.connect() as connection:
+            return function(connection)
+
+    def _write(self, function: Callable[[Connection], T]) -> T:
+        with self._writer.begin() as connection:
+            return function(connection)
+
+
+def _sqlite_engine(url: URL, *, writes: bool) -> Engine:
+    engine = create_engine(url, pool_size=1 if writes else _READERS, max_overflow=0)
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # else the driver begins transactions by itself, and none for a savepoint
+        pragmas = ["foreign_keys=ON", "busy_timeout=10000"]
+        pragmas += ["journal_mode=WAL", "synchronous=FULL"] if writes else ["query_only=ON", "wal_autocheckpoint=0"]
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+class _Postgresql:
+    def __init__(self, url: URL) -> None:
+        self.dialect = "postgresql"
+        self._writer = create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True)
+        self._readers = create_async_engine(url, pool_size=2 * _READERS, max_overflow=0, pool_pre_ping=True)
+
+    async def read(self, function: Callable[[Connection], T]) -> T:
+        async with self._readers.connect() as connection:
+            return await connection.run_sync(function)
+
+    async def write(self, function: Callable[[Connection], T]) -> T:
+        async with self._writer.begin() as connection:
+            return await connection.run_sync(function)
+
+    async def close(self) -> None:
+        await self._readers.dispose()
+        await self._writer.dispose()
+
+
+def run_all(connection: Connection, functions: list[Function]) -> list[Done]:
+    """All of them, in one transaction. Raises JobFailed with the first error."""
+    results: list[Done] = []
+    for function in functions:
+        try:
+            results.append(Done(function(connection)))
+        except Exception as error:
+            if _lost(error):
+                raise
+            raise JobFailed(error) from error
+    return results
+
+
+def run_each(connection: Connection, functions: list[Function]) -> list[Done | Exception]:
+    """Each in a savepoint: what one raises undoes its own changes alone."""
+    results: list[Done | Exception] = []
+    for function in functions:
+        try:
+            with connection.begin_nested():
+                results.append(Done(function(connection)))
+        except Exception as error:
+            if _lost(error):
+                raise
+            results.append(error)
+    return results
+
+
+def _lost(error: Exception) -> bool:
+    """The connection is gone, and with it the transaction."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated

@@ -1,0 +1,124 @@
+"""A device's updates as a process that may be killed: the real client and store, trials without models.
+
+    python tests/fakes/update_agent.py '{"state_dir": ..., "server": ..., "token_file": ..., "root_file": ..., "configured": ...}'
+
+It prints a line of JSON at its start (`{"serving": path}`) and runs until SIGTERM. die_at: it kills itself with -9 at that many-th
+step that can be seen on the disk (before and after each rename, link, unlink, fsync and transaction), 0 = never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from fakes.trials import FakeTrials  # noqa: E402 - the path comes first
+
+from agent.config.schema import AgentConfig, LogConfig  # noqa: E402
+from agent.daemon.remote import Reloaded  # noqa: E402
+from agent.daemon.updates import UpdatePorts, Updates  # noqa: E402
+from agent.health.reasons import HealthState  # noqa: E402
+from agent.observe.logging import configure_logging  # noqa: E402
+from agent.observe.metrics import Metrics  # noqa: E402
+from agent.supervise import EDGE, supervise  # noqa: E402
+from agent.update.journal import Journal  # noqa: E402
+from agent.update.parts import Pace  # noqa: E402
+
+QUICK = Pace(first_s=0.1, longest_s=0.5, look_s=0.02, progress_s=0.2, requests_s=0.1)
+_STEPS = ("fsync", "replace", "rename", "symlink", "unlink")
+
+
+class Death:
+    """Counts what reaches the disk."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self._count = 0
+
+    def step(self) -> None:
+        self._count += 1
+        if self._count == self._at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self) -> None:
+        """From now on."""
+        for name in _STEPS:
+            setattr(os, name, self._around(getattr(os, name)))
+        writing = Journal._writing
+
+        @contextlib.contextmanager
+        def counted(journal: Journal) -> Iterator[Any]:
+            with writing(journal) as connection:
+                yield connection
+                self.step()  # before its commit
+            self.step()
+
+        Journal._writing = counted  # type: ignore[method-assign]
+
+    def _around(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **more: Any) -> Any:
+            self.step()
+            result = work(*args, **more)
+            self.step()
+            return result
+
+        return counted
+
+
+async def run(given: dict[str, Any]) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    config = AgentConfig.model_validate(
+        {
+            "device_id": given.get("device", "box-1"), "state_dir": given["state_dir"],
+            "update": {
+                "enabled": True, "server": given["server"], "repository": f"{given['server']}/repository",
+                "root_file": given["root_file"], "token_file": given["token_file"], "poll_min_s": 0.1, "poll_max_s": 2.0,
+                "reserve_bytes": 0,
+            },
+        }
+    )  # fmt: skip
+    trials = FakeTrials({"pose": Path(given["configured"])}, step_s=given.get("step_s", 0.05))
+    health, metrics = HealthState(), Metrics("test")
+    tasks: list[asyncio.Task[None]] = []
+
+    async def reload() -> Reloaded:
+        return Reloaded()
+
+    ports = UpdatePorts(
+        trials=trials, config=lambda: config, load=lambda: config, reload=reload, recognition=lambda: None,
+        publish=lambda _: None,
+    )  # fmt: skip
+    async with AsyncExitStack() as stack:
+        updates = Updates(ports, health=health, metrics=metrics, environ={}, pace=QUICK)
+        await updates.open(stack)
+        trials.begin(updates.models)
+        print(json.dumps({"serving": str(trials.running("pose")), "reasons": health.snapshot().as_dict()}), flush=True)
+
+        def start(name: str, factory: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            work = supervise(name, factory, EDGE, health=health)
+            tasks.append(asyncio.create_task(work, name=name))
+
+        updates.start(start)
+        await stop.wait()
+        await updates.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+if __name__ == "__main__":
+    configure_logging(LogConfig(level="warning"))
+    wishes = json.loads(sys.argv[1])
+    Death(wishes.get("die_at", 0)).watch()
+    asyncio.run(run(wishes))

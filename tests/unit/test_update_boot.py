@@ -1,0 +1,213 @@
+"""The start: what serves each slot after whatever has happened to journal, store and process."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from fakes.update_world import Releases
+
+from agent.errors import StorageError
+from agent.runtime.bundle import sha256_of
+from agent.update.archive import unpack
+from agent.update.boot import JOURNAL, Booted, boot
+from agent.update.journal import Journal
+from agent.update.machine import Phase, report
+from agent.update.models import VersionStore
+from agent.update.records import Action, Serving, Version
+
+
+class Box:
+    """A device that is switched on again and again."""
+
+    def __init__(self, root: Path, releases: Releases) -> None:
+        self.root = root
+        self.releases = releases
+        self.store = VersionStore(root)
+
+    def version(self, text: str) -> Version:
+        release = self.releases.make(text, publish=False)
+        archive = self.root.parent / f"{text}.tar.zst"
+        archive.write_bytes(
+            next(
+                content
+                for path, content in self.releases.repository.files.items()
+                if path.endswith(f"tiny-{text}.tar.zst")
+            )
+        )
+        found = Version(sha256_of(archive), release)
+        self.store.add(found, lambda folder: unpack(archive, folder, release))
+        return found
+
+    def begin(self, action_id: str, version: Version, phase: Phase) -> Action:
+        """An update that stands in `phase`."""
+        journal = Journal.open(self.root / JOURNAL)
+        action = journal.begin(action_id, version.release.path, "pose", report(Phase.DOWNLOADING))
+        action = journal.identified(action, version)
+        action = journal.enter(action, phase, report(phase), came_from="")
+        journal.close()
+        return action
+
+    def commit(self, action_id: str, version: Version) -> None:
+        action = self.begin(action_id, version, Phase.PROBATION)
+        journal = Journal.open(self.root / JOURNAL)
+        journal.commit(action, report(Phase.COMMITTED))
+        journal.close()
+
+    def start(self, *, enabled: bool = True) -> Booted:
+        journal = Journal.open(self.root / JOURNAL)
+        try:
+            return boot(journal, self.store, enabled=enabled)
+        finally:
+            journal.close()
+
+    def stop(self) -> None:
+        journal = Journal.open(self.root / JOURNAL)
+        journal.stopped()
+        journal.close()
+
+    def action(self, action_id: str) -> Action:
+        journal = Journal.open_to_read(self.root / JOURNAL)
+        found = journal.action(action_id)
+        journal.close()
+        assert found is not None
+        return found
+
+    def serving(self) -> Serving:
+        journal = Journal.open_to_read(self.root / JOURNAL)
+        found = journal.serving("pose")
+        journal.close()
+        return found
+
+    def reported(self) -> list[tuple[str, str]]:
+        journal = Journal.open_to_read(self.root / JOURNAL)
+        found = [(one.action_id, one.report.details[0]) for one in journal.waiting()]
+        journal.close()
+        return found
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path / "updates", Releases(tmp_path / "releases"))
+
+
+def test_nothing_has_come_yet(box: Box) -> None:
+    assert box.start() == Booted()
+
+
+@pytest.mark.parametrize("phase", [Phase.VERIFIED, Phase.VALIDATED, Phase.SHADOW])
+def test_before_its_probation_a_candidate_does_not_serve(box: Box, phase: Phase) -> None:
+    old, new = box.version("1.1.0"), box.version("1.2.0")
+    box.commit("1", old)
+    box.begin("2", new, phase)
+    for _ in range(3):
+        assert box.start().models == {"pose": box.store.path(old)}
+    assert box.action("2").phase is phase
+
+
+def test_the_second_death_in_a_probation_goes_back(box: Box) -> None:
+    old, new = box.version("1.1.0"), box.version("1.2.0")
+    box.commit("1", old)
+    box.begin("2", new, Phase.PROBATION)
+    assert box.start().models == {"pose": box.store.path(new)}
+    assert box.store.linked() == {"pose": new}
+    assert box.start().models == {"pose": box.store.path(old)}
+    ended = box.action("2")
+    assert (ended.phase, ended.reason, ended.settled) == (Phase.ROLLED_BACK, "restart", True)
+    assert ("2", "rolled_back") in box.reported()
+    assert box.store.linked() == {"pose": old}
+
+
+def test_a_proper_restart_is_no_sign_against_it(box: Box) -> None:
+    new = box.version("1.2.0")
+    box.begin("2", new, Phase.PROBATION)
+    for _ in range(5):
+        assert box.start().models == {"pose": box.store.path(new)}
+        box.stop()
+    box.start()  # and one death in between is one
+    assert box.start().models == {}
+    assert box.action("2").phase is Phase.ROLLED_BACK
+
+
+def test_a_roll_back_that_was_cut_off_is_finished(box: Box) -> None:
+    old, new = box.version("1.1.0"), box.version("1.2.0")
+    box.commit("1", old)
+    box.begin("2", new, Phase.ROLLED_BACK)
+    box.store.switch("pose", new)
+    assert box.start().models == {"pose": box.store.path(old)}
+    assert box.action("2").settled
+
+
+def test_updates_switched_off_end_a_probation(box: Box) -> None:
+    new = box.version("1.2.0")
+    box.begin("2", new, Phase.PROBATION)
+    assert box.start(enabled=False).models == {}
+    assert box.action("2").reason == "command"
+
+
+def test_a_damaged_version_gives_way_to_the_one_before_and_then_to_the_configured(box: Box) -> None:
+    old, new = box.version("1.1.0"), box.version("1.2.0")
+    box.commit("1", old)
+    box.commit("2", new)
+    (box.store.path(new) / "model.onnx").write_bytes(b"rot")
+    booted = box.start()
+    assert booted.models == {"pose": box.store.path(old)}
+    assert "1.2.0 cannot be used" in booted.remarks[0]
+    assert box.serving().highest == new.release.number
+    shutil.rmtree(box.store.path(old))
+    booted = box.start()
+    assert booted.models == {}
+    assert box.start().remarks == []
+
+
+def test_a_damaged_candidate_ends_its_probation(box: Box) -> None:
+    new = box.version("1.2.0")
+    box.begin("2", new, Phase.PROBATION)
+    (box.store.path(new) / "model.onnx").write_bytes(b"rot")
+    assert box.start().models == {}
+    assert box.action("2").reason == "archive"
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "gone", "empty tables"])
+def test_a_lost_journal_is_made_anew_from_the_store(box: Box, damage: str) -> None:
+    old, new = box.version("1.1.0"), box.version("1.2.0")
+    box.commit("1", old)
+    box.commit("2", new)
+    box.start()
+    file = box.root / JOURNAL
+    content = file.read_bytes()
+    if damage == "garbage":
+        file.write_bytes(content[:2000] + b"\xa5" * 9000 + content[11_000:])
+    elif damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(b"")
+    booted = box.start()
+    assert booted.models == {"pose": box.store.path(new)}
+    assert bool(booted.remarks) is (damage in {"garbage", "truncated"})
+    found = box.serving()
+    assert (found.current, found.before, found.highest) == (new, old, new.release.number)
+    set_aside = list(box.root.glob(f"{JOURNAL}.corrupt-*"))
+    assert bool(set_aside) is (damage in {"garbage", "truncated"})
+
+
+def test_a_journal_of_a_newer_agent_is_left_alone(box: Box) -> None:
+    box.start()
+    connection = sqlite3.connect(box.root / JOURNAL)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StorageError, match=r"schema 99.*newer agent"):
+        box.start()
+
+
+def test_the_number_that_was_committed_is_remembered_without_journal_and_version(box: Box) -> None:
+    box.commit("1", version := box.version("1.1.0"))
+    box.start()
+    (box.root / JOURNAL).unlink()
+    shutil.rmtree(box.root / "sha256")
+    box.start()
+    assert box.serving().highest == version.release.number
