@@ -3,17 +3,17 @@
     python benchmarks/ota_campaign.py [--kills 100] [--seed 1] [--json] [--break FAULT]
 
 A real fleet server and a signed repository; the device is the real update client, store and journal in a process of its own
-(`tests/fakes/update_agent.py`), with trials that say what the release's manifest tells them to. Each update is cut off with -9: by
-turns at the n-th step that reaches the disk (a rename, a link, an fsync, before and after each commit; n counts up from update to
-update, so that every transition is met), and at random moments, now and then several times. Then the device runs until the server
-has heard how it ended. Exit code 0 only if
+(`tests/fakes/update_agent.py`), with trials that say what the release's manifest tells them to. Each update is cut off with -9, by
+turns: right before and right after it enters each phase, at a random one of the steps that reach the disk (a rename, a link, an fsync,
+before and after each commit), and at random moments; now and then several times. Then the device runs until the server has heard how
+it ended. Exit code 0 only if
 
 - every start had a whole model to serve, and the right one: the new version only from its probation on,
 - every update ended: committed, refused or rolled back, the same at the device and at the server,
 - a good release that died at most once in its probation was committed, and a bad one never,
 - what serves afterwards is the last one committed, and nothing but it and the one before lies on the disk.
 
-`--break FAULT` makes the device faulty (early-link: the new version serves before its state is written) and must end with 1.
+`--break early-link` makes the device faulty (the new version serves before its state is written) and must end with 1.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 AGENT = ROOT / "tests" / "fakes" / "update_agent.py"
 
 from agent.errors import StorageError  # noqa: E402 - the path comes first
-from agent.runtime.bundle import load_bundle, read_bundle, seal_bundle  # noqa: E402 - the path comes first
+from agent.runtime.bundle import load_bundle, seal_bundle  # noqa: E402 - the path comes first
 from agent.update.boot import JOURNAL  # noqa: E402
 from agent.update.journal import Journal  # noqa: E402
 from agent.update.machine import Phase  # noqa: E402
@@ -49,14 +49,22 @@ KINDS: tuple[dict[str, str], ...] = (
     {}, {}, {"validate": "slower"}, {}, {"shadow": "worse"}, {}, {"watch": "unhealthy"}, {}, {"install": "crash"}, {"watch": "die"},
 )  # fmt: skip
 """What the releases do, in turn; most are good."""
+_WAY = {"downloading", "verified", "validated", "shadow", "probation"}
+REACHED = {
+    "": _WAY | {"committed"}, "validate": {"downloading", "verified", "refused"},
+    "shadow": _WAY - {"probation"} | {"refused"}, "install": _WAY | {"rolled_back"}, "watch": _WAY | {"rolled_back"},
+}  # fmt: skip
+"""Phases that a release comes through, by the step that is bad about it."""
 _END_S = 60.0
 _LIFE_S = (0.0, 2.0)
-_RANDOM_SHARE = 0.4
+_MOST_STEPS = 160
+"""About what an update takes."""
+TRANSITIONS = [(phase.value, before) for phase in Phase if phase is not Phase.CANCELLED for before in (True, False)]
 
 
 @dataclass
 class Verdict:
-    """What was seen. steps: the highest step at which a life was ended."""
+    """What was seen. transitions: those at which a life was ended; steps: how many different ones of the others."""
 
     kills: int = 0
     updates: int = 0
@@ -64,6 +72,7 @@ class Verdict:
     refused: int = 0
     rolled_back: int = 0
     steps: int = 0
+    transitions: list[str] = field(default_factory=list)
     kills_by_phase: dict[str, int] = field(default_factory=dict)
     longest_end_s: float = 0.0
     troubles: list[str] = field(default_factory=list)
@@ -83,7 +92,8 @@ class Campaign:
         self.configured = folder / "bundle"
         self.token_file = folder / "token"
         self.number = 0
-        self.next_step = 1
+        self.transitions = list(TRANSITIONS)
+        self.steps: set[int] = set()
         self.served = "1.0.0"
         self.starts: list[str] = []
 
@@ -116,12 +126,12 @@ class Campaign:
 
     # --- lives --------------------------------------------------------------------------------------------------------
 
-    async def life(self, *, die_at: int = 0, after_s: float | None = None, end: Any = None) -> bool:
-        """One life of the device; whether it died. end: awaited, then it is stopped properly."""
+    async def life(self, *, after_s: float | None = None, end: Any = None, **death: Any) -> bool:
+        """One life of the device; whether it died. death: see `fakes.death`; end: awaited, then it is stopped properly."""
         given = {
             "state_dir": str(self.state), "server": self.fleet.url, "root_file": str(self.folder / "root.json"),
-            "token_file": str(self.token_file), "configured": str(self.configured), "step_s": 0.08, "die_at": die_at,
-            "fault": self.fault,
+            "token_file": str(self.token_file), "configured": str(self.configured), "step_s": 0.08,
+            "fault": self.fault, **death,
         }  # fmt: skip
         with (self.folder / "device.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
@@ -155,7 +165,9 @@ class Campaign:
             phase = self.phase()
             self.verdict.kills_by_phase[phase] = self.verdict.kills_by_phase.get(phase, 0) + 1
         elif process.returncode:
-            self.trouble(f"the device ended with {process.returncode}: {(self.folder / 'device.log').read_text()[-800:]}")
+            self.trouble(
+                f"the device ended with {process.returncode}: {(self.folder / 'device.log').read_text()[-800:]}"
+            )
         return died
 
     def phase(self) -> str:
@@ -196,10 +208,11 @@ class Campaign:
         version, release_id = await self.release(fake)
         action_id = await self.fleet.assign(self.device, release_id)
         deaths_in_probation = 0
-        for die_at, after_s in self.cuts():
-            died = await self.life(die_at=die_at, after_s=after_s)
+        for cut in self.cuts(fake):
+            died = await self.life(**cut)
             deaths_in_probation += died and self.phase() == Phase.PROBATION
-            self.verdict.steps = max(self.verdict.steps, die_at if died else 0)
+            if died:
+                self.count(cut)
         started_s = time.monotonic()
         while True:
             died = await self.life(end=lambda: self.ended(action_id))
@@ -209,12 +222,23 @@ class Campaign:
         self.verdict.longest_end_s = max(self.verdict.longest_end_s, round(time.monotonic() - started_s, 1))
         await self.check(version, action_id, fake, deaths_in_probation)
 
-    def cuts(self) -> list[tuple[int, float | None]]:
+    def cuts(self, fake: dict[str, str]) -> list[dict[str, Any]]:
         """Where the lives before the last one end."""
-        if self.random.random() < _RANDOM_SHARE:
-            return [(0, self.random.uniform(*_LIFE_S)) for _ in range(self.random.choice((1, 1, 2, 3)))]
-        self.next_step += 1
-        return [(self.next_step - 1, 3.0)]
+        reached = REACHED[next(iter(fake), "")]
+        fitting = [one for one in self.transitions if one[0] in reached]
+        if fitting:
+            self.transitions.remove(fitting[0])
+            return [{"die_in": fitting[0][0], "before": fitting[0][1], "after_s": 8.0}]
+        if self.random.random() < 0.5:
+            return [{"after_s": self.random.uniform(*_LIFE_S)} for _ in range(self.random.choice((1, 1, 2, 3)))]
+        return [{"die_at": self.random.randint(1, _MOST_STEPS), "after_s": 8.0}]
+
+    def count(self, cut: dict[str, Any]) -> None:
+        if "die_in" in cut:
+            self.verdict.transitions.append(f"{'before' if cut['before'] else 'after'} {cut['die_in']}")
+        elif "die_at" in cut:
+            self.steps.add(cut["die_at"])
+            self.verdict.steps = len(self.steps)
 
     async def ended(self, action_id: int) -> None:
         """Until the server has heard the end and the device has tidied up, or for too long."""
@@ -249,7 +273,9 @@ class Campaign:
         if fake and end is Phase.COMMITTED:
             self.trouble(f"{version} is bad ({fake}) and was committed")
         if not fake and end is not Phase.COMMITTED and deaths < 2:
-            self.trouble(f"{version} is good, the device died {deaths} times in its probation, and it ended {end}: {action.text}")
+            self.trouble(
+                f"{version} is good, the device died {deaths} times in its probation, and it ended {end}: {action.text}"
+            )
         if (row.state == "finished") != (end is Phase.COMMITTED):
             self.trouble(f"{version} ended {end} here and {row.state} at the server")
         if end is Phase.COMMITTED:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import queue
 import shutil
 import socket
 import sqlite3
@@ -78,22 +79,73 @@ async def puts(folder: Path, producers: int, seconds: float) -> Figure:
     return Figure(len(waits) / took, cpu / len(waits) * 1e6, statistics.quantiles(waits, n=100)[98] * 1e3)
 
 
+class Raw:
+    """sqlite3 alone: the same table with one index, WAL and FULL."""
+
+    ROW = ("id", 1, TOPIC, BODY, "application/json", 0, "fight", "detected", "door", 0, 0)
+
+    def __init__(self, folder: Path) -> None:
+        self.connection = sqlite3.connect(folder / "raw.db", isolation_level=None, check_same_thread=False)
+        self.connection.execute("PRAGMA journal_mode=WAL")
+        self.connection.execute("PRAGMA synchronous=FULL")
+        self.connection.execute("CREATE TABLE m (id INTEGER PRIMARY KEY, a, b, c, d, e, f, g, h, i, j, k)")
+        self.connection.execute("CREATE INDEX m_b ON m (b)")
+
+    def commit(self, rows: list[tuple[Any, ...]]) -> None:
+        """One transaction."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        self.connection.executemany("INSERT INTO m (a,b,c,d,e,f,g,h,i,j,k) VALUES (?,?,?,?,?,?,?,?,?,?,?)", rows)
+        self.connection.execute("COMMIT")
+
+
 def raw_commits(folder: Path, rows: int, seconds: float) -> Figure:
-    """sqlite3 alone: the same table with one index, `rows` per transaction, WAL and FULL."""
-    values = [("id", 1, TOPIC, BODY, "application/json", 0, "fight", "detected", "door", 0, 0)] * rows
-    count = 0
-    with contextlib.closing(sqlite3.connect(folder / "raw.db", isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("CREATE TABLE m (id INTEGER PRIMARY KEY, a, b, c, d, e, f, g, h, i, j, k)")
-        connection.execute("CREATE INDEX m_b ON m (b)")
+    """One thread that does nothing but commit `rows` at a time; nobody waits for it."""
+    values, count, raw = [Raw.ROW] * rows, 0, Raw(folder)
+    with contextlib.closing(raw.connection):
         start, cpu = time.perf_counter(), time.process_time()
         while time.perf_counter() - start < seconds:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.executemany("INSERT INTO m (a,b,c,d,e,f,g,h,i,j,k) VALUES (?,?,?,?,?,?,?,?,?,?,?)", values)
-            connection.execute("COMMIT")
+            raw.commit(values)
             count += rows
         took, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return Figure(count / took, cpu / count * 1e6)
+
+
+async def raw_awaited(folder: Path, producers: int, seconds: float) -> Figure:
+    """The same commits on a thread, for `producers` tasks of an event loop that each wait for theirs: what the way there and
+    back costs, without anything that the store does for a message."""
+    raw, loop, count = Raw(folder), asyncio.get_running_loop(), 0
+    jobs: queue.SimpleQueue[asyncio.Future[None] | None] = queue.SimpleQueue()
+
+    def answer(replies: list[asyncio.Future[None] | None]) -> None:
+        for reply in replies:
+            if reply is not None:
+                reply.set_result(None)
+
+    def write() -> None:
+        while None not in (replies := [jobs.get() for _ in range(producers)]):
+            raw.commit([Raw.ROW] * producers)
+            loop.call_soon_threadsafe(answer, replies)
+
+    async def produce() -> None:
+        nonlocal count
+        while producing:
+            reply: asyncio.Future[None] = loop.create_future()
+            jobs.put(reply)
+            await reply
+            count += 1
+
+    producing, thread = True, threading.Thread(target=write)
+    start, cpu = time.perf_counter(), time.process_time()
+    thread.start()
+    tasks = [asyncio.create_task(produce()) for _ in range(producers)]
+    await asyncio.sleep(seconds)
+    producing = False
+    await asyncio.gather(*tasks)
+    took, cpu = time.perf_counter() - start, time.process_time() - cpu
+    for _ in tasks:
+        jobs.put(None)
+    thread.join()
+    raw.connection.close()
     return Figure(count / took, cpu / count * 1e6)
 
 
@@ -243,6 +295,10 @@ def main() -> None:
             for rows in (1, 10, 100):
                 measure(f"outbox, {rows} producers", lambda f, n=rows: uvloop.run(puts(f, n, args.seconds)))  # type: ignore[misc]
                 measure(f"raw sqlite3, {rows} rows a commit", lambda f, n=rows: raw_commits(f, n, args.seconds))  # type: ignore[misc]
+                measure(
+                    f"raw sqlite3 awaited, {rows} tasks",
+                    lambda f, n=rows: uvloop.run(raw_awaited(f, n, args.seconds)),  # type: ignore[misc]
+                )
                 if importlib.util.find_spec("persistqueue") is not None:
                     measure(f"persist-queue, {rows} threads", lambda f, n=rows: persist_queue(f, n, args.seconds))  # type: ignore[misc]
             for window in (1, 20, 100):
@@ -266,7 +322,11 @@ def pairs(names: list[str]) -> list[tuple[str, str]]:
     """Which of `names` is compared with which."""
     found = []
     for number in (1, 10, 100):
-        peers = (f"raw sqlite3, {number} rows a commit", f"persist-queue, {number} threads")
+        peers = (
+            f"raw sqlite3, {number} rows a commit",
+            f"raw sqlite3 awaited, {number} tasks",
+            f"persist-queue, {number} threads",
+        )
         found += [(f"outbox, {number} producers", peer) for peer in peers]
     found += [(f"drain, {window} in flight", f"bare paho, {window} in flight") for window in (1, 20, 100)]
     return [pair for pair in found if set(pair) <= set(names)]

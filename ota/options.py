@@ -35,7 +35,7 @@ def key_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--passphrase-file", type=Path, action="append", default=[], metavar="FILE",
-        help="mode 0600, its first line opens keys (default: ask); may be given several times",
+        help="mode 0600, holds a passphrase that opens keys (default: ask); may be given several times",
     )  # fmt: skip
 
 
@@ -62,31 +62,35 @@ def signing_of(args: argparse.Namespace, env: Mapping[str, str]) -> Signing:
     from ota.release.keys import KeyRing
     from ota.release.repository import Signing
 
-    return Signing(
-        KeyRing(places_of(args, env), AskedPassphrases(args.passphrase_file)), datetime.now(UTC), periods_of(args)
-    )
+    ring = KeyRing(places_of(args, env), AskedPassphrases(args.passphrase_file), credentials_of(env))
+    return Signing(ring, datetime.now(UTC), periods_of(args))
 
 
 def places_of(args: argparse.Namespace, env: Mapping[str, str]) -> list[Path]:
     """Where keys are. Raises ConfigError when nobody says."""
-    places = list(args.keys) or ([Path(env["CREDENTIALS_DIRECTORY"])] if env.get("CREDENTIALS_DIRECTORY") else [])
+    credentials = credentials_of(env)
+    places = list(args.keys) or ([credentials] if credentials else [])
     if not places:
         raise ConfigError([ConfigProblem("where are the keys?", path="--keys", hint="a key file, or a folder of them")])
     return places
+
+
+def credentials_of(env: Mapping[str, str]) -> Path | None:
+    """systemd's folder with this service's credentials."""
+    return Path(env["CREDENTIALS_DIRECTORY"]) if env.get("CREDENTIALS_DIRECTORY") else None
 
 
 class AskedPassphrases:
     """From files, else from the person at the terminal, who is asked once for each key."""
 
     def __init__(self, files: list[Path]) -> None:
-        from ota.release.keys import require_private
+        from ota.release.keys import read_secret
 
         self._known = []
         for file in files:
-            require_private(file)
-            phrase = file.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
-            if not phrase:
-                raise ConfigError([ConfigProblem("holds no passphrase in its first line", file=str(file))])
+            phrase = read_secret(file, None)
+            if not phrase or b"\n" in phrase:
+                raise ConfigError([ConfigProblem("should hold one line, the passphrase", file=str(file))])
             self._known.append(phrase)
 
     def new(self, title: str) -> bytes:

@@ -16,7 +16,7 @@ from agent.errors import StorageError, StorageFullError
 from agent.outbox.faults import is_damage, storage_error
 from agent.outbox.files import SIDES, beside, remove_database, sync_folder
 from agent.outbox.limits import missing
-from agent.outbox.numbers import DISORDER, NEWEST, row_of
+from agent.outbox.numbers import NEWEST, disorder, row_of
 from agent.outbox.salvage import BEYOND_ANY, salvage
 from agent.outbox.sequence import BLOCK, MOST, SequenceReserve
 from agent.outbox.wal import inspect
@@ -30,7 +30,6 @@ _PARTS = {1: {"meta", "messages", "outbox", "dead_letters", "events"}, 3: {"curs
 _WHOLE = "typeof({0}) <> 'integer' OR {0} NOT BETWEEN"
 _NONSENSE = (
     ("messages", f"message_id < 1 OR message_id >= {BEYOND_ANY}"),
-    ("messages", f"sequence IS NOT NULL AND ({_WHOLE.format('sequence')} 1 AND {MOST - 1})"),
     ("outbox", f"message_id < 1 OR message_id >= {BEYOND_ANY}"),
     ("outbox", f"{_WHOLE.format('lane')} 0 AND 3"),
     ("outbox", f"{_WHOLE.format('size_bytes')} 0 AND {1 << 31}"),
@@ -275,9 +274,9 @@ def _check_values(connection: sqlite3.Connection) -> None:
         found = connection.execute(f"SELECT rowid FROM {table} WHERE {nonsense} LIMIT 1").fetchone()  # noqa: S608 - constants only
         if found is not None:
             raise _DamagedError(f"{table}: in row {found[0]}: {nonsense}")
-    found = connection.execute(DISORDER).fetchone()
-    if found is not None:
-        raise _DamagedError(f"messages: row {found[0]} has no higher number than the one before it")
+    row_id = disorder(connection)
+    if row_id is not None:
+        raise _DamagedError(f"messages: in row {row_id}: no number above the one before it")
 
 
 def _set_aside(path: Path) -> Path:

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import sqlite3
 
+from agent.outbox.sequence import MOST
+
 NEWEST = "SELECT sequence FROM messages WHERE sequence IS NOT NULL ORDER BY message_id DESC LIMIT 1"
 """The highest number that a message has."""
-DISORDER = """
-SELECT message_id FROM (
-    SELECT message_id, sequence, lag(sequence) OVER (ORDER BY message_id) AS before FROM messages WHERE sequence IS NOT NULL
-) WHERE sequence <= before LIMIT 1"""
-"""A message whose number is not above the one before it."""
 _ENDS = "SELECT (SELECT min(message_id) FROM messages), (SELECT max(message_id) FROM messages)"
 _FROM = """
 SELECT message_id, CAST(sequence AS INTEGER) FROM messages
 WHERE message_id >= ? AND message_id < ? AND sequence IS NOT NULL ORDER BY message_id LIMIT 1"""
+
+
+def disorder(connection: sqlite3.Connection) -> int | None:
+    """The first row id with a number that is none, or not above the one before it; None = all are in order."""
+    before = 0
+    for row_id, sequence in connection.execute("SELECT message_id, sequence FROM messages WHERE sequence IS NOT NULL ORDER BY message_id"):
+        if not isinstance(sequence, int) or not before < sequence < MOST:
+            return int(row_id)
+        before = sequence
+    return None
 
 
 def row_of(connection: sqlite3.Connection, sequence: int) -> int:

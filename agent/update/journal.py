@@ -156,7 +156,7 @@ class Journal:
             self._serve(
                 connection,
                 Serving(
-                    action.slot, action.version, None, has_before=True,
+                    action.slot, action.version, serving.current, has_before=True,
                     highest=max(serving.highest, release.number),
                 ),
             )  # fmt: skip

@@ -208,13 +208,14 @@ def _preview_table(preview: dict[str, Any]) -> list[str]:
 
 def _list_table(found: list[dict[str, Any]]) -> list[Table | str]:
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("ID", "Name", "Release", "State", "Devices", "Well", "Failed", "Started", box=box.SIMPLE)
     for rollout in found:
         sums = [sum(group["counts"][at] for group in rollout["groups"]) for at in ("succeeded", "failed")]
         table.add_row(
-            str(rollout["id"]), rollout["name"], _title(rollout), rollout["state"], str(rollout["devices"]),
+            str(rollout["id"]), escape(rollout["name"]), _title(rollout), rollout["state"], str(rollout["devices"]),
             str(sums[0]), str(sums[1]), (rollout["started"] or "")[:19],
         )  # fmt: skip
     return [table if found else "no rollouts"]

@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,11 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from securesystemslib.exceptions import KeyMismatchError
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 from agent.errors import ConfigError, ConfigProblem
+from agent.private_files import read_private
 from ota.release.files import write_durably
 
 Role = Literal["root", "targets", "snapshot", "timestamp"]
@@ -91,25 +91,25 @@ def read_public(file: Path) -> PublicKey:
 
 
 class KeyRing:
-    """The private keys that are here. places: key files, or folders with them.
+    """The private keys that are here. places: key files, or folders with them; credentials: systemd's folder, if there is one.
 
     Raises ConfigError: a place is missing, a file is open to others, or no key.
     """
 
-    def __init__(self, places: Sequence[Path], passphrases: Passphrases) -> None:
+    def __init__(self, places: Sequence[Path], passphrases: Passphrases, credentials: Path | None = None) -> None:
         self._passphrases = passphrases
-        self._files: dict[str, tuple[Path, PublicKey]] = {}
+        self._files: dict[str, tuple[Path, bytes, PublicKey]] = {}
         self._opened: dict[str, CryptoSigner] = {}
         for place in places:
             for file in _key_files(place):
-                require_private(file)
-                public = self._public(file)
-                self._files[public.keyid] = (file, public)
+                content = read_secret(file, credentials)
+                public = self._public(file, content)
+                self._files[public.keyid] = (file, content, public)
 
     @property
     def publics(self) -> list[PublicKey]:
         """Of all keys here, by role and key id."""
-        return sorted((public for _, public in self._files.values()), key=lambda public: public.stem)
+        return sorted((public for _, _, public in self._files.values()), key=lambda public: public.stem)
 
     def signers(self, keyids: Iterable[str]) -> list[CryptoSigner]:
         """Of those of `keyids` that are here. Raises ConfigError when one cannot be opened."""
@@ -117,11 +117,16 @@ class KeyRing:
 
     def _signer(self, keyid: str) -> CryptoSigner:
         if keyid not in self._opened:
-            file, public = self._files[keyid]
-            self._opened[keyid] = CryptoSigner(self._private(file), cast("SSlibKey", public.key))
+            file, content, public = self._files[keyid]
+            private = self._private(file, content)
+            try:
+                self._opened[keyid] = CryptoSigner(private, cast("SSlibKey", public.key))
+            except KeyMismatchError as error:
+                problem = f"is not the key that {file.stem}.json beside it names"
+                raise ConfigError([ConfigProblem(problem, file=str(file))]) from error
         return self._opened[keyid]
 
-    def _public(self, file: Path) -> PublicKey:
+    def _public(self, file: Path, content: bytes) -> PublicKey:
         beside = file.with_suffix(".json")
         if beside.exists():
             return read_public(beside)
@@ -131,11 +136,9 @@ class KeyRing:
             raise ConfigError(
                 [ConfigProblem("the name of the key file does not begin with a role", str(file), hint=hint)]
             )
-        key = SSlibKey.from_crypto(self._private(file).public_key())
-        return PublicKey(role, key)
+        return PublicKey(role, SSlibKey.from_crypto(self._private(file, content).public_key()))
 
-    def _private(self, file: Path) -> Ed25519PrivateKey:
-        content = file.read_bytes()
+    def _private(self, file: Path, content: bytes) -> Ed25519PrivateKey:
         try:
             return _ed25519(content, None, file)
         except TypeError:  # encrypted
@@ -149,18 +152,14 @@ class KeyRing:
         raise ConfigError([ConfigProblem("no passphrase given opens this key", file=str(file), hint=hint)])
 
 
-def require_private(file: Path) -> None:
-    """Secrets are for their owner alone; systemd's credentials are guarded by their folder. Raises ConfigError."""
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    if credentials and file.resolve().is_relative_to(Path(credentials).resolve()):
-        return
+def read_secret(file: Path, credentials: Path | None) -> bytes:
+    """A file for its owner alone, without white space around it. Raises ConfigError."""
     try:
-        info = file.stat()
-    except OSError as error:
-        raise ConfigError([ConfigProblem(f"cannot be read: {error.strerror}", file=str(file))]) from error
-    if stat.S_IMODE(info.st_mode) & 0o077:
-        message = f"open to others (mode {stat.S_IMODE(info.st_mode):04o})"
-        raise ConfigError([ConfigProblem(message, file=str(file), hint=f"chmod 600 {file}")])
+        return read_private(file, credentials).encode()
+    except PermissionError as error:
+        raise ConfigError([ConfigProblem(str(error), file=str(file), hint=f"chmod 600 {file}")]) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError([ConfigProblem(f"cannot be read: {error}", file=str(file))]) from error
 
 
 def _key_files(place: Path) -> list[Path]:

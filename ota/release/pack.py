@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
 import zstandard
 from pydantic import ValidationError
 
@@ -129,13 +128,18 @@ def _of_configuration(file: Path, wishes: Wishes) -> dict[str, Any]:
 
 
 def _require_configuration(file: Path) -> None:
-    """Variables in it are the device's: whether the values fit, only the device can say."""
+    """Whether it names what a device has of its own (its services), only the device can say; all else is looked at here."""
+    from agent.config.layer import lay_over
+    from agent.config.load import load_config
+
     try:
-        content = yaml.safe_load(file.read_bytes())
-    except yaml.YAMLError as error:
-        raise ConfigError([ConfigProblem(f"not valid YAML: {' '.join(str(error).split())}", file=str(file))]) from error
-    if not isinstance(content, dict):
-        raise ConfigError([ConfigProblem("the top level must be a mapping (key: value)", file=str(file))])
+        lay_over(load_config(env={}, need_pulled_models=False), file)
+    except ConfigError as error:
+        problems = [
+            problem for problem in error.problems if not problem.message.startswith("this device has no such entry")
+        ]
+        if problems:
+            raise ConfigError(problems) from error
 
 
 def _release(

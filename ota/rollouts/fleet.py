@@ -43,15 +43,29 @@ def status_of(device: Device, seen_after_ms: int) -> str:
 
 
 def fields_of(device: Device, installed: Mapping[str, ReleaseRow], seen_after_ms: int) -> dict[str, list[str]]:
-    """installed: release by slot. What the device says of itself comes first, but not over what the server knows."""
+    """What filters ask for: the device's attributes; `<slot>.model`, `<slot>.version`, and `model`, `version` of any slot; `id`, `name`,
+    `status` (online, offline, never), `update` (hawkBit's update status). installed: release by slot, as reported to this server; what
+    the device says that it runs goes before."""
     fields = {key: [value] for key, value in device.attributes.items()}
-    for slot, release in installed.items():
-        fields[f"{slot}.model"], fields[f"{slot}.version"] = [release.name], [release.version]
-    if installed:
-        fields["model"] = [release.name for release in installed.values()]
-        fields["version"] = [release.version for release in installed.values()]
+    running = {slot: (release.name, release.version) for slot, release in installed.items()} | _said(device.attributes)
+    for slot, (model, version) in running.items():
+        fields[f"{slot}.model"], fields[f"{slot}.version"] = [model], [version]
+    if running:
+        fields["model"] = [model for model, _ in running.values()]
+        fields["version"] = [version for _, version in running.values()]
     known = {"id": device.controller_id, "name": device.name, "status": status_of(device, seen_after_ms)}
     return fields | {key: [value] for key, value in known.items()} | {"update": [device.update_status.value]}
+
+
+def _said(attributes: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Model and version by slot, of attributes like `model.action-fight: fight-stgcn 0.4.0`."""
+    said = {}
+    for key, value in attributes.items():
+        kind, _, slot = key.partition(".")
+        model, _, version = value.rpartition(" ")
+        if kind == "model" and slot and model:
+            said["action/" + slot.removeprefix("action-") if slot.startswith("action-") else slot] = (model, version)
+    return said
 
 
 def installed_by_device(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, ReleaseRow]]:

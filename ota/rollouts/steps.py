@@ -115,8 +115,7 @@ def _reach(
             return len(ids)
         case Cancel(group):
             open_ones = records.cancellable(connection, stored.id, group, limit)
-            for action_id in open_ones:
-                actions.cancel(connection, action_id, now_ms=moment.now_ms)
+            actions.cancel_many(connection, open_ones, now_ms=moment.now_ms)
             return len(open_ones)
         case GoBack(group):
             due = records.returnable(connection, stored, group, limit)

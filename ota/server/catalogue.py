@@ -206,9 +206,7 @@ class Catalogue:
 
 async def run(services: Services) -> None:
     """A part of the application: nothing to do without a repository."""
-    settings = services.settings
-    if settings.repository is not None:
-        root = await asyncio.to_thread(pinned_root, settings.data, settings.repository, settings.root)
-        catalogue = Catalogue(services, settings.repository, root)
+    if services.settings.repository is not None and services.root is not None:
+        catalogue = Catalogue(services, services.settings.repository, services.root)
         services.sync = catalogue.sync
         await catalogue.run()

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 KEPT = 1000
@@ -32,7 +33,6 @@ class Feed:
         self._events: deque[Event] = deque(maxlen=KEPT)
         self._clock_ms = clock_ms
         self._next = clock_ms() * _PER_MS
-        self._first = self._next
         self._more: asyncio.Future[None] | None = None
         self.listeners = 0
         self._closed = False
@@ -50,15 +50,15 @@ class Feed:
 
     async def listen(self, last_id: int | None = None) -> AsyncGenerator[Event, None]:
         """Events after `last_id` (None: from now on) until the server stops; begins with `reset` when some of them are gone."""
-        at = self._next if last_id is None else last_id + 1
+        at = self._next if last_id is None else min(last_id + 1, self._next)
         self.listeners += 1
         try:
             while not self._closed:
                 oldest = self._events[0].id if self._events else self._next
-                if at < oldest and not (at == self._first and oldest == self._first):
+                if at < oldest:
                     yield Event(0, self._clock_ms(), "reset", "", {})
                     at = oldest
-                for event in [event for event in self._events if event.id >= at]:
+                for event in list(islice(self._events, at - oldest, None)):  # ids have no gaps
                     yield event
                     at = event.id + 1
                 if at >= self._next:

@@ -20,6 +20,7 @@ from agent.errors import ConfigError, ConfigProblem, FatalError
 from agent.private_files import read_private
 from agent.sdnotify import Notifier
 from ota.server.app import create_app
+from ota.server.catalogue import pinned_root
 from ota.server.management_users import GATEWAY
 from ota.server.services import Services, wall_ms
 from ota.server.settings import ServerSettings, TlsSettings
@@ -93,7 +94,8 @@ async def running(given: ServerSettings, env: Mapping[str, str]) -> AsyncGenerat
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(given.database_url))
         await first_admin(store, given.data)
-        services = Services(given, store, gateway_hash=await _gateway_hash(store, given, env))
+        root = pinned_root(given.data, given.repository, given.root) if given.repository is not None else None
+        services = Services(given, store, gateway_hash=await _gateway_hash(store, given, env), root=root)
         runner = web.AppRunner(
             create_app(services), access_log=None, keepalive_timeout=_IDLE_S, shutdown_timeout=_STOP_S
         )

@@ -31,13 +31,14 @@ def wall_ms() -> int:
 
 @dataclass(slots=True)
 class Services:
-    """clock_ms: wall time; gateway_hash: of the token that lets devices register themselves, None = they cannot; tasks: what runs beside the
-    requests; sync: reads the repository now, None while there is none."""
+    """clock_ms: wall time; gateway_hash: of the token that lets devices register themselves, None = they cannot; root: the
+    repository's trusted root metadata; tasks: what runs beside the requests; sync: reads the repository now, None while there is none."""
 
     settings: ServerSettings
     store: Store
     clock_ms: Callable[[], int] = wall_ms
     gateway_hash: str | None = None
+    root: bytes | None = None
     polls: Polls = field(init=False)
     feed: Feed = field(init=False)
     heard: Heard = field(init=False)

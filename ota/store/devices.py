@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, case, delete, func, insert, or_, select, update
 
 from ota.store import tables
 from ota.store.errors import ConflictError, LimitError, MissingError
@@ -171,6 +171,17 @@ def settle_status(connection: Connection, device_id: int, outcome: ActionState) 
     else:
         status = UpdateStatus.REGISTERED
     change(connection, device_id, update_status=status)
+
+
+def settle_cancelled(connection: Connection, device_ids: Sequence[int]) -> None:
+    """As `settle_status`, for many whose action was cancelled."""
+    action, done = tables.actions.c, tables.installed.c
+    status = case(
+        (select(action.id).where(action.device_id == _T.id, action.open).exists(), UpdateStatus.PENDING),
+        (select(done.slot).where(done.device_id == _T.id).exists(), UpdateStatus.IN_SYNC),
+        else_=UpdateStatus.REGISTERED,
+    )
+    connection.execute(update(tables.devices).where(_T.id.in_(device_ids)).values(update_status=status))
 
 
 def names(connection: Connection, device_ids: Sequence[int]) -> dict[int, str]:

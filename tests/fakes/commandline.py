@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -30,8 +30,10 @@ def plain_logging() -> Iterator[None]:
         structlog.reset_defaults()
 
 
-def call(folder: Path, arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """`recognizer-agent ARGUMENTS` in `folder`; environment: all variables there are."""
+def call(
+    folder: Path, arguments: list[str], environment: Mapping[str, str], main: Callable[[list[str]], int] = main
+) -> subprocess.CompletedProcess[str]:
+    """`recognizer-agent ARGUMENTS` (or another `main`) in `folder`; environment: all variables there are."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch, plain_logging(),

@@ -7,7 +7,7 @@ import random
 from fakes.fleet_server import FleetServer
 from sqlalchemy import Connection, select
 
-from ota.store import actions, devices, feedback, releases, tables
+from ota.store import actions, devices, feedback, tables
 from ota.store.feedback import DEPLOYMENT
 from ota.store.rows import ReleaseRow, Report
 
@@ -34,8 +34,8 @@ def fill(connection: Connection, now_ms: int, known: dict[int, ReleaseRow]) -> N
         kind = "jetson-orin-nx" if number % 4 == 0 else "x86-cpu"
         attributes = {
             "site": site,
-            "agent.version": "0.1.0",
-            "hardware": kind,
+            "agent_version": "0.1.0",
+            "device": kind,
             "health": health,
             "cameras": str(number % 4 + 1),
         }

@@ -2,19 +2,18 @@
 
     python tests/fakes/update_agent.py '{"state_dir": ..., "server": ..., "token_file": ..., "root_file": ..., "configured": ...}'
 
-It prints a line of JSON at its start (`{"serving": path}`) and runs until SIGTERM. die_at: it kills itself with -9 at that many-th
-step that can be seen on the disk (before and after each rename, link, unlink, fsync and transaction), 0 = never.
+It prints a line of JSON at its start (`{"serving": path}`) and runs until SIGTERM. die_at, die_in, before: it kills itself with -9 at
+that many-th step that reaches the disk, or when an update enters that phase (`fakes.death`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fakes.trials import FakeTrials  # noqa: E402 - the path comes first
+from fakes.death import Death  # noqa: E402 - the path comes first
+from fakes.trials import FakeTrials  # noqa: E402
 
 from agent.config.schema import AgentConfig, LogConfig  # noqa: E402
 from agent.daemon.remote import Reloaded  # noqa: E402
@@ -31,48 +31,22 @@ from agent.health.reasons import HealthState  # noqa: E402
 from agent.observe.logging import configure_logging  # noqa: E402
 from agent.observe.metrics import Metrics  # noqa: E402
 from agent.supervise import EDGE, supervise  # noqa: E402
-from agent.update.journal import Journal  # noqa: E402
 from agent.update.parts import Pace  # noqa: E402
+from agent.update.records import Action  # noqa: E402
+from agent.update.worker import Worker  # noqa: E402
 
 QUICK = Pace(first_s=0.1, longest_s=0.5, look_s=0.02, progress_s=0.2, requests_s=0.1)
-_STEPS = ("fsync", "replace", "rename", "symlink", "unlink")
 
 
-class Death:
-    """Counts what reaches the disk."""
+def make_faulty() -> None:
+    """The link is switched when the shadow run begins, before anything says so."""
+    shadow = Worker._shadow
 
-    def __init__(self, at: int) -> None:
-        self._at = at
-        self._count = 0
+    async def early(worker: Worker, action: Action) -> Any:
+        worker._parts.store.switch(action.slot, action.version)
+        return await shadow(worker, action)
 
-    def step(self) -> None:
-        self._count += 1
-        if self._count == self._at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def watch(self) -> None:
-        """From now on."""
-        for name in _STEPS:
-            setattr(os, name, self._around(getattr(os, name)))
-        writing = Journal._writing
-
-        @contextlib.contextmanager
-        def counted(journal: Journal) -> Iterator[Any]:
-            with writing(journal) as connection:
-                yield connection
-                self.step()  # before its commit
-            self.step()
-
-        Journal._writing = counted  # type: ignore[method-assign]
-
-    def _around(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **more: Any) -> Any:
-            self.step()
-            result = work(*args, **more)
-            self.step()
-            return result
-
-        return counted
+    Worker._shadow = early  # type: ignore[method-assign]
 
 
 async def run(given: dict[str, Any]) -> None:
@@ -120,5 +94,11 @@ async def run(given: dict[str, Any]) -> None:
 if __name__ == "__main__":
     configure_logging(LogConfig(level="warning"))
     wishes = json.loads(sys.argv[1])
-    Death(wishes.get("die_at", 0)).watch()
-    asyncio.run(run(wishes))
+    death = Death(
+        lambda: os.kill(os.getpid(), signal.SIGKILL), wishes.get("die_at", 0), wishes.get("die_in", ""),
+        before=wishes.get("before", False),
+    )  # fmt: skip
+    if wishes.get("fault") == "early-link":
+        make_faulty()
+    with death.at_work():
+        asyncio.run(run(wishes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import stat
@@ -14,6 +15,7 @@ from threading import Thread
 
 import pytest
 from fakes.bundles import make_bundle
+from tuf.api.metadata import Root
 
 from agent.errors import ConfigError, DataError, TransientError, TrustError
 from agent.update.archive import unpack
@@ -81,7 +83,7 @@ class Site:
     def keyid(self, role: Role) -> str:
         return self.repository_root().roles[role].keyids[0]
 
-    def repository_root(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def repository_root(self) -> Root:
         state = self.repository.published()
         assert state
         return state.root.signed
@@ -124,16 +126,22 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     public = create_key(tmp_path, "timestamp", None)
     pem = tmp_path / f"{public.stem}.pem"
     pem.chmod(0o640)
-    with pytest.raises(ConfigError, match=r"open to others \(mode 0640\).*chmod 600"):
+    with pytest.raises(ConfigError, match=r"others can read or write it \(mode 0640\).*chmod 600"):
         KeyRing([tmp_path], NoPassphrases())
 
 
-def test_credentials_of_systemd_are_guarded_by_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_of_systemd_are_guarded_by_their_folder(tmp_path: Path) -> None:
     public = create_key(tmp_path, "timestamp", None)
     (tmp_path / f"{public.stem}.pem").chmod(0o440)
     (tmp_path / f"{public.stem}.json").unlink()
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    assert KeyRing([tmp_path], NoPassphrases()).publics == [public]
+    assert KeyRing([tmp_path], NoPassphrases(), tmp_path).publics == [public]
+
+
+def test_a_private_key_beside_the_public_half_of_another(tmp_path: Path) -> None:
+    one, other = create_key(tmp_path, "root", None), create_key(tmp_path, "root", None)
+    (tmp_path / f"{one.stem}.pem").replace(tmp_path / f"{other.stem}.pem")
+    with pytest.raises(ConfigError, match="is not the key that"):
+        KeyRing([tmp_path], NoPassphrases()).signers([other.keyid])
 
 
 class Phrases(NoPassphrases):
@@ -171,7 +179,11 @@ def test_a_missing_place(tmp_path: Path) -> None:
 def test_from_the_ceremony_to_the_device(opened: Site, tmp_path: Path) -> None:
     path = opened.release()
     written = opened.publish()
-    assert [name.rpartition(".")[0].rpartition(".")[2] or name for name in written][1:] == ["targets", "snapshot", "metadata/timestamp"]
+    assert [name.rpartition(".")[0].rpartition(".")[2] or name for name in written][1:] == [
+        "targets",
+        "snapshot",
+        "metadata/timestamp",
+    ]
     device = opened.device()
     target = device.find(path)
     assert (target.release.slot, target.release.number) == ("pose", 1)
@@ -196,9 +208,7 @@ def test_offline_keys_publish_nothing(opened: Site) -> None:
 
 def test_root_signers_who_never_meet(site: Site) -> None:
     """Each holder has one key on a machine of his own, and the folder goes round."""
-    holders = []
-    for number in range(3):
-        holders.append(create_key(site.folder / f"holder{number}", "root", None))
+    holders = [create_key(site.folder / f"holder{number}", "root", None) for number in range(3)]
     publics = [*holders, *(public for public in site.publics if public.role != "root")]
     first = site.signing(site.folder / "holder0", site.offline)
     staged = create_repository(site.repository, first, publics, THRESHOLDS)
@@ -339,18 +349,15 @@ def test_a_publication_cut_off_at_any_point_leaves_a_whole_repository(
             assert fresh.find(second).release.version == "2.0.0"
             assert cut >= 5
             return
-        with pytest.MonkeyPatch.context():
-            _again(opened)
+        _again(opened)
         assert old_device.find(second).release.version == "2.0.0"
     pytest.fail("never came to the end")
 
 
 def _again(site: Site) -> None:
     """A second try goes through, unless the first one had got as far as to be done."""
-    try:
+    with contextlib.suppress(DataError):
         site.publish()
-    except DataError as error:
-        assert "nothing is staged" in str(error)
 
 
 def _cut_off_after(patch: pytest.MonkeyPatch, count: int, site: Site) -> bool:
@@ -531,7 +538,9 @@ def test_a_key_that_is_not_there_is_not_revoked(opened: Site) -> None:
 
 def test_the_last_key_of_a_role_is_not_revoked(opened: Site) -> None:
     with pytest.raises(DataError, match="a threshold of 1 needs as many keys, there are 0"):
-        change_keys(opened.repository, opened.signing(opened.offline), Change((), [("timestamp", opened.keyid("timestamp"))]))
+        change_keys(
+            opened.repository, opened.signing(opened.offline), Change((), [("timestamp", opened.keyid("timestamp"))])
+        )
 
 
 def test_a_replaced_server_goes_on_from_the_files(opened: Site, tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
+from fakes.death import Death
 from fakes.trials import FakeTrials
 from fakes.update_world import QUICK, Releases
 from hypothesis import HealthCheck, settings
@@ -43,50 +42,14 @@ KINDS: tuple[dict[str, str], ...] = (
     {}, {}, {"validate": "slower"}, {}, {"shadow": "worse"}, {"watch": "unhealthy"}, {}, {"install": "crash"},
 )  # fmt: skip
 CONFIG = UpdateConfig(reserve_bytes=0, retries=1)
-_STEPS = ("fsync", "replace", "rename", "symlink", "unlink")
 
 
 class Died(BaseException):
     """The process was killed; from then on nothing reaches the disk."""
 
 
-class Killer:
-    """Ends this life at the `at`-th step that reaches the disk, 0 = never."""
-
-    def __init__(self, at: int) -> None:
-        self._at = at
-        self._count = 0
-
-    def step(self) -> None:
-        self._count += 1
-        if self._at and self._count >= self._at:
-            raise Died
-
-    @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        writing = Journal._writing
-
-        @contextlib.contextmanager
-        def counted(journal: Journal) -> Iterator[Any]:
-            with writing(journal) as connection:
-                yield connection
-                self.step()
-            self.step()
-
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(mock.patch.object(Journal, "_writing", counted))
-            for name in _STEPS:
-                stack.enter_context(mock.patch.object(os, name, self._around(getattr(os, name))))
-            yield
-
-    def _around(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **more: Any) -> Any:
-            self.step()
-            result = work(*args, **more)
-            self.step()
-            return result
-
-        return counted
+def kill() -> None:
+    raise Died
 
 
 class Shelf:
@@ -178,7 +141,8 @@ class UpdateMachine(RuleBasedStateMachine):
         parts = Parts(
             journal=journal, store=self.store, disk=disk, trust_thread=trust_thread, trust=lambda: self.shelf,
             trials=self.trials, unpack=unpack, fetch=self.shelf.fetch, facts=lambda: facts, config=lambda: CONFIG,
-            attributes=dict, changed=lambda: client.notice(), local_time=lambda: datetime.now().astimezone(), pace=QUICK,
+            attributes=dict, changed=lambda: client.notice(),  # noqa: PLW0108 - made below
+            local_time=lambda: datetime.now().astimezone(), pace=QUICK,
         )  # fmt: skip
         client = UpdateClient(parts, RequestFolder(self.root / "requests"), None)
         task = asyncio.create_task(client.run())
@@ -230,10 +194,18 @@ class UpdateMachine(RuleBasedStateMachine):
         self.under_way, self.deaths_in_probation = (str(self.serial), release, fake), 0
 
     @precondition(lambda self: self.under_way is not None)
-    @rule(at=st.integers(1, 140))
-    def die(self, at: int) -> None:
+    @rule(at=st.integers(1, 150).map(lambda number: number * 7 % 151))  # large ones as often as small ones
+    def die_at_a_step(self, at: int) -> None:
+        self.live_and_die(Death(kill, at))
+
+    @precondition(lambda self: self.under_way is not None)
+    @rule(phase=st.sampled_from([*Phase]), before=st.booleans())
+    def die_at_a_transition(self, phase: Phase, before: bool) -> None:
+        self.live_and_die(Death(kill, phase=phase.value, before=before))
+
+    def live_and_die(self, death: Death) -> None:
         try:
-            with self.journal() as journal, Killer(at).at_work():
+            with self.journal() as journal, death.at_work():
                 asyncio.run(self.life(journal))
         except Died:
             with self.journal() as journal:

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from agent.errors import ModelError, TrustError
+from agent.errors import ConfigError, ModelError, TrustError
 from agent.runtime.bundle import MANIFEST, seal_bundle
 from agent.update import contents
 from agent.update.archive import MAX_FILES, unpack
@@ -441,11 +441,22 @@ def test_a_second_graph_is_looked_at_as_well(bundle: Path, tmp_path: Path) -> No
 
 def test_a_configuration(tmp_path: Path) -> None:
     source = tmp_path / "site.yaml"
-    source.write_text("cameras: []\nmqtt: {password: '${SECRET}'}\n")
+    source.write_text("outbox: {history_days: 9}\n")
     packed = pack(source, tmp_path, {"configuration": 4}, Wishes(name="site", version="2026.1"))
     assert (packed.release.number, packed.release.path) == (5, "configuration/site-2026.1.tar.zst")
     unpack(packed.file, tmp_path / "out", packed.release)
     assert (tmp_path / "out" / CONFIGURATION).read_bytes() == source.read_bytes()
+
+
+def test_a_configuration_that_no_device_would_take_is_not_signed(tmp_path: Path) -> None:
+    source = tmp_path / "site.yaml"
+    source.write_text("outbox: {history_days: 9}\ncameras: []\nhealt: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        pack(source, tmp_path, {}, Wishes(name="site", version="1"))
+    assert [(problem.line, problem.path) for problem in caught.value.problems] == [(2, "cameras")]
+    source.write_text("healt: {}\n")
+    with pytest.raises(ConfigError, match=r"site\.yaml:1:healt"):
+        pack(source, tmp_path, {}, Wishes(name="site", version="1"))
 
 
 @pytest.mark.parametrize("names", [("other.yaml",), (CONFIGURATION, "more.yaml"), ("a/" + CONFIGURATION,)])

@@ -188,13 +188,22 @@ function deviceTools(found) {
   return element("div", "tools", field, element("span", "soft", plural(found.total, "device")));
 }
 
+/** By slot: what the device says that it runs, else what it was last given. */
+function running(device) {
+  const found = Object.fromEntries(Object.entries(device.installed).map(([slot, one]) => [slot, `${one.name} ${one.version}`]));
+  for (const [name, value] of Object.entries(device.attributes)) {
+    if (name.startsWith("model.")) found[name.slice(6).replace(/^action-/, "action/")] = value;
+  }
+  return found;
+}
+
 function versions(device) {
-  return Object.entries(device.installed).sort().map(([slot, one]) => element("div", "", `${one.name} ${one.version} `, element("span", "soft", slot)));
+  return Object.entries(running(device)).sort().map(([slot, title]) => element("div", "", `${title} `, element("span", "soft", slot)));
 }
 
 function deviceTable(found) {
   const health = (device) => device.attributes.health ?? "";
-  const rest = (device) => Object.entries(device.attributes).filter(([name]) => name !== "health").slice(0, 6);
+  const rest = (device) => Object.entries(device.attributes).filter(([name]) => name !== "health" && !/^(model|number)\./.test(name)).slice(0, 6);
   return table([
     ["Device", "", (device) => [element("strong", "", device.id), device.name === device.id ? "" : element("div", "soft", device.name)]],
     ["Status", "near", (device) => element("span", `dot ${STATUS[device.status]}`, device.status)],

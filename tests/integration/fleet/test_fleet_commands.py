@@ -1,0 +1,177 @@
+"""`recognizer-fleet rollout` and `devices` against a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from fakes.commandline import call
+from fakes.fleet_server import FleetServer
+
+from ota.cli import main
+
+Run = Callable[..., Awaitable[subprocess.CompletedProcess[str]]]
+
+
+def write_token(folder: Path, token: str, mode: int = 0o600) -> Path:
+    file = folder / "token"
+    file.write_text(token + "\n")
+    file.chmod(mode)
+    return file
+
+
+@pytest.fixture
+def run(fleet: FleetServer, tmp_path: Path) -> Run:
+    """The command in a thread of its own, with server and token in the environment."""
+    token = write_token(tmp_path, fleet.admin)
+
+    async def run(*arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        known = {
+            "RECOGNIZER_FLEET_SERVER": fleet.url,
+            "RECOGNIZER_FLEET_TOKEN_FILE": str(token),
+            "PATH": os.environ["PATH"],
+        }
+        found = await asyncio.to_thread(call, tmp_path, list(arguments), known | environment, main)
+        assert found.returncode == code, (found.stdout, found.stderr)
+        return found
+
+    return run
+
+
+async def answer(run: Run, *arguments: str) -> Any:
+    return json.loads((await run(*arguments, "--json")).stdout)
+
+
+async def test_devices(fleet: FleetServer, run: Run, tmp_path: Path) -> None:
+    assert (await run("devices", "list")).stdout.strip() == "no devices"
+    token = (await run("devices", "add", "box-1", "--name", "Gate [north]")).stdout.strip()
+    out = tmp_path / "box-2.token"
+    assert token not in (await run("devices", "add", "box-2", "--token-out", str(out))).stdout
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    for name, secret in (("box-1", token), ("box-2", out.read_text().strip())):
+        polled = await fleet.ask(
+            "GET", f"/default/controller/v1/{name}", headers={"Authorization": f"TargetToken {secret}"}
+        )
+        assert polled.status == 200
+    assert "it is there already" in (await run("devices", "token", "box-2", "--token-out", str(out), code=1)).stderr
+    assert (await run("devices", "token", "box-1")).stdout.strip() != token
+    first, _ = await fleet.publish(6, 7)
+    told = (await run("devices", "assign", "box-1", "pose-nano 0.6.0", "--forced")).stdout
+    assert "box-1 is to install pose-nano 0.6.0" in told
+    listed = (await run("devices", "list")).stdout
+    assert "Gate [north]" in listed
+    assert "pending" in listed
+    assert [one["id"] for one in await answer(run, "devices", "list", "--filter", "id==box-2")] == ["box-2"]
+    shown = await answer(run, "devices", "show", "box-1")
+    assert (shown["actions"][0]["release"], shown["actions"][0]["forced"]) == (first.id, True)
+    assert "pose-nano 0.6.0" in (await run("devices", "show", "box-1")).stdout
+    await run("devices", "remove", "box-2")
+    assert "there is no such device" in (await run("devices", "show", "box-2", code=1)).stderr
+    assert "column 3" in (await run("devices", "list", "--filter", "id=box", code=1)).stderr
+
+
+async def test_a_rollout_by_hand(fleet: FleetServer, run: Run, tmp_path: Path) -> None:
+    await fleet.publish(6, 7)
+    boxes = [await fleet.device(f"box-{n}") for n in range(10)]
+    dry = (await run("rollout", "create", "x", "--release", "pose-nano 0.7.0", "--dry-run", "--canary", "30")).stdout
+    assert dry.strip() == "10 devices match, 10 would get it (3 in canary, 7 in rest)"
+    assert (await run("rollout", "list")).stdout.strip() == "no rollouts"
+    made = (await run("rollout", "create", "nano [b]7[/]", "--release", "pose-nano-0.7.0", "--start")).stdout
+    assert "1 nano [b]7[/] is running" in made
+    await asyncio.sleep(1)
+    for box in boxes:
+        links = await box.poll()
+        if "deploymentBase" in links:
+            await box.report(int(links["deploymentBase"].partition("?")[0].rpartition("/")[2]), "closed", "success")
+    await asyncio.sleep(1)
+    assert "paused" in (await run("rollout", "pause", "1")).stdout
+    assert "it must be running" in (await run("rollout", "pause", "1", code=1)).stderr
+    waited = await run("rollout", "show", "1", "--devices", "--wait", "5", "--json", code=1)  # paused is not finished
+    shown = json.loads(waited.stdout)
+    assert [group["counts"]["succeeded"] for group in shown["groups"]] == [1, 0]
+    assert len(shown["members"]) == 10
+    assert "box-3" in (await run("rollout", "show", "1", "--devices")).stdout
+    await run("rollout", "resume", "1")
+    assert "rolling_back" in (await run("rollout", "abort", "1", "--roll-back")).stdout
+    assert "nano [b]7[/]" in (await run("rollout", "list")).stdout
+    assert [one["id"] for one in await answer(run, "rollout", "list", "--state", "finished")] == []
+
+
+async def test_a_plan_from_a_file(fleet: FleetServer, run: Run, tmp_path: Path) -> None:
+    await fleet.publish(7)
+    await fleet.device("box-1")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("groups:\n- {name: bench, filter: id==box-*, wait_s: 60}\n- {name: rest}\nroll_back: all\n")
+    made = await answer(run, "rollout", "create", "x", "--release", "1", "--plan", str(plan), "--forced", "--approval")
+    assert made["state"] == "draft"
+    assert made["plan"]["roll_back"] == "all"
+    assert made["plan"]["forced"] is True
+    assert (made["plan"]["groups"][0]["approval"], made["plan"]["groups"][0]["wait_s"]) == (True, 60)
+    assert made["preview"]["groups"] == [{"name": "bench", "devices": 1}, {"name": "rest", "devices": 0}]
+    assert "second person" in (await run("rollout", "approve", "1", code=1)).stderr
+    other = write_token(plan.parent, await fleet.user("operator"))
+    assert "is ready" in (await run("rollout", "approve", "1", RECOGNIZER_FLEET_TOKEN_FILE=str(other))).stdout
+    plan.write_text("groups:\n- {name: bench, percent: 5}\n")
+    wrong = await run("rollout", "create", "x", "--release", "1", "--plan", str(plan), code=78)
+    assert "the last group takes what is left" in wrong.stderr
+    plan.write_text("groups: [")
+    assert str(plan) in (await run("rollout", "create", "x", "--release", "1", "--plan", str(plan), code=78)).stderr
+    assert "it knows pose-nano 0.7.0" in (await run("rollout", "create", "x", "--release", "odd 1", code=1)).stderr
+
+
+async def test_tokens_and_servers_that_do_not_do(fleet: FleetServer, run: Run, tmp_path: Path) -> None:
+    open_file = tmp_path / "open"
+    open_file.write_text(fleet.admin)
+    open_file.chmod(0o644)
+    refused = await run("devices", "list", "--token-file", str(open_file), code=78)
+    assert "others can read" in refused.stderr
+    assert fleet.admin not in refused.stderr
+    viewer = write_token(tmp_path, await fleet.user("viewer"))
+    assert "needs the role operator" in (await run("rollout", "pause", "1", "--token-file", str(viewer), code=1)).stderr
+    wrong = write_token(tmp_path, "wrong")
+    assert "valid token" in (await run("devices", "list", "--token-file", str(wrong), code=1)).stderr
+    assert "does not answer" in (await run("devices", "list", "--server", "http://127.0.0.1:9", code=1)).stderr
+    assert "unencrypted" in (await run("devices", "list", "--server", "http://fleet.example", code=78)).stderr
+    assert "no address" in (await run("devices", "list", "--server", "fleet", code=78)).stderr
+    assert "which server" in (await run("devices", "list", RECOGNIZER_FLEET_SERVER="", code=78)).stderr
+    assert "no token" in (await run("devices", "list", RECOGNIZER_FLEET_TOKEN_FILE="", code=78)).stderr
+    await run("devices", code=2)
+    await run("rollout", "show", "x", code=2)
+
+
+async def test_a_redirect_does_not_take_the_token_along(fleet: FleetServer, run: Run) -> None:
+    seen: list[str] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Authorization", ""))
+        return web.Response(status=302, headers={"Location": f"http://127.0.0.1:{request.url.port}/other"})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", elsewhere)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = runner.addresses[0][1]
+        assert "302" in (await run("devices", "list", "--server", f"http://127.0.0.1:{port}", code=1)).stderr
+    finally:
+        await runner.cleanup()
+    assert len(seen) == 1
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from ota.cli import build_parser; build_parser();"
+        "print([name for name in ('aiohttp', 'sqlalchemy', 'tuf', 'yaml') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
