@@ -140,7 +140,7 @@ class Agent:
         """Which models and which configuration serve is decided before anything is built of them."""
         await asyncio.to_thread(prepare_state_dir, self.config.state_dir)
         await self.updates.open(self._stack)
-        self.trials.paths = self.updates.models
+        self.trials.paths |= self.updates.models
         try:
             self.config = compare(self.config, self.updates.with_layer(self.config)).effective
         except ConfigError as error:  # the operator has changed what it was laid over

@@ -62,7 +62,7 @@ def signing_of(args: argparse.Namespace, env: Mapping[str, str]) -> Signing:
     from ota.release.keys import KeyRing
     from ota.release.repository import Signing
 
-    ring = KeyRing(places_of(args, env), AskedPassphrases(args.passphrase_file), credentials_of(env))
+    ring = KeyRing(places_of(args, env), passphrases_of(args), credentials_of(env))
     return Signing(ring, datetime.now(UTC), periods_of(args))
 
 
@@ -80,8 +80,16 @@ def credentials_of(env: Mapping[str, str]) -> Path | None:
     return Path(env["CREDENTIALS_DIRECTORY"]) if env.get("CREDENTIALS_DIRECTORY") else None
 
 
+def passphrases_of(args: argparse.Namespace) -> AskedPassphrases:
+    """The same ones for the whole command, so that nobody is asked twice. Raises ConfigError."""
+    if not hasattr(args, "passphrases"):
+        args.passphrases = AskedPassphrases(args.passphrase_file)
+    found: AskedPassphrases = args.passphrases
+    return found
+
+
 class AskedPassphrases:
-    """From files, else from the person at the terminal, who is asked once for each key."""
+    """From files, else from the person at the terminal: what is typed once is tried at, and given to, the keys after it as well."""
 
     def __init__(self, files: list[Path]) -> None:
         from ota.release.keys import read_secret
@@ -94,7 +102,7 @@ class AskedPassphrases:
             self._known.append(phrase)
 
     def new(self, title: str) -> bytes:
-        """The first file's, else asked twice. Raises ConfigError."""
+        """The first one that is known, else asked for twice. Raises ConfigError."""
         if self._known:
             return self._known[0]
         if not sys.stdin.isatty():
@@ -105,7 +113,8 @@ class AskedPassphrases:
         phrase = getpass.getpass(f"new passphrase for {title}: ")
         if not phrase or getpass.getpass("again: ") != phrase:
             raise ConfigError([ConfigProblem("the two are not the same, or empty")])
-        return os.fsencode(phrase)
+        self._known.append(os.fsencode(phrase))
+        return self._known[0]
 
     def known(self, file: Path) -> Iterator[bytes]:
         """Those of the files and those typed so far, then asks."""

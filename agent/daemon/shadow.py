@@ -7,9 +7,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar
 
-from agent.errors import RecognizerError
+from agent.errors import FatalError, RecognizerError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -25,7 +26,8 @@ class Shadow(Generic[In, Out]):
     """Runs `function` on what the running model has just answered, and shows both answers to `compare`.
 
     function: as that of a `BatchWorker`, given one item at a time; must compute on the thread that calls it. depth: items that
-    wait; a newer one takes the place of the oldest. `offer` is the tap of the running model's worker. samples, failures: so far.
+    wait; a newer one takes the place of the oldest. `offer` is the tap of the running model's worker. samples, failures: so far;
+    dead: nothing works any more (FatalError), and it has ended.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Shadow(Generic[In, Out]):
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
         self.samples = 0
         self.failures = 0
+        self.dead = False
         self.last_error = ""
         self.seconds = 0.0
 
@@ -72,8 +75,11 @@ class Shadow(Generic[In, Out]):
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)  # on Linux of this thread alone
-        while (pair := self._next()) is not None:
+        with suppress(OSError):  # where it may not, its duty alone has to do
+            os.setpriority(
+                os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY
+            )  # on Linux of this thread alone
+        while not self.dead and (pair := self._next()) is not None:
             item, answer = pair
             started_s = time.perf_counter()
             try:
@@ -81,6 +87,7 @@ class Shadow(Generic[In, Out]):
                 self._compare(answer, other)
                 self.samples += 1
             except RecognizerError as error:
+                self.dead = isinstance(error, FatalError)
                 self._failed(str(error))
             except Exception as error:  # noqa: BLE001 - a candidate's bug is a finding, not the agent's end
                 self._failed(f"{type(error).__name__}: {error}")

@@ -81,7 +81,7 @@ async def _wait(shadow: Shadow[Any, Any], tally: Tally, terms: Terms, tell: Tell
     while waited_s < LONGER * shadow_s:
         if waited_s >= shadow_s and tally.opinion(terms.floor, terms.wanted).enough:
             break
-        if shadow.failures >= MAX_FAILURES and shadow.failures > shadow.samples:
+        if shadow.dead or (shadow.failures >= MAX_FAILURES and shadow.failures > shadow.samples):
             break
         step_s = min(LOOK_S, LONGER * shadow_s - waited_s)
         await asyncio.sleep(step_s)
@@ -97,7 +97,7 @@ def _verdict(shadow: Shadow[Any, Any], tally: Tally, terms: Terms, waited_s: flo
     }  # fmt: skip
     if shadow.samples:
         figures["shadow_latency_ms"] = round(1e3 * shadow.seconds / (shadow.samples + shadow.failures), 2)
-    if shadow.failures > shadow.samples:
+    if shadow.dead or shadow.failures > shadow.samples:
         text = f"{shadow.failures} inferences failed, {shadow.samples} did not; last: {clean(shadow.last_error)}"
         return Refusal("crash", text, figures)
     opinion = tally.opinion(terms.floor, terms.wanted)

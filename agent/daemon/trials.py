@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import structlog
 
 from agent.config.schema import AgentConfig
 from agent.daemon.shadow_run import Terms, run_shadow
 from agent.daemon.vitals import FrameGaps, Vitals
 from agent.errors import ConfigError, DeviceMemoryError, FatalError, ModelError, RecognizerError, TrustError
+from agent.health.probes import free_bytes
 from agent.health.reasons import HealthSnapshot, HealthState, Reason, reason_key
 from agent.recognition import Model, Recognition, with_models
 from agent.runtime.bundle import GoldenError
@@ -133,11 +133,8 @@ class AgentTrials:
         running = recognition.path(slot) if recognition is not None else None
         if recognition is None or running is None:
             return Refusal("contract", f"this device has no slot {slot!r} that is served")
-        free = int(psutil.virtual_memory().available * MEMORY_SHARE)
-        needed = LEAST_MEMORY_BYTES + COPIES * candidate.release.unpacked_bytes
-        if free < needed:
-            text = f"trying it takes some {needed / 1e6:.0f} MB, half of the free memory are {free / 1e6:.0f} MB"
-            return Refusal("memory", text)
+        if (refusal := _no_room(candidate)) is not None:
+            return refusal
         config = recognition.config
         request = {
             "slot": slot,
@@ -145,7 +142,7 @@ class AgentTrials:
             "running": _section(with_models(config, {slot: running}), slot),
             "allow_custom_ops": config.update.allow_custom_ops,
         }
-        outcome = await run_probe(request, ProbeLimits(free), tell)
+        outcome = await run_probe(request, ProbeLimits(int(free_bytes() * MEMORY_SHARE)), tell)
         return outcome if isinstance(outcome, Refusal) else too_poor(outcome, minimum) or outcome
 
     async def shadow(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
@@ -156,6 +153,8 @@ class AgentTrials:
             return Refusal("contract", f"this device has no slot {slot!r} that is served")
         if not terms.shadow_s:
             return {"shadow_s": 0}
+        if (refusal := _no_room(candidate)) is not None:
+            return refusal
         try:
             model = await self._load(recognition, slot, candidate.path, tell, threads=1)
         except RecognizerError as error:
@@ -313,6 +312,15 @@ class AgentTrials:
         closing = asyncio.ensure_future(asyncio.to_thread(model.close))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+
+def _no_room(candidate: Candidate) -> Refusal | None:
+    """A second copy beside the running model, where there is no memory for it, would cost the agent and not the candidate."""
+    free = free_bytes() * MEMORY_SHARE
+    needed = LEAST_MEMORY_BYTES + COPIES * candidate.release.unpacked_bytes
+    if free >= needed:
+        return None
+    return Refusal("memory", f"it takes some {needed / 1e6:.0f} MB, half of the free memory are {free / 1e6:.0f} MB")
 
 
 _UNDER_WAY = (EngineState.WAITING, EngineState.BUILDING, EngineState.LOADING)

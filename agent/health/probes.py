@@ -7,6 +7,7 @@ thread: `Probes.sample`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,30 @@ def _network() -> tuple[int | None, int | None]:
         return None, None
     real = [counters for name, counters in interfaces.items() if name != "lo"]
     return sum(c.bytes_sent for c in real), sum(c.bytes_recv for c in real)
+
+
+def free_bytes(root: Path = Path("/")) -> int:
+    """Memory that this process can still get: of the machine, and of the control groups (v2) that it is in."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        (line,) = (one for one in (root / "proc/self/cgroup").read_text().splitlines() if one.startswith("0::"))
+    except (OSError, ValueError):  # no unified hierarchy
+        return free
+    top = root / "sys/fs/cgroup"
+    folder = top / line.removeprefix("0::").lstrip("/")
+    for group in (folder, *folder.parents):
+        if not group.is_relative_to(top):
+            break
+        with contextlib.suppress(OSError, ValueError):  # `max`, or not there: no limit
+            limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+            free = min(free, max(0, limit - used + _reclaimable(group)))
+    return free
+
+
+def _reclaimable(group: Path) -> int:
+    """File pages, which count as used and are given back when they are wanted."""
+    pairs = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return sum(int(value) for name, value in pairs if name in {"inactive_file", "active_file"})
 
 
 def open_gpu_probe(root: Path = Path("/")) -> GpuProbe | None:

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -143,6 +144,8 @@ def _limit(request: Mapping[str, Any]) -> None:
     """The parent watches too; these hold where it has died, or is too slow."""
     die_with_parent()
     os.nice(NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # when memory runs out, this one is it
     limit_arenas()
     seconds = int(request["seconds"]) + _GRACE_S
     signal.alarm(seconds)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.cli import whole_number
 from agent.errors import ConfigError, ConfigProblem
-from ota.options import AskedPassphrases, days_options, key_options, repository_option, signing_of
+from ota.options import days_options, key_options, passphrases_of, repository_option, signing_of
 
 if TYPE_CHECKING:
     from ota.release.keys import PublicKey
@@ -29,52 +29,57 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     create = actions.add_parser("create", help="one key: its private half, and the public half for others")
     create.add_argument("role", choices=_ROLES)
-    create.add_argument(
-        "--no-passphrase", action="store_true", help="do not encrypt it (root and targets keys are otherwise)"
-    )
-
     ceremony = actions.add_parser("ceremony", help="the first root of a new repository")
-    for role in _ROLES:
-        ceremony.add_argument(
-            f"--{role}-keys", type=whole_number, default=_KEYS[role], metavar="N",
-            help=f"make keys until there are N (default {_KEYS[role]})",
-        )  # fmt: skip
-        ceremony.add_argument(
-            f"--{role}-threshold", type=whole_number, default=_THRESHOLDS.get(role, 1), metavar="N",
-            help=f"how many of them have to sign (default {_THRESHOLDS.get(role, 1)})",
-        )  # fmt: skip
-    ceremony.add_argument("--no-passphrase", action="store_true", help="do not encrypt new keys")
-
-    rotate = actions.add_parser("rotate", help="the next root: a role gets new keys")
+    _add_numbers(ceremony)
+    rotate = actions.add_parser(
+        "rotate", help="the next root: a role gets new keys, as many as it has (--keep: one more)"
+    )
     rotate.add_argument("role", choices=_ROLES)
     rotate.add_argument("--keep", action="store_true", help="the old keys go on counting beside the new ones")
-    rotate.add_argument("--threshold", type=whole_number, metavar="N", help="how many keys of the role have to sign")
-    rotate.add_argument("--no-passphrase", action="store_true", help="do not encrypt the new key")
-
     revoke = actions.add_parser("revoke", help="the next root: a key no longer counts (lost, or in wrong hands)")
     revoke.add_argument("role", choices=_ROLES)
     revoke.add_argument("keyid", metavar="KEYID", help="or its beginning")
-    revoke.add_argument("--threshold", type=whole_number, metavar="N", help="how many keys of the role have to sign")
-
     renew = actions.add_parser("renew", help="the next root: nothing but a new expiry")
     listing = actions.add_parser("list", help="who may sign what, and until when it holds")
     listing.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
-    for action in (ceremony, rotate):
+    for action in (rotate, revoke):
         action.add_argument(
-            "--public", type=Path, action="append", default=[], metavar="FILE",
-            help="public half of a key that someone else has; may be given several times",
-        )  # fmt: skip
+            "--threshold", type=whole_number, metavar="N", help="how many keys of the role have to sign"
+        )
+    for action in (create, ceremony, rotate):
+        action.add_argument("--no-passphrase", action="store_true", help="do not encrypt new root and targets keys")
     for action in (ceremony, rotate):
-        action.add_argument(
-            "--online-keys", type=Path, metavar="DIR",
-            help="a folder of its own for new snapshot and timestamp keys, to be taken to the server (default: as --keys)",
-        )  # fmt: skip
+        _add_places(action)
     for action in (create, ceremony, rotate, revoke, renew, listing):
         key_options(action)
     for action in (ceremony, rotate, revoke, renew, listing):
         repository_option(action)
     for action in (ceremony, rotate, revoke, renew):
         days_options(action, "root", "targets")
+
+
+def _add_numbers(parser: argparse.ArgumentParser) -> None:
+    for role in _ROLES:
+        keys, threshold = _KEYS[role], _THRESHOLDS.get(role, 1)
+        parser.add_argument(
+            f"--{role}-keys", type=whole_number, default=keys, metavar="N",
+            help=f"make keys until there are N (default {keys})",
+        )  # fmt: skip
+        parser.add_argument(
+            f"--{role}-threshold", type=whole_number, default=threshold, metavar="N",
+            help=f"how many of them have to sign (default {threshold})",
+        )  # fmt: skip
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--public", type=Path, action="append", default=[], metavar="FILE",
+        help="public half of a key that someone else has; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--online-keys", type=Path, metavar="DIR",
+        help="a folder of its own for new snapshot and timestamp keys, to be taken to the server (default: as --keys)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
@@ -93,16 +98,17 @@ def _create(args: argparse.Namespace, _: Mapping[str, str]) -> int:
 def _ceremony(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from ota.release.keys import ROLES, KeyRing, read_public
     from ota.release.repository import Repository
-    from ota.release.roots import create_repository
+    from ota.release.roots import create_repository, require_new
 
+    repository = Repository(args.repository)
+    require_new(repository)
     folders = [folder for folder in (_folder(args), args.online_keys) if folder and folder.is_dir()]
-    here = KeyRing(folders, AskedPassphrases(args.passphrase_file)).publics
+    here = KeyRing(folders, passphrases_of(args)).publics
     publics = _distinct([*here, *(read_public(file) for file in args.public)])
     for role in ROLES:
         for _ in range(getattr(args, f"{role}_keys") - sum(public.role == role for public in publics)):
             publics.append(_new_key(args, role))
     thresholds = {role: getattr(args, f"{role}_threshold") for role in ROLES}
-    repository = Repository(args.repository)
     tell(repository.staged.folder, create_repository(repository, signing_of(args, env), publics, thresholds))
     return 0
 
@@ -112,11 +118,13 @@ def _rotate(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from ota.release.repository import Repository
     from ota.release.roots import Change, newest_root
 
-    add = [read_public(file) for file in args.public] or [_new_key(args, args.role)]
+    old = newest_root(Repository(args.repository)).signed.roles[args.role].keyids
+    add = [read_public(file) for file in args.public]
     wrong = [public for public in add if public.role != args.role]
     if wrong:
         raise ConfigError([ConfigProblem(f"made for {wrong[0].role}, not for {args.role}", path="--public")])
-    old = newest_root(Repository(args.repository)).signed.roles[args.role].keyids
+    if not add:
+        add = [_new_key(args, args.role) for _ in range(1 if args.keep else len(old))]
     remove = [] if args.keep else [(args.role, keyid) for keyid in old]
     return _change(args, env, Change(add, remove, _threshold(args)))
 
@@ -148,7 +156,7 @@ def _list(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     from ota.release.roots import require_published
 
     state = require_published(Repository(args.repository))
-    ring = KeyRing(args.keys, AskedPassphrases(args.passphrase_file)) if args.keys else None
+    ring = KeyRing(args.keys, passphrases_of(args)) if args.keys else None
     here = {public.keyid for public in ring.publics} if ring else set()
     found: dict[str, Any] = {}
     for role in ROLES:
@@ -188,7 +196,7 @@ def _new_key(args: argparse.Namespace, role: Any) -> PublicKey:
 
     passphrase = None
     if role in OFFLINE and not args.no_passphrase:
-        passphrase = AskedPassphrases(args.passphrase_file).new(f"the new {role} key")
+        passphrase = passphrases_of(args).new(f"the new {role} key")
     online = None if role in OFFLINE else getattr(args, "online_keys", None)
     folder = online or _folder(args)
     public = create_key(folder, role, passphrase)

@@ -1,0 +1,1 @@
+"""Release tools: signing keys, the TUF repository, what is on its list."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent.errors import TransientError
+from agent.update.trust_record import sync_folder
 
 
 def write_durably(file: Path, content: bytes, mode: int = 0o644) -> None:
@@ -38,15 +39,6 @@ def copy_durably(source: Path, file: Path) -> None:
         os.fsync(out.fileno())
     temporary.replace(file)
     sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -161,10 +160,3 @@ def _problems(error: ValidationError) -> Sequence[ConfigProblem]:
     return [
         ConfigProblem(problem["msg"], path=".".join(str(part) for part in problem["loc"])) for problem in error.errors()
     ]
-
-
-def archive_bytes(files: Mapping[str, Path]) -> bytes:
-    """As `write_archive`, in memory."""
-    out = io.BytesIO()
-    write_archive(files, out)
-    return out.getvalue()

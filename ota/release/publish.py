@@ -17,7 +17,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 
 from agent.errors import DataError, TrustError
 from ota.release.files import copy_durably, locked
-from ota.release.repository import Layout, Repository, Signing, State, is_signed, newer_root, require_signed
+from ota.release.repository import Layout, Repository, Signing, State, is_signed, newer_root, release_of, require_signed
 
 WARN = timedelta(days=30)
 """Before what is signed offline expires."""
@@ -123,6 +123,7 @@ def _new_files(repository: Repository, source: Layout, targets: Metadata[Targets
     """Every target has its bytes, here or there. Raises TrustError, DataError."""
     files = []
     for info in targets.signed.targets.values():
+        release_of(info)
         here = repository.target_file(info)
         if here.is_file() and here.stat().st_size == info.length:
             continue

@@ -204,11 +204,14 @@ def missing(root: Metadata[Root], trusted: Metadata[Root] | None) -> str:
 
 
 def release_of(info: TargetFile) -> Release:
-    """Raises DataError."""
+    """Raises DataError: no release, or under another path than its own."""
     try:
-        return Release.model_validate(info.custom)
+        release = Release.model_validate(info.custom)
     except ValueError as error:
         raise DataError(f"target {info.path!r} is no release: {error}") from error
+    if release.path != info.path:
+        raise DataError(f"target {info.path!r} is {release.title} for {release.slot}: it should be {release.path!r}")
+    return release
 
 
 def custom_of(release: Release) -> dict[str, Any]:

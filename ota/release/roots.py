@@ -39,8 +39,7 @@ def create_repository(
 
     Raises DataError (there is a repository, a role has fewer keys than its threshold), ConfigError, OSError.
     """
-    if repository.versions("root") or repository.staged.versions("root"):
-        raise DataError(f"{repository.folder}: there is a repository already")
+    require_new(repository)
     root = Root(version=1, expires=signing.until("root"), consistent_snapshot=True)
     for role in ROLES:
         for public in publics:
@@ -125,6 +124,12 @@ def newest_root(repository: Repository) -> Metadata[Root]:
     if version:
         return repository.staged.read("root", Root, version)
     return require_published(repository).root
+
+
+def require_new(repository: Repository) -> None:
+    """Raises DataError when there is one."""
+    if repository.versions("root") or repository.staged.versions("root"):
+        raise DataError(f"{repository.folder}: there is a repository already")
 
 
 def require_published(repository: Repository) -> State:

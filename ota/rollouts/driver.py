@@ -88,11 +88,15 @@ class Driver:
 
     async def _settle_due(self) -> None:
         now_ms = self._moment().now_ms
-        self._due |= {rollout_id for rollout_id, at_ms in self._timers.items() if at_ms <= now_ms}
-        while self._due:
-            rollout_id = next(iter(self._due))
-            soon_ms = await self.settle(rollout_id)
-            self._due.discard(rollout_id)
+        due = self._due | {rollout_id for rollout_id, at_ms in self._timers.items() if at_ms <= now_ms}
+        self._due = set()  # whoever wakes one from here on may know more: it is looked at again, a moment later
+        while due:
+            rollout_id = due.pop()
+            try:
+                soon_ms = await self.settle(rollout_id)
+            except StorageError:
+                self._due |= due | {rollout_id}
+                raise
             self._timers.pop(rollout_id, None)
             if soon_ms is not None:
                 self._timers[rollout_id] = soon_ms

@@ -89,6 +89,8 @@ def _beside(parts: tuple[ModuleType, ...]) -> Callable[[web.Application], AsyncG
 async def _translate_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[STARTED] = time.perf_counter()
     try:
+        if "%00" in request.raw_path:  # no name holds it, and PostgreSQL would choke on it
+            raise web.HTTPBadRequest(reason="the address holds the character U+0000")
         return await handler(request)
     except web.HTTPException as error:
         if error.status < 400:

@@ -14,8 +14,11 @@ _MAX_PROBLEMS = 5
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_body(request: web.Request, model: type[Model]) -> Model:
-    """Raises 400 with what is wrong where, 408 for a slow one, 413 for a long one, 415 for another type than JSON."""
+async def read_body(request: web.Request, model: type[Model], *, nul: bool = False) -> Model:
+    """nul: take texts with the character U+0000, which PostgreSQL cannot hold; the caller has to remove it.
+
+    Raises 400 with what is wrong where, 408 for a slow one, 413 for a long one, 415 for another type than JSON.
+    """
     kind = request.content_type
     if kind != "application/json" and not kind.endswith("+json"):
         raise web.HTTPUnsupportedMediaType(reason="the body must be application/json")
@@ -24,6 +27,8 @@ async def read_body(request: web.Request, model: type[Model]) -> Model:
             raw = await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout(reason=f"the body did not come within {BODY_TIMEOUT_S:.0f} s") from None
+    if not nul and b"\\u0000" in raw:
+        raise web.HTTPBadRequest(reason="a text holds the character U+0000")
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:

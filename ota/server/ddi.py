@@ -23,7 +23,6 @@ from ota.server.ddi_bodies import (
     ConfigData,
     ConfirmationFeedback,
     InstalledVersion,
-    clean,
 )
 from ota.server.ddi_json import Links
 from ota.server.services import SERVICES
@@ -63,7 +62,7 @@ async def poll_base(request: web.Request) -> web.Response:
 @routes.put(BASE + "/configData")
 async def config_data(request: web.Request) -> web.Response:
     poll = await admit(request)
-    body = await read_body(request, ConfigData)
+    body = await read_body(request, ConfigData, nul=True)
     services = request.app[SERVICES]
     await services.store.write(devices.set_attributes, poll.device.id, body.mode or "merge", body.values)
     services.feed.tell("device", poll.device.controller_id, change="attributes")
@@ -115,7 +114,7 @@ async def installed_version(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
 
     def work(connection: Connection) -> Action | None:
-        release = releases.find(connection, clean(body.name), clean(body.version))
+        release = releases.find(connection, body.name, body.version)
         return actions.note_by_hand(connection, poll.device.id, release, now_ms=services.clock_ms())
 
     action = await services.store.write(work)
@@ -127,7 +126,7 @@ async def installed_version(request: web.Request) -> web.Response:
 @routes.post(BASE + "/deploymentBase/{action}/feedback")
 async def deployment_feedback(request: web.Request) -> web.Response:
     poll = await admit(request)
-    body = await read_body(request, ActionFeedback)
+    body = await read_body(request, ActionFeedback, nul=True)
     return await _report(request, poll, body.report(feedback.DEPLOYMENT))
 
 
@@ -146,7 +145,7 @@ async def cancel_action(request: web.Request) -> web.Response:
 @routes.post(BASE + "/cancelAction/{action}/feedback")
 async def cancel_feedback(request: web.Request) -> web.Response:
     poll = await admit(request)
-    body = await read_body(request, ActionFeedback)
+    body = await read_body(request, ActionFeedback, nul=True)
     try:
         return await _report(request, poll, body.report(feedback.CANCEL))
     except ConflictError as error:  # as hawkBit answers it
@@ -176,7 +175,7 @@ async def confirmation_of_action(request: web.Request) -> web.Response:
 @routes.post(BASE + "/confirmationBase/{action}/feedback")
 async def confirmation_feedback(request: web.Request) -> web.Response:
     poll = await admit(request)
-    body = await read_body(request, ConfirmationFeedback)
+    body = await read_body(request, ConfirmationFeedback, nul=True)
     return await _report(request, poll, body.report())
 
 

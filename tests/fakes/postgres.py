@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,6 +81,20 @@ class Postgres:
     def close(self) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def create(self) -> str:
+        """URL of a new, empty database. Blocks."""
+        name = f"t{uuid.uuid4().hex}"
+
+        async def work() -> None:
+            connection = await asyncpg.connect(self.url("postgres"))
+            try:
+                await connection.execute(f"CREATE DATABASE {name}")
+            finally:
+                await connection.close()
+
+        asyncio.run(work())
+        return self.url(name)
 
     def url(self, database: str) -> str:
         return f"postgresql://fleet@/{database}?host={self.folder}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -33,6 +35,7 @@ def fleet(tmp_path: Path) -> Command:
     return run
 
 
+REPO = Path(__file__).resolve().parents[2]
 SITE = ("--repository", "repository")
 OFFLINE = (*SITE, "--keys", "offline", "--passphrase-file", "phrase")
 ONLINE = (*SITE, "--keys", "online")
@@ -111,7 +114,10 @@ def test_rotate_and_revoke(fleet: Command, opened: Repository) -> None:
     root = opened.published().root.signed  # type: ignore[union-attr]
     assert root.version == 2
     assert root.roles["timestamp"].keyids != [old]
-    first = root.roles["root"].keyids[0]
+    fleet("keys", "rotate", "root", *OFFLINE)
+    fleet("publish", *ONLINE)
+    assert set(opened.published().root.signed.roles["root"].keyids).isdisjoint(root.roles["root"].keyids)  # type: ignore[union-attr]
+    first = opened.published().root.signed.roles["root"].keyids[0]  # type: ignore[union-attr]
     fleet("keys", "revoke", "root", first[:8], *OFFLINE)
     fleet("publish", *ONLINE)
     assert len(opened.published().root.signed.roles["root"].keyids) == 2  # type: ignore[union-attr]
@@ -178,6 +184,49 @@ def test_a_wrong_passphrase(fleet: Command, opened: Repository, tmp_path: Path) 
     (tmp_path / "wrong").chmod(0o644)
     result = fleet("sign", "--renew", *SITE, "--keys", "offline", "--passphrase-file", "wrong", code=78)
     assert "others can read or write it" in result.stderr
+
+
+def at_a_terminal(folder: Path, arguments: list[str], answers: list[str]) -> tuple[int, str]:
+    """The command with a person at the keyboard, who answers each question in turn; exit code and screen."""
+    person, terminal = os.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", sys.executable, "-m", "ota.cli", *arguments],
+        cwd=folder, env={"PATH": "/usr/bin", "PYTHONPATH": str(REPO)}, stdin=terminal, stdout=terminal, stderr=terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    screen = b""
+    with contextlib.suppress(OSError):  # how Linux says that nobody is there any more
+        while part := os.read(person, 4096):
+            screen += part
+            if part.rstrip().endswith(b":") and answers:
+                os.write(person, answers.pop(0).encode() + b"\n")
+    os.close(person)
+    return process.wait(30), screen.decode()
+
+
+def test_a_person_is_asked_twice_for_a_new_passphrase_and_once_for_all_keys(tmp_path: Path) -> None:
+    code, screen = at_a_terminal(
+        tmp_path, ["keys", "ceremony", "--repository", "repository", "--keys", "keys"], ["secret", "secret"]
+    )
+    assert code == 0, screen
+    assert screen.count("passphrase for") == 1
+    assert "secret" not in screen
+    code, screen = at_a_terminal(
+        tmp_path, ["sign", "--staged", "--repository", "repository", "--keys", "keys"], ["secret"]
+    )
+    assert code == 0, screen
+    code, screen = at_a_terminal(
+        tmp_path, ["sign", "--staged", "--repository", "repository", "--keys", "keys"], ["wrong"]
+    )
+    assert code == 78
+    assert "no passphrase given opens this key" in screen
+
+
+def test_two_different_new_passphrases(tmp_path: Path) -> None:
+    code, screen = at_a_terminal(tmp_path, ["keys", "create", "root", "--keys", "keys"], ["secret", "secert"])
+    assert code == 78
+    assert "not the same" in screen
+    assert not (tmp_path / "keys").exists()
 
 
 def test_no_terminal_to_ask_at(fleet: Command) -> None:

@@ -13,7 +13,7 @@ import pytest
 from agent.health.gpu import GpuSample, Throttle
 from agent.health.gpu_jetson import JetsonProbe, is_jetson
 from agent.health.gpu_nvml import NvmlApi, NvmlProbe, open_nvml, throttle_of
-from agent.health.probes import Probes, ProbeSample, SystemProbe, SystemSample, open_gpu_probe
+from agent.health.probes import Probes, ProbeSample, SystemProbe, SystemSample, free_bytes, open_gpu_probe
 
 # --- system -----------------------------------------------------------------------------------------------------------
 
@@ -52,6 +52,36 @@ def test_open_descriptors_are_counted(tmp_path: Path) -> None:
 
 def test_a_missing_state_folder_is_unknown_not_an_error(tmp_path: Path) -> None:
     assert SystemProbe(tmp_path / "nowhere").sample().disk_free_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "free"),
+    [
+        ({}, None),
+        ({"system.slice": (1000, 400, 0)}, 600),
+        ({"system.slice": (1000, 400, 250)}, 850),  # file pages are given back
+        ({"system.slice": (1000, 400, 0), "system.slice/agent.service": (300, 200, 0)}, 100),
+        ({"system.slice": ("max", 400, 0), "system.slice/agent.service": (300, 400, 0)}, 0),
+    ],
+)
+def test_memory_that_is_left_is_that_of_the_control_groups_too(
+    tmp_path: Path, limits: dict[str, tuple[int | str, int, int]], free: int | None
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/system.slice/agent.service\n")
+    for name, (most, used, pages) in limits.items():
+        folder = tmp_path / "sys/fs/cgroup" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 7\ninactive_file {pages}\nactive_file 0\n")
+    found = free_bytes(tmp_path)
+    assert found == free if free is not None else found > 1_000_000
+
+
+def test_memory_that_is_left_without_control_groups(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path) > 1_000_000
+    assert free_bytes() > 1_000_000
 
 
 async def test_probes_read_this_machine_off_the_loop(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from agent.daemon.shadow import Shadow
-from agent.errors import ModelError
+from agent.errors import FatalError, ModelError
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -82,6 +82,19 @@ def test_errors_are_counted_and_it_goes_on(error: Exception) -> None:
     until(lambda: shadow.samples == 1)
     assert shadow.stop()
     assert str(error) in shadow.last_error
+
+
+def test_a_dead_device_ends_it() -> None:
+    def function(items: list[int]) -> list[int]:
+        raise FatalError("CUDA failure 700: an illegal memory access was encountered")
+
+    shadow: Shadow[int, int] = Shadow(function, lambda a, b: None, duty=1)
+    shadow.start()
+    shadow.offer([1], [1])
+    until(lambda: shadow.dead)
+    shadow.offer([2], [2])
+    assert shadow.stop()
+    assert (shadow.failures, shadow.samples) == (1, 0)
 
 
 def test_it_rests_most_of_the_time() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import asyncpg
 import pytest
 from fakes.fleet_server import FleetServer, Repository, fleet_server
 from fakes.postgres import NEEDED, Postgres, available, running_postgres
@@ -41,13 +40,7 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'fleet.db'}"
     server: Postgres = request.getfixturevalue("postgres")
-    name = f"t{uuid.uuid4().hex}"
-    connection = await asyncpg.connect(server.url("postgres"))
-    try:
-        await connection.execute(f"CREATE DATABASE {name}")
-    finally:
-        await connection.close()
-    return server.url(name)
+    return await asyncio.to_thread(server.create)
 
 
 @pytest.fixture

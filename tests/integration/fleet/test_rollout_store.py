@@ -341,6 +341,44 @@ async def test_the_driver_wakes_for_reports_and_waits(world: World) -> None:
         await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_a_report_during_a_look_is_not_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver has read the tallies and not yet gone to rest when the last device reports."""
+    await world.build(10)
+    rollout = await world.create(Plan(groups=(GroupPlan(name="canary", count=2), GroupPlan(name="rest"))))
+    await world.store.write(lambda c: carry_out(c, records.get(c, rollout), [steps.Begin()], world.moment(), by="anna"))
+    look, reported = world.store.read, False
+
+    async def read(function: Any, *arguments: Any) -> Any:
+        nonlocal reported
+        found = await look(function, *arguments)
+        if not reported and found == (True, None) and (await world.tallies(rollout))[0] == Tally(open=2):
+            reported = True
+            await world.store.write(report_open, "success")
+            world.driver.wake(rollout)
+        return found
+
+    tallies = world.tallies
+    monkeypatch.setattr(world.driver, "_store", Watched(world.store, read))
+    running = asyncio.create_task(world.driver.run())
+    try:
+        world.driver.wake(rollout)
+        deadline = time.monotonic() + 10
+        while (await tallies(rollout))[1] != Tally(open=8):
+            assert time.monotonic() < deadline, await tallies(rollout)
+            await asyncio.sleep(0.05)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+class Watched:
+    """A store whose reads the test goes along with."""
+
+    def __init__(self, store: Store, read: Any) -> None:
+        self.write = store.write
+        self.read = read
+
+
 def report_open(connection: Connection, finished: str) -> None:
     for device_id in fleet_store.open_actions(connection):
         fleet_store.report(connection, device_id, finished, now_ms=NOW)

@@ -1,0 +1,186 @@
+"""Updates in the daemon: what serves at the start, the slot `configuration`, and that nothing here keeps the agent from watching."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.trials import FakeTrials
+from fakes.tuf_repository import release
+from fakes.update_world import Releases
+
+from agent.config.load import load_config
+from agent.config.schema import AgentConfig
+from agent.daemon.remote import Reloaded
+from agent.daemon.slot_trials import SlotTrials
+from agent.daemon.updates import UpdatePorts, Updates
+from agent.errors import ConfigError, StorageError
+from agent.health.reasons import HealthState
+from agent.observe.metrics import Metrics
+from agent.runtime.bundle import sha256_of
+from agent.update.archive import unpack
+from agent.update.boot import JOURNAL, boot
+from agent.update.journal import Journal
+from agent.update.journal_file import sole_owner
+from agent.update.machine import Phase, report
+from agent.update.models import VersionStore
+from agent.update.records import Version
+from agent.update.trials import Candidate, Refusal
+
+
+def config_of(folder: Path, *, enabled: bool = True) -> AgentConfig:
+    (folder / "root.json").write_text("{}")
+    file = folder / "agent.yaml"
+    file.write_text(
+        f"state_dir: {folder / 'state'}\nupdate: {{enabled: {str(enabled).lower()}, server: 'http://127.0.0.1:1', "
+        "repository: 'http://127.0.0.1:1/repository', root_file: root.json}\n"
+    )
+    return load_config([file], env={})
+
+
+@asynccontextmanager
+async def opened(config: AgentConfig) -> AsyncIterator[tuple[Updates, HealthState]]:
+    async def reload() -> Reloaded:
+        return Reloaded()
+
+    health = HealthState()
+    ports = UpdatePorts(
+        trials=FakeTrials({}), config=lambda: config, load=lambda: config, reload=reload, recognition=lambda: None,
+        publish=lambda _: None,
+    )  # fmt: skip
+    async with AsyncExitStack() as stack:
+        updates = Updates(ports, health=health, metrics=Metrics("test"), environ={})
+        await updates.open(stack)
+        yield updates, health
+
+
+def committed(root: Path, releases: Releases) -> Version:
+    """A device with a version of the slot `pose`."""
+    wanted = releases.make("1.1.0", publish=False)
+    archive = root.parent / "archive"
+    root.mkdir(parents=True)
+    archive.write_bytes(
+        next(content for path, content in releases.repository.files.items() if path.endswith(".tar.zst"))
+    )
+    version, store = Version(sha256_of(archive), wanted), VersionStore(root)
+    store.add(version, lambda folder: unpack(archive, folder, wanted))
+    journal = Journal.open(root / JOURNAL)
+    action = journal.begin("1", wanted.path, "pose", report(Phase.DOWNLOADING))
+    action = journal.enter(action, Phase.PROBATION, report(Phase.PROBATION), version=version, came_from="")
+    journal.commit(action, report(Phase.COMMITTED))
+    boot(journal, store, enabled=True)
+    journal.close()
+    return version
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> Releases:
+    return Releases(tmp_path / "releases")
+
+
+async def test_an_agent_without_updates_leaves_no_trace(tmp_path: Path) -> None:
+    async with opened(config_of(tmp_path, enabled=False)) as (updates, _):
+        assert updates.models == {}
+        assert updates.report()["phase"] == "off"
+        with pytest.raises(StorageError, match=r"update\.enabled"):
+            await updates.check()
+    assert not (tmp_path / "state" / "updates").exists()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_what_was_committed_serves_whether_updates_are_enabled_or_not(
+    tmp_path: Path, releases: Releases, enabled: bool
+) -> None:
+    version = committed(tmp_path / "state" / "updates", releases)
+    async with opened(config_of(tmp_path, enabled=enabled)) as (updates, health):
+        assert updates.models == {"pose": VersionStore(tmp_path / "state" / "updates").path(version)}
+        assert health.snapshot().reasons == ()
+
+
+async def test_a_journal_that_cannot_be_used_leaves_the_links(tmp_path: Path, releases: Releases) -> None:
+    root = tmp_path / "state" / "updates"
+    version = committed(root, releases)
+    connection = sqlite3.connect(root / JOURNAL)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    async with opened(config_of(tmp_path)) as (updates, health):
+        assert updates.models == {"pose": VersionStore(root).path(version)}
+        assert [one.reason for one in health.snapshot().reasons] == ["update_store"]
+        updates.start(lambda *_: pytest.fail("nothing to start"))
+
+
+async def test_a_second_process_does_not_touch_the_journal(tmp_path: Path, releases: Releases) -> None:
+    root = tmp_path / "state" / "updates"
+    committed(root, releases)
+    with sole_owner(root / JOURNAL):
+        async with opened(config_of(tmp_path)) as (updates, health):
+            assert updates.models.keys() == {"pose"}
+            assert "already in use" in health.snapshot().reasons[0].detail
+
+
+async def test_a_slot_that_is_no_longer_configured_is_not_served(tmp_path: Path, releases: Releases) -> None:
+    committed(tmp_path / "state" / "updates", releases)
+    root = tmp_path / "state" / "updates"
+    (root / "current" / "pose").rename(root / "current" / "action-gone")
+    async with opened(config_of(tmp_path)) as (updates, _):
+        assert updates.models.keys() <= {"pose"}
+
+
+# --- the slot `configuration` -----------------------------------------------------------------------------------------
+
+
+class Desk:
+    """A daemon's configuration that can be reloaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.operators = config_of(folder)
+        self.current = self.operators
+        self.refuses = ""
+        self.trials = SlotTrials(
+            FakeTrials({"pose": folder}), load=lambda: self.operators, current=lambda: self.current, reload=self.reload
+        )
+
+    async def reload(self) -> Reloaded:
+        return Reloaded(error=self.refuses)
+
+
+def candidate(folder: Path, text: str) -> Candidate:
+    file = folder / "configuration.yaml"
+    file.write_text(text)
+    return Candidate(release("configuration"), file, "ab" * 32)
+
+
+def tell(*_: Any) -> None:
+    """Nobody listens."""
+
+
+async def test_a_configuration_is_checked_laid_over_and_taken_back(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    wanted = candidate(tmp_path, "log: {level: debug}\n")
+    assert await desk.trials.validate(wanted, tell) == {"changed_keys": 1}
+    assert await desk.trials.shadow(wanted, tell) == {}
+    assert desk.trials.running("configuration") is None
+    await desk.trials.install("configuration", wanted.path)
+    assert desk.trials.running("configuration") == wanted.path
+    assert not isinstance(await desk.trials.watch(wanted, tell), Refusal)
+    await desk.trials.install("configuration", None)
+    assert desk.trials.running("configuration") is None
+
+
+async def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
+    found = await Desk(tmp_path).trials.validate(candidate(tmp_path, "update: {enabled: false}\n"), tell)
+    assert isinstance(found, Refusal)
+    assert found.reason == "configuration"
+    assert "belongs to the device" in found.text
+
+
+async def test_a_reload_that_is_refused_leaves_what_there_was(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.refuses = "cameras.0.source: no such file"
+    with pytest.raises(ConfigError, match="no such file"):
+        await desk.trials.install("configuration", tmp_path / "configuration.yaml")
+    assert desk.trials.running("configuration") is None

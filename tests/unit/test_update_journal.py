@@ -1,0 +1,150 @@
+"""The journal: one transaction a step, and what the server has yet to hear is neither lost nor doubled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes.tuf_repository import release
+
+from agent.errors import StorageError
+from agent.update.journal import Journal
+from agent.update.journal_file import InUseError, sole_owner
+from agent.update.machine import Phase, report
+from agent.update.records import Action, Serving, Version
+from agent.update.trials import Refusal
+
+OLD, NEW = (
+    Version(letter * 64, release("pose", version=f"1.{number}.0", number=number))
+    for letter, number in (("a", 1), ("b", 2))
+)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    opened = Journal.open(tmp_path / "updates.db")
+    yield opened
+    opened.close()
+
+
+def begun(journal: Journal, action_id: str = "7") -> Action:
+    return journal.begin(action_id, "pose/x-1.0.0.tar.zst", "pose", report(Phase.DOWNLOADING))
+
+
+def committed(journal: Journal, action_id: str, version: Version) -> Action:
+    action = journal.enter(
+        begun(journal, action_id), Phase.PROBATION, report(Phase.PROBATION), version=version, came_from=""
+    )
+    return journal.commit(action, report(Phase.COMMITTED))
+
+
+def waiting(journal: Journal) -> list[tuple[str, str, str]]:
+    return [(one.action_id, one.about, one.report.details[0]) for one in journal.waiting()]
+
+
+def test_everything_about_an_update_is_read_as_it_was_written(journal: Journal, tmp_path: Path) -> None:
+    action = begun(journal)
+    action = journal.identified(action, NEW)
+    action = journal.enter(action, Phase.VERIFIED, report(Phase.VERIFIED))
+    action = journal.measured(action, {"latency_ms": 3.5, "device": "cpu"})
+    refusal = Refusal("slower", "41 ms", {"latency_ms": 41.0})
+    action = journal.enter(action, Phase.REFUSED, report(Phase.REFUSED), refusal=refusal, settled=True)
+    assert journal.action("7") == action
+    assert action.flat_figures == {"latency_ms": 41.0, "device": "cpu"}
+    assert journal.unsettled() == []
+    again = Journal.open_to_read(tmp_path / "updates.db")
+    assert again.recent(5) == [action]
+    again.close()
+
+
+def test_an_id_is_used_once(journal: Journal) -> None:
+    begun(journal)
+    with pytest.raises(StorageError, match="UNIQUE"):
+        begun(journal)
+    assert len(journal.waiting()) == 1
+
+
+def test_news_takes_the_place_of_old_news_but_the_end_stays(journal: Journal) -> None:
+    action = begun(journal)
+    begun(journal, "8")
+    action = journal.enter(action, Phase.VERIFIED, report(Phase.VERIFIED))
+    assert sorted(waiting(journal)) == [("7", "deployment", "verified"), ("8", "deployment", "downloading")]
+    journal.enter(action, Phase.REFUSED, report(Phase.REFUSED), refusal=Refusal("x", "y"), settled=True)
+    journal.tell("7", "deployment", report(Phase.REFUSED))
+    journal.tell("7", "cancel", report(Phase.CANCELLED))
+    assert sorted(waiting(journal))[:2] == [("7", "cancel", "cancelled"), ("7", "deployment", "refused")]
+    for one in journal.waiting():
+        journal.delivered(one, "accepted")
+    assert journal.waiting() == []
+    assert journal.audit(1)[0].what == "told"
+
+
+def test_a_slot_keeps_its_version_the_one_before_and_the_highest_number(journal: Journal) -> None:
+    committed(journal, "1", OLD)
+    committed(journal, "2", NEW)
+    assert journal.serving("pose") == Serving("pose", NEW, OLD, has_before=True, highest=2)
+    assert journal.exchange("pose", "why", "anna") == Serving("pose", OLD, NEW, has_before=True, highest=2)
+    assert journal.exchange("pose", "why", "anna").current == NEW
+    assert journal.audit(1)[0].detail == {"slot": "pose", "to": NEW.release.title, "why": "why", "by": "anna"}
+
+
+def test_there_is_nothing_to_go_back_to(journal: Journal) -> None:
+    with pytest.raises(StorageError, match="no version to go back to"):
+        journal.exchange("pose", "why", "anna")
+    assert journal.slots() == {}
+
+
+def test_a_proper_stop_is_remembered_until_the_next_start(journal: Journal) -> None:
+    action = journal.enter(begun(journal), Phase.PROBATION, None, version=NEW, came_from="")
+    journal.stopped()
+    stopped = journal.action("7")
+    assert stopped is not None
+    assert stopped.clean
+    assert not journal.started(action, 0).clean
+
+
+def test_one_owner(tmp_path: Path) -> None:
+    with (
+        sole_owner(tmp_path / "updates.db"),
+        pytest.raises(InUseError, match="already in use"),
+        sole_owner(tmp_path / "updates.db"),
+    ):
+        pass
+
+
+def test_a_transaction_that_a_death_cut_off_is_taken_back(tmp_path: Path) -> None:
+    """Also by somebody who only wants to look."""
+    file = tmp_path / "updates.db"
+    code = """
+import os, signal, sys
+from pathlib import Path
+from agent.update.journal import Journal
+from agent.update.machine import Phase, report
+journal = Journal.open(Path(sys.argv[1]))
+journal.begin("7", "t", "pose", report(Phase.DOWNLOADING))
+journal._connection.execute("PRAGMA cache_size = 1")
+journal._connection.execute("BEGIN IMMEDIATE")
+journal._connection.execute("DELETE FROM actions")
+journal._connection.executemany("INSERT INTO audit (t_us, action_id, what, detail) VALUES (1, '', ?, '')", [("x" * 900,)] * 500)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(file)], check=False, cwd=os.getcwd())
+    assert done.returncode == -signal.SIGKILL
+    assert file.with_name("updates.db-journal").exists()
+    looking = Journal.open_to_read(file)
+    assert [one.action_id for one in looking.recent(9)] == ["7"]
+    looking.close()
+
+
+def test_the_record_does_not_grow_for_ever(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.update.journal._MOST_AUDIT", 20)
+    monkeypatch.setattr("agent.update.journal._MOST_ACTIONS", 5)
+    for number in range(30):
+        committed(journal, str(number), NEW)
+    assert len(journal.audit(1000)) == 20
+    assert len(journal.recent(1000)) <= 6
