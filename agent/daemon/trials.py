@@ -182,7 +182,7 @@ class AgentTrials:
         self, recognition: Recognition, slot: str, path: Path | None, watched: FrameGaps
     ) -> dict[str, float | int | str]:
         began_s = self._vitals.mark()
-        before, before_path, spare = recognition.slots[slot], recognition.path(slot), self._spares.get(slot)
+        before, spare = recognition.slots[slot], self._spares.get(slot)
         back = spare is not None and spare.path in self._bundles(slot, path)
         if spare is not None and back:
             model = spare.model
@@ -196,21 +196,8 @@ class AgentTrials:
             self._vitals.spell(slot, self._kinds(slot)),
             (getattr(before, "card", {}), getattr(model, "card", {})),
         )
-        # From here on nothing is awaited until the books say what is going to be.
         watched.longest_s = 0.0
-        done = recognition.swap(slot, model)
-        self._spares.pop(slot, None)
-        if back:
-            done.add_done_callback(lambda _: self._close(before))
-            self._changes.pop(slot, None)
-        else:
-            self._spares[slot] = _Spare(before_path, before)
-            self._changes[slot] = change
-        if path is None:
-            self.paths.pop(slot, None)
-        else:
-            self.paths[slot] = path
-        self._ports.health.clear_reason(_left_aside(slot))
+        done = self._exchange(recognition, slot, path, model, None if back else change)
         await asyncio.shield(done)
         await self._next_frames(watched)
         figures: dict[str, float | int | str] = {
@@ -221,6 +208,28 @@ class AgentTrials:
         }
         _log.info("model_installed", slot=slot, model=model.name, before=before.name, way_back=back, **figures)
         return figures
+
+    def _exchange(
+        self, recognition: Recognition, slot: str, path: Path | None, model: Model, change: _Change | None
+    ) -> asyncio.Future[None]:
+        """The change and the books about it at once, so that nobody who gives up in between finds them apart.
+
+        change: for the probation that follows; None: this is the way back.
+        """
+        before, before_path = recognition.slots[slot], recognition.path(slot)
+        done = recognition.swap(slot, model)
+        self._spares.pop(slot, None)
+        self._changes.pop(slot, None)
+        if change is None:
+            done.add_done_callback(lambda _: self._close(before))
+        else:
+            self._spares[slot], self._changes[slot] = _Spare(before_path, before), change
+        if path is None:
+            self.paths.pop(slot, None)
+        else:
+            self.paths[slot] = path
+        self._ports.health.clear_reason(_left_aside(slot))
+        return done
 
     def _bundles(self, slot: str, path: Path | None) -> set[Path | None]:
         """Where a model that is to serve may have been loaded from."""

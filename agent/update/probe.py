@@ -65,12 +65,16 @@ def probe(request: Mapping[str, Any], say: Say) -> dict[str, float | str]:
         call()
     memory_mb = round((_peak_bytes() - before_bytes) / 1e6, 1)
     say({"step": "loading the model in use", "done": 0.4})
-    running = _create(slot, request["running"]) if request["running"] else None
-    if running is not None:
+    figures: dict[str, float | str] = {"device": str(getattr(candidate, "device", "")), "memory_mb": memory_mb}
+    running = None
+    try:
+        running = _create(slot, request["running"])
+    except RecognizerError as error:  # no room for both, or a model in use that is broken: this one may be the cure
+        figures["note"] = f"the model in use cannot be loaded beside it: {error}"
+    else:
         check_fit(running, candidate)
     say({"step": "measuring", "done": 0.5})
-    times = _measure(call, _call_of(running) if running is not None else None)
-    return {"device": str(getattr(candidate, "device", "")), "memory_mb": memory_mb, **times}
+    return figures | _measure(call, _call_of(running) if running is not None else None)
 
 
 def _create(slot: str, section: Mapping[str, Any]) -> Model:

@@ -19,7 +19,8 @@ from agent.update.release import Minimum
 from agent.update.trials import Figures, Refusal, Tell
 
 COMMAND = (sys.executable, "-m", "agent.update.probe")
-TIMEOUT_S = 180.0
+TIMEOUT_S = 600.0
+"""Two large models on a small, busy device, at low priority."""
 _WATCH_EVERY_S = 0.1
 _MAX_LINE_BYTES = 1 << 16
 _MAX_LINES = 100
@@ -111,7 +112,8 @@ class _Conversation:
             if message is None:
                 return None
             if "figures" in message:
-                return {str(name): value for name, value in message["figures"].items()}
+                figures = message["figures"].items()
+                return {str(name): clean(value) if isinstance(value, str) else value for name, value in figures}
             if "refused" in message:
                 return Refusal(str(message["refused"]), clean(str(message["text"])))
             self._ready_bytes = int(message.get("ready_bytes", self._ready_bytes))

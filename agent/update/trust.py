@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import structlog
 from pydantic import ValidationError
 from tuf.api import exceptions as faults
 from tuf.api.metadata import Metadata, Root, TargetFile
@@ -27,6 +28,8 @@ from agent.update.faults import Reason, UntrustedError
 from agent.update.release import Release
 from agent.update.trust_fetch import FetchLimits, MetadataFetcher
 from agent.update.trust_record import Held, TrustRecord
+
+_log = structlog.get_logger(__name__)
 
 BUILT = datetime(2026, 11, 26, tzinfo=UTC)
 """Raised with every release of the agent: no honest clock shows less."""
@@ -71,7 +74,7 @@ class Trust:
     folder: for what is held for true, 0700; url: of the repository, with `metadata/` and `targets/` below it; root: the root of
     trust that came with the image or by hand, any version of the repository's root.json; tls: None = the system's authorities;
     headers: sent to the repository's host only; not_before: what the clock must show at least.
-    notes: after a call, what was found damaged and repaired.
+    notes: after a call, what was found damaged and repaired; the log has it as well.
     Raises ConfigError when `root` is no root metadata.
     """
 
@@ -133,6 +136,8 @@ class Trust:
         with self._record.locked():
             held = self._record.load()
             self.notes = held.notes
+            for note in held.notes:
+                _log.warning("trust_record_damaged", detail=note)
             now = self._now(held)
             self._record.unfold(held)
             seen = None

@@ -100,17 +100,18 @@ class TrustRecord:
         }
         if files == held.files and not held.notes and (seen is None or (held.seen and seen - held.seen < _SEEN_STEP)):
             return
-        content = _written(Held(files, seen or held.seen))
-        temporary = self._file.with_name(".trusted.record.new")
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb", opener=_private) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         if self._file.exists() and not held.notes:  # a damaged one is worth nothing as the one before
-            self._before.unlink(missing_ok=True)
-            os.link(self._file, self._before)
-        temporary.replace(self._file)
+            self._put(self._before, self._file.read_bytes())
+        self._put(self._file, _written(Held(files, seen or held.seen)))
+
+    def _put(self, file: Path, content: bytes) -> None:
+        temporary = file.with_name(f".{file.name}.new")
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb", opener=_private) as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(file)
         sync_folder(self._folder)
 
 

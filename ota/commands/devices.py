@@ -113,7 +113,13 @@ def _list_table(found: list[dict[str, Any]]) -> list[Table | str]:
 
 
 def _runs(device: dict[str, Any]) -> str:
-    return ", ".join(f"{slot} {one['name']} {one['version']}" for slot, one in sorted(device["installed"].items()))
+    """What the device says that it runs, else what it was last given."""
+    running = {slot: f"{one['name']} {one['version']}" for slot, one in device["installed"].items()}
+    for name, value in device["attributes"].items():
+        if name.startswith("model."):
+            slot = name.removeprefix("model.")
+            running["action/" + slot.removeprefix("action-") if slot.startswith("action-") else slot] = value
+    return ", ".join(f"{slot} {title}" for slot, title in sorted(running.items()))
 
 
 def _one_table(device: dict[str, Any]) -> list[Table | str]:

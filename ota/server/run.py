@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import resource
 import signal
 import ssl
@@ -16,7 +17,7 @@ import structlog
 from aiohttp import web
 from sqlalchemy import Connection
 
-from agent.errors import ConfigError, ConfigProblem, FatalError
+from agent.errors import ConfigError, ConfigProblem, FatalError, StorageError
 from agent.private_files import read_private
 from agent.sdnotify import Notifier
 from ota.server.app import create_app
@@ -55,6 +56,7 @@ async def serve(given: ServerSettings, env: Mapping[str, str]) -> None:
     notifier = Notifier.from_environment(env)
     try:
         async with running(given, env) as server:
+            gc.freeze()  # what the start made stays: no need to look through it again and again
             notifier.ready(f"port {server.port}")
             _log.info("fleet_listening", host=given.host, port=server.port, tls=given.tls is not None)
             await _watch(server.services, notifier, stop)
@@ -76,8 +78,12 @@ async def _watch(services: Services, notifier: Notifier, stop: asyncio.Event) ->
                 if task.cancelled() or (error := task.exception()) is not None:
                     raise FatalError(f"{task.get_name()} ended") from (None if task.cancelled() else error)
             beside -= done  # one that had nothing to do
-            await services.store.read(settings.get, GATEWAY)
-            notifier.watchdog()
+            try:
+                await services.store.read(settings.get, GATEWAY)
+            except StorageError as error:  # it may come back; should it not, the watchdog ends this
+                _log.error("fleet_database_does_not_answer", error=str(error))
+            else:
+                notifier.watchdog()
     finally:
         stopping.cancel()
 

@@ -76,6 +76,17 @@ async def test_slower_one_is_measured_as_such(config: AgentConfig, tmp_path: Pat
     assert "times as long as the model in use, at most 1.5" in refusal.text
 
 
+async def test_a_broken_model_in_use_does_not_keep_its_successor_out(config: AgentConfig, tmp_path: Path) -> None:
+    asked = request(config, derive("fall-stgcn", tmp_path / "new", version="9.0.0"))
+    asked["running"] = asked["section"] | {"model": str(derive("fall-stgcn", tmp_path / "old", cut=True))}
+    found = await run_probe(asked, LIMITS, lambda *_: None)
+    assert isinstance(found, dict), found
+    assert "cannot be loaded beside it" in str(found["note"])
+    assert str(tmp_path) not in str(found["note"])
+    assert "latency_ratio" not in found
+    assert float(found["latency_ms"]) > 0
+
+
 async def test_wrong_answers_are_named(config: AgentConfig, tmp_path: Path) -> None:
     found = await probed(config, derive("fall-stgcn", tmp_path / "new", contrary, golden=False))
     assert isinstance(found, Refusal)

@@ -147,7 +147,7 @@ async def test_a_device_without_the_memory_refuses_instead_of_trying(tmp_path: P
 
 
 async def shadow(
-    tmp_path: Path, candidate: Candidate, *, source: str = SIM, shadow_s: float = 4.0
+    tmp_path: Path, candidate: Candidate, *, source: str = SIM, shadow_s: float = 2.0
 ) -> tuple[Figures | Refusal, list[tuple[str, float]]]:
     async with open_desk(desk_config(tmp_path, source, shadow_s=shadow_s)) as desk:
         await desk.more_frames(8)
@@ -180,7 +180,7 @@ async def test_estimator_that_sees_people_elsewhere_is_worse(tmp_path: Path) -> 
 
 async def test_classifier_that_says_the_opposite_is_worse(tmp_path: Path) -> None:
     candidate = candidate_of(derive("fall-stgcn", tmp_path / "new", contrary, version="9.0.0"), FALL)
-    outcome, _ = await shadow(tmp_path, candidate, shadow_s=8)
+    outcome, _ = await shadow(tmp_path, candidate, shadow_s=4)
     refusal = refusal_of(outcome)
     assert refusal.reason == "worse"
     assert float(refusal.figures["agreement"]) < 0.5
@@ -189,7 +189,7 @@ async def test_classifier_that_says_the_opposite_is_worse(tmp_path: Path) -> Non
 
 async def test_equal_classifier_agrees(tmp_path: Path) -> None:
     candidate = candidate_of(derive("fall-stgcn", tmp_path / "new", version="9.0.0"), FALL, agreement=0.95)
-    outcome, _ = await shadow(tmp_path, candidate, shadow_s=8)
+    outcome, _ = await shadow(tmp_path, candidate, shadow_s=4)
     figures = figures_of(outcome)
     assert figures["agreement"] == 1.0
     assert float(figures["probability_difference"]) < 1e-3

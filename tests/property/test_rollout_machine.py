@@ -165,6 +165,16 @@ class RolloutMachine(RuleBasedStateMachine):
         for decision in decisions:
             self.carry_out(decision, len(self.boxes))
 
+    def check_rest(self) -> None:
+        """Nothing more to do until a device reports: an end has taken back all that was open, a way back was offered to all."""
+        if self.state in {State.ABORTED, State.ROLLING_BACK}:
+            assert all(box.at != "open" for box in self.boxes)
+        if self.state is State.ROLLING_BACK:
+            going = [box for box in self.boxes if self.stages[box.group] in {Stage.FAILED, Stage.WITHDRAWN}]
+            assert all(box.at != "succeeded" or not box.back for box in going)
+        if self.state is State.RUNNING:
+            assert all(box.at != "waiting" or self.stages[box.group] not in BEGUN for box in self.boxes)
+
     # --- what happens -------------------------------------------------------------------------------------------------
 
     @rule(most=st.integers(1, 4), killed_after=st.integers(0, 3))
@@ -182,6 +192,7 @@ class RolloutMachine(RuleBasedStateMachine):
         for _ in range(ROUNDS):
             decisions = decide(self.rollout(), self.now_ms)
             if not decisions:
+                self.check_rest()
                 return
             self.apply(decisions)
         raise AssertionError("it never comes to rest")
@@ -369,6 +380,17 @@ def test_the_second_failure_of_ten_sends_the_group_back() -> None:
 def test_failures_after_a_group_was_met_stop_the_next_one() -> None:
     canary = group(Stage.MET, succeeded=16, failed=4, met_ms=0)
     assert decide(two(canary, group(Stage.RUNNING, open=90)), 0)[-1].state is State.ROLLING_BACK  # type: ignore[union-attr]
+
+
+def test_roll_back_all_withdraws_the_groups_that_were_well() -> None:
+    decided = decide(two(group(Stage.MET, succeeded=10, met_ms=0), group(failed=18, open=72), roll_back="all"), 0)
+    why = "group rest: 18 of 90 devices failed (20 %, limit 20 %)"
+    assert decided == [SetStage(1, Stage.FAILED, why), SetStage(0, Stage.WITHDRAWN), SetState(State.ROLLING_BACK, why)]
+
+
+def test_an_aborted_rollout_takes_back_what_is_open_and_does_nothing_else() -> None:
+    assert decide(two(group(succeeded=5, open=4, ending=1), REST, State.ABORTED), 0) == [Cancel(0)]
+    assert decide(two(group(succeeded=5, ending=5), REST, State.ABORTED), 0) == []
 
 
 def test_a_group_whose_devices_all_left_is_not_met() -> None:

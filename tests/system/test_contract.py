@@ -20,13 +20,17 @@ pytestmark = [
 
 
 def test_every_message_of_a_running_agent_is_valid_on_its_channel(tmp_path: Path) -> None:
-    """Events, a camera that fails, one that comes and goes, a bad reload, a broker that restarts, a crash, a clean stop."""
+    """Events, a camera that fails, one that comes and goes, a bad reload, a broker that restarts, a crash, a clean stop; all the
+    time a fleet server that is not there."""
     broker = Mosquitto(tmp_path / "broker", "autosave_interval 1", "autosave_on_changes true")
     broker.start()
     subscriber = Subscriber(broker.port)
     agent = AgentProcess(tmp_path, mqtt_port=broker.port, script=[0.9, 0.9, 0.1])
     agent.document["mqtt"]["discovery"] = {"enabled": True}
     agent.document["cameras"].append({"id": "gone", "source": "rtsp://127.0.0.1:1/none", "read_timeout_s": 2})
+    (tmp_path / "root.json").write_text("{}")
+    nobody = {"server": "http://127.0.0.1:9", "repository": "http://127.0.0.1:9/repository"}
+    agent.document["update"] = {"enabled": True, "root_file": str(tmp_path / "root.json"), **nobody}
     agent.write_config()
     try:
         agent.start()
@@ -67,8 +71,9 @@ def test_every_message_of_a_running_agent_is_valid_on_its_channel(tmp_path: Path
     assert not wrong, "\n".join(wrong[:5])
     assert set(seen) == {
         ("status", "status"), ("health", "health"), ("cameraState", "camera"), ("cameraEvents", "event"),
-        ("homeAssistant", "discovery"),
+        ("homeAssistant", "discovery"), ("otaState", "ota"),
     }, seen  # fmt: skip
+    assert json.loads(subscriber.payloads("/ota/state")[-1])["server"]["state"] in {"offline", "unknown"}
     entities = json.loads(subscriber.payloads("homeassistant/")[-1])["components"]
     assert entities["cam.service.fight"]["state_topic"] == "recognizer/box/events/cam/fight"
     assert entities["second.fps"] == {"platform": "sensor"}, "taken back, also by the next run"

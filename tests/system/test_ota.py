@@ -62,7 +62,9 @@ class Box:
         except aiohttp.ClientError:
             return {}
 
-    async def until(self, what: Callable[[dict[str, Any]], object], text: str, limit_s: float = 240.0) -> dict[str, Any]:
+    async def until(
+        self, what: Callable[[dict[str, Any]], object], text: str, limit_s: float = 240.0
+    ) -> dict[str, Any]:
         state: dict[str, Any] = {}
         try:
             async with asyncio.timeout(limit_s):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -133,7 +132,7 @@ journal._connection.execute("DELETE FROM actions")
 journal._connection.executemany("INSERT INTO audit (t_us, action_id, what, detail) VALUES (1, '', ?, '')", [("x" * 900,)] * 500)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(file)], check=False, cwd=os.getcwd())
+    done = subprocess.run([sys.executable, "-c", code, str(file)], check=False, cwd=Path.cwd())
     assert done.returncode == -signal.SIGKILL
     assert file.with_name("updates.db-journal").exists()
     looking = Journal.open_to_read(file)

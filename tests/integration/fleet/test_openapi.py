@@ -11,9 +11,11 @@ from fakes.fleet_server import FleetServer
 from fakes.openapi import Api, ContractError
 
 from ota.rollouts.plan import GroupPlan, Plan
+from ota.rollouts.steps import SERVER
 from ota.server import management_devices, management_rollouts, management_users
 from ota.server.app import PARTS
 from ota.server.auth import role_of
+from ota.store import audit
 
 
 def routes() -> dict[tuple[str, str], str]:
@@ -80,7 +82,18 @@ async def test_a_tour_of_all_operations_is_as_described(fleet: FleetServer) -> N
     api = Api()
 
     async def call(method: str, path: str, body: Any = None, **given: Any) -> Any:
-        return await exchange(fleet, api, method, path, body, **given)
+        """Also: whatever changes something leaves a line in the audit log, and nothing else does."""
+        before = await audited()
+        found = await exchange(fleet, api, method, path, body, **given)
+        changes = method != "GET" and path not in {"/rollouts/preview", "/releases/sync"}
+        done = not (isinstance(found, dict) and "error" in found)
+        assert ((await audited()) > before) == (changes and done), (method, path)
+        return found
+
+    async def audited() -> int:
+        """Lines that people caused."""
+        entries, _ = await fleet.services.store.read(audit.page, limit=1000, offset=0)
+        return sum(entry.who != SERVER for entry in entries)
 
     await call("GET", "/me")
     await call("POST", "/users", {"name": "otto", "role": "operator"})
