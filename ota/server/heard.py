@@ -12,7 +12,7 @@ from ota.store.devices import Seen
 from ota.store.store import Store
 
 _log = structlog.get_logger(__name__)
-WRITE_EVERY_S = 2.0
+WRITE_EVERY_S = 10.0
 _TOGETHER = 500
 """In one transaction, which feedback may have to wait for."""
 
@@ -37,7 +37,8 @@ class Heard:
             await self.flush()
 
     async def flush(self) -> None:
-        seen, self._seen = list(self._seen.values()), {}
+        # In the order in which they lie on the disk: each page is written once, not once for each transaction.
+        seen, self._seen = sorted(self._seen.values(), key=lambda one: one.device_id), {}
         for start in range(0, len(seen), _TOGETHER):
             try:
                 await self._store.write(devices.saw, seen[start : start + _TOGETHER])

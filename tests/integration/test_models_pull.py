@@ -39,7 +39,6 @@ from fakes.downloads import (
 )
 from fakes.graphs import rtmo_graph, stgcn_graph
 
-from agent.transfer.download import Limits
 from agent.catalogue.entries import Entry
 from agent.catalogue.pull import PullOptions, pull, pull_file
 from agent.catalogue.store import ModelStore
@@ -47,6 +46,7 @@ from agent.config.schema import PoseConfig
 from agent.errors import ModelError, TrustError
 from agent.plugins import create_pose_estimator
 from agent.runtime.bundle import load_bundle, sha256_of
+from agent.transfer.download import Limits
 
 LIMITS = Limits(
     connect_s=2, stall_s=0.3, stall_bytes=2048, attempts=3, initial_wait_s=0.01, max_wait_s=0.05, redirects=3
