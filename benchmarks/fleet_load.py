@@ -232,7 +232,9 @@ async def measure(count: int, options: argparse.Namespace, folder: Path) -> Resu
     command += ["--polling", time.strftime("%H:%M:%S", time.gmtime(options.interval_s))]
     result, book = Result(count, "postgresql" if options.database else "sqlite"), Book()
     with (folder / "log").open("wb") as log:
-        server = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=log, stderr=log)
+        server = await asyncio.create_subprocess_exec(
+            *command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             await _wait_for(port, server, folder)
             await _drive(Run(port, options, psutil.Process(server.pid)), book, result)
