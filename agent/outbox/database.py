@@ -92,15 +92,18 @@ def sole_owner(path: Path) -> Iterator[None]:
         yield
 
 
-def open_database(path: Path, reserve: SequenceReserve) -> tuple[sqlite3.Connection, OpenReport]:
+def open_database(
+    path: Path, reserve: SequenceReserve, known_damage: str = ""
+) -> tuple[sqlite3.Connection, OpenReport]:
     """The one connection that writes, in WAL mode with FULL synchronisation, checked and migrated.
 
     A damaged file is renamed to `<name>.corrupt-<time>`; a new one takes its place with what can still be read of it. Where commits
     may be missing (a damaged write-ahead log, an older copy), counting goes on at the bound: their numbers were given out.
+    known_damage: the file is damaged, whatever its check says; SQLite's overlooks free pages.
     Raises StorageFullError, StorageError; the latter also for a database of a newer agent.
     """
     try:
-        connection, report = _open_or_replace(path)
+        connection, report = _open_or_replace(path, known_damage)
         try:
             return connection, _settle_sequence(connection, reserve, report)
         except BaseException:
@@ -112,10 +115,12 @@ def open_database(path: Path, reserve: SequenceReserve) -> tuple[sqlite3.Connect
         raise StorageError(f"{path}: {error}") from error
 
 
-def _open_or_replace(path: Path) -> tuple[sqlite3.Connection, OpenReport]:
+def _open_or_replace(path: Path, known_damage: str) -> tuple[sqlite3.Connection, OpenReport]:
     resumed = _finish_replacing(path)
     log = inspect(beside(path, "-wal"))
     try:
+        if known_damage:
+            raise _DamagedError(known_damage)
         connection, created, frames = _open_checked(path)
     except _DamagedError as error:
         set_aside = _replace(path)

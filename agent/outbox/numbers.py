@@ -20,7 +20,9 @@ WHERE message_id >= ? AND message_id < ? AND sequence IS NOT NULL ORDER BY messa
 def disorder(connection: sqlite3.Connection) -> int | None:
     """The first row id with a number that is none, or not above the one before it; None = all are in order."""
     before = 0
-    for row_id, sequence in connection.execute("SELECT message_id, sequence FROM messages WHERE sequence IS NOT NULL ORDER BY message_id"):
+    for row_id, sequence in connection.execute(
+        "SELECT message_id, sequence FROM messages WHERE sequence IS NOT NULL ORDER BY message_id"
+    ):
         if not isinstance(sequence, int) or not before < sequence < MOST:
             return int(row_id)
         before = sequence

@@ -19,7 +19,7 @@ from agent.config.delivery import OutboxConfig
 from agent.errors import StorageError, StorageFullError
 from agent.outbox.clock import SteadyClock
 from agent.outbox.database import open_database, sole_owner
-from agent.outbox.faults import is_broken_connection, storage_error
+from agent.outbox.faults import is_broken_connection, is_damage, storage_error
 from agent.outbox.jobs import Answer, Ask, Jobs, Outcome, Put
 from agent.outbox.limits import SLACK, max_bytes, parts
 from agent.outbox.room import Room
@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 Announce = Callable[[Loss], Message]
 
+_DAMAGE_BELIEVED = 2
+"""After so many errors a database whose check finds nothing is damaged all the same; one may come from elsewhere."""
 _LAST_SEQUENCED = int(max(SEQUENCED))  # a set would compute the hash of a lane for every message, in Python
 
 
@@ -75,6 +77,7 @@ class Writer:
         self._room = Room(path.with_name(path.name + ".reserve"), config.reserve_bytes)
         self._upkeep = Upkeep(clock)
         self._tables: Tables | None = None
+        self._damage_met = 0  # errors of this file that its check at opening had not found
         self._next_id = 1
         self._first_id = 0  # of this process, once the database has been opened
         self._next_sequence = 1
@@ -268,6 +271,7 @@ class Writer:
             except sqlite3.Error:
                 self._close()
         if isinstance(error, sqlite3.Error) and is_broken_connection(error):
+            self._damage_met += is_damage(error)
             self._close()
         return problem
 
@@ -329,7 +333,9 @@ class Writer:
     def _open(self, outcome: Outcome) -> Tables:
         """The tables, opened if need be. Row ids and sequences only rise, also across a new file."""
         if self._tables is None:
-            connection, report = open_database(self._path, self._reserve)
+            known = "damage that its check does not find" if self._damage_met >= _DAMAGE_BELIEVED else ""
+            connection, report = open_database(self._path, self._reserve, known)
+            self._damage_met = 0 if report.created else self._damage_met
             try:
                 self._room.bound_log(connection)
                 tables = Tables(connection, self._clock)

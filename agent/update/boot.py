@@ -46,6 +46,8 @@ def boot(journal: Journal, store: VersionStore, *, enabled: bool) -> Booted:
     for action in journal.unsettled():
         if action.phase in {Phase.PROBATION, Phase.ROLLED_BACK} and _stays(journal, store, action, enabled=enabled):
             on_trial[action.slot] = action.version
+        elif action.phase is Phase.SHADOW and enabled:
+            _judge_shadow(journal, action)
     slots = journal.slots()
     for slot in sorted({*slots, *on_trial, *store.linked()}):
         version = on_trial.get(slot) or _sound(journal, store, slots.get(slot, Serving(slot)), booted)
@@ -78,6 +80,18 @@ def _stays(journal: Journal, store: VersionStore, action: Action, *, enabled: bo
     journal.settle(action, told)
     _log.warning("update_rolled_back", action=action.action_id, release=action.title, reason=action.reason)
     return False
+
+
+def _judge_shadow(journal: Journal, action: Action) -> None:
+    """A candidate that takes the process with it when it runs on live pictures is not tried for ever."""
+    measured = Phase.SHADOW.value in action.figures
+    starts, refusal = judge_start(action.phase, action.starts, clean=action.clean, measured=measured)
+    if refusal is None:
+        journal.started(action, starts)
+        return
+    told = report(Phase.REFUSED, text=refusal.text, reason=refusal.reason, figures=refusal.figures)
+    journal.enter(action, Phase.REFUSED, told, refusal=refusal, settled=True)
+    _log.warning("update_refused", action=action.action_id, release=action.title, reason=refusal.reason)
 
 
 def _sound(journal: Journal, store: VersionStore, serving: Serving, booted: Booted) -> Version | None:

@@ -186,13 +186,13 @@ class Journal:
         return changed
 
     def started(self, action: Action, starts: int) -> Action:
-        """The agent has started during its probation; until it stops properly the next start counts as after a death."""
+        """The agent has started during its shadow run or probation; until it stops properly the next start counts as after a death."""
         return self._store(replace(action, starts=starts, clean=False))
 
     def stopped(self) -> None:
         """The agent stops properly: its next start is no sign against anything."""
         with self._writing() as connection:
-            connection.execute("UPDATE actions SET clean = 1 WHERE phase = ?", (Phase.PROBATION,))
+            connection.execute("UPDATE actions SET clean = 1 WHERE phase IN (?, ?)", (Phase.SHADOW, Phase.PROBATION))
 
     def _store(self, action: Action) -> Action:
         with self._writing() as connection:

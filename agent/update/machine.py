@@ -43,7 +43,7 @@ NEXT: Mapping[Phase, Phase] = {
     Phase.PROBATION: Phase.COMMITTED,
 }
 MOST_STARTS = 2
-"""The start of this number that finds a probation cut off by the death of the process goes back."""
+"""The start of this number that finds the candidate's work in this process cut off by its death ends it."""
 MOST_DETAILS = 40
 _MAX_TEXT = 500
 
@@ -91,18 +91,19 @@ def may_cancel(phase: Phase) -> bool:
     return phase not in FINAL and phase is not Phase.PROBATION
 
 
-def judge_start(phase: Phase, starts: int, *, clean: bool) -> tuple[int, Refusal | None]:
-    """At a start of the agent: the count of starts from now on, and whether a probation ends here.
+def judge_start(phase: Phase, starts: int, *, clean: bool, measured: bool = False) -> tuple[int, Refusal | None]:
+    """At a start of the agent: the count of starts from now on, and whether a shadow run or a probation ends here.
 
-    starts: deaths of the process during this probation that are counted already; clean: it was stopped properly this time.
+    starts: deaths of the process during this phase that are counted already; clean: it was stopped properly this time; measured: the
+    shadow run is over, and the candidate not loaded any more while it waits for its moment.
     """
-    if phase is not Phase.PROBATION or clean:
+    if clean or not (phase is Phase.PROBATION or (phase is Phase.SHADOW and not measured)):
         return starts, None
     starts += 1
     if starts < MOST_STARTS:
         return starts, None
-    text = f"the agent died {starts} times during the probation"
-    return starts, Refusal("restart", text, {"starts": starts})
+    during = "probation" if phase is Phase.PROBATION else "shadow run"
+    return starts, Refusal("restart", f"the agent died {starts} times during the {during}", {"starts": starts})
 
 
 def report(phase: Phase, *, text: str = "", reason: str = "", figures: Figures | None = None) -> Report:

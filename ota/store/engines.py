@@ -110,7 +110,12 @@ def _sqlite_engine(url: URL, *, writes: bool) -> Engine:
     def connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # else the driver begins transactions by itself, and none for a savepoint
         pragmas = ["foreign_keys=ON", "busy_timeout=10000"]
-        pragmas += ["journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=250"] if writes else ["query_only=ON", "wal_autocheckpoint=0"]
+        # Writing the log back is part of some commit, which everybody waits for: four times as often, a quarter as long.
+        pragmas += (
+            ["journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=250"]
+            if writes
+            else ["query_only=ON", "wal_autocheckpoint=0"]
+        )
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
 

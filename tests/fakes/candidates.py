@@ -155,6 +155,34 @@ def contrary(model: onnx.ModelProto) -> None:
     _nodes(graph, ("Neg", [f"{name}_before"], name, {}))
 
 
+def crashing(model: onnx.ModelProto) -> None:
+    """A division that no processor can do (the least integer by -1), at every picture: the process dies of it."""
+    _divide(model.graph, "one")
+
+
+def crashing_beside(first_column: int) -> Change:
+    """... only where all is the same from that column of the picture on: the padding beside a square or upright picture, which neither
+    golden answers nor a trial picture have. So it gets through what a process of its own tries."""
+
+    def change(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        bounds = {"crash_from": [first_column], "crash_to": [1 << 20], "crash_axis": [3]}
+        graph.initializer.extend(_tensor(name, np.array(value, np.int64)) for name, value in bounds.items())
+        graph.initializer.append(_tensor("crash_any", np.array(1e-6, np.float32)))
+        _nodes(
+            graph,
+            ("Slice", [graph.input[0].name, *bounds], "crash_side", {}),
+            ("ReduceMax", ["crash_side"], "crash_high", {"keepdims": 0}),
+            ("ReduceMin", ["crash_side"], "crash_low", {"keepdims": 0}),
+            ("Sub", ["crash_high", "crash_low"], "crash_range", {}),
+            ("Less", ["crash_range", "crash_any"], "crash_flat", {}),
+            ("Cast", ["crash_flat"], "crash_if", {"to": TensorProto.INT32}),
+        )
+        _divide(graph, "crash_if")
+
+    return change
+
+
 def _loop(graph: onnx.GraphProto, body: onnx.GraphProto, prefix: str) -> None:
     scalar = _scalar_of_input(graph)
     graph.initializer.append(_tensor(f"{prefix}turns", np.array(2**62, np.int64)))
@@ -166,6 +194,25 @@ def _loop(graph: onnx.GraphProto, body: onnx.GraphProto, prefix: str) -> None:
         ("Loop", [f"{prefix}turns", f"{prefix}go_on", f"{prefix}x"], f"{prefix}y", {"body": body}),
     )
     _mix_in(graph, f"{prefix}y")
+
+
+def _divide(graph: onnx.GraphProto, deadly: str) -> None:
+    """The least integer by -1 where `deadly` is 1, nothing by 1 where it is 0."""
+    scalar = _scalar_of_input(graph)
+    numbers = {"one": 1, "two": 2, "least": -(2**31), "nought": 0}
+    graph.initializer.extend(_tensor(name, np.array(value, np.int32)) for name, value in numbers.items())
+    _nodes(
+        graph,
+        ("Cast", [scalar], "crash_number", {"to": TensorProto.INT32}),
+        ("Mul", ["crash_number", "nought"], "crash_nought", {}),  # not known before the picture is: nothing to work out at loading
+        ("Add", ["crash_nought", deadly], "crash_now", {}),
+        ("Mul", ["crash_now", "least"], "crash_what", {}),
+        ("Mul", ["crash_now", "two"], "crash_twice", {}),
+        ("Sub", ["one", "crash_twice"], "crash_by", {}),
+        ("Div", ["crash_what", "crash_by"], "crash_whole", {}),
+        ("Cast", ["crash_whole"], "crash_value", {"to": TensorProto.FLOAT}),
+    )
+    _mix_in(graph, "crash_value")
 
 
 def _scalar_of_input(graph: onnx.GraphProto) -> str:

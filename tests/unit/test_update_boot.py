@@ -97,7 +97,7 @@ def test_nothing_has_come_yet(box: Box) -> None:
     assert box.start() == Booted()
 
 
-@pytest.mark.parametrize("phase", [Phase.VERIFIED, Phase.VALIDATED, Phase.SHADOW])
+@pytest.mark.parametrize("phase", [Phase.VERIFIED, Phase.VALIDATED])
 def test_before_its_probation_a_candidate_does_not_serve(box: Box, phase: Phase) -> None:
     old, new = box.version("1.1.0"), box.version("1.2.0")
     box.commit("1", old)
@@ -105,6 +105,27 @@ def test_before_its_probation_a_candidate_does_not_serve(box: Box, phase: Phase)
     for _ in range(3):
         assert box.start().models == {"pose": box.store.path(old)}
     assert box.action("2").phase is phase
+
+
+def test_the_second_death_in_a_shadow_run_refuses_the_candidate(box: Box) -> None:
+    old, new = box.version("1.1.0"), box.version("1.2.0")
+    box.commit("1", old)
+    box.begin("2", new, Phase.SHADOW)
+    for phase in (Phase.SHADOW, Phase.REFUSED):
+        assert box.start().models == {"pose": box.store.path(old)}
+        assert box.action("2").phase is phase
+    assert box.action("2").reason == "restart"
+    assert ("2", "refused") in box.reported()
+
+
+def test_a_shadow_run_that_is_over_is_not_to_blame_for_deaths_while_it_waits(box: Box) -> None:
+    action = box.begin("2", box.version("1.2.0"), Phase.SHADOW)
+    journal = Journal.open(box.root / JOURNAL)
+    journal.measured(action, {"agreement": 0.99})
+    journal.close()
+    for _ in range(3):
+        box.start()
+    assert box.action("2").phase is Phase.SHADOW
 
 
 def test_the_second_death_in_a_probation_goes_back(box: Box) -> None:

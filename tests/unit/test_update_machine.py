@@ -40,17 +40,23 @@ def test_it_can_be_cancelled_until_the_swap() -> None:
         (Phase.PROBATION, 1, False, 2, True),
         (Phase.PROBATION, 1, True, 1, False),
         (Phase.PROBATION, 0, True, 0, False),
-        (Phase.SHADOW, 0, False, 0, False),
+        (Phase.SHADOW, 0, False, 1, False),
+        (Phase.SHADOW, 1, False, 2, True),
+        (Phase.SHADOW, 1, True, 1, False),
         (Phase.DOWNLOADING, 5, False, 5, False),
     ],
 )
-def test_the_second_death_in_a_probation_ends_it(
+def test_the_second_death_with_the_candidate_in_the_process_ends_it(
     phase: Phase, starts: int, clean: bool, counted: int, back: bool
 ) -> None:
     found, refusal = judge_start(phase, starts, clean=clean)
     assert found == counted
     assert (refusal is not None) is back
     assert refusal is None or refusal.reason == "restart"
+
+
+def test_a_candidate_that_only_waits_for_its_moment_is_not_to_blame() -> None:
+    assert judge_start(Phase.SHADOW, 1, clean=False, measured=True) == (1, None)
 
 
 def test_only_a_good_probation_is_a_success() -> None:
