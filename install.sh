@@ -1,13 +1,11 @@
 #!/usr/bin/env bash
-# Installs and starts the Recognizer agent: a demo, the tests, or the system service. See usage() below.
+# Installs and starts the Recognizer agent: a demo, the tests, the system service, or the fleet server. See usage() below.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly HERE
 readonly MIN_PYTHON=3.11
 readonly PLUGIN=examples/plugins/posenet_litert
-readonly UNIT=recognizer-agent.service
-readonly SERVICE_USER=recognizer
 export ORT_DISABLE_TELEMETRY=1 # ONNX Runtime from 1.29 on reports its use to its maker otherwise
 
 usage() {
@@ -20,12 +18,15 @@ Commands:
   service          (root) install or upgrade the systemd service; an upgrade keeps configuration and stored events
   service --uninstall [--purge]
                    (root) remove the service; --purge also removes configuration, stored events and the user
+  fleet            (root) install or upgrade the fleet server, which may run on a machine of its own (docs/ota.md)
+  fleet --uninstall [--purge]
+                   (root) remove it; --purge also removes settings, what it knows of devices, and the user
 
 Options:
   --cpu, --gpu     which ONNX Runtime; default: gpu where an NVIDIA driver runs (test: always cpu)
   --python EXE     the Python to use, 3.11 or newer; default: the first one found
   --pip            use pip although uv is there
-  --root DIR       (service) install below DIR, without user and systemctl; needs no root
+  --root DIR       (service, fleet) install below DIR, without user and systemctl; needs no root
   -h, --help       this text
 EOF
 }
@@ -201,7 +202,7 @@ systemctl_if_running() {
 }
 
 need_root() {
-  [ -n "$root" ] || [ "$(id -u)" = 0 ] || die "the service needs root: sudo ./install.sh service"
+  [ -n "$root" ] || [ "$(id -u)" = 0 ] || die "this needs root: sudo ./install.sh $command"
 }
 
 owned() { # INSTALL_ARGS...: `install` that sets owners only on a real system
@@ -212,9 +213,9 @@ owned() { # INSTALL_ARGS...: `install` that sets owners only on a real system
 
 version_of_checkout() { sed -n 's/^version = "\(.*\)"$/\1/p' "$HERE/pyproject.toml" | head -n 1; }
 
-build_version() { # DIR: a complete environment with the agent; nothing outside DIR changes
+build_version() { # DIR: a complete environment with $program; nothing outside DIR changes
   local dir=$1 chosen exe link_mode=copy # not tied to the package cache of whoever runs this
-  chosen=$(pick_variant)
+  if [ "$kind" = fleet ]; then chosen=fleet; else chosen=$(pick_variant); fi
   # The sandbox hides home folders, so a Python from pyenv or uv below one would not start.
   if [ -n "$root" ]; then exe=$(find_python); else exe=$(find_python /home /root /run/user); fi
   say "building $dir ($chosen, $("$exe" --version))"
@@ -237,30 +238,31 @@ finish_version() { # DIR: readable by the service whatever the umask of the chec
 
 copy_share() { # DIR: what is not Python: shipped models, example configurations, the guides
   local dir=$1 folder
-  mkdir -p "$dir/share/recognizer-agent" "$dir/share/doc/recognizer-agent"
+  mkdir -p "$dir/share/recognizer-agent" "$dir/share/doc/$program"
   for folder in models configs; do
     if [ -d "$HERE/$folder" ]; then cp -R "$HERE/$folder" "$dir/share/recognizer-agent/"; fi
   done
   rm -rf "$dir/share/recognizer-agent/models/training"
-  cp "$HERE"/docs/*.md "$dir/share/doc/recognizer-agent/"
+  cp "$HERE"/docs/*.md "$dir/share/doc/$program/"
 }
 
 install_configuration() {
-  local etc=$root/etc/recognizer
-  owned "$group" -d -m 0750 "$etc"
-  owned root -d -m 0700 "$etc/credentials"
-  if [ ! -e "$etc/credentials/mqtt-password" ]; then owned root -m 0600 /dev/null "$etc/credentials/mqtt-password"; fi
-  rm -f "$etc/agent.yaml.new"
-  if [ ! -e "$etc/agent.yaml" ]; then
-    owned "$group" -m 0640 "$HERE/systemd/agent.yaml" "$etc/agent.yaml"
-  elif ! cmp -s "$HERE/systemd/agent.yaml" "$etc/agent.yaml"; then
-    owned "$group" -m 0640 "$HERE/systemd/agent.yaml" "$etc/agent.yaml.new"
-    note "$etc/agent.yaml is kept; the defaults of this version are beside it as agent.yaml.new"
+  owned "$account" -d -m 0750 "$etc"
+  if [ "$kind" = agent ]; then
+    owned root -d -m 0700 "$etc/credentials"
+    if [ ! -e "$etc/credentials/mqtt-password" ]; then owned root -m 0600 /dev/null "$etc/credentials/mqtt-password"; fi
+  fi
+  rm -f "$etc/$kind.yaml.new"
+  if [ ! -e "$etc/$kind.yaml" ]; then
+    owned "$account" -m 0640 "$HERE/systemd/$kind.yaml" "$etc/$kind.yaml"
+  elif ! cmp -s "$HERE/systemd/$kind.yaml" "$etc/$kind.yaml"; then
+    owned "$account" -m 0640 "$HERE/systemd/$kind.yaml" "$etc/$kind.yaml.new"
+    note "$etc/$kind.yaml is kept; the defaults of this version are beside it as $kind.yaml.new"
   fi
 }
 
 check_configuration() ( # DIR: with the variables that the service will have; a subshell, so that they end here
-  local env_file=$root/etc/recognizer/agent.env name value
+  local env_file=$etc/$kind.env name value
   if [ -f "$env_file" ]; then
     while IFS='=' read -r name value; do
       if [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then
@@ -269,16 +271,21 @@ check_configuration() ( # DIR: with the variables that the service will have; a 
       fi
     done < "$env_file"
   fi
-  "$1/bin/recognizer-agent" check-config "$root/etc/recognizer/agent.yaml" >&2
+  if [ "$kind" = fleet ]; then
+    "$1/bin/recognizer-fleet" serve --config "$etc/fleet.yaml" --check >&2
+  else
+    "$1/bin/recognizer-agent" check-config "$etc/agent.yaml" >&2
+  fi
 )
 
 install_unit() {
   local units=$root/etc/systemd/system dropin=
-  mkdir -p "$units/$UNIT.d"
-  install -m 0644 "$HERE/systemd/$UNIT" "$units/$UNIT"
-  rm -f "$units/$UNIT.d/10-dgpu.conf" "$units/$UNIT.d/10-jetson.conf"
+  mkdir -p "$units/$unit.d"
+  install -m 0644 "$HERE/systemd/$unit" "$units/$unit"
+  if [ "$kind" = fleet ]; then return; fi
+  rm -f "$units/$unit.d/10-dgpu.conf" "$units/$unit.d/10-jetson.conf"
   if is_jetson; then dropin=10-jetson.conf; elif has_nvidia_driver || [ "$variant" = gpu ]; then dropin=10-dgpu.conf; fi
-  if [ -n "$dropin" ]; then install -m 0644 "$HERE/systemd/$UNIT.d/$dropin" "$units/$UNIT.d/$dropin"; fi
+  if [ -n "$dropin" ]; then install -m 0644 "$HERE/systemd/$unit.d/$dropin" "$units/$unit.d/$dropin"; fi
 }
 
 switch_to() { # NAME: the one moment at which the version changes
@@ -295,9 +302,9 @@ remove_old_versions() { # keeps the current one and the one before
 }
 
 create_user() {
-  if [ -n "$root" ] || id -u "$SERVICE_USER" > /dev/null 2>&1; then return; fi
-  say "creating the user $SERVICE_USER"
-  useradd --system --user-group --home-dir /var/lib/recognizer --no-create-home --shell /usr/sbin/nologin "$SERVICE_USER"
+  if [ -n "$root" ] || id -u "$account" > /dev/null 2>&1; then return; fi
+  say "creating the user $account"
+  useradd --system --user-group --home-dir "/var/lib/$account" --no-create-home --shell /usr/sbin/nologin "$account"
 }
 
 start_or_roll_back() { # NEW OLD
@@ -306,25 +313,25 @@ start_or_roll_back() { # NEW OLD
     return
   fi
   systemctl daemon-reload
-  systemctl enable --quiet "$UNIT"
-  systemctl reset-failed "$UNIT" 2> /dev/null || true
-  if systemctl restart "$UNIT"; then
-    say "running: systemctl status recognizer-agent"
+  systemctl enable --quiet "$unit"
+  systemctl reset-failed "$unit" 2> /dev/null || true
+  if systemctl restart "$unit"; then
+    say "running: systemctl status $program"
     return
   fi
-  journalctl --unit "$UNIT" --lines 20 --no-pager >&2 || true
+  journalctl --unit "$unit" --lines 20 --no-pager >&2 || true
   if [ -n "$2" ]; then
     say "$1 does not start: going back to $2"
     switch_to "$2"
     rm -rf "${opt:?}/versions/$1"
-    systemctl restart "$UNIT" || true
+    systemctl restart "$unit" || true
   fi
   die "$1 did not start; its last log lines are above"
 }
 
 cmd_service() {
   need_root
-  local new old group=$SERVICE_USER
+  local new old
   [ -n "$(version_of_checkout)" ] || die "$HERE/pyproject.toml names no version"
   new=$(version_of_checkout)-$(date -u +%Y%m%dT%H%M%SZ)-$$
   old=$(readlink "$opt/current" 2> /dev/null || true)
@@ -338,38 +345,38 @@ cmd_service() {
   trap 'rm -rf "$partial" ${scratch:+"$scratch"}; note "not installed; what was installed before is untouched"' EXIT
   build_version "$partial"
   install_configuration
-  say "checking $root/etc/recognizer/agent.yaml against this version"
+  say "checking $etc/$kind.yaml against this version"
   check_configuration "$partial" \
     || die "the configuration does not fit this version; ${old:-nothing} stays installed. Mend the lines above and run again." 78
   finish_version "$partial"
-  if [ -n "$root" ]; then mkdir -p "$root/var/lib/recognizer"; else
-    install -d -o "$SERVICE_USER" -g "$SERVICE_USER" -m 0750 /var/lib/recognizer
+  if [ -n "$root" ]; then mkdir -p "$state"; else
+    install -d -o "$account" -g "$account" -m "$state_mode" "$state"
   fi
   install_unit
   switch_to "$new"
   trap 'rm -rf ${scratch:+"$scratch"}' EXIT
   mkdir -p "$root/usr/local/bin"
-  ln -sfn /opt/recognizer-agent/current/bin/recognizer-agent "$root/usr/local/bin/recognizer-agent"
+  ln -sfn "/opt/$program/current/bin/$program" "$root/usr/local/bin/$program"
   start_or_roll_back "$new" "$old"
   remove_old_versions "$new" "$old"
-  say "installed $new; configuration: $root/etc/recognizer/agent.yaml"
+  say "installed $new; configuration: $etc/$kind.yaml"
 }
 
 cmd_uninstall() {
   need_root
-  systemctl_if_running disable --quiet --now "$UNIT" 2> /dev/null || true
+  systemctl_if_running disable --quiet --now "$unit" 2> /dev/null || true
   local units=$root/etc/systemd/system
-  rm -f "$units/$UNIT" "$units/$UNIT.d/10-dgpu.conf" "$units/$UNIT.d/10-jetson.conf"
-  rmdir "$units/$UNIT.d" 2> /dev/null || true # drop-ins of the operator stay
-  if [ -L "$root/usr/local/bin/recognizer-agent" ]; then rm -f "$root/usr/local/bin/recognizer-agent"; fi
+  rm -f "$units/$unit" "$units/$unit.d/10-dgpu.conf" "$units/$unit.d/10-jetson.conf"
+  rmdir "$units/$unit.d" 2> /dev/null || true # drop-ins of the operator stay
+  if [ -L "$root/usr/local/bin/$program" ]; then rm -f "$root/usr/local/bin/$program"; fi
   rm -rf "${opt:?}"
   systemctl_if_running daemon-reload
   if [ -n "$purge" ]; then
-    rm -rf "$root/etc/recognizer" "$root/var/lib/recognizer" "${units:?}/$UNIT.d"
-    if [ -z "$root" ] && id -u "$SERVICE_USER" > /dev/null 2>&1; then userdel "$SERVICE_USER"; fi
+    rm -rf "$etc" "$state" "${units:?}/$unit.d"
+    if [ -z "$root" ] && id -u "$account" > /dev/null 2>&1; then userdel "$account"; fi
     say "removed everything"
   else
-    say "removed; kept $root/etc/recognizer and $root/var/lib/recognizer (--purge removes them)"
+    say "removed; kept $etc and $state (--purge removes them)"
   fi
 }
 
@@ -392,7 +399,7 @@ while [ $# -gt 0 ]; do
       ;;
     --root)
       [ $# -ge 2 ] || usage_error "--root needs a folder"
-      [ "$command" = service ] || usage_error "--root goes with 'service'"
+      case $command in service | fleet) ;; *) usage_error "--root goes with 'service' and 'fleet'" ;; esac
       mkdir -p "$2"
       root=$(cd "$2" && pwd)
       shift
@@ -403,18 +410,28 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-opt=$root/opt/recognizer-agent
+# What is installed: `kind` names its settings, `account` its user and folders.
+if [ "$command" = fleet ]; then
+  kind=fleet program=recognizer-fleet account=recognizer-fleet state_mode=0700 # tokens are in there
+else
+  kind=agent program=recognizer-agent account=recognizer state_mode=0750
+fi
+unit=$program.service
+opt=$root/opt/$program
+etc=$root/etc/$account
+state=$root/var/lib/$account
 
 case $command in
   demo) cmd_demo "${args[@]}" ;;
   test) cmd_test "${args[@]}" ;;
-  service)
+  service | fleet)
     case ${args[0]:-} in -h | --help)
       usage
       exit
       ;;
     esac
-    [ ${#args[@]} -eq 0 ] || usage_error "service: unknown option ${args[0]}"
+    [ ${#args[@]} -eq 0 ] || usage_error "$command: unknown option ${args[0]}"
+    [ "$kind" = agent ] || [ -z "$variant" ] || usage_error "fleet runs on the CPU"
     [ -z "$purge" ] || [ -n "$uninstall" ] || usage_error "--purge goes with --uninstall"
     if [ -n "$uninstall" ]; then cmd_uninstall; else cmd_service; fi
     ;;

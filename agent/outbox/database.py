@@ -99,7 +99,7 @@ def open_database(
 
     A damaged file is renamed to `<name>.corrupt-<time>`; a new one takes its place with what can still be read of it. Where commits
     may be missing (a damaged write-ahead log, an older copy), counting goes on at the bound: their numbers were given out.
-    known_damage: the file is damaged, whatever its check says; SQLite's overlooks free pages.
+    known_damage: the file is damaged, whatever its check says; a free page that is damaged shows when it is used.
     Raises StorageFullError, StorageError; the latter also for a database of a newer agent.
     """
     try:
@@ -118,16 +118,16 @@ def open_database(
 def _open_or_replace(path: Path, known_damage: str) -> tuple[sqlite3.Connection, OpenReport]:
     resumed = _finish_replacing(path)
     log = inspect(beside(path, "-wal"))
-    try:
-        if known_damage:
-            raise _DamagedError(known_damage)
-        connection, created, frames = _open_checked(path)
-    except _DamagedError as error:
+    if not known_damage:
+        try:
+            connection, created, frames = _open_checked(path)
+        except _DamagedError as error:
+            known_damage = str(error)
+    if known_damage:
         set_aside = _replace(path)
         connection, _, _ = _open_checked(path)
-        return connection, OpenReport(
-            0, created=True, set_aside=set_aside, damage=str(error), salvaged=_count(connection)
-        )
+        salvaged = _count(connection)
+        return connection, OpenReport(0, created=True, set_aside=set_aside, damage=known_damage, salvaged=salvaged)
     if resumed:
         damage = "a start that replaced a damaged database was cut off"
         return connection, OpenReport(0, created=True, damage=damage, salvaged=_count(connection))

@@ -231,7 +231,7 @@ def lay(repo_dir: Path, target: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     copy = target / UNIT
     text = (repo_dir / "systemd" / UNIT).read_text()
-    copy.write_text(text.replace("/opt/recognizer-agent/current/bin/recognizer-fleet", "/bin/true"))
+    copy.write_text(text.replace("/opt/recognizer-fleet/current/bin/recognizer-fleet", "/bin/true"))
     return copy
 
 

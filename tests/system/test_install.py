@@ -37,7 +37,7 @@ def run(script: Path, *args: str, **environ: str) -> subprocess.CompletedProcess
 def test_help_names_every_command(repo_dir: Path, args: list[str]) -> None:
     result = run(repo_dir / "install.sh", *args)
     assert result.returncode == 0
-    assert all(word in result.stdout for word in ("demo", "test", "service", "--uninstall", "--purge"))
+    assert all(word in result.stdout for word in ("demo", "test", "service", "fleet", "--uninstall", "--purge"))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,10 @@ def test_help_names_every_command(repo_dir: Path, args: list[str]) -> None:
         (["serve"], "unknown command 'serve'"),
         (["service", "--prefix"], "unknown option --prefix"),
         (["service", "--purge"], "--purge goes with --uninstall"),
-        (["demo", "--root", "/nowhere"], "--root goes with 'service'"),
+        (["demo", "--root", "/nowhere"], "--root goes with 'service' and 'fleet'"),
+        (["fleet", "--purge"], "--purge goes with --uninstall"),
+        (["fleet", "--gpu"], "fleet runs on the CPU"),
+        (["fleet", "--prefix"], "fleet: unknown option --prefix"),
         (["service", "--root"], "--root needs a folder"),
         (["demo", "--python", "/no/such/python"], "is not there"),
         (["test", "--gpu"], "test runs on the CPU"),
@@ -173,4 +176,46 @@ def test_install_upgrade_failed_upgrade_and_removal(checkout: Path, tmp_path: Pa
     assert (state / "events.db").exists()
 
     assert run(script, *service, "--uninstall", "--purge").returncode == 0
+    assert [path for path in root.rglob("*") if "recognizer" in path.name] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_life_of_a_fleet_server(checkout: Path, tmp_path: Path) -> None:
+    root, script = tmp_path / "root", checkout / "install.sh"
+    fleet = ["fleet", "--root", str(root)]
+    opt, etc, state = (root / folder / "recognizer-fleet" for folder in ("opt", "etc", "var/lib"))
+    unit = root / "etc/systemd/system/recognizer-fleet.service"
+
+    result = run(script, *fleet)
+    assert result.returncode == 0, result.stderr
+    first = (opt / "current").readlink().name
+    assert run(opt / "current/bin/recognizer-fleet", "serve", "--help").returncode == 0
+    assert (root / "usr/local/bin/recognizer-fleet").is_symlink()
+    assert "ExecStart=/opt/recognizer-fleet/current/bin/recognizer-fleet serve" in unit.read_text()
+    assert (etc / "fleet.yaml").read_text() == (checkout / "systemd/fleet.yaml").read_text()
+    assert not (root / "opt/recognizer-agent").exists()  # the agent is another matter
+    assert not (root / "etc/recognizer").exists()
+
+    (etc / "fleet.yaml").write_text("data: ${FLEET_DATA}\n")  # an upgrade keeps what is there
+    (etc / "fleet.env").write_text("FLEET_DATA=/var/lib/recognizer-fleet\n")
+    (state / "fleet.db").write_bytes(b"devices")
+    assert run(script, *fleet).returncode == 0
+    second = (opt / "current").readlink().name
+    assert second != first
+    assert (etc / "fleet.yaml.new").exists()
+    assert (state / "fleet.db").read_bytes() == b"devices"
+
+    (etc / "fleet.yaml").write_text("data: /var/lib/recognizer-fleet\nprot: 80\n")  # settings that it does not know
+    result = run(script, *fleet)
+    assert result.returncode == 78
+    assert "fleet.yaml:2" in result.stderr
+    assert (opt / "current").readlink().name == second
+
+    assert run(script, *fleet, "--uninstall").returncode == 0
+    assert not opt.exists()
+    assert not unit.exists()
+    assert (etc / "fleet.yaml").exists()
+    assert (state / "fleet.db").exists()
+    assert run(script, *fleet, "--uninstall", "--purge").returncode == 0
     assert [path for path in root.rglob("*") if "recognizer" in path.name] == []
