@@ -26,6 +26,9 @@ from agent.update.worker import Worker
 
 _log = structlog.get_logger(__name__)
 
+_ENDING_S, _ENDING_LOOK_S = 10.0, 0.05
+"""How long somebody who asks waits for an update that is ending just now."""
+
 
 class UpdateClient:
     """One run of the client: make a new one for every `run`.
@@ -124,6 +127,15 @@ class UpdateClient:
         except RecognizerError as error:
             return Answer(False, str(error))
 
+    async def _until_ended(self, action: Action) -> None:
+        """It has its end and is being tidied up. Raises StorageError after a while."""
+        try:
+            async with asyncio.timeout(_ENDING_S):
+                while (now := self._worker.action) is not None and now.action_id == action.action_id:  # noqa: ASYNC110 - rare
+                    await asyncio.sleep(_ENDING_LOOK_S)
+        except TimeoutError:
+            raise StorageError(f"{action.slot}: {action.title} is ending in this moment; ask again") from None
+
     async def roll_back(self, slot: str, by: str) -> str:
         """What is under way for `slot` ends, else the version before the committed one comes back; what was done, for people.
 
@@ -133,7 +145,7 @@ class UpdateClient:
         if action is not None and action.slot == slot:
             if self._worker.refuse(Refusal("command", f"rolled back by {by}")):
                 return f"{action.title}: taken back"
-            raise StorageError(f"{slot}: {action.title} is ending in this moment; ask again")
+            await self._until_ended(action)
         version = await self._worker.exchange(slot, "by command", by)
         await self._look()
         self._parts.changed()

@@ -176,7 +176,10 @@ def crashing_beside(first_column: int) -> Change:
             ("ReduceMin", ["crash_side"], "crash_low", {"keepdims": 0}),
             ("Sub", ["crash_high", "crash_low"], "crash_range", {}),
             ("Less", ["crash_range", "crash_any"], "crash_flat", {}),
-            ("Cast", ["crash_flat"], "crash_if", {"to": TensorProto.INT32}),
+            ("ReduceMax", [graph.input[0].name], "crash_most", {"keepdims": 0}),
+            ("Greater", ["crash_most", "crash_high"], "crash_picture", {}),  # the empty input that warms it up is none
+            ("And", ["crash_flat", "crash_picture"], "crash_both", {}),
+            ("Cast", ["crash_both"], "crash_if", {"to": TensorProto.INT32}),
         )
         _divide(graph, "crash_if")
 
@@ -204,7 +207,12 @@ def _divide(graph: onnx.GraphProto, deadly: str) -> None:
     _nodes(
         graph,
         ("Cast", [scalar], "crash_number", {"to": TensorProto.INT32}),
-        ("Mul", ["crash_number", "nought"], "crash_nought", {}),  # not known before the picture is: nothing to work out at loading
+        (
+            "Mul",
+            ["crash_number", "nought"],
+            "crash_nought",
+            {},
+        ),  # not known before the picture is: nothing to work out at loading
         ("Add", ["crash_nought", deadly], "crash_now", {}),
         ("Mul", ["crash_now", "least"], "crash_what", {}),
         ("Mul", ["crash_now", "two"], "crash_twice", {}),

@@ -149,7 +149,7 @@ async def test_a_phone_needs_no_scrolling_sideways(fleet: FleetServer, tmp_path:
         for page in ("rollouts", "devices", "releases", "events", "audit"):
             await phone.run(f"location.hash = '#{page}'")
             await phone.until(
-                f"document.querySelector('nav a[aria-current]').hash === '#{page}' && document.querySelector('#page').children.length > 0"
+                f"document.querySelector('nav a[aria-current]')?.hash === '#{page}' && document.querySelector('#page').children.length > 0"
             )
             await asyncio.sleep(0.5)
             assert await phone.run("document.documentElement.scrollWidth <= innerWidth"), page
