@@ -128,6 +128,7 @@ class Agent:
                 self._start_parts()
                 await close_orphans(self.store, self._listener, self.new_id, alive=self.drift.incidents)
                 await self._open_cameras()
+                self.updates.start(self._start)  # a trial that goes on needs the models, or takes them for not served
                 self._announce_ready()
                 await self._stop.wait()
                 await self._shut_down()
@@ -205,7 +206,6 @@ class Agent:
             self._start("http", self.http.run, Reason.HTTP)
         if config.evidence.enabled:
             self._start("evidence", self._evidence_writer.run)
-        self.updates.start(self._start)
         self._monitor_task = self._start("monitor", self._look_round)
         interval_s = self.notifier.feed_interval_s
         if interval_s is not None:
