@@ -32,17 +32,19 @@ _SINCE = "CAST(coalesce(o.t_created_us, m.t_created_us) AS INTEGER)"
 _BELOW = """
 FROM outbox AS o JOIN messages AS m ON m.message_id = o.message_id
 WHERE o.lane = ? AND o.message_id > ? AND o.message_id <= ?"""
-_ABOVE = "FROM messages AS m LEFT JOIN outbox AS o ON o.message_id = m.message_id WHERE m.lane = ? AND m.message_id > ?"
+_ABOVE = "FROM messages AS m LEFT JOIN outbox AS o ON o.message_id = m.message_id WHERE {lane} AND m.message_id > ?"
+_OF = {
+    lane: f"m.lane = {lane:d}" + ("" if lane is Lane.EVENT else f" AND m.lane <> {Lane.EVENT:d}")  # which has no index
+    for lane in Lane
+}
+"""Lanes are written out: SQLite prepares a statement anew for each value that decides whether an index of some rows serves."""
 
 
-def _waiting(columns: str, condition: str = "") -> tuple[str, str, str]:
-    """What waits of a lane in order: below the mark (lane, after, mark, ..., limit); above it for events, and for the other lanes
-    by their index (lane, after, ..., limit)."""
-    return (
-        f"SELECT {columns} {_BELOW} {condition} ORDER BY o.message_id LIMIT ?",
-        f"SELECT {columns} {_ABOVE} {condition} ORDER BY m.message_id LIMIT ?",
-        f"SELECT {columns} {_ABOVE} AND m.lane <> {Lane.EVENT:d} {condition} ORDER BY m.message_id LIMIT ?",
-    )
+def _waiting(columns: str, condition: str = "") -> tuple[str, dict[Lane, str]]:
+    """What waits of a lane in order: below the mark (lane, after, mark, ..., limit) and above it (after, ..., limit)."""
+    below = f"SELECT {columns} {_BELOW} {condition} ORDER BY o.message_id LIMIT ?"
+    above = f"SELECT {columns} {_ABOVE} {condition} ORDER BY m.message_id LIMIT ?"
+    return below, {lane: above.format(lane=of) for lane, of in _OF.items()}
 
 
 PENDING = _waiting(f"{RECORD}, {_SINCE}, coalesce(o.attempts, 0)", f"AND {_SINCE} >= ?")
@@ -53,16 +55,13 @@ SELECT m.lane, count(*), sum({SIZE}) FROM outbox AS o JOIN messages AS m ON m.me
 WHERE m.message_id <= (SELECT k.settled FROM marks AS k WHERE k.lane = m.lane) GROUP BY m.lane
 """  # noqa: S608 - constants only
 WAITING_ABOVE = {
-    lane: f"SELECT count(*), coalesce(sum({SIZE}), 0) FROM messages AS m WHERE m.lane = {lane:d} AND m.message_id > ?"  # noqa: S608
-    + ("" if lane is Lane.EVENT else f" AND m.lane <> {Lane.EVENT:d}")
-    for lane in Lane
+    lane: f"SELECT count(*), coalesce(sum({SIZE}), 0) FROM messages AS m WHERE {of} AND m.message_id > ?"  # noqa: S608 - constants only
+    for lane, of in _OF.items()
 }
 NEWEST_BELOW = "SELECT coalesce(max(message_id), 0) FROM outbox WHERE lane = ?"
 NEWEST_ABOVE = {
-    lane: f"SELECT message_id FROM messages WHERE lane = {lane:d} AND message_id > ?"  # noqa: S608
-    + ("" if lane is Lane.EVENT else f" AND lane <> {Lane.EVENT:d}")
-    + " ORDER BY message_id DESC LIMIT 1"
-    for lane in Lane
+    lane: f"SELECT m.message_id FROM messages AS m WHERE {of} AND m.message_id > ? ORDER BY m.message_id DESC LIMIT 1"  # noqa: S608
+    for lane, of in _OF.items()
 }
 AMONG = f"""
 SELECT m.lane, count(*), sum({SIZE}), max(m.message_id) FROM messages AS m WHERE m.message_id IN {IDS} AND {WAITS} GROUP BY m.lane
@@ -73,10 +72,8 @@ SELECT m.message_id, m.lane, {SIZE}, CAST(m.t_created_us AS INTEGER), {{attempts
 """  # noqa: S608 - constants only
 KEEP_BELOW = {
     lane: _QUEUE.format(attempts=0)
-    + f"WHERE m.lane = {lane:d} AND m.message_id > ? AND m.message_id < ? AND m.message_id NOT IN {IDS}"
-    + ("" if lane is Lane.EVENT else f" AND m.lane <> {Lane.EVENT:d}")
-    + " ON CONFLICT DO NOTHING"
-    for lane in Lane
+    + f"WHERE {of} AND m.message_id > ? AND m.message_id < ? AND m.message_id NOT IN {IDS} ON CONFLICT DO NOTHING"
+    for lane, of in _OF.items()
 }
 QUEUE_FROM = _QUEUE.format(attempts=0) + f"WHERE m.message_id >= ? AND {WAITS} ON CONFLICT DO NOTHING"
 COUNT_ATTEMPTS = _QUEUE.format(attempts="(SELECT count(*) FROM json_each(?) WHERE value = m.message_id)") + (  # noqa: S608 - constants only

@@ -125,13 +125,18 @@ class Waiting:
         return int(rows[0][0]) if rows else None
 
     def _select(
-        self, statements: tuple[str, str, str], lane: Lane, limit: int, after: int = 0, values: tuple[int, ...] = ()
+        self,
+        statements: tuple[str, dict[Lane, str]],
+        lane: Lane,
+        limit: int,
+        after: int = 0,
+        values: tuple[int, ...] = (),
     ) -> _Rows:
-        below, above_for_events, above = statements
+        below, above = statements
         mark, rows = self._marks[lane], []
         if after < mark:
-            rows = self._connection.execute(below, (lane, after, mark, *values, limit)).fetchall()
+            rows = self._connection.execute(below, (int(lane), after, mark, *values, limit)).fetchall()
         if len(rows) < limit:
-            ask = above_for_events if lane is Lane.EVENT else above
-            rows += self._connection.execute(ask, (lane, max(after, mark), *values, limit - len(rows))).fetchall()
+            rest = (max(after, mark), *values, limit - len(rows))
+            rows += self._connection.execute(above[lane], rest).fetchall()
         return rows
