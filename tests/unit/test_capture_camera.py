@@ -348,7 +348,7 @@ async def test_a_thousand_reconnects_leave_nothing_behind() -> None:
     source = ScriptedSource([*PICTURES[:2], SourceError("lost")])
     threads = threading.active_count()
     async with camera(source, reconnect={"initial_s": 1e-6, "max_s": 1e-6}):
-        await until(lambda: source.opened >= 1000, 90)
+        await until(lambda: source.opened >= 1000, 30)
         assert threading.active_count() <= threads + 1
         assert source.open_now <= 1
     assert source.open_now == 0
