@@ -32,8 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on it reports model names to its maker otherwise
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else its FFmpeg writes to stderr past every handler
     configure_logging(LogConfig(level="warning"))
+    return run_command(f"agent.commands.{args.module}", args)
+
+
+def run_command(module: str, args: argparse.Namespace) -> int:
+    """`run(args, environment)` of `module`; its exit code, or that of the error it raised, which is printed."""
     try:
-        code: int = import_module(f"agent.commands.{args.module}").run(args, dict(os.environ))
+        code: int = import_module(module).run(args, dict(os.environ))
     except ConfigError as error:
         for problem in error.problems:
             print(f"error: {mask_text(str(problem))}", file=sys.stderr)
@@ -41,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecognizerError as error:
         print(f"error: {mask_text(str(error))}", file=sys.stderr)
         return EXIT_FAILED
-    except OSError as error:  # what the user named cannot be written
+    except OSError as error:  # what the user named cannot be read or written
         if isinstance(error, BrokenPipeError):  # `recognizer-agent events list | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_GOOD
@@ -61,21 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", "run", "watch the configured cameras until told to stop")
     _config_option(run)
 
-    demo = _command(commands, "demo", "demo", "everything embedded: simulated camera, broker, live page")
-    demo.add_argument("--seconds", type=positive_number, metavar="N", help="stop after N seconds (default: Ctrl-C)")
-    watched = demo.add_mutually_exclusive_group()
-    watched.add_argument(
-        "--seed", type=whole_number, default=DEMO_SEED, help="of the simulated scene, what is watched by default"
-    )
-    watched.add_argument("--video", type=Path, metavar="FILE", help="play this file in a loop as the camera")
-    watched.add_argument("--camera", metavar="SOURCE", help="watch a real camera: index, /dev/videoN or URL")
-    demo.add_argument(
-        "--pose-plugin", metavar="NAME", help="pose estimator plug-in, e.g. posenet (default: the shipped pose-nano)"
-    )
-    demo.add_argument("--pose-model", type=Path, metavar="FILE", help="the plug-in's model file")
-    demo.add_argument("--port", type=int, default=8080, help="of the live page (default 8080; 0: any)")
-    demo.add_argument("--mqtt-port", type=int, default=1883, help="of the embedded broker (default 1883; 0: any)")
-    demo.set_defaults(config=[])
+    _add_demo(commands)
 
     analyze = _command(commands, "analyze", "analyze", "poses, tracks and events of video files")
     analyze.add_argument("videos", nargs="+", type=Path, metavar="VIDEO")
@@ -104,6 +95,24 @@ def build_parser() -> argparse.ArgumentParser:
     _add_models(commands)
     _add_ota(commands)
     return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = _command(commands, "demo", "demo", "everything embedded: simulated camera, broker, live page")
+    demo.add_argument("--seconds", type=positive_number, metavar="N", help="stop after N seconds (default: Ctrl-C)")
+    watched = demo.add_mutually_exclusive_group()
+    watched.add_argument(
+        "--seed", type=whole_number, default=DEMO_SEED, help="of the simulated scene, what is watched by default"
+    )
+    watched.add_argument("--video", type=Path, metavar="FILE", help="play this file in a loop as the camera")
+    watched.add_argument("--camera", metavar="SOURCE", help="watch a real camera: index, /dev/videoN or URL")
+    demo.add_argument(
+        "--pose-plugin", metavar="NAME", help="pose estimator plug-in, e.g. posenet (default: the shipped pose-nano)"
+    )
+    demo.add_argument("--pose-model", type=Path, metavar="FILE", help="the plug-in's model file")
+    demo.add_argument("--port", type=int, default=8080, help="of the live page (default 8080; 0: any)")
+    demo.add_argument("--mqtt-port", type=int, default=1883, help="of the embedded broker (default 1883; 0: any)")
+    demo.set_defaults(config=[])
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

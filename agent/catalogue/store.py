@@ -12,7 +12,6 @@ A bundle appears by one rename, a name changes by one rename: whoever reads at a
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,11 +19,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.config.paths import PULLED
+from agent.durable import point, settle, sync
 from agent.errors import ModelError, TrustError
 from agent.runtime.bundle import MANIFEST, load_bundle, sha256_of
 
-_FOLDER_MODE, _FILE_MODE = 0o755, 0o644
-"""Weights are no secret, and the service that reads them need not be the user who pulled them."""
+_FOLDER_MODE = 0o755
 
 
 class ModelStore:
@@ -74,10 +73,10 @@ class ModelStore:
         digest = sha256_of(folder / MANIFEST)
         target = self._folder("sha256") / digest
         if not _sound(target):
-            _settle(folder)
+            settle(folder)
             shutil.rmtree(target, ignore_errors=True)
             folder.rename(target)
-            _sync(target.parent)
+            sync(target.parent)
         before = self.root / PULLED / name
         old = before.resolve() if before.is_symlink() else None
         self._link(name, digest)
@@ -94,12 +93,7 @@ class ModelStore:
         return self.root / name
 
     def _link(self, name: str, digest: str) -> None:
-        folder = self._folder(PULLED)
-        fresh = folder / f".{name}.new"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(Path("..") / "sha256" / digest, target_is_directory=True)
-        fresh.replace(folder / name)
-        _sync(folder)
+        point(self._folder(PULLED) / name, Path("..") / "sha256" / digest)
 
     def _forget(self, folder: Path) -> None:
         if folder.parent != (self.root / "sha256").resolve():
@@ -116,20 +110,3 @@ def _sound(folder: Path) -> bool:
     except (ModelError, TrustError):
         return False
     return True
-
-
-def _settle(folder: Path) -> None:
-    """To the disk with all of it, readable by everybody."""
-    for path in folder.rglob("*"):
-        path.chmod(_FOLDER_MODE if path.is_dir() else _FILE_MODE)
-        _sync(path)
-    folder.chmod(_FOLDER_MODE)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,7 +7,6 @@ encoder is a result, never an exception: evidence is worth less than the event i
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import av
 import cv2
 import numpy as np
 
+from agent.durable import sync
 from agent.errors import DataError
 from agent.events.evidence import Clip, EvidenceFrame, step_time_ns
 from agent.overlay import ActionBar, draw
@@ -199,11 +199,7 @@ def _decode(kept: EvidenceFrame, size: tuple[int, int]) -> ImageArray:
 def _sync(folder: Path) -> None:
     """fsync every file of `folder` and the folder itself."""
     for path in [*(entry for entry in folder.iterdir() if entry.is_file()), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
 
 
 def _utc(moment: datetime) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.durable import sync
 from agent.errors import StorageError
 from agent.outbox.faults import storage_error
-from agent.outbox.files import beside, remove_database, sync_folder
+from agent.outbox.files import beside, remove_database
 
 _PAGES = 1024
 """Copied at a time; between two steps the agent can checkpoint."""
@@ -31,10 +31,9 @@ def back_up(database: Path, target: Path, progress: Callable[[int, int], None] |
     try:
         remove_database(unfinished)
         _copy(database, unfinished, progress)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(unfinished)
         unfinished.rename(target)
-        sync_folder(target.absolute().parent)
+        sync(target.absolute().parent)
         return target.stat().st_size
     except (sqlite3.Error, OSError) as error:
         raise storage_error(error, target) from error

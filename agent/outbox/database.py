@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
+from agent.durable import sync
 from agent.errors import StorageError, StorageFullError
 from agent.outbox.faults import is_damage, storage_error
-from agent.outbox.files import SIDES, beside, remove_database, sync_folder
+from agent.outbox.files import SIDES, beside, remove_database
 from agent.outbox.limits import missing
 from agent.outbox.numbers import NEWEST, disorder, row_of
 from agent.outbox.salvage import BEYOND_ANY, salvage
@@ -154,7 +155,7 @@ def _replace(path: Path) -> Path:
             raise
         _build(unfinished, None)  # better an agent that watches; what can be read stays in the damaged file
     unfinished.rename(beside(path, _SALVAGED))
-    sync_folder(path.parent)
+    sync(path.parent)
     set_aside = _set_aside(path)
     _finish_replacing(path)
     _forget_older_damage(path)
@@ -181,7 +182,7 @@ def _finish_replacing(path: Path) -> bool:
     for suffix in SIDES:
         beside(path, suffix).unlink(missing_ok=True)
     salvaged.rename(path)
-    sync_folder(path.parent)
+    sync(path.parent)
     return True
 
 
@@ -294,7 +295,7 @@ def _set_aside(path: Path) -> Path:
     path.rename(target)
     for suffix in SIDES:
         beside(path, suffix).unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
     return target
 
 

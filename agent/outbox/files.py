@@ -1,21 +1,11 @@
-"""Names on disk that survive a power cut."""
+"""A database and what SQLite keeps beside it."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 SIDES = ("-wal", "-shm")
 """What SQLite keeps beside a database."""
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in `folder` on disk. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def beside(path: Path, suffix: str) -> Path:

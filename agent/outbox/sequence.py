@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from agent.outbox.files import sync_folder
+from agent.durable import sync
 
 BLOCK = 10_000
 """Numbers per write of the file."""
@@ -56,5 +56,5 @@ class SequenceReserve:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
-        sync_folder(self._path.parent)
+        sync(self._path.parent)
         self.bound, self.generation = bound, generation

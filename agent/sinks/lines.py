@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from agent.durable import sync
+
 _MODE = 0o640
 _TAIL_BYTES = 4_194_304
 """What is looked at after a crash; several times what one batch holds."""
@@ -75,7 +77,7 @@ class LineFile:
         try:
             if new:
                 os.fchmod(descriptor, _MODE)  # whatever the umask says
-            _sync_folder(self._path.parent)
+            sync(self._path.parent)
             size = os.fstat(descriptor).st_size
             self._size = _whole(descriptor, size, first)
             if self._size < size:
@@ -96,7 +98,7 @@ class LineFile:
         for source, target in zip([*reversed(names[:-1]), self._path], reversed(names), strict=True):
             if source.exists():
                 source.replace(target)
-                _sync_folder(self._path.parent)
+                sync(self._path.parent)
 
 
 def _whole(descriptor: int, size: int, first: int) -> int:
@@ -129,12 +131,3 @@ def _number(line: bytes) -> int | None:
         return int(found.get("sequence", -1)) if isinstance(found, dict) else None
     except (ValueError, TypeError, RecursionError):
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name is on disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

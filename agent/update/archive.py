@@ -17,10 +17,10 @@ from typing import BinaryIO
 
 import zstandard
 
+from agent.durable import sync
 from agent.update.contents import check_contents
 from agent.update.faults import UntrustedError
 from agent.update.release import Release
-from agent.update.trust_record import sync_folder
 
 MAX_FILES = 256
 MAX_DEPTH = 4
@@ -48,8 +48,8 @@ def unpack(file: Path, folder: Path, release: Release, *, allow_custom_ops: bool
             _extract(packed, folder, release.unpacked_bytes, file.name)
         check_contents(folder, release, allow_custom_ops=allow_custom_ops)
         for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
-            sync_folder(inner)
-        sync_folder(folder)
+            sync(inner)
+        sync(folder)
     except BaseException:
         _empty(folder)
         raise

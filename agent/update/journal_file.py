@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
+from agent.durable import sync
 from agent.errors import StorageError, StorageFullError
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -107,7 +107,7 @@ def set_aside(path: Path) -> Path:
     path.rename(target)
     for old in sorted(path.parent.glob(f"{path.name}.corrupt-*"))[:-_KEEP_DAMAGED]:
         old.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
     return target
 
 
@@ -128,7 +128,7 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     if fresh:
-        _sync(path.parent)
+        sync(path.parent)
     return connection
 
 
@@ -166,11 +166,3 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 def _code(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & _PRIMARY
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

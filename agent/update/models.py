@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from agent.durable import point, settle, sync
 from agent.errors import DataError, ModelError, StorageFullError, TrustError
 from agent.runtime.bundle import MANIFEST, load_bundle, sha256_of
 from agent.update.records import Version
@@ -129,7 +130,7 @@ class VersionStore:
             bundle.mkdir()
             unpack(bundle)
             (folder / RELEASE).write_text(version.release.model_dump_json(indent=2), encoding="utf-8")
-            _settle(folder)
+            settle(folder)
             target = self._made("sha256") / version.sha256
             self._discard(target)
             folder.rename(target)
@@ -146,12 +147,9 @@ class VersionStore:
         link = self._made("current") / folder_of(slot)
         if version is None:
             link.unlink(missing_ok=True)
+            sync(link.parent)
         else:
-            fresh = link.with_name(f".{link.name}.new")
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(Path("..") / "sha256" / version.sha256, target_is_directory=True)
-            fresh.replace(link)
-        sync(link.parent)
+            point(link, Path("..") / "sha256" / version.sha256)
 
     def write_numbers(self, numbers: Mapping[str, int]) -> None:
         """Remember the highest numbers beside the journal."""
@@ -215,20 +213,3 @@ class VersionStore:
         sync(folder.parent)
         with suppress(OSError):
             shutil.rmtree(doomed)
-
-
-def sync(folder: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _settle(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        sync(path)
-    folder.chmod(0o755)
-    sync(folder)

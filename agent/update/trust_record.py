@@ -23,9 +23,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from agent.durable import write_durably
 from agent.errors import TransientError
 
 _NAME = re.compile(r"root_history/\d+\.root\.json|[A-Za-z0-9_.%~-]+\.json")
+_MODE = 0o600
 _SEEN_STEP = timedelta(hours=1)
 """The time of the last success is written no more often than this, to spare the flash."""
 
@@ -52,7 +54,7 @@ class TrustRecord:
     def locked(self) -> Iterator[None]:
         """Alone with the folder. Raises TransientError when another process is at it, OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,31 +103,12 @@ class TrustRecord:
         if files == held.files and not held.notes and (seen is None or (held.seen and seen - held.seen < _SEEN_STEP)):
             return
         if self._file.exists() and not held.notes:  # a damaged one is worth nothing as the one before
-            self._put(self._before, self._file.read_bytes())
-        self._put(self._file, _written(Held(files, seen or held.seen)))
-
-    def _put(self, file: Path, content: bytes) -> None:
-        temporary = file.with_name(f".{file.name}.new")
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb", opener=_private) as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(file)
-        sync_folder(self._folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power loss. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            write_durably(self._before, self._file.read_bytes(), _MODE)
+        write_durably(self._file, _written(Held(files, seen or held.seen)), _MODE)
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
 
 
 def _written(held: Held) -> bytes:

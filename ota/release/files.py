@@ -9,23 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent.durable import sync
 from agent.errors import TransientError
-from agent.update.trust_record import sync_folder
-
-
-def write_durably(file: Path, content: bytes, mode: int = 0o644) -> None:
-    """`file` has `content` afterwards, or what it had before, also after a power loss. Raises OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as out:
-        os.fchmod(out.fileno(), mode)
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(file)
-    sync_folder(file.parent)
 
 
 def copy_durably(source: Path, file: Path) -> None:
@@ -38,7 +23,7 @@ def copy_durably(source: Path, file: Path) -> None:
         out.flush()
         os.fsync(out.fileno())
     temporary.replace(file)
-    sync_folder(file.parent)
+    sync(file.parent)
 
 
 @contextlib.contextmanager

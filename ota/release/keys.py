@@ -24,9 +24,9 @@ from cryptography.hazmat.primitives.serialization import (
 from securesystemslib.exceptions import KeyMismatchError
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
+from agent.durable import write_durably
 from agent.errors import ConfigError, ConfigProblem
 from agent.private_files import read_private
-from ota.release.files import write_durably
 
 Role = Literal["root", "targets", "snapshot", "timestamp"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeVar
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 
+from agent.durable import write_durably
 from agent.errors import DataError, TrustError
 from agent.update.release import Release
-from ota.release.files import write_durably
 from ota.release.keys import KeyRing, Role
 
 Kind = TypeVar("Kind", Root, Targets, Snapshot, Timestamp)
