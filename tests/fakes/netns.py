@@ -86,7 +86,12 @@ class Cable:
 
     def lose(self, percent: int) -> None:
         """So many of the packets that arrive at the right end vanish."""
-        self._filter(f'iifname "cable" numgen random mod 100 < {percent} drop')
+        self._filter(f'iifname "cable" numgen random mod 100 < {percent} counter drop')
+
+    def lost(self) -> int:
+        """Packets that vanished since `lose`."""
+        rules = _run("ip", "netns", "exec", self.right, _tool("nft"), "list", "ruleset")
+        return sum(map(int, re.findall(r"counter packets (\d+)", rules)))
 
     def forget_connections(self) -> None:
         """What stands now gets no packet through any more, new connections do: a router has lost its table."""

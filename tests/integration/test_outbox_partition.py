@@ -58,10 +58,10 @@ def survive(cable: Cable, folder: Path, fault: Callable[[Cable], None], outage_s
         time.sleep(0.5)
         before = len(trial.arrivals_s)
         time.sleep(outage_s)
-        arrived = len(trial.arrivals_s) - before
-        assert arrived < (
-            RATE * outage_s / 2 if still_arrive else 1
-        )  # the fault was one; with luck something gets through
+        if still_arrive:  # how much is luck: one packet that gets through may hold many messages
+            assert cable.lost() > 0
+        else:
+            assert len(trial.arrivals_s) == before
         cable.mend()
         recovery_s = trial.wait_for_arrivals(1, 60)
         verdict = trial.finish(60)
@@ -146,9 +146,9 @@ async def test_a_far_and_thin_line_delivers_everything_over_one_connection(
     mosquitto: Mosquitto, subscribe: Callable[..., Subscriber], tmp_path: Path
 ) -> None:
     subscriber = await asyncio.to_thread(subscribe, mosquitto.port)
-    connections, verdict = await over_a_thin_line(mosquitto, subscriber, tmp_path, puts=12, filler_bytes=200)
+    connections, verdict = await over_a_thin_line(mosquitto, subscriber, tmp_path, puts=16, filler_bytes=200)
     assert not verdict.faults, verdict
-    assert verdict.delivered >= 4  # of 12, less on a busy machine; all of what was put
+    assert verdict.delivered >= 8  # of 16, less on a busy machine; all of what was put
     assert (connections, verdict.duplicates) == (1, 0)
 
 
