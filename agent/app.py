@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from agent import __version__
+from agent.config.paths import prepare_state_dir
 from agent.config.reload import compare
 from agent.config.schema import AgentConfig
 from agent.daemon.cameras import Cameras, check_sources
 from agent.daemon.delivery import Delivery, discard
 from agent.daemon.drift import ModelWatch
-from agent.daemon.evidence import Evidence
+from agent.daemon.evidence import Evidence, lookback_s
 from agent.daemon.listener import AgentListener
 from agent.daemon.live import LiveHub
 from agent.daemon.losses import LossDesk
 from agent.daemon.monitor import Monitor, MonitorPorts, OutboxFigures
 from agent.daemon.orphans import close_orphans
 from agent.daemon.remote import Reloaded, Remote, RemotePorts
+from agent.daemon.rounds import Rounds
 from agent.daemon.sinks import Sinks
 from agent.daemon.trials import AgentTrials, TrialPorts
 from agent.daemon.updates import UpdatePorts, Updates
-from agent.daemon.upkeep import Upkeep
 from agent.daemon.view import View
 from agent.daemon.vitals import Vitals
-from agent.errors import ConfigError, ModelError, StorageError, TrustError
+from agent.errors import ConfigError, ModelError, TrustError
 from agent.events.evidence_writer import EvidenceWriter
 from agent.events.ids import Uuid7
 from agent.health.governor import LADDER
@@ -51,7 +50,6 @@ from agent.types import POSE_SLOT, Event, Lane, action_slot
 
 _log = structlog.get_logger(__name__)
 
-SLOW_CAMERA_FPS = 10.0
 STALL_LIMIT_S = 20.0
 """A streaming camera whose pipeline handles no frame for this long starves the watchdog."""
 
@@ -96,6 +94,7 @@ class Agent:
         self.ready_event = asyncio.Event()
         self.store: OutboxStore
         self.evidence: Evidence
+        self.evidence_writer: EvidenceWriter
         self.monitor: Monitor
         self.drift: ModelWatch
         self.sinks: Sinks
@@ -103,7 +102,6 @@ class Agent:
         self.delivery: Delivery | None = None
         self.http: HttpServer | None = None
         self.recognition: Recognition | None = None
-        self._evidence_writer: EvidenceWriter
         self._listener: AgentListener
         self._load = load
         self._environ = environ
@@ -167,8 +165,8 @@ class Agent:
         await self.sinks.open()
         probes = Probes.open(config.state_dir)
         self._stack.callback(probes.close)
-        self._evidence_writer = EvidenceWriter(config.state_dir / "evidence", config.evidence)
-        self.evidence = Evidence(config.evidence, self._evidence_writer, lookback_s=lookback_s(config))
+        self.evidence_writer = EvidenceWriter(config.state_dir / "evidence", config.evidence)
+        self.evidence = Evidence(config.evidence, self.evidence_writer, lookback_s=lookback_s(config))
         self._stack.callback(self.evidence.close)
         self.drift = ModelWatch(
             config.drift, config.state_dir / "drift.json", new_id=self.new_id, metrics=self.metrics, health=self.health,
@@ -205,8 +203,8 @@ class Agent:
             self.http = HttpServer(config.http, View(self))
             self._start("http", self.http.run, Reason.HTTP)
         if config.evidence.enabled:
-            self._start("evidence", self._evidence_writer.run)
-        self._monitor_task = self._start("monitor", self._look_round)
+            self._start("evidence", self.evidence_writer.run)
+        self._monitor_task = self._start("monitor", Rounds(self).run)
         interval_s = self.notifier.feed_interval_s
         if interval_s is not None:
             self._start("watchdog", lambda: feed_watchdog(self.notifier, self.watch, interval_s, self.health))
@@ -305,7 +303,7 @@ class Agent:
         config = self.config
         set_level(config.log.level)
         self.store.reconfigure(config.outbox)
-        self._evidence_writer.update_config(config.evidence)
+        self.evidence_writer.update_config(config.evidence)
         self.live.reconfigure(config.http)
         self.monitor.reconfigure(config.health)
         if self.delivery is not None:
@@ -326,30 +324,6 @@ class Agent:
 
     def _on_camera_ended(self, camera_id: str) -> None:
         self.watch.forget(f"camera.{camera_id}")
-
-    async def _look_round(self) -> None:
-        """The monitor's rounds, and what is due at the same pace."""
-        upkeep = Upkeep(self.health, self.metrics)
-        while True:
-            if self.cameras is not None:
-                self.cameras.report_health()
-                for name in self.cameras.resting():
-                    self.watch.idle(f"camera.{name}")
-                    self.evidence.poll(name, time.monotonic_ns())
-            if self.delivery is not None:
-                oldest_age_s = self.monitor.outbox.oldest_age_s  # of the round before
-                upkeep.look_at_delivery(
-                    self.delivery.stats, connected=self.delivery.connected, oldest_age_s=oldest_age_s
-                )
-            if self.recognition is not None:
-                upkeep.look_at_engines(self.recognition.upgrades)
-                await self.drift.round(self.recognition.slots)
-            upkeep.look_at_evidence(self._evidence_writer.stats)
-            await self.sinks.look()
-            upkeep.let_go()
-            await self.monitor.round()
-            self.notifier.status(describe(View(self).state()))
-            await asyncio.sleep(self.config.health.probe_interval_s)
 
     # --- monitor's ports ----------------------------------------------------------------------------------------------
 
@@ -422,27 +396,3 @@ class Agent:
 
     async def _something_waits(self) -> bool:
         return any((await self._outbox_figures()).rows.values())
-
-
-def lookback_s(config: AgentConfig) -> float:
-    """How far behind its alarm the onset of an incident may lie, at 10 frames a second where the rate is the camera's."""
-    services = [service for service in config.services.values() if service.enabled]
-    return max(
-        (
-            (one.window.length + one.rules.alert_count * one.window.stride) / (one.window.rate_hz or SLOW_CAMERA_FPS)
-            for one in services
-        ),
-        default=0.0,
-    )
-
-
-def prepare_state_dir(path: Path) -> None:
-    """Make the folder and make sure that it can be written. Raises StorageError with a hint."""
-    probe = path / ".writable"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        hint = "set state_dir to a folder that the agent's user may write"
-        raise StorageError(f"{path}: cannot be written: {error.strerror} (hint: {hint})") from error

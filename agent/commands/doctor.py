@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from agent import __version__
-from agent.app import prepare_state_dir
 from agent.capture.base import redact
 from agent.capture.sources import build_source
 from agent.cli import EXIT_CONFIG, EXIT_FAILED, EXIT_GOOD
@@ -26,6 +25,7 @@ from agent.commands.output import table_console
 from agent.commands.self_test import self_test
 from agent.config.delivery import SinkConfig
 from agent.config.load import load_config
+from agent.config.paths import prepare_state_dir
 from agent.config.schema import AgentConfig, CameraConfig, ServiceConfig
 from agent.errors import ConfigError, RecognizerError
 from agent.health.probes import Probes

@@ -1,4 +1,4 @@
-"""Paths in the configuration: relative ones belong to the file that names them."""
+"""Paths in the configuration: relative ones belong to the file that names them; the state folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
+
+from agent.errors import StorageError
 
 SHIPPED = "shipped:"
 """`model: shipped:fight-stgcn` names a bundle that comes with the agent."""
@@ -97,3 +99,15 @@ ConfigPath = Annotated[Path, BeforeValidator(_resolve_path)]
 
 SourceText = Annotated[str, BeforeValidator(_resolve_source)]
 """A video source; a plain file name is treated as `ConfigPath`."""
+
+
+def prepare_state_dir(path: Path) -> None:
+    """Make the folder and make sure that it can be written. Raises StorageError with a hint."""
+    probe = path / ".writable"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        hint = "set state_dir to a folder that the agent's user may write"
+        raise StorageError(f"{path}: cannot be written: {error.strerror} (hint: {hint})") from error

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from agent.config.schema import EvidenceConfig
+from agent.config.schema import AgentConfig, EvidenceConfig
 from agent.errors import DataError
 from agent.events.evidence import Clip, EvidenceRing, evidence_folder
 from agent.events.evidence_writer import EvidenceWriter
@@ -17,6 +17,8 @@ _log = structlog.get_logger(__name__)
 
 MAX_PENDING = 4
 """Pictures that may wait for the thread, per camera; more are skipped, the clip then has a lower frame rate."""
+
+SLOW_CAMERA_FPS = 10.0
 
 
 class Evidence:
@@ -99,3 +101,15 @@ class Evidence:
         for clip in clips:
             if not self._writer.submit(clip):
                 _log.error("evidence_dropped", camera=clip.opened.camera_id, incident=clip.opened.incident_id)
+
+
+def lookback_s(config: AgentConfig) -> float:
+    """How far behind its alarm the onset of an incident may lie, at 10 frames a second where the rate is the camera's."""
+    services = [service for service in config.services.values() if service.enabled]
+    return max(
+        (
+            (one.window.length + one.rules.alert_count * one.window.stride) / (one.window.rate_hz or SLOW_CAMERA_FPS)
+            for one in services
+        ),
+        default=0.0,
+    )

@@ -309,7 +309,7 @@ async def test_health_that_fails_ends_the_probation_and_the_old_model_is_back_at
 
 
 async def test_a_model_that_is_slower_on_live_frames_does_not_stay(tmp_path: Path) -> None:
-    candidate = candidate_of(derive("fall-stgcn", tmp_path / "new", slower(2), version="9.0.0"), FALL)
+    candidate = candidate_of(derive("fall-stgcn", tmp_path / "new", slower(12), version="9.0.0"), FALL)
     source = "sim://?scenario=mixed&seed=3&people=4&fps=10"
     async with open_desk(desk_config(tmp_path, source, probation_s=90)) as desk:
         window = np.random.default_rng(0).uniform(-1, 1, (4, 100, 17, 3)).astype(np.float32)

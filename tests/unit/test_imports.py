@@ -73,6 +73,7 @@ IMPURE = frozenset(
 
 EXCEPTIONS = {
     ("agent.daemon.view", "agent.app"): "a type only: the view looks at the agent it belongs to",
+    ("agent.daemon.rounds", "agent.app"): "a type only: the rounds look at the agent they belong to",
     ("agent.events.ids", "time"): "the default of a clock that callers can replace",
 }
 
