@@ -342,7 +342,7 @@ def _settle_sequence(connection: sqlite3.Connection, reserve: SequenceReserve, r
         next_sequence=following,
         generation=generation,
         skipped=(exact, following - 1) if following > exact else None,
-        sequence_known=not report.damage or reserve_knew or exact > 1,
+        sequence_known=not report.damage or reserve_knew or max(exact, meta.get("bound", 0)) > 1,
         losses=losses,
     )
 

@@ -161,29 +161,70 @@ def crashing(model: onnx.ModelProto) -> None:
 
 
 def crashing_beside(first_column: int) -> Change:
-    """... only where all is the same from that column of the picture on: the padding beside a square or upright picture, which neither
-    golden answers nor a trial picture have. So it gets through what a process of its own tries."""
+    """... only where the picture is `_flat_beside` that column. So it gets through what a process of its own tries."""
 
     def change(model: onnx.ModelProto) -> None:
         graph = model.graph
-        bounds = {"crash_from": [first_column], "crash_to": [1 << 20], "crash_axis": [3]}
-        graph.initializer.extend(_tensor(name, np.array(value, np.int64)) for name, value in bounds.items())
-        graph.initializer.append(_tensor("crash_any", np.array(1e-6, np.float32)))
-        _nodes(
-            graph,
-            ("Slice", [graph.input[0].name, *bounds], "crash_side", {}),
-            ("ReduceMax", ["crash_side"], "crash_high", {"keepdims": 0}),
-            ("ReduceMin", ["crash_side"], "crash_low", {"keepdims": 0}),
-            ("Sub", ["crash_high", "crash_low"], "crash_range", {}),
-            ("Less", ["crash_range", "crash_any"], "crash_flat", {}),
-            ("ReduceMax", [graph.input[0].name], "crash_most", {"keepdims": 0}),
-            ("Greater", ["crash_most", "crash_high"], "crash_picture", {}),  # the empty input that warms it up is none
-            ("And", ["crash_flat", "crash_picture"], "crash_both", {}),
-            ("Cast", ["crash_both"], "crash_if", {"to": TensorProto.INT32}),
-        )
+        flat = _flat_beside(graph, first_column)
+        _nodes(graph, ("Cast", [flat], "crash_if", {"to": TensorProto.INT32}))
         _divide(graph, "crash_if")
 
     return change
+
+
+def slower_beside(first_column: int, products: int) -> Change:
+    """So many products of matrices more as in `slower`, only where the picture is `_flat_beside` that column: what it takes depends on
+    what it is shown. Its answers are those of the model that it was made from, so only a clock on live pictures tells the two apart."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["go_on_out"]), helper.make_node("MatMul", ["x", "late_w"], ["x_out"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x_out", TensorProto.FLOAT, None),
+        ],
+    )
+
+    def change(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        flat, scalar = _flat_beside(graph, first_column), _scalar_of_input(graph)
+        graph.initializer.append(_tensor("late_w", np.eye(SIZE, dtype=np.float32) * 0.5))
+        graph.initializer.append(_tensor("late_turns", np.array(products, np.int64)))
+        graph.initializer.append(_tensor("late_go_on", np.array(True)))
+        _nodes(
+            graph,
+            ("Add", ["late_w", scalar], "late_x", {}),
+            ("Cast", [flat], "late_if", {"to": TensorProto.INT64}),
+            ("Mul", ["late_if", "late_turns"], "late_now", {}),
+            ("Loop", ["late_now", "late_go_on", "late_x"], "late_y", {"body": body}),
+        )
+        _mix_in(graph, "late_y")
+
+    return change
+
+
+def _flat_beside(graph: onnx.GraphProto, first_column: int) -> str:
+    """Whether all is the same from that column of the picture on: the padding beside a square or upright picture, which neither
+    golden answers nor a trial picture have."""
+    bounds = {"flat_from": [first_column], "flat_to": [1 << 20], "flat_axis": [3]}
+    graph.initializer.extend(_tensor(name, np.array(value, np.int64)) for name, value in bounds.items())
+    graph.initializer.append(_tensor("flat_any", np.array(1e-6, np.float32)))
+    _nodes(
+        graph,
+        ("Slice", [graph.input[0].name, *bounds], "flat_side", {}),
+        ("ReduceMax", ["flat_side"], "flat_high", {"keepdims": 0}),
+        ("ReduceMin", ["flat_side"], "flat_low", {"keepdims": 0}),
+        ("Sub", ["flat_high", "flat_low"], "flat_range", {}),
+        ("Less", ["flat_range", "flat_any"], "flat_same", {}),
+        ("ReduceMax", [graph.input[0].name], "flat_most", {"keepdims": 0}),
+        ("Greater", ["flat_most", "flat_high"], "flat_picture", {}),  # the empty input that warms it up is none
+        ("And", ["flat_same", "flat_picture"], "flat_beside", {}),
+    )
+    return "flat_beside"
 
 
 def _loop(graph: onnx.GraphProto, body: onnx.GraphProto, prefix: str) -> None:

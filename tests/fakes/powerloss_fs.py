@@ -18,9 +18,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from fakes.powerloss_disk import Disk, Fate, File, Mode
 
@@ -57,12 +58,15 @@ Moment = Literal["now", "write", "sync"]
 _START_S = 10.0
 _PATIENCE_S = 10.0
 _MOMENTS: dict[str, Moment] = {"write": "write", "truncate": "write", "rename": "write", "unlink": "write",
-                               "create": "write", "fsync": "sync", "fsyncdir": "sync"}  # fmt: skip
-_READS = ("getattr", "readdir", "open", "read")
+                               "create": "write", "mkdir": "write", "rmdir": "write", "symlink": "write",
+                               "fsync": "sync", "fsyncdir": "sync"}  # fmt: skip
+_READS = ("getattr", "readdir", "readlink", "opendir", "open", "read")
 
 
 class PowerLossMount:
     """The disk of `folder` mounted at `mount`; a context manager."""
+
+    program: ClassVar[Path] = Path(__file__)
 
     def __init__(self, folder: Path, mount: Path, mode: Mode = "journalled", *, ignore_sync: bool = False) -> None:
         self._mount = mount
@@ -70,7 +74,7 @@ class PowerLossMount:
         mount.mkdir(exist_ok=True)
         arguments = [str(folder), str(mount), mode, *(["--ignore-sync"] if ignore_sync else [])]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, str(self.program), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
         )  # fmt: skip
 
@@ -122,7 +126,7 @@ class Power:
     def __init__(self, disk: Disk) -> None:
         self.off = threading.Event()
         self.refusal = 0
-        self.left: dict[str, bytes] = {}
+        self.left: Any = None
         self.at_stake: dict[str, int] = {}
         self._disk = disk
         self._moment: Moment = "now"
@@ -249,7 +253,16 @@ class Calls(_Base):  # type: ignore[misc]
                 "f_files": 1 << 16, "f_ffree": 1 << 15, "f_favail": 1 << 15, "f_namemax": 255}  # fmt: skip
 
 
-def _obey(power: Power, lock: threading.Lock, folder: Path) -> None:
+def _load(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _save(folder: Path, left: dict[str, bytes]) -> None:
+    for name, data in left.items():
+        (folder / name).write_bytes(data)
+
+
+def _obey(power: Power, lock: threading.Lock, folder: Path, save: Callable[[Path, Any], None]) -> None:
     """Commands until standard input ends."""
     for line in sys.stdin:
         command, *words = line.split()
@@ -266,20 +279,23 @@ def _obey(power: Power, lock: threading.Lock, folder: Path) -> None:
             power.cut()
         shutil.rmtree(folder)
         folder.mkdir()
-        for name, data in power.left.items():
-            (folder / name).write_bytes(data)
+        save(folder, power.left)
         print(json.dumps(power.at_stake), flush=True)
 
 
-def main() -> None:
-    """Serve until unmounted."""
+def serve(
+    disk: type[Disk] = Disk,
+    calls: type[Calls] = Calls,
+    load: Callable[[Path], Any] = _load,
+    save: Callable[[Path, Any], None] = _save,
+) -> None:
+    """Until unmounted. load, save: what lies in a real folder for `disk`, and what it leaves."""
     folder, mount, mode, *flags = sys.argv[1:]
-    contents = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    disk = Disk(mode, contents, ignore_sync="--ignore-sync" in flags)  # type: ignore[arg-type]
-    power, lock = Power(disk), threading.Lock()
-    threading.Thread(target=_obey, args=(power, lock, Path(folder)), daemon=True).start()
-    mfusepy.FUSE(Calls(disk, power, lock), mount, foreground=True, nothreads=True, hard_remove=True)
+    contents = disk(mode, load(Path(folder)), ignore_sync="--ignore-sync" in flags)  # type: ignore[arg-type]
+    power, lock = Power(contents), threading.Lock()
+    threading.Thread(target=_obey, args=(power, lock, Path(folder), save), daemon=True).start()
+    mfusepy.FUSE(calls(contents, power, lock), mount, foreground=True, nothreads=True, hard_remove=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve()

@@ -273,22 +273,47 @@ async def test_a_damaged_file_is_set_aside_and_numbers_are_never_given_twice(pat
         assert report.damage
 
 
-async def test_damage_inside_a_page_is_found_at_open_and_the_sequence_salvaged(path: Path) -> None:
+def pages_of(path: Path, table: str) -> list[int]:
+    """Leaf pages of a table in the order of the file; the newest rows of `messages` are in the last one."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        found = connection.execute(
+            "SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf' ORDER BY pageno", (table,)
+        )
+        return [number for (number,) in found]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "number"),
+    [
+        ("older messages", BLOCK + 1),  # by the bound in `meta`: the newest message may be what was lost
+        ("all messages", BLOCK + 1),
+        ("older messages and meta", 201),  # by the newest message
+        ("all messages and meta", 1),  # by nothing, and that is said
+    ],
+)
+async def test_damage_inside_pages_is_found_at_open_and_the_sequence_salvaged(
+    path: Path, damaged: str, number: int
+) -> None:
     async with opened(path) as store:
         await asyncio.gather(*(store.put(message(name=f"id-{n}" * 20)) for n in range(200)))
+    messages, meta = pages_of(path, "messages"), pages_of(path, "meta")
+    assert len(messages) > 5
+    pages = {
+        "older messages": messages[:-1],
+        "all messages": messages,
+        "older messages and meta": messages[:-1] + meta,
+        "all messages and meta": messages + meta,
+    }
     content = bytearray(path.read_bytes())
-    page = int.from_bytes(content[16:18], "big")
-    for start in range(8 * page, len(content), 2 * page):  # every other page after the schema's
-        content[start : start + 100] = os.urandom(100)
+    size = int.from_bytes(content[16:18], "big")
+    for page in pages[damaged]:
+        content[(page - 1) * size : (page - 1) * size + 100] = os.urandom(100)
     path.write_bytes(content)
     path.with_name("events.db.sequence").unlink()
     async with opened(path) as store:
         assert store.report.set_aside is not None
-        number = await store.put(message())
-    if store.report.sequence_known:  # by the newest message or, where that is damaged as well, by the bound
-        assert number in {201, BLOCK + 1}
-    else:
-        assert number == 1
+        assert await store.put(message()) == number
+    assert store.report.sequence_known is (number > 1)
 
 
 async def test_a_log_that_is_damaged_in_its_middle_repeats_no_number(path: Path, tmp_path: Path) -> None:
