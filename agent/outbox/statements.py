@@ -66,6 +66,9 @@ NEWEST_ABOVE = {
 AMONG = f"""
 SELECT m.lane, count(*), sum({SIZE}), max(m.message_id) FROM messages AS m WHERE m.message_id IN {IDS} AND {WAITS} GROUP BY m.lane
 """  # noqa: S608 - constants only
+FOLLOWING = """
+SELECT CAST(sequence AS INTEGER) FROM messages
+WHERE message_id >= ? AND sequence > ? ORDER BY message_id LIMIT 1"""
 _QUEUE = f"""
 INSERT INTO outbox (message_id, lane, size_bytes, t_created_us, attempts)
 SELECT m.message_id, m.lane, {SIZE}, CAST(m.t_created_us AS INTEGER), {{attempts}} FROM messages AS m

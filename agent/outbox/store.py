@@ -180,9 +180,13 @@ class OutboxStore:
 
         Raises StorageError.
         """
-        done, newest = await self._ask(
-            lambda tables: (tables.requeue(first, last), tables.waiting.newest()), writes=True
-        )
+        done, following = Requeued(0, (), {}), first
+        while following is not None:
+            begin = following
+            (more, following), newest = await self._ask(
+                lambda tables, begin=begin: (tables.requeue(begin, last), tables.waiting.newest()), writes=True
+            )
+            done = done.and_then(more)
         for lane, row_id in newest.items():  # rows of before this start, which nobody has seen pending
             self._newest[lane] = max(self._newest[lane], row_id)
         return done

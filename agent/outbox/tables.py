@@ -24,6 +24,7 @@ from agent.outbox.statements import (
     BURY,
     CHUNKS,
     DROP,
+    FOLLOWING,
     FOUND_AGAIN,
     HAVE,
     IDS,
@@ -44,6 +45,8 @@ SEQUENCED = frozenset({Lane.ALARM, Lane.EVENT})
 """Lanes whose rows carry a sequence and stay as the history."""
 
 _AT_A_TIME = 1000
+REQUEUE_ROWS = 5_000
+"""Some tens of milliseconds."""
 
 Row = tuple[int, int, int | None, str, str, bytes, str, int, str, str, str, int, int]
 
@@ -81,6 +84,13 @@ class Requeued:
     found: int
     missing: tuple[tuple[int, int], ...]
     lowest: dict[Lane, int]
+
+    def and_then(self, more: Requeued) -> Requeued:
+        """With those of the numbers that follow immediately."""
+        runs, further = list(self.missing), list(more.missing)
+        if runs and further and runs[-1][1] + 1 == further[0][0]:
+            further[0] = (runs.pop()[0], further[0][1])
+        return Requeued(self.found + more.found, (*runs, *further), more.lowest | self.lowest)
 
 
 def message_row(message: Message, row_id: int, sequence: int | None, payload: bytes, t_created_us: int) -> Row:
@@ -278,9 +288,18 @@ class Tables:
         self._delete_history(self.connection.execute(PURGE, (after, limit, before_us)).fetchall(), LossReason.AGE)
         return int(last) if looked_at == limit else None
 
-    def requeue(self, first: int, last: int) -> Requeued:
-        """Have the messages of the history with sequences `first` to `last` delivered again, dead letters included."""
-        numbered = (row_of(self.connection, first), row_of(self.connection, last + 1), first, last)
+    def requeue(self, first: int, last: int) -> tuple[Requeued, int | None]:
+        """Have the messages of the history with sequences `first` to `last` delivered again, dead letters included.
+
+        At most `REQUEUE_ROWS` row ids at once, so that new messages need not wait; returns also the number to go on with.
+        """
+        begin = row_of(self.connection, first)
+        (following,) = self.connection.execute(FOLLOWING, (begin + REQUEUE_ROWS, first)).fetchone() or (None,)
+        if following is not None and following <= last:
+            last = following - 1
+        else:
+            following = None
+        numbered = (begin, row_of(self.connection, last + 1), first, last)
         rows = self.connection.execute(REQUEUE, numbered).fetchall()
         ids = json.dumps([row[0] for row in rows])
         self.connection.execute(QUEUE, (self._clock_us(), ids))
@@ -290,7 +309,7 @@ class Tables:
             self.waiting.count(lane, 1, size)
         lowest = {Lane(lane): row_id for lane, row_id in self.connection.execute(LOWEST, numbered)}
         have = [number for (number,) in self.connection.execute(HAVE, numbered)]
-        return Requeued(len(have), missing(have, first, last + 1), lowest)
+        return Requeued(len(have), missing(have, first, last + 1), lowest), following
 
     def pass_over(self, sink: str, record: OutboxRecord, reason: str) -> None:
         """A further sink will never take `record`: a loss of that sink alone."""

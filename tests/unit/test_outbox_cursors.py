@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -181,6 +182,30 @@ async def test_events_of_the_history_wait_again_when_they_are_asked_for(path: Pa
         assert (await store.depth())[Lane.EVENT].rows == 2
     async with opened(path) as store:
         assert (await store.depth())[Lane.EVENT].rows == 2
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 100])
+async def test_a_long_range_is_queued_again_in_steps(path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr("agent.outbox.tables.REQUEUE_ROWS", rows)
+    async with opened(path) as store:
+        for n in range(12):
+            await store.put(message((Lane.EVENT, Lane.ALARM, Lane.STATE)[n % 3]))  # 8 with numbers
+        await store.delete([record.row_id for lane in Lane for record in await store.fetch(lane, 20)])
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM messages WHERE sequence IN (1, 4, 5)")
+    async with opened(path) as store:
+        again = asyncio.ensure_future(store.requeue(1, 20))
+        await asyncio.sleep(0)
+        number = await store.put(message())
+        assert number == 9
+        assert again.done() is (rows >= 100), "a message that comes meanwhile does not wait for all of it"
+        done = await again
+        assert done.found == (5 if again.done() and rows >= 12 else 6)
+        assert done.missing[:2] == ((1, 1), (4, 5))
+        assert done.missing[2][1] == 20
+        assert [record.sequence for record in await store.fetch(Lane.EVENT, 10)] == [3, 7, 9]
+        assert [record.sequence for record in await store.fetch(Lane.ALARM, 10)] == [2, 6, 8]
+        assert done.lowest == {lane: (await store.fetch(lane, 1))[0].row_id for lane in (Lane.EVENT, Lane.ALARM)}
 
 
 async def test_a_command_is_recorded_once_and_its_answer_is_kept(path: Path) -> None:
