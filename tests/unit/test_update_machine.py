@@ -23,7 +23,7 @@ def test_a_refusal_ends_it_and_only_a_probation_has_something_to_go_back_from(ph
     assert after(phase, BAD) is (Phase.ROLLED_BACK if phase is Phase.PROBATION else Phase.REFUSED)
 
 
-@pytest.mark.parametrize("phase", FINAL)
+@pytest.mark.parametrize("phase", sorted(FINAL))
 def test_nothing_follows_an_end(phase: Phase) -> None:
     with pytest.raises(ValueError, match="is an end"):
         after(phase, {})
