@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from pathlib import Path
 
 from agent.config.delivery import TlsConfig
 from agent.errors import ConfigError, ConfigProblem
@@ -41,10 +42,20 @@ def tls_client(tls: TlsConfig, key: str) -> ssl.SSLContext:
         raise ConfigError([ConfigProblem(f"{tls.ca_file}: {error}", path=f"{key}.ca_file")]) from error
     context.check_hostname = tls.verify_hostname
     if tls.cert_file is not None:
-        try:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
-        except OSError as error:
-            message = f"{tls.cert_file}, {tls.key_file}: {error}"
-            hint = "a PEM certificate with its unencrypted PEM key"
-            raise ConfigError([ConfigProblem(message, path=f"{key}.cert_file", hint=hint)]) from error
+        show_certificate(context, tls.cert_file, tls.key_file, f"{key}.cert_file")
     return context
+
+
+def show_certificate(context: ssl.SSLContext, cert: Path, key: Path | None, setting: str) -> None:
+    """The certificate that this side shows. setting: for errors. Raises ConfigError when a file cannot be used."""
+    try:
+        context.load_cert_chain(cert, key, password=_no_passphrase)
+    except (OSError, ValueError) as error:
+        message = f"{cert}, {key}: {error}"
+        hint = "a PEM certificate with its unencrypted PEM key"
+        raise ConfigError([ConfigProblem(message, path=setting, hint=hint)]) from error
+
+
+def _no_passphrase() -> str:
+    """Without this OpenSSL would ask at the terminal, and wait."""
+    raise ValueError("the key is encrypted")

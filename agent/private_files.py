@@ -16,7 +16,7 @@ def read_private(path: Path, credentials: Path | None) -> str:
     lists that look like rights of a group. Every other file must be the agent's or root's, without rights for group and others.
     Raises OSError (PermissionError where the rights are too wide), ValueError; neither holds the secret.
     """
-    guarded = credentials is not None and path.absolute().parent == credentials.absolute()
+    guarded = _is_guarded(path, credentials)
     descriptor = os.open(
         path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     )  # a pipe without a writer must not be waited for
@@ -35,3 +35,22 @@ def read_private(path: Path, credentials: Path | None) -> str:
         return content.decode("ascii").strip()
     except UnicodeDecodeError:
         raise ValueError("not plain text") from None
+
+
+def require_private(path: Path, credentials: Path | None) -> None:
+    """For a key that a library reads by itself. As `read_private`, but root's file may be readable for a group (0640), which is how
+    certificates' keys are shared between services. Raises OSError (PermissionError where the rights are too wide), ValueError.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a file")
+    if _is_guarded(path, credentials):
+        return
+    if stat.S_IMODE(status.st_mode) & (0o037 if status.st_uid == 0 else 0o077):
+        raise PermissionError(f"others can read or write it (mode {stat.S_IMODE(status.st_mode):04o})")
+    if status.st_uid not in (os.geteuid(), 0):
+        raise PermissionError("it belongs to another user")
+
+
+def _is_guarded(path: Path, credentials: Path | None) -> bool:
+    return credentials is not None and path.absolute().parent == credentials.absolute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from datetime import datetime, time
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -55,7 +56,10 @@ class UpdateConfig(Section):
     gateway_token_file: ConfigPath | None = None
     """File with the token that several devices share, in place of `token_file`."""
     tls: TlsConfig | None = None
-    """Towards the server and the repository; a client certificate may stand in for tokens."""
+    """Towards the server, the repository and wherever it redirects to; a client certificate may stand in for tokens. Files are looked
+    at for each connection; the key is readable by its owner alone (root's may be 0640), or is one of systemd's credentials."""
+    allow_http: bool = False
+    """Take an address of `server` without TLS, by which token and reports go unencrypted, also where it is not this device itself."""
     repository: str = ""
     """URL of the folder with `metadata/` and `targets/` (TUF)."""
     root_file: ConfigPath | None = None
@@ -107,8 +111,25 @@ class UpdateConfig(Section):
             missing = [name for name in ("server", "repository", "root_file") if not getattr(self, name)]
             if missing:
                 raise ValueError(f"updates are enabled without {', '.join(missing)}")
+            self._require_secrecy()
         return self
+
+    def _require_secrecy(self) -> None:
+        address = urlsplit(self.server)
+        if address.scheme == "http" and not self.allow_http and not _is_here(address.hostname or ""):
+            raise ValueError(f"{self.server}: token and reports would go unencrypted: https://, or allow_http: true")
+        if self.tls is not None and not self.tls.verify_hostname and self.tls.ca_file is None:
+            raise ValueError(
+                "tls: verify_hostname: false needs a ca_file, else any certificate of any authority will do"
+            )
 
     def open_at(self, local: datetime) -> bool:
         """Whether a swap may happen at `local`, a time of the device's zone."""
         return not self.maintenance or any(window.contains(local) for window in self.maintenance)
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

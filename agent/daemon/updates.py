@@ -20,10 +20,10 @@ from agent.daemon.remote import Reloaded
 from agent.daemon.slot_trials import SlotTrials
 from agent.errors import AccessError, ConfigError, StorageError
 from agent.health.reasons import HealthState, Reason
-from agent.net import tls_client
 from agent.observe.metrics import Metrics
 from agent.recognition import Recognition, bundle_of
 from agent.transfer.download import Access, Limits, Wanted, download
+from agent.transfer.faults import TlsError
 from agent.types import POSE_SLOT, action_slot
 from agent.update.archive import unpack
 from agent.update.boot import JOURNAL, Booted, boot, serving_attributes
@@ -40,7 +40,7 @@ from agent.update.release import Release
 from agent.update.requests import RequestFolder
 from agent.update.state import ServerView
 from agent.update.threads import OneThread
-from agent.update.tokens import authorization
+from agent.update.tokens import authorization, client_tls, mark
 from agent.update.trials import Trials
 from agent.update.trust import Target, Trust
 
@@ -87,7 +87,6 @@ class Updates:
         self._store = VersionStore(self._root)
         self._disk = OneThread("updates")
         self._trust_thread = OneThread("trust")
-        self._trust: Trust | None = None
         self._client: UpdateClient | None = None
         self._stale = asyncio.Event()
 
@@ -181,19 +180,16 @@ class Updates:
             self._client.notice()
 
     def _genuine(self) -> Trust:
-        """Made once it is needed; a root file that is missing or wrong is somebody's to mend, not the release's fault."""
-        if self._trust is None:
-            config = self._ports.config().update
-            try:
-                root = config.root_file.read_bytes() if config.root_file is not None else b""
-                self._trust = Trust(self._root / "trust", config.repository, root, tls=self._tls())
-            except (ConfigError, OSError) as error:
-                raise AccessError(f"update.root_file: {error}") from error
-        return self._trust
-
-    def _tls(self) -> Any:
-        tls = self._ports.config().update.tls
-        return tls_client(tls, "update.tls") if tls is not None else None
+        """Made anew with certificates as they are now; files that are missing or wrong are somebody's to mend, not the release's fault."""
+        config = self._ports.config().update
+        try:
+            tls = client_tls(config, self._credentials)
+            root = config.root_file.read_bytes() if config.root_file is not None else b""
+            return Trust(self._root / "trust", config.repository, root, tls=tls)
+        except ConfigError as error:
+            raise AccessError(str(error)) from error
+        except OSError as error:
+            raise AccessError(f"update.root_file: {error}") from error
 
     def _unpack(self, archive: Path, folder: Path, release: Release) -> None:
         unpack(archive, folder, release, allow_custom_ops=self._ports.config().update.allow_custom_ops)
@@ -203,19 +199,21 @@ class Updates:
         wanted = Wanted(target.length, target.length, checksum_known=True)
         limits = Limits(max_bytes_per_s=config.max_bytes_per_s, reserve_bytes=config.reserve_bytes)
         try:
-            access = Access(tls=self._tls())
-        except ConfigError as error:
+            access = Access(tls=await asyncio.to_thread(client_tls, config, self._credentials))
+            await download(target.url, part, wanted, _Watcher(advance), limits=limits, access=access)
+        except (ConfigError, TlsError) as error:  # not the release's fault
             raise AccessError(str(error)) from error
-        await download(target.url, part, wanted, _Watcher(advance), limits=limits, access=access)
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[DdiClient]:
         config = self._ports.config()
         update = config.update
+        before = mark(update)  # of what is read after it
         header = await asyncio.to_thread(authorization, update, self._credentials)
+        tls = await asyncio.to_thread(client_tls, update, self._credentials)
         async with connect(
             update.server, update.tenant, update.controller_id or config.device_id,
-            authorization=header, tls=self._tls(),
+            authorization=header, tls=tls, outdated=lambda: mark(update) != before,
         ) as client:  # fmt: skip
             yield client
 

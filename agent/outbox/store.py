@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -180,12 +181,10 @@ class OutboxStore:
 
         Raises StorageError.
         """
-        done, following = Requeued(0, (), {}), first
-        while following is not None:
-            begin = following
-            (more, following), newest = await self._ask(
-                lambda tables, begin=begin: (tables.requeue(begin, last), tables.waiting.newest()), writes=True
-            )
+        done = Requeued(0, (), {})
+        begin: int | None = first
+        while begin is not None:
+            more, begin, newest = await self._ask(partial(_requeue, begin, last), writes=True)
             done = done.and_then(more)
         for lane, row_id in newest.items():  # rows of before this start, which nobody has seen pending
             self._newest[lane] = max(self._newest[lane], row_id)
@@ -349,3 +348,7 @@ class OutboxStore:
         self._opened.set_result(report)
         for callback in self._on_reopened:
             callback(report)
+
+
+def _requeue(first: int, last: int, tables: Tables) -> tuple[Requeued, int | None, dict[Lane, int]]:
+    return *tables.requeue(first, last), tables.waiting.newest()

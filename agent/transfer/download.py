@@ -13,7 +13,6 @@ import os
 import random
 import re
 import shutil
-import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -29,6 +28,7 @@ from agent import __version__
 from agent.backoff import full_jitter
 from agent.throttle import Throttle
 from agent.transfer.faults import DownloadError, NoNetworkError, RefusedDownloadError, network_errors
+from agent.transfer.tls import Tls
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRY_AGAIN = frozenset({408, 425, 429})
@@ -76,10 +76,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a server may ask for. headers: go to the host of the first address only; tls: None = the system's authorities."""
+    """What a server may ask for. headers: go to the host of the first address only."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
-    tls: ssl.SSLContext | None = None
+    tls: Tls = field(default_factory=Tls)
 
 
 class Progress(Protocol):
@@ -109,12 +109,12 @@ async def download(
     NoNetworkError, RefusedDownloadError (the address is wrong, the size is not the announced one, no room), OSError.
     """
     limits, access = limits or Limits(), access or Access()
-    job = _Download(URL(url), part, wanted, progress, limits=limits, headers=access.headers)
+    job = _Download(URL(url), part, wanted, progress, limits=limits, access=access)
     timeout = aiohttp.ClientTimeout(
         total=None, connect=limits.connect_s, sock_connect=limits.connect_s, sock_read=limits.stall_s
     )
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=access.tls or True),
+        connector=aiohttp.TCPConnector(ssl=access.tls.context or True),
         trust_env=True,
         auto_decompress=False,
         timeout=timeout,
@@ -139,14 +139,15 @@ class _Download:
         progress: Progress,
         *,
         limits: Limits,
-        headers: Mapping[str, str],
+        access: Access,
     ) -> None:
         self.url = url
         self.part = part
         self.wanted = wanted
         self.progress = progress
         self.limits = limits
-        self._headers = headers
+        self._headers = access.headers
+        self._tls = access.tls
         self._throttle = Throttle(limits.max_bytes_per_s, time.monotonic)
         self._random = random.Random()  # noqa: S311 - jitter, no secret
 
@@ -264,7 +265,7 @@ class _Download:
             with self.part.open("r+b" if offset else "wb") as file:
                 file.seek(offset)
                 file.truncate()
-                with network_errors(place):
+                with network_errors(place, self._tls):
                     have = await self._copy(response, file, offset)
                 file.flush()
                 os.fsync(file.fileno())
@@ -313,7 +314,7 @@ class _Download:
         url = self.url
         for _ in range(self.limits.redirects + 1):
             own = self._headers if url.origin() == self.url.origin() else {}
-            with network_errors(_place(url)):
+            with network_errors(_place(url), self._tls):
                 response = await session.get(url, headers=headers | dict(own), allow_redirects=False)
             try:
                 if response.status not in _REDIRECTS:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import aiohttp
 
 from agent.errors import ModelError, TransientError
+from agent.transfer.tls import Tls, passes, trouble
 
 
 class DownloadError(TransientError):
@@ -26,18 +27,24 @@ class RefusedDownloadError(ModelError):
     """This place will not give the file, or what it gives cannot be the file; trying again is of no use."""
 
 
+class TlsError(RefusedDownloadError):
+    """One side does not trust the other: a person has to mend it, here or there; nothing is known about the file."""
+
+
 @contextmanager
-def network_errors(place: str) -> Iterator[None]:
-    """Translates what aiohttp raises while it speaks with the host `place`."""
+def network_errors(place: str, tls: Tls | None = None) -> Iterator[None]:
+    """Translates what aiohttp raises while it speaks with the host `place`. tls: what it speaks with."""
     try:
         yield
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise _translate(error, place) from error
+        raise _translate(error, place, tls or Tls()) from error
 
 
-def _translate(error: Exception, place: str) -> DownloadError | RefusedDownloadError:
+def _translate(error: Exception, place: str, tls: Tls) -> DownloadError | RefusedDownloadError:
     if isinstance(error, (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError)):
         return _proxy_error(error)
+    if text := trouble(error, place, tls):
+        return DownloadError(text) if passes(error) else TlsError(text)
     if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
         return _connection_error(error, place)
     if isinstance(error, aiohttp.InvalidURL):
@@ -48,10 +55,7 @@ def _translate(error: Exception, place: str) -> DownloadError | RefusedDownloadE
 
 def _connection_error(
     error: aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError, place: str
-) -> DownloadError | RefusedDownloadError:
-    if isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError)):
-        hint = "a proxy that opens TLS? name the file of its authority in SSL_CERT_FILE"
-        return RefusedDownloadError(f"{place}: no trustworthy TLS connection: {_text(error)} (hint: {hint})")
+) -> NoNetworkError:
     if isinstance(error, aiohttp.ClientConnectorError):
         return NoNetworkError(f"cannot reach {place}: {error.os_error.strerror or _text(error.os_error)}")
     return NoNetworkError(f"cannot reach {place}: no answer")

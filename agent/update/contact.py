@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ _GATHER_S = 0.05
 """What is said within it goes out together."""
 _MOST_PROGRESS = 200
 """Words about the progress of one action: servers count them."""
+_LOOK_S = 30.0
+"""While we are not let in: between two looks whether tokens and certificates were renewed."""
 Connect = Callable[[], AbstractAsyncContextManager[DdiClient]]
 """Reads tokens and certificates. Raises ConfigError."""
 
@@ -69,16 +72,16 @@ class Contact:
                     await self._talk(ddi)
             except ConfigError as error:
                 self._see("denied", str(error))
-                await self._rest(self._parts.config().poll_max_s)
+                await self._rest(min(_LOOK_S, self._parts.config().poll_max_s))
 
     async def _talk(self, ddi: DdiClient) -> None:
-        """As long as there is nothing wrong with tokens and certificates, which are read anew then."""
-        while True:
+        """As long as tokens and certificates are the same and nothing is wrong with them; they are read anew then."""
+        while not ddi.outdated():
             try:
                 wait_s = await self._round(ddi)
             except AccessError as error:
                 self._see("denied", str(error))
-                await self._rest(self._parts.config().poll_max_s)
+                await self._rest(self._parts.config().poll_max_s, ddi.outdated)
                 return
             except BusyError as error:
                 wait_s = min(max(error.retry_after_s, self._backoff_s()), self._parts.config().poll_max_s)
@@ -86,7 +89,7 @@ class Contact:
             except (TransientError, DataError) as error:
                 wait_s = self._backoff_s()
                 self._postpone(wait_s, "confused" if isinstance(error, DataError) else "offline", error)
-            await self._rest(wait_s)
+            await self._rest(wait_s, ddi.outdated)
 
     async def _round(self, ddi: DdiClient) -> float:
         """One turn; returns the seconds until the next is due at the latest."""
@@ -199,7 +202,7 @@ class Contact:
         self._next_poll_s = max(self._next_poll_s, time.monotonic() + wait_s)
         self._see(state, str(error))
 
-    async def _rest(self, wait_s: float) -> None:
+    async def _rest(self, wait_s: float, outdated: Callable[[], bool] = lambda: False) -> None:
         """A kick ends it only when the server is well: else whatever waits would be tried in a row."""
         if self.view.state == "ok":
             try:
@@ -209,19 +212,19 @@ class Contact:
                 return
             await asyncio.sleep(_GATHER_S)
         else:
-            await self._rest_in_trouble(wait_s)
+            await self._rest_in_trouble(wait_s, outdated)
 
-    async def _rest_in_trouble(self, wait_s: float) -> None:
-        """Only `check` cuts it short."""
+    async def _rest_in_trouble(self, wait_s: float, outdated: Callable[[], bool]) -> None:
+        """Only `check` cuts it short, and another token or certificate."""
         until_s = time.monotonic() + wait_s
         self._next_poll_s = max(self._next_poll_s, until_s)
         while (left_s := min(until_s, self._next_poll_s) - time.monotonic()) > 0:
             self._kick.clear()
-            try:
-                async with asyncio.timeout(left_s):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, _LOOK_S)):
                     await self._kick.wait()
-            except TimeoutError:
-                return
+            if outdated():
+                self._next_poll_s = 0.0
 
     def _see(self, state: str, detail: str) -> None:
         polled_us = time.time_ns() // 1000 if state == "ok" else self.view.polled_us

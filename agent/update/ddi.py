@@ -7,9 +7,8 @@ It says what and when. Nothing it says about bytes is believed, and no address t
 from __future__ import annotations
 
 import json
-import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +20,7 @@ from yarl import URL
 from agent import __version__
 from agent.errors import AccessError, BusyError, DataError, TransientError
 from agent.transfer.faults import DownloadError, RefusedDownloadError, network_errors
+from agent.transfer.tls import Tls
 from agent.update.ddi_documents import (
     Deployment,
     Poll,
@@ -59,9 +59,12 @@ class DdiClient:
     address are wrong), DataError (the answer makes no sense), GoneError.
     """
 
-    def __init__(self, base: URL, session: aiohttp.ClientSession) -> None:
+    def __init__(self, base: URL, session: aiohttp.ClientSession, tls: Tls, outdated: Callable[[], bool]) -> None:
+        self.outdated = outdated
+        """Is this device's token or certificate another one by now?"""
         self._base = base
         self._session = session
+        self._tls = tls
         self._etag = ""
 
     async def poll(self) -> Poll | None:
@@ -135,7 +138,7 @@ class DdiClient:
     ) -> tuple[int, bytes, Mapping[str, str]]:
         place = f"{url.host}:{url.port}"
         try:
-            with network_errors(place):
+            with network_errors(place, self._tls):
                 async with self._session.request(
                     method, url, data=json.dumps(body).encode() if body is not None else None, headers=headers, allow_redirects=False,
                 ) as response:  # fmt: skip
@@ -150,21 +153,29 @@ class DdiClient:
 
 @asynccontextmanager
 async def connect(
-    server: str, tenant: str, controller_id: str, *, authorization: str = "", tls: ssl.SSLContext | None = None
+    server: str,
+    tenant: str,
+    controller_id: str,
+    *,
+    authorization: str = "",
+    tls: Tls | None = None,
+    outdated: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[DdiClient]:
-    """A client of the server at `server`. authorization: the whole header, empty = a client certificate has to do."""
+    """A client of the server at `server`. authorization: the whole header, empty = a client certificate has to do; outdated: is what
+    was given here no longer so?"""
+    tls = tls or Tls()
     headers = {"User-Agent": f"recognizer-agent/{__version__}", "Accept": "application/hal+json, application/json"}
     if authorization:
         headers["Authorization"] = authorization
     base = URL(server.rstrip("/")) / tenant / "controller" / "v1" / quote(controller_id, safe="-_.~")
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=2, ssl=tls or True),
+        connector=aiohttp.TCPConnector(limit=2, ssl=tls.context or True),
         timeout=aiohttp.ClientTimeout(total=_TOTAL_S, sock_connect=15.0),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers | {"Content-Type": "application/json"},
         trust_env=True,
     ) as session:
-        yield DdiClient(base, session)
+        yield DdiClient(base, session, tls, outdated)
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
@@ -183,7 +194,9 @@ def _check(response: aiohttp.ClientResponse, content: bytes, what: str, missing:
         return
     text = f"{what}: {status} {response.reason}{_told(content)}"
     if status in _NO_ACCESS:
-        raise AccessError(f"{text} (hint: the device's token or certificate, and whether the server knows the device)")
+        raise AccessError(
+            f"{text} (hint: update.token_file or update.tls.cert_file, and whether the server knows the device)"
+        )
     if status in _GONE:
         raise missing(text)
     retry = response.headers.get("Retry-After", "")

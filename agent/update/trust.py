@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,6 +23,7 @@ from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.updater import Updater
 
 from agent.errors import AccessError, ConfigError, ConfigProblem, DataError, TransientError
+from agent.transfer.tls import Tls
 from agent.update.faults import Reason, UntrustedError
 from agent.update.release import Release
 from agent.update.trust_fetch import FetchLimits, MetadataFetcher
@@ -84,7 +84,7 @@ class Trust:
         url: str,
         root: bytes,
         *,
-        tls: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
         limits: FetchLimits | None = None,
         not_before: datetime = BUILT,

@@ -7,7 +7,6 @@ the client up (python-tuf's own fetcher waits for each chunk, however slowly its
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +20,7 @@ from yarl import URL
 from agent import __version__
 from agent.errors import ModelError, TransientError
 from agent.transfer.faults import network_errors
+from agent.transfer.tls import Tls
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -41,18 +41,18 @@ class FetchLimits:
 class MetadataFetcher(FetcherInterface):
     """Synchronous, as python-tuf wants it: use it in a thread that has no event loop, as a context manager.
 
-    tls: None = the system's authorities; headers: go to the host of the asked address only. `last`: the newest file that came
+    headers: go to the host of the asked address only. `last`: the newest file that came
     whole. Errors as python-tuf knows them; behind a DownloadError stands the agent's own.
     """
 
     def __init__(
         self,
-        tls: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
         limits: FetchLimits | None = None,
     ) -> None:
         self.last = b""
-        self._tls = tls
+        self._tls = tls or Tls()
         self._headers = dict(headers or {})
         self._limits = limits or FetchLimits()
         self._runner = asyncio.Runner()
@@ -89,7 +89,7 @@ class MetadataFetcher(FetcherInterface):
         place = url
         async with asyncio.timeout(self._limits.total_s):
             for _ in range(self._limits.redirects + 1):
-                with network_errors(_host(place)):
+                with network_errors(_host(place), self._tls):
                     response = await (await self._opened()).get(
                         place, headers=self._headers if place.origin() == url.origin() else {}, allow_redirects=False
                     )
@@ -106,7 +106,7 @@ class MetadataFetcher(FetcherInterface):
             limits = self._limits
             self._session = aiohttp.ClientSession(
                 trust_env=True, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(),
-                connector=aiohttp.TCPConnector(ssl=self._tls or True),
+                connector=aiohttp.TCPConnector(ssl=self._tls.context or True),
                 timeout=aiohttp.ClientTimeout(total=None, connect=limits.connect_s, sock_connect=limits.connect_s),
                 headers={"User-Agent": f"recognizer-agent/{__version__}", "Accept-Encoding": "identity"},
             )  # fmt: skip
@@ -125,7 +125,7 @@ class MetadataFetcher(FetcherInterface):
         limits, clock = self._limits, asyncio.get_running_loop().time
         content, fresh = bytearray(), 0
         async with asyncio.timeout(limits.stall_s) as stall:
-            with network_errors(_host(response.url)):
+            with network_errors(_host(response.url), self._tls):
                 async for chunk in response.content.iter_any():
                     content += chunk
                     fresh += len(chunk)

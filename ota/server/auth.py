@@ -97,9 +97,8 @@ async def admit(request: web.Request) -> Poll:
     if not _is_device(request, services, controller_id, poll):
         services.failures.note(address, controller_id)
         services.metrics.refused.labels("device").inc()
-        raise web.HTTPUnauthorized(
-            reason="a valid token of this device is needed", headers={"WWW-Authenticate": "TargetToken"}
-        )
+        reason = _what_is_needed(request, services, controller_id, poll)
+        raise web.HTTPUnauthorized(reason=reason, headers={"WWW-Authenticate": "TargetToken"})
     if poll is None:
         poll = await _register(services, controller_id, address)
     elif poll.device.update_status is UpdateStatus.UNKNOWN:
@@ -114,12 +113,33 @@ def is_controller_id(text: str) -> bool:
 
 def _is_device(request: web.Request, services: Services, controller_id: str, poll: Poll | None) -> bool:
     """A token or a certificate of a known device; of an unknown one only the gateway's token counts."""
+    certified = certified_name(request) == controller_id
+    if services.settings.require_certificates and not certified:
+        return False
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme == "GatewayToken" and 0 < len(token) <= MAX_TOKEN:
         return matches(token, services.gateway_hash)
     if scheme == "TargetToken" and 0 < len(token) <= MAX_TOKEN:
         return matches(token, poll.device.token_hash if poll is not None else None)
-    return poll is not None and certified_name(request) == controller_id
+    return poll is not None and certified
+
+
+def _what_is_needed(request: web.Request, services: Services, controller_id: str, poll: Poll | None) -> str:
+    """For the person who looks why a device is not let in. Only who holds its certificate learns whether the device is known."""
+    name = certified_name(request)
+    if "Authorization" in request.headers and (name == controller_id or not services.settings.require_certificates):
+        return "a valid token of this device is needed"
+    if name is not None and name != controller_id:
+        return f"the certificate is for {name[:64]!a}, not for this device"
+    if name is not None and poll is None:
+        return "the certificate is good, but there is no such device: enter it first"
+    if services.settings.require_certificates:
+        return "a certificate in the name of this device is needed"
+    return (
+        "a valid token of this device"
+        + (", or a certificate in its name," if services.settings.takes_certificates else "")
+        + " is needed"
+    )
 
 
 async def _register(services: Services, controller_id: str, address: str) -> Poll:
@@ -135,9 +155,10 @@ async def _register(services: Services, controller_id: str, address: str) -> Pol
 
 
 def certified_name(request: web.Request) -> str | None:
-    """Common name of the client's certificate, checked by our TLS or by a proxy that we trust; None without one."""
+    """Common name of the client's certificate, checked by our TLS or by a proxy that we trust; None without one, or with several."""
     if request.transport is not None and (certificate := request.transport.get_extra_info("peercert")):
-        return next((value for part in certificate["subject"] for key, value in part if key == "commonName"), None)
+        names = [value for part in certificate["subject"] for key, value in part if key == "commonName"]
+        return names[0] if len(names) == 1 else None
     header = request.app[SERVICES].settings.proxy.client_header
     if header and _is_trusted(request, request.remote or ""):
         return request.headers.get(header)

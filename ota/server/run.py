@@ -7,7 +7,6 @@ import errno
 import gc
 import resource
 import signal
-import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from ota.server.app import create_app
 from ota.server.catalogue import pinned_root
 from ota.server.management_users import GATEWAY
 from ota.server.services import Services, wall_ms
-from ota.server.settings import ServerSettings, TlsSettings
+from ota.server.settings import ServerSettings
+from ota.server.tls import ServerTls
 from ota.server.tokens import MIN_LENGTH, hash_of, new_token, write_secret
 from ota.store import audit, settings, users
 from ota.store.rows import Entry, Role
@@ -61,6 +61,10 @@ async def serve(given: ServerSettings, env: Mapping[str, str]) -> None:
             server.services.tasks += (asyncio.create_task(collect_garbage(), name="fleet-garbage"),)
             notifier.ready(f"port {server.port}")
             _log.info("fleet_listening", host=given.host, port=server.port, tls=given.tls is not None)
+            if given.unprotected:
+                _log.warning(
+                    "fleet_without_tls", host=given.host, hint="tokens go unencrypted: tls, or a proxy in proxy.trusted"
+                )
             await _watch(server.services, notifier, stop)
             notifier.stopping()
     finally:
@@ -104,7 +108,7 @@ async def _watch(services: Services, notifier: Notifier, stop: asyncio.Event) ->
 async def running(given: ServerSettings, env: Mapping[str, str]) -> AsyncGenerator[Running, None]:
     """The server at work, in this loop."""
     _raise_file_limit()
-    context = tls_context(given.tls) if given.tls is not None else None
+    tls = ServerTls(given.tls, _credentials(env)) if given.tls is not None else None
     try:
         given.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -119,7 +123,11 @@ async def running(given: ServerSettings, env: Mapping[str, str]) -> AsyncGenerat
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
+        if tls is not None:
+            services.tasks += (asyncio.create_task(tls.keep_fresh(), name="fleet-certificates"),)
+            stack.callback(services.tasks[-1].cancel)
         try:
+            context = tls.context if tls is not None else None
             await web.TCPSite(runner, given.host, given.port, ssl_context=context, backlog=1024).start()
         except OSError as error:
             hint = _HINTS.get(error.errno or 0, "host must be an address of this machine")
@@ -163,9 +171,8 @@ async def _gateway_hash(store: Store, given: ServerSettings, env: Mapping[str, s
         found = await store.read(settings.get, GATEWAY)
         return str(found) if found is not None else None
     path = given.gateway_token_file
-    credentials = Path(env["CREDENTIALS_DIRECTORY"]) if env.get("CREDENTIALS_DIRECTORY") else None
     try:
-        token = read_private(path, credentials)
+        token = read_private(path, _credentials(env))
     except (OSError, ValueError) as error:
         hint = f"chmod 600 {path}; owned by the server's user"
         raise ConfigError([ConfigProblem(f"{path}: {error}", path="gateway_token_file", hint=hint)]) from error
@@ -177,22 +184,9 @@ async def _gateway_hash(store: Store, given: ServerSettings, env: Mapping[str, s
     return hash_of(token)
 
 
-def tls_context(tls: TlsSettings) -> ssl.SSLContext:
-    """A client may show a certificate of `client_ca`, and need not. Raises ConfigError."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(tls.cert, tls.key)
-    except OSError as error:
-        hint = "a PEM certificate with its unencrypted PEM key"
-        raise ConfigError([ConfigProblem(f"{tls.cert}, {tls.key}: {error}", path="tls.cert", hint=hint)]) from error
-    if tls.client_ca is not None:
-        try:
-            context.load_verify_locations(tls.client_ca)
-        except OSError as error:
-            raise ConfigError([ConfigProblem(f"{tls.client_ca}: {error}", path="tls.client_ca")]) from error
-        context.verify_mode = ssl.CERT_OPTIONAL
-    return context
+def _credentials(env: Mapping[str, str]) -> Path | None:
+    folder = env.get("CREDENTIALS_DIRECTORY")
+    return Path(folder) if folder else None
 
 
 def _raise_file_limit() -> None:

@@ -29,7 +29,9 @@ class _Section(BaseModel):
 
 
 class TlsSettings(_Section):
-    """client_ca: who signs the certificates of devices; one whose common name is the controller id needs no token."""
+    """Files are looked at now and then, renewed ones serve new connections. key: readable by its owner alone (root's may be 0640), or
+    one of systemd's credentials; client_ca: who signs the certificates of devices; one whose common name is the controller id needs
+    no token."""
 
     cert: FilePath
     key: FilePath
@@ -47,6 +49,7 @@ class ProxySettings(_Section):
 class ServerSettings(_Section):
     """data: folder of the database, the trusted root and the first administrator's token; database: empty = SQLite in there.
 
+    require_certificates: a device has to show a certificate in its name, a token alone does not do.
     repository: published TUF repository; root: its trusted root.json (default: the one pinned in `data`, at the first start the
     repository's own first); polling: how often devices ask, HH:MM:SS; public_url: what links begin with (default: as the device asked).
     """
@@ -62,6 +65,7 @@ class ServerSettings(_Section):
     root: FilePath | None = None
     tls: TlsSettings | None = None
     proxy: ProxySettings = ProxySettings()
+    require_certificates: bool = False
     gateway_token_file: FilePath | None = None
     open_metrics: bool = False
     log_level: str = Field(default="info", pattern=r"^(debug|info|warning|error)$")
@@ -71,6 +75,26 @@ class ServerSettings(_Section):
         if self.polling == "00:00:00":
             raise ValueError("polling must be at least 00:00:01")
         return self
+
+    @model_validator(mode="after")
+    def _certificates_can_be_shown(self) -> ServerSettings:
+        if self.require_certificates and not self.takes_certificates:
+            raise ValueError("require_certificates needs tls.client_ca, or proxy.trusted and proxy.client_header")
+        return self
+
+    @property
+    def takes_certificates(self) -> bool:
+        """From us or from a proxy, the names of devices' certificates are learned."""
+        return bool((self.tls and self.tls.client_ca) or (self.proxy.trusted and self.proxy.client_header))
+
+    @property
+    def unprotected(self) -> bool:
+        """Others reach it, and nothing that we know of encrypts."""
+        try:
+            here = ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            here = self.host == "localhost"
+        return self.tls is None and not self.proxy.trusted and not here
 
     @property
     def polling_s(self) -> int:

@@ -10,6 +10,7 @@ from fakes.brokers import TlsFiles
 from fakes.downloads import FileServer, cut_after, encoded, endless, proxying, redirect, serving, status, trickle
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, DownloadLengthMismatchError, SlowRetrievalError
 
+from agent.transfer.tls import Tls
 from agent.update.trust_fetch import FetchLimits, MetadataFetcher
 
 CONTENT = b'{"signed": {}}' * 100
@@ -90,7 +91,7 @@ def test_only_the_named_authority_counts(tls_files: TlsFiles) -> None:
     context.load_cert_chain(tls_files.server_cert, tls_files.server_key)
     with serving({"/timestamp.json": CONTENT}, context) as server:
         url = server.url("/timestamp.json", "localhost")
-        with MetadataFetcher(ssl.create_default_context(cafile=tls_files.ca)) as fetcher:
+        with MetadataFetcher(Tls(ssl.create_default_context(cafile=tls_files.ca))) as fetcher:
             assert fetcher.download_bytes(url, len(CONTENT)) == CONTENT
         with MetadataFetcher() as fetcher, pytest.raises(DownloadError, match="no trustworthy TLS"):
             fetcher.download_bytes(url, len(CONTENT))

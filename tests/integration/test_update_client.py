@@ -50,6 +50,7 @@ async def test_a_bad_model_is_refused_or_taken_back_with_its_reason(tmp_path: Pa
             ended = "rolled_back" if step in {"install", "watch"} else "refused"
             assert here.server.phases("7")[-1] == ended
             assert f"reason: {reason}" in here.server.told("7")[-1]["details"]
+            assert ("back_gap_ms: 4" in here.server.told("7")[-1]["details"]) == (ended == "rolled_back")
             assert here.device.serving == "1.0.0"
         assert not (here.device.root / "current" / "pose").exists()
         assert not list((here.device.root / "sha256").iterdir())
