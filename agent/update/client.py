@@ -49,7 +49,7 @@ class UpdateClient:
         self._parts = parts
         self._requests = requests
         self._progress = Progress()
-        self._worker = Worker(parts, self._progress)
+        self._worker = Worker(parts, self._progress, self._look)
         self._orders = Orders(parts, self._worker, self._progress)
         self._contact = Contact(parts, self._orders, connect, on_server) if connect is not None else None
         self._on_end = on_end
@@ -98,9 +98,7 @@ class UpdateClient:
             if not unsettled:
                 await self._wake.wait()
                 continue
-            action = await self._worker.carry(unsettled[0])
-            await self._look()
-            self._on_end(action)
+            self._on_end(await self._worker.carry(unsettled[0]))
             self._parts.changed()
 
     async def _look(self) -> None:
@@ -114,6 +112,7 @@ class UpdateClient:
     async def _serve_requests(self) -> None:
         while True:
             for name, request in await asyncio.to_thread(self._requests.waiting):
+                await asyncio.to_thread(self._requests.take, name)
                 answer = await self._answer(request)
                 await asyncio.to_thread(self._requests.answer, name, answer)
             await asyncio.sleep(self._parts.pace.requests_s)

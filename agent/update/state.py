@@ -34,7 +34,7 @@ def state_document(
     """The whole state. action: the one under way, else the last one; progress: of the one under way."""
     return {
         "t": now.astimezone(UTC).isoformat(timespec="milliseconds"),
-        **_action(action, slots),
+        **_action(action, slots, under_way=progress is not None),
         "progress": round(progress.share, 3) if progress else None,
         "detail": (progress.waiting or progress.text) if progress else (action.text if action else ""),
         "waiting": bool(progress and progress.waiting),
@@ -47,7 +47,7 @@ def state_document(
     }
 
 
-def _action(action: Action | None, slots: Mapping[str, Serving]) -> dict[str, Any]:
+def _action(action: Action | None, slots: Mapping[str, Serving], *, under_way: bool) -> dict[str, Any]:
     if action is None:
         return {
             "action_id": None, "phase": "idle", "slot": None, "from": None, "to": None, "result": None, "reason": "",
@@ -60,7 +60,7 @@ def _action(action: Action | None, slots: Mapping[str, Serving]) -> dict[str, An
         "slot": action.slot,
         "from": title_of(serving.before if action.phase is Phase.COMMITTED else serving.current),
         "to": action.title,
-        "result": _result(action),
+        "result": None if under_way else _result(action),  # a way back is no end yet
         "reason": action.reason,
         "figures": action.flat_figures,
     }

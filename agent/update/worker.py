@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,11 +33,15 @@ Outcome = Figures | Refusal | Cancelled | AlreadyHere
 
 
 class Worker:
-    """`carry` does the work; `cancel` and `refuse` end it from outside. One update at a time."""
+    """`carry` does the work; `cancel` and `refuse` end it from outside. One update at a time.
 
-    def __init__(self, parts: Parts, progress: Progress) -> None:
+    on_settled: awaited when an update has come to its end and is tidied up, before it is no longer under way.
+    """
+
+    def __init__(self, parts: Parts, progress: Progress, on_settled: Callable[[], Awaitable[None]]) -> None:
         self._parts = parts
         self._progress = progress
+        self._on_settled = on_settled
         self._acquirer = Acquirer(parts, progress, self._note)
         self._wish: asyncio.Future[Refusal | Cancelled] | None = None
         self._swapping = False
@@ -74,6 +78,7 @@ class Worker:
             if not self.action.settled:
                 self.action = await self._go_back(self.action)
             await self.tidy()
+            await self._on_settled()
             return self.action
         finally:
             self.action = None
@@ -201,29 +206,34 @@ class Worker:
         parts = self._parts
         serving = await parts.disk.do(parts.journal.serving, action.slot)
         await parts.disk.do(parts.store.switch, action.slot, serving.current)
-        failure = await self._install(serving)
-        text = f"{action.text}; {failure}" if failure else action.text
-        told = report(action.phase, text=text, reason=action.reason, figures=action.flat_figures)
+        outcome = await self._install(serving)
+        text, figures = action.text, dict(action.flat_figures)
+        if isinstance(outcome, Refusal):
+            text = f"{text}; {outcome.text}"
+        elif "gap_ms" in outcome:
+            figures["back_gap_ms"] = outcome["gap_ms"]
+        told = report(action.phase, text=text, reason=action.reason, figures=figures)
         return await parts.disk.do(parts.journal.settle, action, told)
 
-    async def _install(self, serving: Serving) -> str:
-        """Load what should serve; what went wrong about it."""
+    async def _install(self, serving: Serving) -> Figures | Refusal:
+        """Load what should serve; the figures of the change, or what went wrong about it."""
         path = self._parts.store.path(serving.current) if serving.current else None
         outcome = await _tried(self._parts.trials.install(serving.slot, path))
         if not isinstance(outcome, Refusal):
-            return ""
+            return outcome
         _log.error("update_back_failed", slot=serving.slot, error=outcome.text)
-        return f"and the version before does not load: {outcome.text}"
+        return replace(outcome, text=f"and the version before does not load: {outcome.text}")
 
     async def exchange(self, slot: str, why: str, by: str) -> Version | None:
         """Go back to the version before the committed one, now. Raises StorageError (there is none), ModelError."""
         parts = self._parts
         serving = await parts.disk.do(parts.journal.exchange, slot, why, by)
         await parts.disk.do(parts.store.switch, slot, serving.current)
-        if failure := await self._install(serving):
-            serving = await parts.disk.do(parts.journal.exchange, slot, failure, "agent")
+        outcome = await self._install(serving)
+        if isinstance(outcome, Refusal):
+            serving = await parts.disk.do(parts.journal.exchange, slot, outcome.text, "agent")
             await parts.disk.do(parts.store.switch, slot, serving.current)
-            raise ModelError(f"{slot}: not gone back, {failure.removeprefix('and ')}")
+            raise ModelError(f"{slot}: not gone back, {outcome.text.removeprefix('and ')}")
         self._parts.changed()
         return serving.current
 

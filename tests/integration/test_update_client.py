@@ -37,6 +37,39 @@ async def test_an_update_goes_all_the_way(tmp_path: Path) -> None:
         assert not list((here.device.root / "partial").iterdir())
 
 
+@pytest.mark.parametrize("step", ["", "watch"])
+async def test_every_state_that_is_shown_fits_together(tmp_path: Path, step: str) -> None:
+    shown: list[tuple[str, str | None, str]] = []
+    async with world(tmp_path) as here:
+        first = here.releases.make("1.1.0")
+        second = here.releases.make("1.2.0", **({step: "worse"} if step else {}))
+        async with here.device.running(here.server.url) as client:
+
+            async def look() -> None:
+                while True:
+                    state = client.state
+                    versions = {slot: one["version"] for slot, one in state["versions"].items()}
+                    now = (state["action_id"] or "", state["result"], versions.get("pose", ""))
+                    if now not in shown[-1:]:
+                        shown.append(now)
+                    await asyncio.sleep(0)
+
+            looking = asyncio.create_task(look())
+            for action, release in (("1", first), ("2", second)):
+                here.server.offer(action, release.path, "pose")
+                await until(
+                    lambda action=action: (client.state["action_id"], client.state["result"] is None) == (action, False)
+                )  # type: ignore[misc]
+            looking.cancel()
+    ended = [one for one in shown if one[1]]
+    assert ended == [
+        ("1", "success", "tiny 1.1.0"),
+        ("2", "failure", "tiny 1.1.0") if step else ("2", "success", "tiny 1.2.0"),
+    ]
+    order = [action for action, _, _ in shown]
+    assert order == sorted(order)
+
+
 @pytest.mark.parametrize(
     ("step", "reason"), [("validate", "slower"), ("shadow", "worse"), ("install", "crash"), ("watch", "unhealthy")]
 )
