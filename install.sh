@@ -189,7 +189,13 @@ cmd_test() {
   run_step "ruff check" "$venv/bin/ruff" check .
   run_step "ruff format" "$venv/bin/ruff" format --check .
   run_step "mypy" "$venv/bin/mypy"
-  run_step "pytest" env "PATH=$PATH:/usr/sbin" "$venv/bin/python" -m pytest -rs --cov --cov-report=term "$@"
+  local -a pytest=(env "PATH=$PATH:/usr/sbin" "$venv/bin/python" -m pytest -rs --cov)
+  if [ $# -gt 0 ]; then
+    run_step "pytest" "${pytest[@]}" --cov-report=term "$@"
+  else # a process per core where nobody watches the clock, then, one at a time, what works with cameras, brokers and processes
+    run_step "pytest: units" "${pytest[@]}" --cov-report= -n auto --maxprocesses 4 --dist loadfile tests/unit tests/property examples
+    run_step "pytest: systems" "${pytest[@]}" --cov-append --cov-report=term tests/integration tests/system
+  fi
   say "summary"
   printf '    %s\n' "${summary[@]}" >&2
   return "$failed"

@@ -15,6 +15,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """`folder` is there, also after a power loss, and those above it that were missing: what is safe in a folder is lost with its
+    name. Raises OSError."""
+    if not folder.parent.is_dir():
+        make_folder(folder.parent)
+    folder.mkdir(mode=mode, exist_ok=True)
+    sync(folder.parent)
+
+
 def write_durably(file: Path, content: bytes, mode: int = 0o644) -> None:
     """`file` has `content` afterwards, or what it had before, also after a power loss. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
-from agent.durable import sync
+from agent.durable import make_folder, sync
 from agent.errors import StorageError, StorageFullError
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -37,7 +37,7 @@ class DamagedError(Exception):
 def sole_owner(path: Path) -> Iterator[None]:
     """Hold the lock file beside `path`. Raises InUseError when another process has it, StorageError."""
     with guarded(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         lock = path.with_name(path.name + ".lock").open("w", encoding="ascii")
     with lock:
         try:
@@ -65,7 +65,7 @@ def open_file(path: Path) -> tuple[sqlite3.Connection, str]:
     Raises StorageError, also for a journal of a newer agent.
     """
     with guarded(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             return _open(path), ""
         except DamagedError as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from agent.durable import point, settle, sync
+from agent.durable import make_folder, point, settle, sync
 from agent.errors import DataError, ModelError, StorageFullError, TrustError
 from agent.runtime.bundle import MANIFEST, load_bundle, sha256_of
 from agent.update.records import Version
@@ -200,8 +200,7 @@ class VersionStore:
     def _made(self, name: str) -> Path:
         folder = self.root / name
         if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            sync(folder.parent)
+            make_folder(folder)
         return folder
 
     def _discard(self, folder: Path) -> None:

@@ -44,6 +44,8 @@ MIN_EVENTS = 5
 RARE = 1e-4
 """A number of events that chance explains less often than this is no chance."""
 MIN_MEAN_SAMPLES = 100
+MIN_MEAN_S = 60.0
+"""Pictures that follow each other are alike: a hundred of them are a few seconds of one scene, and say little about a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,8 @@ def _means(
 ) -> Finding | None:
     """Each card was measured on other material than what is seen here: how far the old model was below its own card here is
     expected of the new one as well."""
+    if since.seconds < MIN_MEAN_S:
+        return None
     for signal, promised in cards[1].items():
         number, mean = since.means.get(signal, (0, 0.0))
         if number < MIN_MEAN_SAMPLES:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from agent.durable import sync
 from agent.errors import StorageError
 
 What = Literal["rollback", "check"]
@@ -82,9 +83,13 @@ class RequestFolder:
                 file.unlink(missing_ok=True)
         return found
 
+    def take(self, name: str) -> None:
+        """The wish `name` is seen to now, and not again after a death: to go back twice is to stay."""
+        (self._folder / f"{name}.json").unlink(missing_ok=True)
+        sync(self._folder)
+
     def answer(self, name: str, answer: Answer) -> None:
         """What became of the wish `name`."""
-        (self._folder / f"{name}.json").unlink(missing_ok=True)
         _write(self._folder / f"{name}.answer", asdict(answer))
 
 

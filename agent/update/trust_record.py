@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from agent.durable import write_durably
+from agent.durable import make_folder, write_durably
 from agent.errors import TransientError
 
 _NAME = re.compile(r"root_history/\d+\.root\.json|[A-Za-z0-9_.%~-]+\.json")
@@ -53,7 +53,7 @@ class TrustRecord:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Alone with the folder. Raises TransientError when another process is at it, OSError."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._folder, 0o700)
         descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
         try:
             try:

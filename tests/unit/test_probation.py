@@ -118,15 +118,17 @@ def test_a_place_where_much_happens_may_go_on_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "number", "word"),
+    ("mean", "number", "seconds", "word"),
     [
-        (0.47, 2500, ""),  # 0.6 promised, but this place gives 0.5 / 0.7 of what a card promises: 0.43 is expected
-        (0.33, 2500, "drift"),
-        (0.33, 99, ""),
+        (0.47, 2500, 300, ""),  # 0.6 promised, but this place gives 0.5 / 0.7 of what a card promises: 0.43 is expected
+        (0.33, 2500, 300, "drift"),
+        (0.33, 99, 300, ""),
+        (0.33, 120, 60, "drift"),
+        (0.33, 120, 15, ""),  # one scene, in which everybody may be harder to see
     ],
 )
-def test_confidence_against_the_new_card(mean: float, number: int, word: str) -> None:
-    since = replace(SINCE, means={"person_confidence": (number, mean)})
+def test_confidence_against_the_new_card(mean: float, number: int, seconds: float, word: str) -> None:
+    since = replace(SINCE, seconds=seconds, means={"person_confidence": (number, mean)})
     cards = ({"person_confidence": 0.70}, {"person_confidence": 0.60})
     found = judge("pose", WELL, since, {}, limits=LIMITS, cards=cards)
     assert (found.reason if found else "") == word
