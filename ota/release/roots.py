@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tuf.api.metadata import Metadata, Root, Targets
 
-from agent.errors import DataError
+from agent.errors import DataError, TrustError
 from ota.release.keys import ROLES, PublicKey, Role
 from ota.release.repository import NUMBERS, Repository, Signing, State, count, is_signed, missing, numbers
 
@@ -59,7 +59,7 @@ def change_keys(repository: Repository, signing: Signing, change: Change) -> lis
     """The next root, signed with the keys here that the root before it or itself names.
 
     When it takes signatures from the targets metadata, that is signed anew by those that are here, old and new.
-    Raises DataError, ConfigError, OSError.
+    Raises DataError, TrustError (the published list is not as it was signed), ConfigError, OSError.
     """
     state = require_published(repository)
     metadata = _next_root(repository, state.root)
@@ -106,7 +106,9 @@ def add_signatures(repository: Repository, signing: Signing) -> list[Staged]:
 
 
 def next_targets(repository: Repository) -> Metadata[Targets]:
-    """The targets metadata to be changed: what is staged already, or a copy of the published one with the next version."""
+    """The targets metadata to be changed: what is staged already, or a copy of the published one with the next version.
+
+    Raises TrustError (that one is not as it was signed), DataError."""
     state = repository.published()
     version = repository.staged_version("targets", _version(state))
     if version:
@@ -165,6 +167,13 @@ def _newest_targets(repository: Repository, state: State) -> Metadata[Targets]:
         return repository.staged.read("targets", Targets, version)
     if state.targets is None:
         raise DataError(f"{repository.folder}: has no targets metadata (hint: `recognizer-fleet publish`)")
+    # It comes from the server: what was put in there must not be signed along.
+    if not is_signed(state.root, "targets", state.targets):
+        signed = (
+            f"targets {state.targets.signed.version}, good signatures: {count(state.root, 'targets', state.targets)}"
+        )
+        hint = "somebody has changed it: bring back a copy of metadata/, and rotate the online keys"
+        raise TrustError(f"{repository.folder}: the published list is not as it was signed: {signed} (hint: {hint})")
     return state.targets
 
 

@@ -176,7 +176,10 @@ def slower_beside(first_column: int, products: int) -> Change:
     """So many products of matrices more as in `slower`, only where the picture is `_flat_beside` that column: what it takes depends on
     what it is shown. Its answers are those of the model that it was made from, so only a clock on live pictures tells the two apart."""
     body = helper.make_graph(
-        [helper.make_node("Identity", ["go_on"], ["go_on_out"]), helper.make_node("MatMul", ["x", "late_w"], ["x_out"])],
+        [
+            helper.make_node("Identity", ["go_on"], ["go_on_out"]),
+            helper.make_node("MatMul", ["x", "late_w"], ["x_out"]),
+        ],
         "body",
         [
             helper.make_tensor_value_info("turn", TensorProto.INT64, []),

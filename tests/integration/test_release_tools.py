@@ -15,6 +15,7 @@ from threading import Thread
 
 import pytest
 from fakes.bundles import make_bundle
+from fakes.intruder import plant, restore
 from tuf.api.metadata import Root
 
 from agent.errors import ConfigError, DataError, TransientError, TrustError
@@ -236,6 +237,34 @@ def test_two_signers_of_targets(site: Site) -> None:
     assert staged.complete
     site.publish()
     site.device().find(packed.release.path)
+
+
+def test_a_list_that_was_changed_at_the_server_is_not_signed_along(opened: Site) -> None:
+    opened.release("1.0.0")
+    opened.publish()
+    copied = shutil.copytree(opened.repository.folder, opened.folder / "copy")
+    planted = make_bundle(opened.folder / "planted", golden=False, version="6.6.6")
+    unsigned = plant(opened.repository.folder, opened.online, planted, opened.folder).release.path
+    device = opened.device()
+    with pytest.raises(UntrustedError, match="signature"):
+        device.find(unsigned)
+    with pytest.raises(TrustError, match="not as it was signed"):
+        opened.release("1.1.0")
+    with pytest.raises(TrustError, match="not as it was signed"):
+        renew_targets(opened.repository, opened.signing(opened.offline))
+    with pytest.raises(TrustError, match="not as it was signed"):
+        change_keys(opened.repository, opened.signing(), Change((), [("root", opened.keyid("root"))]))
+
+    restore(opened.repository.folder, copied)  # docs/ota.md, "Lost and stolen keys"
+    new = opened.folder / "new"
+    for role in ("snapshot", "timestamp"):
+        change = Change([create_key(new, role, None)], [(role, opened.keyid(role))])
+        assert all(one.complete for one in change_keys(opened.repository, opened.signing(opened.offline), change))
+    path = opened.release("1.2.0")
+    publish(opened.repository, opened.signing(new))
+    assert device.find(path).release.version == "1.2.0"
+    with pytest.raises(DataError, match="no target"):
+        device.find(unsigned)
 
 
 def test_a_threshold_above_the_number_of_keys(site: Site) -> None:
