@@ -14,7 +14,7 @@ from agent.cli import positive_number
 from agent.errors import ConfigError, ConfigProblem
 
 if TYPE_CHECKING:
-    from ota.release.repository import Periods, Signing
+    from ota.release.repository import Periods, Repository, Signing
 
 DAYS = {"root": 365.0, "targets": 180.0, "snapshot": 14.0, "timestamp": 3.0}
 """How long a signature holds."""
@@ -73,6 +73,14 @@ def places_of(args: argparse.Namespace, env: Mapping[str, str]) -> list[Path]:
     if not places:
         raise ConfigError([ConfigProblem("where are the keys?", path="--keys", hint="a key file, or a folder of them")])
     return places
+
+
+def repository_of(args: argparse.Namespace) -> Repository:
+    """With the root that is remembered beside the keys."""
+    from ota.release.pin import Pin
+    from ota.release.repository import Repository
+
+    return Repository(args.repository, Pin.beside(args.keys))
 
 
 def credentials_of(env: Mapping[str, str]) -> Path | None:

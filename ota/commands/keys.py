@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from agent.cli import whole_number
 from agent.errors import ConfigError, ConfigProblem
-from ota.options import days_options, key_options, passphrases_of, repository_option, signing_of
+from ota.options import days_options, key_options, passphrases_of, repository_of, repository_option, signing_of
 
 if TYPE_CHECKING:
     from ota.release.keys import PublicKey
+    from ota.release.repository import Repository
     from ota.release.roots import Staged
 
 _ROLES = ("root", "targets", "snapshot", "timestamp")
@@ -97,10 +99,9 @@ def _create(args: argparse.Namespace, _: Mapping[str, str]) -> int:
 
 def _ceremony(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from ota.release.keys import ROLES, KeyRing, read_public
-    from ota.release.repository import Repository
     from ota.release.roots import create_repository, require_new
 
-    repository = Repository(args.repository)
+    repository = repository_of(args)
     require_new(repository)
     folders = [folder for folder in (_folder(args), args.online_keys) if folder and folder.is_dir()]
     here = KeyRing(folders, passphrases_of(args)).publics
@@ -109,16 +110,15 @@ def _ceremony(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         for _ in range(getattr(args, f"{role}_keys") - sum(public.role == role for public in publics)):
             publics.append(_new_key(args, role))
     thresholds = {role: getattr(args, f"{role}_threshold") for role in ROLES}
-    tell(repository.staged.folder, create_repository(repository, signing_of(args, env), publics, thresholds))
+    tell(repository, create_repository(repository, signing_of(args, env), publics, thresholds))
     return 0
 
 
 def _rotate(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from ota.release.keys import read_public
-    from ota.release.repository import Repository
     from ota.release.roots import Change, newest_root
 
-    old = newest_root(Repository(args.repository)).signed.roles[args.role].keyids
+    old = newest_root(repository_of(args)).signed.roles[args.role].keyids
     add = [read_public(file) for file in args.public]
     wrong = [public for public in add if public.role != args.role]
     if wrong:
@@ -142,20 +142,18 @@ def _renew(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def _change(args: argparse.Namespace, env: Mapping[str, str], change: Any) -> int:
-    from ota.release.repository import Repository
     from ota.release.roots import change_keys
 
-    repository = Repository(args.repository)
-    tell(repository.staged.folder, change_keys(repository, signing_of(args, env), change))
+    repository = repository_of(args)
+    tell(repository, change_keys(repository, signing_of(args, env), change))
     return 0
 
 
 def _list(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     from ota.release.keys import ROLES, KeyRing
-    from ota.release.repository import Repository
     from ota.release.roots import require_published
 
-    state = require_published(Repository(args.repository))
+    state = require_published(repository_of(args))
     ring = KeyRing(args.keys, passphrases_of(args)) if args.keys else None
     here = {public.keyid for public in ring.publics} if ring else set()
     found: dict[str, Any] = {}
@@ -222,10 +220,18 @@ def _threshold(args: argparse.Namespace) -> dict[Any, int] | None:
     return {args.role: args.threshold} if args.threshold else None
 
 
-def tell(folder: Path, staged: Sequence[Staged]) -> None:
+def tell(repository: Repository, staged: Sequence[Staged]) -> None:
+    """What was done; and the newest root is remembered beside the keys."""
+    from ota.release.roots import remember
+
     for one in staged:
-        print(f"{folder}: {one.role} {one.version}: signatures: {one.text}")
+        print(f"{repository.staged.folder}: {one.role} {one.version}: signatures: {one.text}")
     if all(one.complete for one in staged):
         print("complete (next: `recognizer-fleet publish`, with the snapshot and timestamp keys)")
     else:
         print("signatures are missing (next: `recognizer-fleet sign --staged`, with further keys)")
+    try:
+        if first := remember(repository):
+            print(first)
+    except OSError as error:  # keys on a medium that cannot be written
+        print(f"the root is not remembered beside the keys: {error}", file=sys.stderr)

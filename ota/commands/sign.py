@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agent.cli import fraction, positive_number
-from ota.options import days_options, key_options, repository_option, signing_of
+from ota.options import days_options, key_options, repository_of, repository_option, signing_of
 
 _RUNTIMES = ("cpu", "cuda", "tensorrt")
 
@@ -53,11 +53,10 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     """0: staged, signatures may still be missing."""
     from ota.commands.keys import tell
     from ota.release.pack import Wishes
-    from ota.release.repository import Repository
     from ota.release.roots import add_signatures
     from ota.release.targets import add_release, renew_targets, withdraw
 
-    repository, signing = Repository(args.repository), signing_of(args, env)
+    repository, signing = repository_of(args), signing_of(args, env)
     if args.staged:
         staged = add_signatures(repository, signing)
     elif args.withdraw:
@@ -79,5 +78,5 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         release = packed.release
         print(f"{release.path}: {release.title} for {release.slot}, number {release.number}, {packed.length:,} bytes")
         staged = [one]
-    tell(repository.staged.folder, staged)
+    tell(repository, staged)
     return 0

@@ -21,6 +21,7 @@ from agent.durable import write_durably
 from agent.errors import DataError, TrustError
 from agent.update.release import Release
 from ota.release.keys import KeyRing, Role
+from ota.release.pin import Pin
 
 Kind = TypeVar("Kind", Root, Targets, Snapshot, Timestamp)
 NUMBERS = "x-recognizer-numbers"
@@ -115,11 +116,12 @@ class Layout:
 
 
 class Repository(Layout):
-    """The repository in `folder`."""
+    """The repository in `folder`. pin: where the root is remembered that its roots have to follow."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pin: Pin | None = None) -> None:
         super().__init__(folder)
         self.staged = Layout(folder / "staged")
+        self.pin = pin or Pin(None)
 
     def staged_version(self, role: Literal["root", "targets"], published: int) -> int:
         """Newest one that waits; 0 = none. What is not above `published` was let out already."""
@@ -130,16 +132,25 @@ class Repository(Layout):
         versions = self.versions("root")
         if not versions:
             return None
-        root = self.read("root", Root, versions[0])
-        root = newer_root(root, root)
-        for version in versions[1:]:
-            root = newer_root(root, self.read("root", Root, version))
+        root = self._first_root(versions)
+        for version in versions:
+            if version > root.signed.version:
+                root = newer_root(root, self.read("root", Root, version))
         if not (self.metadata / "timestamp.json").exists():
             return State(root)
         timestamp = read_metadata(self.metadata / "timestamp.json", Timestamp)
         snapshot = self.read("snapshot", Snapshot, timestamp.signed.snapshot_meta.version)
         targets = self.read("targets", Targets, snapshot.signed.meta["targets.json"].version)
         return State(root, targets, snapshot, timestamp)
+
+    def _first_root(self, versions: list[int]) -> Metadata[Root]:
+        """The one that is remembered beside the keys, else the oldest."""
+        known = self.pin.read()
+        if known is not None:
+            version = known.signed.version
+            self.pin.require(known, self.read("root", Root, version) if version in versions else None)
+        root = self.read("root", Root, versions[0] if known is None else known.signed.version)
+        return newer_root(root, root)
 
     def releases(self) -> list[Signed]:
         """What the published targets metadata names, by path. Raises TrustError, DataError."""

@@ -112,7 +112,7 @@ def next_targets(repository: Repository) -> Metadata[Targets]:
     state = repository.published()
     version = repository.staged_version("targets", _version(state))
     if version:
-        return repository.staged.read("targets", Targets, version)
+        return _staged_targets(repository, state, version)
     targets = Metadata(copy.deepcopy(_newest_targets(repository, require_published(repository)).signed))
     targets.signed.version += 1
     targets.signed.unrecognized_fields[NUMBERS] = numbers(targets.signed)
@@ -123,9 +123,21 @@ def newest_root(repository: Repository) -> Metadata[Root]:
     """The staged root, else the published one. Raises DataError."""
     state = repository.published()
     version = repository.staged_version("root", state.root.signed.version if state else 0)
-    if version:
-        return repository.staged.read("root", Root, version)
-    return require_published(repository).root
+    if not version:
+        return require_published(repository).root
+    root = repository.staged.read("root", Root, version)
+    if state is None and (known := repository.pin.read()) is not None:
+        repository.pin.require(known, root)
+    return root
+
+
+def remember(repository: Repository) -> str:
+    """Keep the newest root that holds beside the keys; what to say when it is the first. Raises OSError, TrustError, DataError."""
+    state = repository.published()
+    root = state.root if state is not None else newest_root(repository)
+    if not repository.pin.keep(root):
+        return ""
+    return f"{repository.pin.file}: root {root.signed.version} is remembered; what does not follow it will be refused"
 
 
 def require_new(repository: Repository) -> None:
@@ -164,7 +176,7 @@ def _version(state: State | None) -> int:
 def _newest_targets(repository: Repository, state: State) -> Metadata[Targets]:
     version = repository.staged_version("targets", _version(state))
     if version:
-        return repository.staged.read("targets", Targets, version)
+        return _staged_targets(repository, state, version)
     if state.targets is None:
         raise DataError(f"{repository.folder}: has no targets metadata (hint: `recognizer-fleet publish`)")
     # It comes from the server: what was put in there must not be signed along.
@@ -175,6 +187,16 @@ def _newest_targets(repository: Repository, state: State) -> Metadata[Targets]:
         hint = "somebody has changed it: bring back a copy of metadata/, and rotate the online keys"
         raise TrustError(f"{repository.folder}: the published list is not as it was signed: {signed} (hint: {hint})")
     return state.targets
+
+
+def _staged_targets(repository: Repository, state: State | None, version: int) -> Metadata[Targets]:
+    """What is staged lies beside what is published: somebody who may sign must have signed what is built on."""
+    targets = repository.staged.read("targets", Targets, version)
+    for root in (newest_root(repository), *([state.root] if state is not None else [])):
+        if root.signed.get_verification_result("targets", targets.signed_bytes, targets.signatures).signed:
+            return targets
+    hint = "look at it, then `recognizer-fleet sign --staged`; or delete it"
+    raise TrustError(f"{repository.staged.folder}: targets {version} carries no good signature (hint: {hint})")
 
 
 def _next_root(repository: Repository, published: Metadata[Root]) -> Metadata[Root]:

@@ -16,7 +16,7 @@ from threading import Thread
 import pytest
 from fakes.bundles import make_bundle
 from fakes.intruder import plant, restore
-from tuf.api.metadata import Root
+from tuf.api.metadata import Root, Targets
 
 from agent.errors import ConfigError, DataError, TransientError, TrustError
 from agent.update.archive import unpack
@@ -26,9 +26,10 @@ from ota.release import publish as publishing
 from ota.release.files import locked
 from ota.release.keys import KeyRing, PublicKey, Role, create_key, read_public
 from ota.release.pack import Wishes
+from ota.release.pin import Pin
 from ota.release.publish import publish, renew
 from ota.release.repository import Layout, Periods, Repository, Signing
-from ota.release.roots import Change, add_signatures, change_keys, create_repository
+from ota.release.roots import Change, add_signatures, change_keys, create_repository, remember
 from ota.release.targets import add_release, renew_targets, withdraw
 
 NOW = datetime.now(UTC)
@@ -265,6 +266,71 @@ def test_a_list_that_was_changed_at_the_server_is_not_signed_along(opened: Site)
     assert device.find(path).release.version == "1.2.0"
     with pytest.raises(DataError, match="no target"):
         device.find(unsigned)
+
+
+def test_a_forged_chain_of_roots_gets_nothing_signed_along(opened: Site, tmp_path: Path) -> None:
+    """The thief's first root names his own key for targets and the operator's, which is public."""
+    remembered = Repository(opened.repository.folder, Pin(opened.offline))
+    remember(remembered)
+    thief = Site(tmp_path / "thief")
+    thief.publics.append(next(public for public in opened.publics if public.role == "targets"))
+    thief.ceremony()
+    planted = thief.release("6.6.6")
+    thief.publish()
+    shutil.rmtree(opened.repository.folder)
+    shutil.copytree(thief.repository.folder, opened.repository.folder)
+    thief.server.shutdown()
+    thief.server.server_close()
+
+    bundle = make_bundle(opened.folder / "bundle", golden=False, version="1.0.0")
+    for work in (
+        lambda: add_release(remembered, opened.signing(opened.offline), bundle, Wishes()),
+        lambda: renew_targets(remembered, opened.signing(opened.offline)),
+        lambda: change_keys(remembered, opened.signing(), Change()),
+        lambda: add_signatures(remembered, opened.signing()),
+    ):
+        with pytest.raises(TrustError, match=r"root 1 is not the one that .*trusted-root.json remembers"):
+            work()
+    _, staged = add_release(opened.repository, opened.signing(opened.offline), bundle, Wishes())
+    signed = opened.repository.staged.read("targets", Targets, staged.version)
+    assert planted in signed.signed.targets, "what it is good for: nothing else would have noticed"
+
+
+def test_an_older_copy_than_the_holder_of_the_keys_has_seen_is_refused(opened: Site) -> None:
+    remembered = Repository(opened.repository.folder, Pin(opened.offline))
+    assert "trusted-root.json: root 1 is remembered" in remember(remembered)
+    copied = shutil.copytree(opened.repository.folder, opened.folder / "copy")
+    change_keys(remembered, opened.signing(), Change())
+    opened.publish()
+    assert remember(remembered) == ""
+    renew_targets(remembered, opened.signing(opened.offline))
+    restore(opened.repository.folder, copied)
+    with pytest.raises(TrustError, match=r"lacks root 2 that .* remembers"):
+        renew_targets(remembered, opened.signing(opened.offline))
+
+
+def test_the_first_root_is_remembered_before_it_is_let_out(site: Site, tmp_path: Path) -> None:
+    remembered = Repository(site.repository.folder, Pin(site.offline))
+    create_repository(remembered, site.signing(site.offline), site.publics, THRESHOLDS)
+    remember(remembered)
+    thief = Site(tmp_path / "thief")
+    thief.server.server_close()
+    create_repository(thief.repository, thief.signing(), thief.publics, THRESHOLDS)
+    shutil.copytree(thief.repository.staged.folder, site.repository.staged.folder, dirs_exist_ok=True)
+    with pytest.raises(TrustError, match="root 1 is not the one"):
+        add_signatures(remembered, site.signing())
+
+
+def test_what_somebody_else_staged_is_not_built_on(opened: Site) -> None:
+    path = opened.release("1.0.0")
+    version = opened.repository.staged_version("targets", 1)
+    staged = opened.repository.staged.read("targets", Targets, version)
+    staged.signed.targets["pose/planted.tar.zst"] = staged.signed.targets[path]
+    opened.repository.staged.write(staged)
+    with pytest.raises(TrustError, match=f"targets {version} carries no good signature"):
+        opened.release("1.1.0")
+    with pytest.raises(TrustError, match="carries no good signature"):
+        change_keys(opened.repository, opened.signing(), Change((), [("root", opened.keyid("root"))]))
 
 
 def test_a_threshold_above_the_number_of_keys(site: Site) -> None:
