@@ -27,7 +27,7 @@ MAX_VERDICTS = 4096
 MIN_POSITIVES = 10.0
 """Positive verdicts, on the average of both models, from which their agreement means something."""
 FEW = 0.2
-"""Of the samples wanted: with fewer nothing is refused."""
+"""Of the samples wanted: with fewer only what does not even reach half of the floor is refused, with half as few nothing."""
 _Z = 1.96
 """Normal quantile at 0.975."""
 
@@ -218,7 +218,8 @@ def _judge(agreed: int, total: int, floor: float, wanted: int, what: str) -> Opi
         return Opinion(good=True, enough=False, text=f"no {what} in view: nothing to compare")
     enough = total >= wanted
     share = agreed / total
-    doubtful = total < wanted * FEW or wilson_upper(agreed, total) >= floor
+    least = floor if total >= wanted * FEW else floor / 2
+    doubtful = total < wanted * FEW / 2 or wilson_upper(agreed, total) >= least
     good = share >= floor if enough else doubtful
     few = "" if enough else f" (only {total}; {wanted} were wanted)"
     return Opinion(

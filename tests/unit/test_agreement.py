@@ -127,7 +127,12 @@ def test_few_people_refuse_only_what_is_clear() -> None:
     doubtful.add(some(3), first(2))  # 4 of 5
     clear.add(some(3), moved(some(3), 1000))
     assert clear.opinion(0.9, 100).good, "six people are too few for anything"
-    for _ in range(3):
+    clear.add(some(3), moved(some(3), 1000))
+    assert not clear.opinion(0.9, 100).good, "none of twelve"
+    doubtful.add(some(3), first(1))
+    doubtful.add(some(1), moved(some(1), 1000))
+    assert doubtful.opinion(0.9, 100).good, "more than half of eleven"
+    for _ in range(2):
         clear.add(some(3), moved(some(3), 1000))
     assert doubtful.opinion(0.9, 100).good
     assert not clear.opinion(0.9, 100).good
@@ -137,7 +142,7 @@ def test_few_people_refuse_only_what_is_clear() -> None:
     opinion = doubtful.opinion(0.9, 100)
     assert not opinion.good
     assert opinion.enough
-    assert "80.0% of 155 people" in opinion.text
+    assert "78.3% of 161 people" in opinion.text
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------------------
