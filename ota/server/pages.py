@@ -12,6 +12,7 @@ PAGES = {
     "/fleet.css": ("fleet.css", "text/css"),
     "/fleet.js": ("fleet.js", "text/javascript"),
     "/api.js": ("api.js", "text/javascript"),
+    "/create.js": ("create.js", "text/javascript"),
     "/parts.js": ("parts.js", "text/javascript"),
     "/rollouts.js": ("rollouts.js", "text/javascript"),
 }

@@ -30,8 +30,14 @@ def rollout_json(stored: Stored) -> dict[str, Any]:
 
 
 def choice_json(choice: Choice, plan: Plan) -> dict[str, Any]:
-    """matched: by the filter; devices: of them, who would get the release."""
-    groups = [{"name": group.name, "devices": len(ids)} for group, ids in zip(plan.groups, choice.members, strict=True)]
+    """matched: by the filter; devices: of them, who would get the release; needed, limit: as of a rollout's groups."""
+    groups = [
+        {
+            "name": group.name, "devices": len(ids), "needed": engine.needed(group, len(ids)),
+            "limit": engine.too_many(group, len(ids)),
+        }
+        for group, ids in zip(plan.groups, choice.members, strict=True)
+    ]  # fmt: skip
     return {
         "matched": choice.matched, "already": choice.already, "newer": choice.newer, "busy": dict(choice.busy),
         "devices": choice.total, "groups": groups,

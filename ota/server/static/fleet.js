@@ -1,6 +1,7 @@
 // The page: sign in, then one of five pages, drawn again when something happens.
 
 import { Refused, ask, get, keepToken, listen, signedIn } from "./api.js";
+import { newRollout } from "./create.js";
 import { button, byId, bytes, clock, close, definitions, dialog, element, plural, since, table } from "./parts.js";
 import { card, pill } from "./rollouts.js";
 
@@ -46,6 +47,8 @@ function leave(problem) {
   feed?.abort();
   keepToken(null);
   user = null;
+  drawing += 1;
+  if (byId("dialog").open) close("");
   byId("fleet").hidden = true;
   byId("sign-in").hidden = false;
   byId("sign-in-problem").textContent = problem ?? "";
@@ -134,6 +137,11 @@ function hear(event) {
 }
 
 window.addEventListener("hashchange", () => { rows = PAGE_ROWS; draw(); });
+window.addEventListener("unhandledrejection", (event) => { // of what was clicked
+  if (!(event.reason instanceof Refused)) return;
+  event.preventDefault();
+  fail(event.reason);
+});
 setInterval(() => { if (!byId("dialog").open) draw(); }, 15000); // "3 minutes ago" goes on, too
 
 // --- the five pages --------------------------------------------------------------------------------------------------
@@ -143,9 +151,21 @@ function nothing(text) {
 }
 
 async function rollouts() {
+  const reader = user; // who may have signed out by the time of the answer
   const found = await get("/rollouts?limit=50");
-  if (!found.total) return [nothing("No rollouts yet. Make one: recognizer-fleet rollout create")];
-  return found.rollouts.map((rollout) => card(rollout, user, (what, body) => act(rollout, what, body)));
+  const cards = found.rollouts.map((rollout) => card(rollout, reader, (what, body) => act(rollout, what, body)));
+  if (!cards.length) cards.push(nothing("No rollouts yet."));
+  return reader.role === "viewer" ? cards : [element("div", "tools", creator()), ...cards];
+}
+
+function creator() {
+  const made = button("New rollout", "main", async () => {
+    await newRollout();
+    await draw();
+    byId("new-rollout")?.focus();
+  });
+  made.id = "new-rollout";
+  return made;
 }
 
 async function devices() {

@@ -98,6 +98,46 @@ function buttons(rollout, user, act) {
   return element("div", "buttons", ...offered);
 }
 
+/** Those of the matching devices that get nothing. found: a preview. */
+export function outside(found) {
+  const told = [[found.already, "it already"], [found.newer, "something newer"]].filter(([number]) => number);
+  return told.map(([number, what]) => `${number} run${number === 1 ? "s" : ""} ${what}`);
+}
+
+/** What keeps it from starting now. */
+export function hindrances(found) {
+  return Object.entries(found.busy).map(([name, number]) => `${number} of these devices ${number === 1 ? "is" : "are"} in rollout ${name}, which has not ended`);
+}
+
+function pause(seconds) {
+  return seconds < 120 ? plural(seconds, "second") : seconds < 7200 ? plural(Math.round(seconds / 60), "minute") : plural(Math.round(seconds / 3600), "hour");
+}
+
+function step(groups, index, total) {
+  const [group, before] = [groups[index], groups[index - 1]];
+  const approval = group.approval ? ", when a second person has approved it" : "";
+  if (!before) return `${group.devices === total ? `All ${total}` : `${group.devices} of ${total}`} ${total === 1 ? "device" : "devices"} first (${group.name})${approval}.`;
+  const size = index === groups.length - 1 ? `the other ${group.devices}` : `${group.devices} more`;
+  const wait = group.wait_s ? `, and ${pause(group.wait_s)} after that` : "";
+  return `Then ${size} (${group.name}), when ${before.success_percent} % of ${before.name} (${before.needed} of ${before.devices}) run it well${wait}${approval}.`;
+}
+
+const BACK = { none: "it waits for a person then", group: "the group that failed then gets the version before again", all: "all its devices then get the version before again" };
+
+/** What a rollout would do. found: the preview of this plan. */
+export function foretell(plan, found) {
+  const groups = plan.groups.map((group, index) => ({ ...group, ...found.groups[index] })).filter((group) => group.devices);
+  if (!groups.length) return element("p", "warn", ["No device would get it", ...outside(found)].join("; "), ".");
+  const limits = groups.map((group) => `${group.error_percent} % of ${group.name} (${group.limit} of ${group.devices})`).join(" or ");
+  const [left, busy] = [outside(found).join(", "), hindrances(found).join("; ")];
+  return element("div", "plan",
+    element("ol", "", ...groups.map((_, index) => element("li", "", step(groups, index, found.devices)))),
+    element("p", "", `It stops when ${limits} failed; ${BACK[plan.roll_back]}.`),
+    left ? element("p", "soft", `Nothing is sent to others that match: ${left}.`) : null,
+    busy ? element("p", "warn", `It cannot start yet: ${busy}.`) : null,
+  );
+}
+
 function question(title, text, action, ...more) {
   return dialog(element("div", "body",
     element("h2", "", title), element("p", "", text), ...more,
@@ -107,10 +147,8 @@ function question(title, text, action, ...more) {
 
 async function begin(rollout, act) {
   const found = await post("/rollouts/preview", { release: rollout.release.id, filter: rollout.filter, plan: rollout.plan });
-  const groups = found.groups.map((group) => `${group.name} ${group.devices}`).join(", ");
-  const left = [[found.already, "run it already"], [found.newer, "run something newer"]].filter(([number]) => number).map(([number, text]) => `${number} ${text}`);
-  const text = `${plural(found.devices, "device")} would get ${rollout.release.name} ${rollout.release.version} (${groups})${left.length ? `; ${left.join(", ")}` : ""}.`;
-  if (await question(`Start ${rollout.name}?`, text, "Start") === "yes") act("start");
+  const text = `${rollout.release.name} ${rollout.release.version} for ${rollout.release.slot}:`;
+  if (await question(`Start ${rollout.name}?`, text, "Start", foretell(rollout.plan, found)) === "yes") act("start");
 }
 
 async function accept(group, act) {

@@ -6,10 +6,11 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes.chromium import CHROMIUM, Browser
-from fakes.fleet_server import FleetServer
+from fakes.fleet_server import FleetDevice, FleetServer
 from fakes.fleet_story import tell_it
 
 from ota.server.pages import PAGES
@@ -118,6 +119,188 @@ async def test_a_rollout_is_paused_resumed_and_aborted_by_hand(fleet: FleetServe
     assert browser.problems == []
 
 
+# --- a new rollout ----------------------------------------------------------------------------------------------------
+
+
+async def boxes(fleet: FleetServer, number: int = 31) -> list[FleetDevice]:
+    """Devices, the first twenty in Berlin; none of them runs anything yet."""
+    made = [await fleet.device(f"box-{n:02}") for n in range(number)]
+    for box in made:
+        data = {"site": "berlin" if box.id < "box-20" else "paris"}
+        assert (await box.ask("PUT", "/configData", {"mode": "merge", "data": data})).status == 200
+    return made
+
+
+async def open_form(fleet: FleetServer, browser: Browser, token: str) -> None:
+    await browser.open(fleet.url)
+    await browser.sign_in(token)
+    await browser.click("#new-rollout")
+    await browser.until("document.querySelector('.count')?.innerText.includes('match')")
+
+
+async def fill(browser: Browser, name: str, text: str) -> None:
+    """As if typed, instead of what stands there."""
+    await browser.run(f"document.querySelector('#new-{name}').select()")
+    await browser.type(f"#new-{name}", text)
+
+
+async def press(browser: Browser, key: str) -> None:
+    text = {"text": "\r"} if key == "Enter" else {}
+    code = {"Enter": 13, "Escape": 27, "Tab": 9}[key]
+    for kind in ("keyDown", "keyUp"):
+        await browser.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+        text = {}
+
+
+def problem(name: str, text: str) -> str:
+    return f"document.querySelector('#new-{name}-problem')?.innerText.includes({text!r})"
+
+
+async def rollouts(fleet: FleetServer) -> list[Any]:
+    return list((await fleet.api("GET", "/rollouts")).json["rollouts"])
+
+
+@needs_chromium
+async def test_a_new_rollout_from_the_form_to_its_progress(fleet: FleetServer, browser: Browser) -> None:
+    await boxes(fleet)
+    await fleet.publish(6, 7)
+    await fleet.publish(1, slot="action/fight")
+    await open_form(fleet, browser, await fleet.user("operator"))
+    offered = await browser.run("[...document.querySelector('#new-release').options].map((one) => one.innerText)")
+    assert [text.partition(",")[0] for text in offered] == [
+        "pose-nano 0.1.0 for action/fight", "pose-nano 0.7.0 for pose", "pose-nano 0.6.0 for pose",
+    ]  # fmt: skip
+    assert "box-00, box-01, box-02, box-03, box-04 and 26 more" in await browser.text(".count")
+    choose = "const list = document.querySelector('#new-release'); list.selectedIndex = 1"
+    await browser.run(f"{{ {choose}; list.dispatchEvent(new Event('input', {{ bubbles: true }})) }}")
+    assert await browser.run("document.querySelector('#new-name').value") == "pose-nano 0.7.0"
+    await browser.type("#new-filter", "site==berlin")
+    await browser.until("document.querySelector('.count').innerText.includes('20 devices match')")
+    await fill(browser, "percent", "15")
+    await browser.until(
+        "document.querySelector('.count').innerText.includes('20 devices would get it (canary 3, rest 17)')"
+    )
+    await press(browser, "Enter")
+    await browser.until("document.querySelector('#dialog h2').innerText === 'Start pose-nano 0.7.0?'")
+    told = await browser.text("#dialog")
+    assert "3 of 20 devices first (canary)." in told
+    assert "Then the other 17 (rest), when 90 % of canary (3 of 3) run it well." in told
+    assert "It stops when 10 % of canary (1 of 3) or 20 % of rest (4 of 17) failed" in told
+    await press(browser, "Enter")  # held down by mistake: nothing has the focus that would start it
+    assert (
+        await browser.run("[document.activeElement.tagName, document.querySelector('#dialog .main').disabled].join()")
+        == "H2,false"
+    )
+    assert await rollouts(fleet) == []
+    await browser.click("#dialog button", "Create and start")
+    await browser.until("document.querySelector('[data-group=canary]')?.innerText.includes('3 under way of 3 devices')")
+    assert not await browser.run("document.querySelector('#dialog').open")
+    [made] = await rollouts(fleet)
+    assert (made["name"], made["state"], made["filter"]) == ("pose-nano 0.7.0", "running", "site==berlin")
+    assert (made["created_by"], made["release"]["version"]) == ("a-operator", "0.7.0")
+    assert await browser.run("document.activeElement.id") == "new-rollout"
+    assert browser.problems == []
+
+
+@needs_chromium
+async def test_a_draft_waits_and_the_next_name_is_another(fleet: FleetServer, browser: Browser) -> None:
+    await boxes(fleet, 3)
+    await fleet.publish(7)
+    await open_form(fleet, browser, fleet.admin)
+    await browser.click("#dialog label", "as a draft")
+    await browser.click("#dialog button", "Next")
+    await browser.until("document.querySelector('#dialog h2').innerText === 'Create pose-nano 0.7.0?'")
+    await browser.click("#dialog button", "Create")
+    await browser.until("document.querySelector('#page .head .pill')?.innerText === 'ready'")
+    assert [one["state"] for one in await rollouts(fleet)] == ["ready"]
+    await browser.click("#new-rollout")
+    await browser.until("document.querySelector('#new-name')?.value === 'pose-nano 0.7.0 (2)'")
+    await press(browser, "Escape")
+    await browser.until("!document.querySelector('#dialog').open && document.activeElement.id === 'new-rollout'")
+    await browser.click("#page button", "Start")
+    await browser.until("document.querySelector('#dialog').innerText.includes('1 of 3 devices first (canary)')")
+    await browser.click("#dialog button", "Start")
+    await browser.until("document.querySelector('#page .head .pill').innerText === 'running'")
+    assert browser.problems == []
+
+
+@needs_chromium
+async def test_what_is_wrong_stands_beside_its_field(fleet: FleetServer, browser: Browser) -> None:
+    await boxes(fleet, 3)
+    await fleet.publish(7)
+    await open_form(fleet, browser, fleet.admin)
+    await browser.type("#new-filter", "site==berlin;id=x")
+    await browser.until(problem("filter", "column 16: expected a comparison"))
+    await browser.click("#dialog button", "Next")
+    await browser.until("document.activeElement.id === 'new-filter'")
+    assert await browser.run("document.activeElement.getAttribute('aria-invalid')") == "true"
+    assert await browser.text(".count") == ""
+    await fill(browser, "filter", "site==rome")
+    await browser.until("document.querySelector('.count').innerText.includes('0 devices match')")
+    await browser.click("#dialog button", "Next")
+    await browser.until(problem("filter", "none of these devices would get the release"))
+    await fill(browser, "filter", "site==berlin")
+    await fill(browser, "percent", "0")
+    await browser.until(problem("percent", "Input should be greater than 0"))
+    await fill(browser, "percent", "10")
+    await fill(browser, "success", "101")
+    await browser.until(problem("success", "Input should be less than or equal to 100"))
+    await fill(browser, "success", "90")
+    await fill(browser, "name", "/slash")
+    await browser.click("#dialog button", "Next")
+    await browser.click("#dialog button", "Create and start")
+    await browser.until(problem("name", "no slash as its first character"))
+    assert await browser.run("document.activeElement.id") == "new-name"
+    assert await rollouts(fleet) == []
+    assert all(re.search(r"status of 400 .*/(devices\?|rollouts)", told) for told in browser.problems), browser.problems
+
+
+@needs_chromium
+async def test_what_changes_after_the_last_look_is_told(fleet: FleetServer, browser: Browser) -> None:
+    """The release taken off the list: beside its field; devices taken by another rollout: there, but not started."""
+    await boxes(fleet, 3)
+    [release] = await fleet.publish(7)
+    assert fleet.repository is not None
+    await open_form(fleet, browser, fleet.admin)
+    await browser.click("#dialog button", "Next")
+    await browser.until("document.querySelector('#dialog h2').innerText.startsWith('Start')")
+    target = fleet.repository.targets.pop(release.target)
+    fleet.repository.publish()
+    await fleet.sync()
+    await browser.click("#dialog button", "Create and start")
+    await browser.until(problem("release", "no longer among the signed targets"))
+    fleet.repository.targets[release.target] = target
+    fleet.repository.publish()
+    await fleet.sync()
+    await browser.click("#dialog button", "Next")
+    await browser.until("document.querySelector('#dialog h2').innerText.startsWith('Start')")
+    other = (await fleet.api("POST", "/rollouts", {"name": "faster", "release": release.id})).json["id"]
+    assert (await fleet.api("POST", f"/rollouts/{other}/start")).status == 200
+    await browser.click("#dialog button", "Create and start")
+    await browser.until("document.querySelector('#dialog h2').innerText.includes('did not start')")
+    assert "3 of the devices are in rollout faster" in await browser.text("#dialog")
+    await browser.click("#dialog button", "Close")
+    assert {one["name"]: one["state"] for one in await rollouts(fleet)} == {
+        "faster": "running",
+        "pose-nano 0.7.0": "ready",
+    }
+    await browser.click("#new-rollout")
+    await browser.until(
+        "document.querySelector('.count')?.innerText.includes('3 of these devices are in rollout faster')"
+    )
+    await browser.click("#dialog button", "Next")
+    await browser.until(problem("when", "which has not ended: choose others, or keep it as a draft"))
+
+
+@needs_chromium
+async def test_a_token_that_is_taken_away_ends_the_form(fleet: FleetServer, browser: Browser) -> None:
+    await fleet.publish(7)
+    await open_form(fleet, browser, await fleet.user("operator"))
+    assert (await fleet.api("PATCH", "/users/a-operator", {"active": False})).status == 200
+    await browser.type("#new-filter", "site==berlin")
+    await browser.until("!document.querySelector('#sign-in').hidden && !document.querySelector('#dialog').open")
+
+
 @needs_chromium
 async def test_what_happens_is_shown_without_reloading(fleet: FleetServer, browser: Browser) -> None:
     await browser.open(f"{fleet.url}/#events")
@@ -137,6 +320,7 @@ async def test_a_viewer_sees_and_changes_nothing(fleet: FleetServer, browser: Br
     await browser.until(f"document.querySelector(\"[data-rollout='{rollout}']\") !== null")
     words = await browser.run("[...document.querySelectorAll('#page button')].map((one) => one.innerText).join()")
     assert set(words.split(",")) == {"Devices"}
+    assert await browser.run("document.querySelector('#new-rollout') === null")
     assert await browser.run("document.querySelector('a[href=\"#audit\"]').hidden")
 
 
@@ -153,4 +337,22 @@ async def test_a_phone_needs_no_scrolling_sideways(fleet: FleetServer, tmp_path:
             )
             await asyncio.sleep(0.5)
             assert await phone.run("document.documentElement.scrollWidth <= innerWidth"), page
+        await phone.run("location.hash = '#rollouts'")
+        await phone.click("#new-rollout")
+        await phone.until("document.querySelector('.count')?.innerText.includes('match')")
+        wide = """[...document.querySelectorAll('#dialog, #dialog :not(input, select)')].filter((one) => one.getBoundingClientRect().right > innerWidth
+            || (one.scrollWidth > one.clientWidth && !/inline|table/.test(getComputedStyle(one).display)))
+            .map((one) => one.outerHTML.slice(0, 80))"""
+        await fill(phone, "filter", "site==berlin;health==" + "very-" * 30 + "long=")
+        await phone.until(problem("filter", "column"))
+        assert await phone.run(wide) == []
+        await fill(phone, "filter", "id==wien-lager-01;site!=berlin")
+        await phone.until("document.querySelector('.count').innerText.includes('1 device matches')")
+        await phone.click("#dialog label", "as a draft")
+        await phone.click("#dialog button", "Next")
+        await phone.until("document.querySelector('#dialog h2').innerText.startsWith('Create')")
+        assert await phone.run(wide) == []
+        await phone.click("#dialog button", "Create")
+        await phone.until("document.querySelector('#page .head .pill').innerText === 'ready'")
+        assert await phone.run("document.documentElement.scrollWidth <= innerWidth")
         assert await phone.run("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"

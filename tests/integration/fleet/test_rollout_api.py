@@ -76,7 +76,9 @@ async def test_a_rollout_from_preview_to_its_end(site: Site) -> None:
     found = await site.call("POST", "/rollouts/preview", {"release": site.second, "filter": "site==berlin"})
     assert found == {
         "matched": 5, "already": 0, "newer": 0, "busy": {}, "devices": 5,
-        "groups": [{"name": "canary", "devices": 1}, {"name": "rest", "devices": 4}],
+        "groups": [
+            {"name": "canary", "devices": 1, "needed": 1, "limit": 1}, {"name": "rest", "devices": 4, "needed": 4, "limit": 1},
+        ],
     }  # fmt: skip
     made = await site.create(filter="site==berlin")
     assert made["state"] == "ready"
