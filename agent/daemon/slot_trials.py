@@ -12,7 +12,7 @@ from agent.config.schema import AgentConfig
 from agent.daemon.remote import Reloaded
 from agent.errors import ConfigError
 from agent.update.models import CONFIGURATION
-from agent.update.trials import Candidate, Figures, Refusal, Tell, Trials
+from agent.update.trials import Candidate, Figures, Ready, Refusal, Tell, Trials
 
 
 class SlotTrials:
@@ -58,16 +58,21 @@ class SlotTrials:
         """As `Trials`; nothing to be seen of a configuration."""
         return {} if candidate.release.slot == CONFIGURATION else await self._models.shadow(candidate, tell)
 
-    async def install(self, slot: str, path: Path | None) -> Figures:
+    async def install(self, slot: str, path: Path | None, ready: Ready | None = None) -> Figures:
         """As `Trials`."""
         if slot != CONFIGURATION:
-            return await self._models.install(slot, path)
+            return await self._models.install(slot, path, ready)
         before, self.layer = self.layer, path
         outcome = await self._reload()
         if outcome.error:
             self.layer = before
             raise ConfigError(outcome.error)
         return {"needs_restart": len(outcome.needs_restart)}
+
+    def let_go(self, slot: str) -> None:
+        """As `Trials`."""
+        if slot != CONFIGURATION:
+            self._models.let_go(slot)
 
     async def watch(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
         """As `Trials`."""

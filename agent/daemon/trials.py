@@ -15,13 +15,13 @@ from agent.daemon.vitals import FrameGaps, Vitals
 from agent.errors import ConfigError, DeviceMemoryError, FatalError, ModelError, RecognizerError, TrustError
 from agent.health.probes import free_bytes
 from agent.health.reasons import HealthSnapshot, HealthState, Reason, reason_key
-from agent.recognition import Model, Recognition, with_models
+from agent.recognition import Model, Recognition, bundle_of, with_models
 from agent.runtime.bundle import GoldenError
 from agent.runtime.engines import EngineProgress, EngineState
 from agent.types import POSE_SLOT, Level
 from agent.update import probation
 from agent.update.probing import ProbeLimits, clean, run_probe, too_poor
-from agent.update.trials import Candidate, Figures, Refusal, Tell
+from agent.update.trials import Candidate, Figures, Ready, Refusal, Tell
 
 _log = structlog.get_logger(__name__)
 
@@ -79,6 +79,7 @@ class AgentTrials:
         self._spares: dict[str, _Spare] = {}
         self._changes: dict[str, _Change] = {}
         self._changing = asyncio.Lock()
+        self._waits = False
         self._closing: set[asyncio.Future[None]] = set()
         self.paths: dict[str, Path] = {}
         """Bundles that serve in place of those that the configuration names, by slot; to be set before the models are loaded."""
@@ -97,7 +98,7 @@ class AgentTrials:
     async def close(self) -> None:
         """At the end, when the cameras have stopped."""
         for slot in list(self._spares):
-            self._release(slot)
+            self.let_go(slot)
         if self._closing:
             await asyncio.wait(self._closing)
 
@@ -107,7 +108,7 @@ class AgentTrials:
         """See `Trials`."""
         if self._ports.recognition() is None:
             return "no model is loaded"
-        if self._changing.locked():
+        if self._changing.locked() and not self._waits:
             return "another model is being put in place"
         services = self._ports.config().services
         active = [f"{one['kind']} at {one['camera']}" for one in self._ports.incidents() if one["kind"] in services]
@@ -166,20 +167,24 @@ class AgentTrials:
 
     # --- the change ---------------------------------------------------------------------------------------------------
 
-    async def install(self, slot: str, path: Path | None) -> Figures:
+    async def install(self, slot: str, path: Path | None, ready: Ready | None = None) -> Figures:
         """See `Trials`. What served before stays loaded until a probation has ended well, or until it serves again."""
         async with self._changing:
             recognition = self._ports.recognition()
             if recognition is None or slot not in recognition.slots:
                 raise ModelError(f"no model serves the slot {slot!r}")
+            here = bundle_of(recognition.slots[slot])
+            if here is not None and here.path in self._bundles(slot, path):
+                self._note_path(slot, path)
+                return {}
             watched = self._vitals.watch_gaps()
             try:
-                return await self._install(recognition, slot, path, watched)
+                return await self._install(recognition, slot, path, watched, ready)
             finally:
                 self._vitals.forget_gaps(watched)
 
     async def _install(
-        self, recognition: Recognition, slot: str, path: Path | None, watched: FrameGaps
+        self, recognition: Recognition, slot: str, path: Path | None, watched: FrameGaps, ready: Ready | None
     ) -> dict[str, float | int | str]:
         began_s = self._vitals.mark()
         before, spare = recognition.slots[slot], self._spares.get(slot)
@@ -187,9 +192,9 @@ class AgentTrials:
         if spare is not None and back:
             model = spare.model
         else:
-            self._release(slot)  # memory first
-            model = await self._load(recognition, slot, path, _nobody)
-            await self._next_frames(watched, SETTLE_FRAMES)
+            self.let_go(slot)  # memory first
+            model = await self._load(recognition, slot, path, lambda *_: None)
+            await self._settled(model, watched, ready)
         load_gap_s = watched.longest_s
         change = _Change(
             self._vitals.mark(),
@@ -224,12 +229,27 @@ class AgentTrials:
             done.add_done_callback(lambda _: self._close(before))
         else:
             self._spares[slot], self._changes[slot] = _Spare(before_path, before), change
-        if path is None:
-            self.paths.pop(slot, None)
-        else:
+        self._note_path(slot, path)
+        return done
+
+    def _note_path(self, slot: str, path: Path | None) -> None:
+        self.paths.pop(slot, None)
+        if path is not None:
             self.paths[slot] = path
         self._ports.health.clear_reason(_left_aside(slot))
-        return done
+
+    async def _settled(self, model: Model, watched: FrameGaps, ready: Ready | None) -> None:
+        """The loading is over, also for the cameras, and nothing has come up meanwhile."""
+        try:
+            await self._next_frames(watched, SETTLE_FRAMES)
+            self._waits = True
+            if ready is not None:
+                await ready()
+        except BaseException:
+            self._close(model)
+            raise
+        finally:
+            self._waits = False
 
     def _bundles(self, slot: str, path: Path | None) -> set[Path | None]:
         """Where a model that is to serve may have been loaded from."""
@@ -258,7 +278,8 @@ class AgentTrials:
         model = await recognition.load(slot, path, threads=threads)
         try:
             while (progress := getattr(model, "upgrade", None)) is not None and progress.state in _UNDER_WAY:
-                tell(f"engine {progress.state.value} {progress.detail}".strip(), _share(progress))
+                share = progress.elapsed_s / (progress.elapsed_s + 60 * ENGINE_MINUTES)  # comes ever nearer to 1
+                tell(f"engine {progress.state.value} {progress.detail}".strip(), share)
                 await asyncio.sleep(LOOK_S)
             if served_by_engine:
                 _need_engine(model, progress)
@@ -295,10 +316,9 @@ class AgentTrials:
             if found is not None:
                 return Refusal(found.reason, clean(found.text), figures)
             tell("probation", min(1.0, counted_s / wanted_s))
-        self._release(slot)
-        self._changes.pop(slot, None)
         figures = probation.figures(change.before, self._vitals.spell(slot, self._kinds(slot), change.at_s))
         note = {"note": "hardly any frames came"} if counted_s < wanted_s else {}
+        self.let_go(slot)
         return {**figures, "probation_s": round(elapsed_s, 1), **note}
 
     def _raised_s(self, change: _Change) -> dict[str, float]:
@@ -312,7 +332,9 @@ class AgentTrials:
 
     # --- letting go ---------------------------------------------------------------------------------------------------
 
-    def _release(self, slot: str) -> None:
+    def let_go(self, slot: str) -> None:
+        """See `Trials`."""
+        self._changes.pop(slot, None)
         if (spare := self._spares.pop(slot, None)) is not None:
             self._close(spare.model)
 
@@ -347,15 +369,6 @@ def _need_engine(model: Model, progress: EngineProgress | None) -> None:
     if not _serves(progress):
         why = progress.detail if progress is not None else "none was built"
         raise _NoEngineError(f"{model.name}: no engine, and the model in use has one: {why}")
-
-
-def _share(progress: EngineProgress) -> float:
-    """Nobody knows how long a build takes: it comes ever nearer to 1."""
-    return progress.elapsed_s / (progress.elapsed_s + 60 * ENGINE_MINUTES)
-
-
-def _nobody(_step: str, _done: float) -> None:
-    """Progress that nobody looks at."""
 
 
 def _left_aside(slot: str) -> str:

@@ -87,6 +87,7 @@ class Updates:
         self._store = VersionStore(self._root)
         self._disk = OneThread("updates")
         self._trust_thread = OneThread("trust")
+        self._trust: Trust | None = None
         self._client: UpdateClient | None = None
         self._stale = asyncio.Event()
 
@@ -98,6 +99,7 @@ class Updates:
             return
         stack.callback(self._disk.close)
         stack.callback(self._trust_thread.close)
+        stack.callback(self._give_up)
         try:
             stack.enter_context(sole_owner(self._root / JOURNAL))
             journal = await self._disk.do(Journal.open, self._root / JOURNAL)
@@ -131,6 +133,11 @@ class Updates:
         """Before the end of a proper stop: the next start is no sign against what is on trial."""
         if self._journal is not None:
             await self._disk.do(self._journal.stopped)
+
+    def _give_up(self) -> None:
+        """A repository that answers slowly, or not at all, does not make a stop wait."""
+        if self._trust is not None:
+            self._trust.give_up()
 
     async def _run(self) -> None:
         client = UpdateClient(
@@ -185,11 +192,12 @@ class Updates:
         try:
             tls = client_tls(config, self._credentials)
             root = config.root_file.read_bytes() if config.root_file is not None else b""
-            return Trust(self._root / "trust", config.repository, root, tls=tls)
+            self._trust = Trust(self._root / "trust", config.repository, root, tls=tls)
         except ConfigError as error:
             raise AccessError(str(error)) from error
         except OSError as error:
             raise AccessError(f"update.root_file: {error}") from error
+        return self._trust
 
     def _unpack(self, archive: Path, folder: Path, release: Release) -> None:
         unpack(archive, folder, release, allow_custom_ops=self._ports.config().update.allow_custom_ops)

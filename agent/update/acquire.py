@@ -95,10 +95,17 @@ class Acquirer:
             parts.store.problem, version
         ):
             return {"download_bytes": 0}
-        while not self._progress.may_download:
-            self._progress.waiting = "the server holds the download back"
-            await asyncio.sleep(parts.pace.look_s)
+        await self._leave()
         return await self._bring(target, version)
+
+    async def _leave(self) -> None:
+        """Until the server lets the download begin."""
+        while not self._progress.may_download:
+            if not self._progress.waiting:
+                self._progress.waiting = "the server holds the download back"
+                self._parts.changed()
+            await asyncio.sleep(self._parts.pace.look_s)
+        self._progress.waiting = ""
 
     async def _find(self, path: str) -> Target:
         """A clock that is not set yet is no fault of the release."""

@@ -84,7 +84,7 @@ def _stays(journal: Journal, store: VersionStore, action: Action, *, enabled: bo
 
 def _judge_shadow(journal: Journal, action: Action) -> None:
     """A candidate that takes the process with it when it runs on live pictures is not tried for ever."""
-    measured = Phase.SHADOW.value in action.figures
+    measured = Phase.SHADOW.value in action.figures or action.slot == CONFIGURATION  # of which nothing runs yet
     starts, refusal = judge_start(action.phase, action.starts, clean=action.clean, measured=measured)
     if refusal is None:
         journal.started(action, starts)
@@ -108,12 +108,17 @@ def _sound(journal: Journal, store: VersionStore, serving: Serving, booted: Boot
 
 
 def _rebuild(journal: Journal, store: VersionStore) -> None:
-    """From the links and what lies in the store. Of a number that was committed and is gone `numbers.json` knows."""
-    numbers, linked = store.numbers(), store.linked()
-    everything = store.versions()
+    """From the links and what lies in the store. Of a number that was committed and is gone `numbers.json` knows, and where it does, what
+    is above it was only on trial: nobody would watch it any more, nor count the deaths of the process.
+    """
+    numbers, linked, sure = store.numbers(), store.linked(), store.has_numbers()
+    everything = [one for one in store.versions() if not sure or one.release.number <= numbers.get(one.release.slot, 0)]
     for slot in sorted({*numbers, *linked}):
+        known = [one for one in everything if one.release.slot == slot]
         current = linked.get(slot)
-        others = [one for one in everything if one.release.slot == slot and one != current]
+        if current is not None and current not in known:
+            current = known[0] if known else None
+        others = [one for one in known if one != current]
         before = others[0] if others and current is not None else None
         highest = max([numbers.get(slot, 0), *([current.release.number] if current else [])])
         serving = Serving(slot, current, before, has_before=current is not None, highest=highest)

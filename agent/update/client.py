@@ -54,6 +54,7 @@ class UpdateClient:
         self._contact = Contact(parts, self._orders, connect, on_server) if connect is not None else None
         self._on_end = on_end
         self._wake = asyncio.Event()
+        self._looked = asyncio.Event()
         self._last: Action | None = None
         self.slots: dict[str, Serving] = {}
 
@@ -95,6 +96,7 @@ class UpdateClient:
         while True:
             self._wake.clear()
             unsettled = await disk.do(journal.unsettled)
+            self._looked.set()
             if not unsettled:
                 await self._wake.wait()
                 continue
@@ -110,6 +112,7 @@ class UpdateClient:
     # --- people -------------------------------------------------------------------------------------------------------
 
     async def _serve_requests(self) -> None:
+        await self._looked.wait()  # what is under way from the last life is known now: a wish to go back is about that
         while True:
             for name, request in await asyncio.to_thread(self._requests.waiting):
                 await asyncio.to_thread(self._requests.take, name)

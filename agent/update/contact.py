@@ -13,12 +13,12 @@ import structlog
 
 from agent.backoff import full_jitter
 from agent.errors import AccessError, BusyError, ConfigError, DataError, TransientError
-from agent.update.ddi import DdiClient, GoneError
+from agent.update.ddi import DdiClient, ForbiddenError, GoneError
 from agent.update.ddi_documents import Deployment, Poll
 from agent.update.machine import Report, report
 from agent.update.orders import Orders
 from agent.update.parts import Parts
-from agent.update.records import Feedback
+from agent.update.records import About, Feedback
 from agent.update.state import ServerView
 
 _log = structlog.get_logger(__name__)
@@ -113,7 +113,7 @@ class Contact:
 
     async def _deliver_one(self, ddi: DdiClient, feedback: Feedback) -> str:
         try:
-            await ddi.feedback(feedback.about, feedback.action_id, feedback.report)
+            await _feedback(ddi, feedback.about, feedback.action_id, feedback.report)
             if feedback.report.final:
                 ddi.forget()  # whatever it offers next, offer it in full
         except GoneError:
@@ -143,7 +143,7 @@ class Contact:
             return max(left_s, 0.0) or every_s
         self._progress_count += 1
         try:
-            await ddi.feedback("deployment", action, report(phase, text=text))
+            await _feedback(ddi, "deployment", action, report(phase, text=text))
         except DataError as error:  # what it will hear at the end counts
             _log.info("update_progress_refused", action=action, error=str(error))
         self._told_progress = (text, time.monotonic())
@@ -233,3 +233,17 @@ class Contact:
         if changed and state != "ok":
             _log.warning("update_server", state=state, detail=detail)
         self._tell(self.view)
+
+
+async def _feedback(ddi: DdiClient, about: About, action_id: str, told: Report) -> None:
+    """A report that is forbidden to somebody who may ask is one too many, and no reason to be silent from then on. Raises DataError."""
+    try:
+        await ddi.feedback(about, action_id, told)
+    except ForbiddenError as error:
+        ddi.forget()
+        try:
+            await ddi.poll()
+        except DataError:
+            raise error from None
+        ddi.forget()
+        raise DataError(str(error)) from error

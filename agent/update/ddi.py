@@ -52,6 +52,10 @@ class GoneError(DataError):
     """The server knows no such action, or has closed it."""
 
 
+class ForbiddenError(AccessError):
+    """403: we are known, but not allowed this; hawkBit says so too of an action that has been reported on too often."""
+
+
 class DdiClient:
     """Requests of one device. Use inside `connect`.
 
@@ -194,9 +198,8 @@ def _check(response: aiohttp.ClientResponse, content: bytes, what: str, missing:
         return
     text = f"{what}: {status} {response.reason}{_told(content)}"
     if status in _NO_ACCESS:
-        raise AccessError(
-            f"{text} (hint: update.token_file or update.tls.cert_file, and whether the server knows the device)"
-        )
+        kind = ForbiddenError if status == HTTPStatus.FORBIDDEN else AccessError
+        raise kind(f"{text} (hint: update.token_file or update.tls.cert_file, and whether the server knows the device)")
     if status in _GONE:
         raise missing(text)
     retry = response.headers.get("Retry-After", "")

@@ -47,6 +47,7 @@ class Journal:
         self._path = path
         self._now_us = now_us
         self._lock = threading.Lock()
+        self._stopping = False
         self.damage = damage
 
     @classmethod
@@ -190,7 +191,8 @@ class Journal:
         return self._store(replace(action, starts=starts, clean=False))
 
     def stopped(self) -> None:
-        """The agent stops properly: its next start is no sign against anything."""
+        """The agent stops properly: its next start is no sign against anything, whatever is still written until its end."""
+        self._stopping = True
         with self._writing() as connection:
             connection.execute("UPDATE actions SET clean = 1 WHERE phase IN (?, ?)", (Phase.SHADOW, Phase.PROBATION))
 
@@ -205,7 +207,8 @@ class Journal:
             "UPDATE actions SET phase = ?, settled = ?, release = ?, sha256 = ?, came_from = ?, reason = ?, text = ?, "
             "figures = ?, failures = ?, starts = ?, clean = ?, t_phase_us = ? WHERE action_id = ?",
             (action.phase, action.settled, release, action.sha256 or None, action.came_from, action.reason, action.text,
-             to_json(action.figures), action.failures, action.starts, action.clean, action.t_phase_us, action.action_id),
+             to_json(action.figures), action.failures, action.starts, action.clean or self._stopping,
+             action.t_phase_us, action.action_id),
         )  # fmt: skip
 
     # --- slots --------------------------------------------------------------------------------------------------------

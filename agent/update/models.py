@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
 from pydantic import ValidationError
 
 from agent.durable import make_folder, point, settle, sync
@@ -28,6 +29,8 @@ from agent.errors import DataError, ModelError, StorageFullError, TrustError
 from agent.runtime.bundle import MANIFEST, load_bundle, sha256_of
 from agent.update.records import Version
 from agent.update.release import Release
+
+_log = structlog.get_logger(__name__)
 
 RELEASE, BUNDLE, NUMBERS = "release.json", "bundle", "numbers.json"
 CONFIGURATION, CONFIGURATION_FILE = "configuration", "configuration.yaml"
@@ -78,7 +81,7 @@ class VersionStore:
         try:
             text = (self._folder(sha256) / RELEASE).read_bytes()
             return Version(sha256, Release.model_validate_json(text))
-        except (OSError, ValidationError):
+        except (OSError, ValidationError, DataError):  # nobody knows what people or a damaged disk leave there
             return None
 
     def linked(self) -> dict[str, Version]:
@@ -95,8 +98,12 @@ class VersionStore:
 
     def versions(self) -> list[Version]:
         """All that are here, those that came last first."""
-        entries = sorted(self._entries("sha256"), key=lambda entry: entry.stat().st_mtime, reverse=True)
+        entries = sorted(self._entries("sha256"), key=lambda entry: entry.lstat().st_mtime, reverse=True)
         return [version for entry in entries if (version := self.version(entry.name)) is not None]
+
+    def has_numbers(self) -> bool:
+        """Whether anything stands here about numbers."""
+        return (self.root / NUMBERS).is_file()
 
     def numbers(self) -> dict[str, int]:
         """Highest number ever committed by slot, as far as it stands here."""
@@ -172,7 +179,11 @@ class VersionStore:
                 keep.add(version.sha256)
         for entry in self._entries("sha256"):
             if entry.name not in keep:
-                self._discard(entry)
+                try:
+                    self._discard(entry)
+                except OSError as error:  # somebody else's, or the disk's fault: no reason to take no more updates
+                    _log.warning("update_version_stays", entry=entry.name, error=str(error))
+                    continue
                 gone.append(entry.name)
         return gone
 
@@ -182,7 +193,8 @@ class VersionStore:
         shutil.rmtree(self.root / "staging", ignore_errors=True)
         for file in self._entries("partial"):
             if file.name.partition(".")[0] not in keep:
-                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -205,7 +217,7 @@ class VersionStore:
 
     def _discard(self, folder: Path) -> None:
         """Out of sight by one rename, then removed: half a version is never in sight."""
-        if not folder.exists():
+        if not os.path.lexists(folder):
             return
         doomed = Path(tempfile.mkdtemp(dir=self._made("staging")))
         folder.rename(doomed / folder.name)

@@ -39,11 +39,13 @@ Fetch = Callable[[Target, Path, Callable[[int], None]], Awaitable[None]]
 @dataclass(frozen=True, slots=True)
 class Pace:
     """Waits. first_s, longest_s: between two tries of a download; look_s: between two looks for a moment that suits;
-    progress_s: between two words to the server about the same phase; requests_s: between two looks for requests."""
+    moment_s: most for a moment that suits a candidate that is loaded; progress_s: between two words to the server about the same phase;
+    requests_s: between two looks for requests."""
 
     first_s: float = 30.0
     longest_s: float = 3600.0
     look_s: float = 1.0
+    moment_s: float = 600.0
     progress_s: float = 10.0
     requests_s: float = 1.0
 

@@ -72,9 +72,13 @@ class RequestFolder:
         raise StorageError(f"the agent has not answered within {wait_s:g} s (hint: is update.enabled true there?)")
 
     def waiting(self) -> list[tuple[str, Request]]:
-        """Names and wishes that came and are not too old. What is no wish is removed."""
+        """Names and wishes that came and are not too old. What is no wish is removed, and answers that nobody waits for any more."""
         if not self._folder.is_dir():
             return []
+        for answer in self._folder.glob("*.answer"):
+            with contextlib.suppress(OSError):
+                if time.time() - answer.stat().st_mtime > _MAX_AGE_S:
+                    answer.unlink(missing_ok=True)
         found = []
         for file in sorted(self._folder.glob("*.json")):
             try:

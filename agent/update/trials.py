@@ -3,7 +3,7 @@ agent's part without a server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,8 @@ from agent.update.release import Release
 
 Figures = Mapping[str, float | int | str]
 """Measured on the device, by name with the unit in it: `latency_ms`, `agreement`."""
+Ready = Callable[[], Awaitable[None]]
+"""Comes back when nothing speaks against a change; raises what ends the wish for it."""
 Tell = Callable[[str, float], None]
 """Progress for people: what is being done, and how far, 0-1."""
 
@@ -60,9 +62,14 @@ class Trials(Protocol):
         """Beside the running model on live data, for as long as configured."""
         ...
 
-    async def install(self, slot: str, path: Path | None) -> Figures:
+    async def install(self, slot: str, path: Path | None, ready: Ready | None = None) -> Figures:
         """Let `path` (None: what the configuration names) serve `slot` from the next frame on; returns the figures of the change,
-        `gap_ms` among them. Raises ModelError, ConfigError; the running one goes on then."""
+        `gap_ms` among them. ready: awaited when all but the change is done, which may have taken minutes. Where `path` serves
+        already nothing is done. Raises ModelError, ConfigError; the running one goes on then."""
+        ...
+
+    def let_go(self, slot: str) -> None:
+        """The model that served `slot` before the last change is not needed any more: no probation follows, or it is over."""
         ...
 
     async def watch(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:

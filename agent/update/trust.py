@@ -98,6 +98,14 @@ class Trust:
         self._headers = headers
         self._limits = limits
         self._not_before = not_before
+        self._fetcher: MetadataFetcher | None = None
+        self._given_up = False
+
+    def give_up(self) -> None:
+        """From any thread: whatever is being asked of the repository ends, in a TransientError, and nothing is asked any more."""
+        self._given_up = True
+        if (fetcher := self._fetcher) is not None:
+            fetcher.give_up()
 
     def refresh(self) -> None:
         """Bring the metadata up to date. Errors as of `find`."""
@@ -143,6 +151,9 @@ class Trust:
             seen = None
             try:
                 with MetadataFetcher(self._tls, self._headers, self._limits) as fetcher:
+                    self._fetcher = fetcher
+                    if self._given_up:
+                        fetcher.give_up()
                     try:
                         yield self._refreshed(fetcher)
                     except (faults.RepositoryError, faults.DownloadError) as error:

@@ -7,6 +7,7 @@ the client up (python-tuf's own fetcher waits for each chunk, however slowly its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -57,6 +58,8 @@ class MetadataFetcher(FetcherInterface):
         self._limits = limits or FetchLimits()
         self._runner = asyncio.Runner()
         self._session: aiohttp.ClientSession | None = None
+        self._given_up = False
+        self._work: tuple[asyncio.AbstractEventLoop, asyncio.Task[object]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +78,8 @@ class MetadataFetcher(FetcherInterface):
         Raises DownloadHTTPError, DownloadLengthMismatchError, SlowRetrievalError, DownloadError."""
         try:
             self.last = self._runner.run(self._get(URL(url, encoded=True), max_length))
+        except asyncio.CancelledError:
+            raise DownloadError(f"{url}: given up, the agent stops") from None
         except (TransientError, ModelError) as error:
             raise DownloadError(str(error)) from error
         except TimeoutError as error:
@@ -85,8 +90,20 @@ class MetadataFetcher(FetcherInterface):
             ) from error
         return self.last
 
+    def give_up(self) -> None:
+        """From any thread: what is under way ends in a DownloadError at once, and whatever comes after."""
+        self._given_up = True
+        if (work := self._work) is not None:
+            loop, task = work
+            with contextlib.suppress(RuntimeError):  # closed meanwhile
+                loop.call_soon_threadsafe(task.cancel)
+
     async def _get(self, url: URL, max_length: int) -> bytes:
         place = url
+        if (task := asyncio.current_task()) is not None:
+            self._work = asyncio.get_running_loop(), task
+        if self._given_up:
+            raise asyncio.CancelledError
         async with asyncio.timeout(self._limits.total_s):
             for _ in range(self._limits.redirects + 1):
                 with network_errors(_host(place), self._tls):

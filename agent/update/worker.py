@@ -32,6 +32,10 @@ class Cancelled:
 Outcome = Figures | Refusal | Cancelled | AlreadyHere
 
 
+class _NoMomentError(TransientError):
+    """Something spoke against the change for too long."""
+
+
 class Worker:
     """`carry` does the work; `cancel` and `refuse` end it from outside. One update at a time.
 
@@ -45,6 +49,7 @@ class Worker:
         self._acquirer = Acquirer(parts, progress, self._note)
         self._wish: asyncio.Future[Refusal | Cancelled] | None = None
         self._swapping = False
+        self._passed = False
         self.action: Action | None = None
 
     def cancel(self, why: str) -> bool:
@@ -54,8 +59,9 @@ class Worker:
         return self._wish_for(Cancelled(why))
 
     def refuse(self, refusal: Refusal) -> bool:
-        """Refuse the update, or take it back when it is in its probation."""
-        return self.action is not None and not self.action.over and self._wish_for(refusal)
+        """Refuse the update, or take it back when it is in its probation; False: it is ending."""
+        going = self.action is not None and not self.action.over and not self._passed
+        return going and self._wish_for(refusal)
 
     def _wish_for(self, what: Refusal | Cancelled) -> bool:
         if self._wish is None or self._wish.done():
@@ -67,12 +73,13 @@ class Worker:
         """To the end of `action`. Raises StorageError; errors of models and servers are outcomes."""
         self.action = action
         self._wish = asyncio.get_running_loop().create_future()
-        self._swapping = action.phase is Phase.PROBATION
+        self._swapping, self._passed = action.phase is Phase.PROBATION, False
         try:
             while not self.action.over:
                 self._progress.clear()
                 self._parts.changed()
                 outcome = await self._outcome(self.action)
+                self._passed = self.action.phase is Phase.PROBATION and not isinstance(outcome, Refusal)
                 self.action = await self._advance(self.action, outcome)
                 _log.info("update", action=action.action_id, phase=self.action.phase, release=self.action.title)
             if not self.action.settled:
@@ -185,12 +192,20 @@ class Worker:
                 return
             await asyncio.sleep(parts.pace.look_s)
 
+    async def _moment_after_all(self) -> None:
+        """Loading the candidate may have taken minutes. It does not lie in the memory beside the other for ever: raises _NoMomentError."""
+        try:
+            async with asyncio.timeout(self._parts.pace.moment_s):
+                await self._moment()
+        except TimeoutError:
+            raise _NoMomentError(f"no moment for the change: {self._progress.waiting}") from None
+
     async def _probation(self, action: Action) -> Outcome:
         parts, candidate = self._parts, self._candidate(action)
         await parts.disk.do(parts.store.switch, action.slot, action.version)
         measured: dict[str, float | int | str] = {}
         if parts.trials.running(action.slot) != candidate.path:
-            outcome = await _tried(parts.trials.install(action.slot, candidate.path))
+            outcome = await _tried(parts.trials.install(action.slot, candidate.path, self._moment_after_all))
             if isinstance(outcome, Refusal):
                 return outcome
             measured |= outcome
@@ -219,6 +234,7 @@ class Worker:
         """Load what should serve; the figures of the change, or what went wrong about it."""
         path = self._parts.store.path(serving.current) if serving.current else None
         outcome = await _tried(self._parts.trials.install(serving.slot, path))
+        self._parts.trials.let_go(serving.slot)
         if not isinstance(outcome, Refusal):
             return outcome
         _log.error("update_back_failed", slot=serving.slot, error=outcome.text)
@@ -264,6 +280,8 @@ async def _tried(work: Coroutine[Any, Any, Figures | Refusal]) -> Figures | Refu
         return await work
     except DeviceMemoryError as error:
         return Refusal("memory", str(error))
+    except _NoMomentError as error:
+        return Refusal("unhealthy", str(error))
     except _TRIAL_ERRORS as error:
         return Refusal("crash", str(error))
     except Exception as error:  # noqa: BLE001 - a bug that only this candidate brings out must not be met again at every restart

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, and_, bindparam, case, func, insert, or_, select, update
 
-from ota.rollouts.engine import ENDED, PASSED, Group, Rollout, Stage, State, Tally
+from ota.rollouts.engine import BEGUN, ENDED, PASSED, Group, Rollout, Stage, State, Tally
 from ota.rollouts.plan import Plan
 from ota.store import releases, tables
 from ota.store.errors import MissingError
@@ -209,6 +209,27 @@ def members(
     total: int = connection.execute(select(func.count()).select_from(chosen.subquery())).scalar_one()
     rows = connection.execute(chosen.order_by(tables.devices.c.controller_id).limit(limit).offset(offset))
     return [Member(*row) for row in rows], total
+
+
+def only_member_of(connection: Connection, device_id: int) -> list[tuple[int, int]]:
+    """Running rollouts and their groups that have yet to show something, in which the device is the only one, and after which others
+    come."""
+    own, other = tables.rollout_members.alias("own"), tables.rollout_members.alias("other")
+    open_stages = [stage for stage in Stage if stage not in BEGUN or stage is Stage.RUNNING]
+    with_it = select(other.c.device_id).where(
+        other.c.rollout_id == own.c.rollout_id, other.c.position == own.c.position, other.c.device_id != device_id
+    )
+    after_it = select(other.c.device_id).where(
+        other.c.rollout_id == own.c.rollout_id, other.c.position > own.c.position
+    )
+    chosen = (
+        select(own.c.rollout_id, own.c.position)
+        .join(tables.rollouts, _R.id == own.c.rollout_id)
+        .join(tables.rollout_groups, and_(_G.rollout_id == own.c.rollout_id, _G.position == own.c.position))
+        .where(own.c.device_id == device_id, _R.state == State.RUNNING, _G.state.in_(open_stages))
+        .where(~with_it.exists(), after_it.exists())
+    )
+    return [(row.rollout_id, row.position) for row in connection.execute(chosen)]
 
 
 def member_ids(connection: Connection, rollout_id: int) -> list[int]:

@@ -21,7 +21,7 @@ from ota.rollouts.engine import (
     decide,
 )
 from ota.rollouts.records import Stored
-from ota.store import actions, audit
+from ota.store import actions, audit, devices
 from ota.store.errors import ConflictError
 from ota.store.rows import Entry
 
@@ -147,6 +147,24 @@ def refuse_busy(choice: fleet.Choice) -> None:
     """Raises ConflictError when a device is in another rollout: two of them would pull at it."""
     for name, number in choice.busy.items():
         raise ConflictError(f"{number} of the devices are in rollout {name}, which has not ended")
+
+
+def remove_device(connection: Connection, device_id: int, moment: Moment) -> list[Change]:
+    """With everything about it. A group that had this device alone has shown nothing: its rollout pauses, for a person to say whether the
+    next group shall get the release all the same."""
+    alone = [
+        (records.get(connection, rollout_id), group)
+        for rollout_id, group in records.only_member_of(connection, device_id)
+    ]
+    devices.remove(connection, device_id)
+    return [
+        change
+        for stored, group in alone
+        for change in carry_out(
+            connection, stored, [SetState(State.PAUSED, f"group {_name(stored, group)}: its last device was deleted")], moment,
+            by=SERVER,
+        )
+    ]  # fmt: skip
 
 
 def _cannot(connection: Connection, stored: Stored, why: str, moment: Moment) -> list[Change]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from ota.rollouts import fleet
+from ota.rollouts.steps import Change, Moment, remove_device
 from ota.server.auth import allowed, is_controller_id, who
 from ota.server.bodies import id_in, number_in, read_body
 from ota.server.management import (
@@ -147,14 +148,18 @@ async def ask_attributes(request: web.Request) -> web.Response:
 @routes.delete("/api/v1/devices/{device}")
 @allowed(Role.ADMIN)
 async def delete_device(request: web.Request) -> web.Response:
-    """With its actions and reports; with the gateway's token it may come back as a new one."""
+    """With its actions and reports; with the gateway's token it may come back as a new one. A rollout whose running group has no device
+    any more pauses."""
     services, controller_id = request.app[SERVICES], request.match_info["device"]
 
-    def work(connection: Connection) -> None:
-        devices.remove(connection, devices.get(connection, controller_id).id)
+    def work(connection: Connection) -> list[Change]:
+        now = Moment(services.clock_ms(), online_after_ms(services))
+        return remove_device(connection, devices.get(connection, controller_id).id, now)
 
-    await services.change(request, "device.delete", controller_id, work)
+    paused = await services.change(request, "device.delete", controller_id, work)
     services.feed.tell("device", controller_id, change="deleted")
+    for one in paused:
+        services.feed.tell("rollout", one.rollout_id, name=one.name, state=one.state, detail=one.detail, devices=0)
     return web.Response(status=204)
 
 

@@ -65,6 +65,10 @@ class ServerTls:
             except OSError as error:
                 raise ConfigError([ConfigProblem(f"{given.client_ca}: {error}", path="tls.client_ca")]) from error
             context.verify_mode = ssl.CERT_OPTIONAL
+            # A ticket stands for a certificate that was good once, and each use gives the next one: it would let in for ever who has
+            # expired, or whose authority is gone.
+            context.num_tickets = 0
+            context.options |= ssl.OP_NO_TICKET
         return context
 
     def _mark(self) -> tuple[object, ...]:

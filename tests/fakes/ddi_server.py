@@ -32,13 +32,15 @@ class Offered:
 
 @dataclass
 class DdiServer:
-    """feedback: (base, action id, body) in the order of arrival. misbehave: answers that are given in place of the right ones."""
+    """feedback: (base, action id, body) in the order of arrival. misbehave: answers that are given in place of the right ones.
+    full: no more reports are taken but those that end an action."""
 
     sleep: str = "00:00:00"
     token: str = TOKEN
     actions: dict[str, Offered] = field(default_factory=dict)
     feedback: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     attributes: dict[str, str] = field(default_factory=dict)
+    full: bool = False
     polls: int = 0
     unchanged: int = 0
     misbehave: list[Answer] = field(default_factory=list)
@@ -158,8 +160,10 @@ class DdiServer:
         action, body = self._action(request), await request.json()
         if action.closed:
             return web.Response(status=410)
-        self.feedback.append((request.match_info["base"], action.action_id, body))
         execution = body["status"]["execution"]
+        if self.full and execution not in {"closed", "canceled"}:
+            return web.Response(status=403)
+        self.feedback.append((request.match_info["base"], action.action_id, body))
         if request.match_info["base"] == "cancelAction":
             action.cancelling = False
             action.closed = execution in {"canceled", "closed"}

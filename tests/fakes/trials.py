@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import ModelError
-from agent.update.trials import Candidate, Figures, Refusal, Tell
+from agent.update.trials import Candidate, Figures, Ready, Refusal, Tell
 
 
 class FakeTrials:
@@ -52,16 +52,23 @@ class FakeTrials:
     async def watch(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
         return await self._step("watch", candidate, tell, {"watched_s": self.step_s})
 
-    async def install(self, slot: str, path: Path | None) -> Figures:
+    async def install(self, slot: str, path: Path | None, ready: Ready | None = None) -> Figures:
         wanted = self._configured.get(slot) if path is None else path
         self.calls.append(("install", slot))
         if wanted is None or not wanted.exists():
             raise ModelError(f"{wanted}: no such model")
         if behaviour(wanted).get("install"):
             raise ModelError(f"{wanted.name}: does not load")
+        if self._running.get(slot) == wanted:
+            return {}
         await asyncio.sleep(self.step_s / 4)
+        if ready is not None:
+            await ready()
         self._running[slot] = wanted
         return {"gap_ms": 4.0}
+
+    def let_go(self, slot: str) -> None:
+        self.calls.append(("let_go", slot))
 
     async def _step(self, step: str, candidate: Candidate, tell: Tell, figures: Figures) -> Figures | Refusal:
         self.calls.append((step, candidate.release.slot))

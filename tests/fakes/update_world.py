@@ -31,7 +31,7 @@ from agent.update.models import VersionStore
 from agent.update.parts import Pace, Parts
 from agent.update.release import Release
 from agent.update.requests import RequestFolder
-from agent.update.threads import OneThread
+from agent.update.threads import OneThread, T
 from agent.update.trust import Target, Trust
 from ota.release.pack import Wishes, pack
 
@@ -79,9 +79,20 @@ class Releases:
         return packed.release
 
 
+class _Disk(OneThread):
+    def __init__(self, name: str, slow_s: float) -> None:
+        super().__init__(name)
+        self._slow_s = slow_s
+
+    async def do(self, work: Callable[..., T], *args: Any, **more: Any) -> T:
+        """As OneThread."""
+        await asyncio.sleep(self._slow_s)
+        return await super().do(work, *args, **more)
+
+
 @dataclass
 class Device:
-    """One life of a device's client; `state` outlives it."""
+    """One life of a device's client; `state` outlives it. slow_s: of the disk, for every piece of work."""
 
     root: Path
     config: UpdateConfig
@@ -89,6 +100,8 @@ class Device:
     root_metadata: bytes
     configured: Path
     step_s: float = 0.0
+    slow_s: float = 0.0
+    pace: Pace = QUICK
     local_time: Callable[[], datetime] = field(default=lambda: datetime.now().astimezone())
     facts: DeviceFacts | None = None
     trials: FakeTrials = field(init=False)
@@ -107,7 +120,7 @@ class Device:
             stack.callback(self.journal.close)
             self.booted = boot(self.journal, self.store, enabled=True)
             self.trials = FakeTrials({"pose": self.configured}, self.booted.models, step_s=self.step_s)
-            disk, trust_thread = OneThread("disk"), OneThread("trust")
+            disk, trust_thread = _Disk("disk", self.slow_s), OneThread("trust")
             stack.callback(disk.close)
             stack.callback(trust_thread.close)
             trust = Trust(self.root / "trust", self.repository_url, self.root_metadata)
@@ -118,7 +131,7 @@ class Device:
                 journal=self.journal, store=self.store, disk=disk, trust_thread=trust_thread, trust=lambda: trust,
                 trials=self.trials, unpack=unpack, fetch=_fetch, facts=lambda: facts, config=lambda: self.config,
                 attributes=lambda: {"agent_version": "1.0.0", **self._versions()}, changed=self._changed,
-                local_time=self.local_time, pace=QUICK,
+                local_time=self.local_time, pace=self.pace,
             )  # fmt: skip
 
     def _versions(self) -> dict[str, str]:

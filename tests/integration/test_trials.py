@@ -46,7 +46,7 @@ def untouched(desk: Desk, before: dict[str, Any]) -> None:
 
 
 def test_agent_and_fake_have_the_same_port() -> None:
-    for name in ("not_now", "running", "validate", "shadow", "install", "watch"):
+    for name in ("not_now", "running", "validate", "shadow", "install", "let_go", "watch"):
         wanted = inspect.signature(getattr(Trials, name))
         for kind in (AgentTrials, FakeTrials):
             found = inspect.signature(getattr(kind, name))
@@ -355,6 +355,81 @@ async def test_a_left_aside_model_is_a_health_reason_until_another_is_installed(
         assert desk.trials.paths == {}
         await desk.trials.install(FALL, good)
         assert not desk.health.snapshot().reasons
+
+
+async def test_what_was_gone_back_from_does_not_stay_in_the_memory(tmp_path: Path) -> None:
+    new = derive("pose-nano-int8", tmp_path / "new", version="9.0.0")
+    async with open_desk(desk_config(tmp_path, SIM), paths={"pose": new}) as desk:
+        await desk.more_frames(4)
+        gone = desk.recognition.slots["pose"]
+        await desk.trials.install("pose", None)
+        assert desk.recognition.models["pose"].startswith("pose-nano-int8 0.7")
+        assert not closed(gone)
+        desk.trials.let_go("pose")
+        await desk.until(lambda: closed(gone), "it is freed")
+
+
+async def test_what_serves_already_is_not_loaded_once_more(tmp_path: Path) -> None:
+    async with open_desk(desk_config(tmp_path, SIM)) as desk:
+        before, path = desk.recognition.slots[FALL], desk.trials.running(FALL)
+        with pytest.raises(ModelError):
+            await desk.trials.install(FALL, tmp_path / "absent")
+        for way_back in (path, None):
+            await desk.trials.install(FALL, way_back)
+            assert desk.recognition.slots[FALL] is before
+
+
+async def test_an_event_that_begins_during_the_loading_is_waited_for(tmp_path: Path) -> None:
+    new = derive("fall-stgcn", tmp_path / "new", version="9.0.0")
+    said: list[str] = []
+    async with open_desk(desk_config(tmp_path, SIM)) as desk:
+        await desk.more_frames(4)
+
+        async def ready() -> None:
+            while why := desk.trials.not_now():
+                said.append(why)
+                await asyncio.sleep(0.01)
+
+        installing = asyncio.ensure_future(desk.trials.install(FALL, new, ready))
+        await asyncio.sleep(0)
+        desk.incidents.append({"kind": "fall", "camera": "cam0", "phase": "active", "incident_id": "2"})
+        await desk.until(lambda: len(said) > 10, "it waits")
+        assert desk.recognition.models[FALL] == "fall-stgcn 0.5.0"
+        desk.incidents.clear()
+        await installing
+        assert desk.recognition.models[FALL] == "fall-stgcn 9.0.0"
+        assert set(said) == {"an event is active: fall at cam0"}
+
+
+async def test_a_candidate_whose_moment_does_not_come_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = derive("fall-stgcn", tmp_path / "new", version="9.0.0")
+    loaded: list[Any] = []
+    async with open_desk(desk_config(tmp_path, SIM)) as desk:
+        load = desk.recognition.load
+
+        async def kept(*given: Any, **more: Any) -> Any:
+            loaded.append(await load(*given, **more))
+            return loaded[-1]
+
+        monkeypatch.setattr(desk.recognition, "load", kept)
+        before = desk.recognition.slots
+        waits = asyncio.Event()
+
+        async def ready() -> None:
+            waits.set()
+            await asyncio.Event().wait()
+
+        installing = asyncio.ensure_future(desk.trials.install(FALL, new, ready))
+        await waits.wait()
+        installing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await installing
+        await desk.trials.close()
+        untouched(desk, before)
+        with pytest.raises(ModelError, match="closed"):
+            loaded[0].classify(np.zeros((1, *loaded[0].input_shape), np.float32))
 
 
 async def test_several_changes_at_once_come_one_after_the_other(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -10,10 +12,11 @@ from pathlib import Path
 import pytest
 from fakes.ddi_server import TOKEN, answers
 from fakes.downloads import cut_after, good
-from fakes.update_world import until, world
+from fakes.update_world import QUICK, until, world
 
 from agent.config.update import MaintenanceWindow
-from agent.update.machine import Phase
+from agent.update.machine import Phase, Report
+from agent.update.records import Action
 from agent.update.requests import Request, RequestFolder
 
 WAY = ["downloading", "verified", "validated", "shadow", "probation", "committed"]
@@ -83,7 +86,7 @@ async def test_a_bad_model_is_refused_or_taken_back_with_its_reason(tmp_path: Pa
             ended = "rolled_back" if step in {"install", "watch"} else "refused"
             assert here.server.phases("7")[-1] == ended
             assert f"reason: {reason}" in here.server.told("7")[-1]["details"]
-            assert ("back_gap_ms: 4" in here.server.told("7")[-1]["details"]) == (ended == "rolled_back")
+            assert ("back_gap_ms: 4" in here.server.told("7")[-1]["details"]) == (step == "watch")
             assert here.device.serving == "1.0.0"
         assert not (here.device.root / "current" / "pose").exists()
         assert not list((here.device.root / "sha256").iterdir())
@@ -213,6 +216,81 @@ async def test_it_waits_for_a_moment_that_suits_and_says_so(tmp_path: Path) -> N
             assert here.device.serving == "1.1.0"
 
 
+async def test_an_event_that_begins_while_the_candidate_is_loaded_is_waited_for(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.device.step_s = 0.4
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url) as client:
+            await until(lambda: ("install", "pose") in here.device.trials.calls)
+            here.device.trials.blocked = "an event is active: fall at cam0"
+            await until(lambda: client.state["waiting"])
+            await asyncio.sleep(0.2)
+            assert (client.state["phase"], here.device.serving) == ("probation", "1.0.0")
+            here.device.trials.blocked = ""
+            await until(lambda: here.server.result("7"))
+            assert here.device.serving == "1.1.0"
+
+
+async def test_a_loaded_candidate_does_not_wait_for_ever(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.device.step_s, here.device.pace = 0.4, replace(QUICK, moment_s=0.2)
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: ("install", "pose") in here.device.trials.calls)
+            here.device.trials.blocked = "the agent is not well: memory_high"
+            await until(lambda: here.server.result("7"))
+            assert {"rolled_back", "reason: unhealthy"} <= set(here.server.told("7")[-1]["details"])
+            assert here.device.serving == "1.0.0"
+
+
+async def test_what_held_a_download_back_is_not_shown_while_it_comes(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        action = here.server.offer("7", release.path, "pose", download="skip")
+        async with here.device.running(here.server.url) as client:
+            await until(lambda: client.state["waiting"])
+            action.download = "forced"
+            await until(lambda: here.server.result("7"))
+        coming = [one for one in here.device.told if one["phase"] == "downloading" and one["progress"]]
+        assert coming
+        assert not any(one["waiting"] for one in coming)
+
+
+async def test_a_report_too_many_does_not_silence_the_device(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0", watch="hang")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url) as client:
+            await until(lambda: here.server.phases("7")[-1:] == ["probation"])
+            here.server.full = True
+            here.server.actions["7"].cancelling = True
+            await until(
+                lambda: any(one.what == "told" and "refused" in str(one.detail) for one in here.device.journal.audit(5))
+            )
+            here.server.full = False
+            assert await client.roll_back("pose", "test") == "tiny 1.1.0: taken back"
+            await until(lambda: here.server.result("7"))
+            assert client.state["server"]["state"] == "ok"
+
+
+async def test_what_somebody_left_in_the_store_stops_no_update(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        versions = here.device.root / "sha256"
+        (versions / "lost+found").mkdir(parents=True)
+        (versions / ("0" * 64)).symlink_to("nowhere")
+        (here.device.root / "current").mkdir()
+        (here.device.root / "current" / "pose").symlink_to("nowhere")
+        (here.device.root / "partial" / "copy").mkdir(parents=True)
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+        assert here.server.result("7") == "success"
+        assert len(list(versions.iterdir())) == 1
+
+
 async def test_it_agrees_to_what_it_understands_and_denies_the_rest(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         release = here.releases.make("1.1.0")
@@ -275,6 +353,7 @@ async def test_rolled_back_by_command_and_forth_again(tmp_path: Path) -> None:
             await until(lambda: here.server.result("7"))
             back = await asyncio.to_thread(requests.ask, Request("rollback", "pose", "test"), 5.0)
             assert (back.good, back.text) == (True, "pose: as configured serves")
+            assert here.device.trials.calls[-2:] == [("install", "pose"), ("let_go", "pose")]
             assert here.device.serving == "1.0.0"
             forth = await asyncio.to_thread(requests.ask, Request("rollback", "pose", "test"), 5.0)
             assert (forth.good, here.device.serving) == (True, "1.1.0")
@@ -294,6 +373,48 @@ async def test_rolled_back_by_command_in_the_probation(tmp_path: Path) -> None:
             await until(lambda: here.server.result("7"))
             assert "reason: command" in here.server.told("7")[-1]["details"]
             assert here.device.serving == "1.0.0"
+            assert here.device.trials.calls[-2:] == [("install", "pose"), ("let_go", "pose")]
+
+
+async def test_a_wish_to_go_back_in_the_moment_of_the_commit_is_granted(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url) as client:
+            commit, reached, asked = here.device.journal.commit, threading.Event(), threading.Event()
+
+            def late(action: Action, told: Report) -> Action:
+                reached.set()
+                assert asked.wait(10)
+                return commit(action, told)
+
+            here.device.journal.commit = late  # type: ignore[method-assign]
+            await until(reached.is_set)
+            back = asyncio.create_task(client.roll_back("pose", "test"))
+            await asyncio.sleep(0.05)
+            asked.set()
+            assert await back == "pose: as configured serves"
+            assert here.device.serving == "1.0.0"
+            await until(lambda: here.server.result("7") == "success")
+            assert here.device.journal.serving("pose").current is None
+
+
+async def test_a_wish_to_go_back_from_before_the_start_is_about_what_is_on_trial(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        first, second = here.releases.make("1.1.0"), here.releases.make("1.2.0", watch="hang")
+        async with here.device.running(here.server.url):
+            here.server.offer("6", first.path, "pose")
+            await until(lambda: here.server.result("6"))
+            here.server.offer("7", second.path, "pose")
+            await until(lambda: here.device.serving == "1.2.0")
+        requests = RequestFolder(here.device.root / "requests")
+        asking = asyncio.create_task(asyncio.to_thread(requests.ask, Request("rollback", "pose", "test"), 10.0))
+        await until(requests.waiting)
+        here.device.slow_s = 0.1
+        async with here.device.running(here.server.url):
+            assert (await asking).text == "tiny 1.2.0: taken back"
+            await until(lambda: here.server.result("7"))
+            assert here.device.serving == "1.1.0"
 
 
 async def test_a_download_that_breaks_off_goes_on_later(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fakes.ddi_server import DEVICE, TENANT, TOKEN, Answer, DdiServer, answers, 
 
 from agent.errors import AccessError, BusyError, DataError, TransientError
 from agent.update import ddi
-from agent.update.ddi import DdiClient, GoneError, connect
+from agent.update.ddi import DdiClient, ForbiddenError, GoneError, connect
 from agent.update.ddi_documents import Reference
 from agent.update.machine import Phase, report
 
@@ -80,7 +80,7 @@ async def test_every_exchange_of_the_documentation_goes_over_the_wire() -> None:
     ("answer", "error", "text"),
     [
         (answers(401), AccessError, "401 Unauthorized"),
-        (answers(403, b"no"), AccessError, "403 Forbidden: no"),
+        (answers(403, b"no"), ForbiddenError, "403 Forbidden: no"),
         (answers(404), AccessError, "404"),
         (answers(301, Location="http://elsewhere/"), AccessError, "redirects are not followed"),
         (answers(429, Retry_After="17"), BusyError, "429"),

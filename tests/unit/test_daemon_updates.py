@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.ddi_server import DEVICE, TOKEN, ddi_server
+from fakes.downloads import say_nothing
 from fakes.trials import FakeTrials
-from fakes.tuf_repository import release
+from fakes.tuf_repository import TufRepository, release, serving_tuf
 from fakes.update_world import Releases
 
 from agent.config.load import load_config
@@ -128,6 +132,36 @@ async def test_a_slot_that_is_no_longer_configured_is_not_served(tmp_path: Path,
     (root / "current" / "pose").rename(root / "current" / "action-gone")
     async with opened(config_of(tmp_path)) as (updates, _):
         assert updates.models.keys() <= {"pose"}
+
+
+async def test_a_repository_that_says_nothing_does_not_make_a_stop_wait(tmp_path: Path) -> None:
+    repository = TufRepository()
+    config = config_of(tmp_path)
+    (tmp_path / "root.json").write_bytes(repository.root_bytes())
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o600)
+    with serving_tuf(repository) as tuf:
+        tuf.behaviours["/metadata/2.root.json"] = say_nothing
+        async with ddi_server() as server:
+            where = {
+                "server": server.url,
+                "repository": tuf.url(),
+                "token_file": tmp_path / "token",
+                "controller_id": DEVICE,
+            }
+            config = config.model_copy(update={"update": config.update.model_copy(update=where)})
+            server.offer("7", "pose/tiny-1.1.0.tar.zst", "pose")
+            tasks: list[asyncio.Task[None]] = []
+            async with opened(config) as (updates, _):
+                updates.start(lambda name, run: tasks.append(asyncio.create_task(run(), name=name)))
+                async with asyncio.timeout(15):
+                    while not tuf.asked:
+                        await asyncio.sleep(0.01)
+                await updates.stop()
+                tasks[0].cancel()
+                await asyncio.wait(tasks)
+                stopping_s = time.monotonic()
+            assert time.monotonic() - stopping_s < 10  # of 20 that the repository is silent, and more that it might be
 
 
 # --- the slot `configuration` -----------------------------------------------------------------------------------------

@@ -128,6 +128,18 @@ def test_a_shadow_run_that_is_over_is_not_to_blame_for_deaths_while_it_waits(box
     assert box.action("2").phase is Phase.SHADOW
 
 
+def test_a_configuration_that_waits_for_its_moment_is_not_to_blame_for_deaths(box: Box) -> None:
+    release = box.releases.configuration("2026.1", "log: {level: info}\n")
+    version = Version("c" * 64, release)
+    journal = Journal.open(box.root / JOURNAL)
+    action = journal.identified(journal.begin("2", release.path, "configuration", report(Phase.DOWNLOADING)), version)
+    journal.enter(action, Phase.SHADOW, report(Phase.SHADOW))
+    journal.close()
+    for _ in range(3):
+        box.start()
+    assert box.action("2").phase is Phase.SHADOW
+
+
 def test_the_second_death_in_a_probation_goes_back(box: Box) -> None:
     old, new = box.version("1.1.0"), box.version("1.2.0")
     box.commit("1", old)
@@ -214,6 +226,31 @@ def test_a_lost_journal_is_made_anew_from_the_store(box: Box, damage: str) -> No
     assert (found.current, found.before, found.highest) == (new, old, new.release.number)
     set_aside = list(box.root.glob(f"{JOURNAL}.corrupt-*"))
     assert bool(set_aside) is (damage in {"garbage", "truncated"})
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_candidate_on_trial_is_not_taken_for_committed_when_the_journal_is_lost(box: Box, before: bool) -> None:
+    if before:
+        box.commit("1", box.version("1.1.0"))
+    box.start()
+    box.begin("2", new := box.version("1.2.0"), Phase.PROBATION)
+    assert box.start().models == {"pose": box.store.path(new)}
+    (box.root / JOURNAL).unlink()
+    assert box.start().models.get("pose") != box.store.path(new)
+    found = box.serving()
+    assert (found.current.release.version if found.current else "configured") == ("1.1.0" if before else "configured")
+    assert (found.before, found.highest) == (None, 1 if before else 0)
+
+
+def test_a_candidate_that_only_lies_there_is_nothing_to_go_back_to(box: Box) -> None:
+    box.commit("1", box.version("1.1.0"))
+    box.start()
+    box.begin("2", box.version("1.2.0"), Phase.SHADOW)
+    (box.root / JOURNAL).unlink()
+    box.start()
+    found = box.serving()
+    assert found.current is not None
+    assert (found.current.release.version, found.before) == ("1.1.0", None)
 
 
 def test_a_journal_of_a_newer_agent_is_left_alone(box: Box) -> None:

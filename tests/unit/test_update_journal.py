@@ -107,6 +107,16 @@ def test_a_proper_stop_is_remembered_until_the_next_start(journal: Journal) -> N
     assert not journal.started(action, 0).clean
 
 
+def test_what_is_written_after_a_proper_stop_does_not_undo_it(journal: Journal) -> None:
+    action = journal.enter(begun(journal), Phase.SHADOW, report(Phase.SHADOW), version=NEW)
+    journal.stopped()
+    action = journal.measured(action, {"agreement": 0.9})
+    journal.enter(action, Phase.PROBATION, report(Phase.PROBATION), came_from="")
+    found = journal.action("7")
+    assert found is not None
+    assert (found.phase, found.clean) == (Phase.PROBATION, True)
+
+
 def test_one_owner(tmp_path: Path) -> None:
     with (
         sole_owner(tmp_path / "updates.db"),

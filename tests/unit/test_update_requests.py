@@ -63,6 +63,15 @@ def test_an_old_wish_is_not_granted_at_the_next_start(tmp_path: Path) -> None:
     assert RequestFolder(tmp_path).waiting() == []
 
 
+def test_answers_that_nobody_has_waited_for_go(tmp_path: Path) -> None:
+    folder = RequestFolder(tmp_path)
+    for name, age_s in (("old", 3600), ("new", 0)):
+        folder.answer(name, Answer(True, "too late"))
+        os.utime(tmp_path / f"{name}.answer", (time.time() - age_s,) * 2)
+    folder.waiting()
+    assert [file.name for file in tmp_path.iterdir()] == ["new.answer"]
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "requests").write_text("a file")
     with pytest.raises(StorageError, match="as the agent's user"):

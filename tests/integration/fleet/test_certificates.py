@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -236,6 +237,23 @@ async def test_another_authority_of_devices_takes_over_without_a_restart(
         assert await ask(fleet, new, host=host) == (200, "")
         with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
             await ask(fleet, old, host=host)
+
+
+async def test_no_ticket_stands_in_for_a_certificate(fleet: FleetServer, own: Authority, known: Authority) -> None:
+    """Else who has one would be let in after the authority has gone, as long as he keeps on using it."""
+    context = client(own, known.issue("box-1"), ssl.TLSVersion.TLSv1_3)
+
+    def talk(before: ssl.SSLSession | None) -> tuple[bytes, bool, ssl.SSLSession | None]:
+        with (
+            socket.create_connection(("localhost", fleet.port)) as plain,
+            context.wrap_socket(plain, server_hostname="localhost", session=before) as line,
+        ):
+            line.sendall(f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            return line.recv(12), bool(line.session_reused), line.session
+
+    first, _, session = await asyncio.to_thread(talk, None)
+    again, reused, _ = await asyncio.to_thread(talk, session)
+    assert (first, again, reused) == (b"HTTP/1.1 200", b"HTTP/1.1 200", False)
 
 
 async def until(condition: Any) -> None:

@@ -49,6 +49,29 @@ async def test_token_of_its_own_for_a_device_that_has_one(fleet: FleetServer) ->
     assert (await fleet.ask("GET", "/default/controller/v1/factory", headers=headers)).status == 200
 
 
+async def test_a_deleted_canary_pauses_its_rollout(fleet: FleetServer) -> None:
+    (release,) = await fleet.publish(7)
+    boxes = [await fleet.device(f"box-{n}") for n in range(3)]
+    rollout = (await fleet.api("POST", "/rollouts", {"name": "seven", "release": release.id})).json["id"]
+    assert (await fleet.api("POST", f"/rollouts/{rollout}/start")).status == 200
+    listened = fleet.services.feed.listen()
+    try:
+        following = asyncio.ensure_future(anext(listened))
+        async with asyncio.timeout(20):
+            while len(canaries := [box.id for box in boxes if "deploymentBase" in await box.poll()]) != 1:
+                await asyncio.sleep(0.05)
+            assert (await fleet.api("DELETE", f"/devices/{canaries[0]}")).status == 204
+            told = await following
+            while (told.kind, told.fields.get("state")) != ("rollout", "paused"):
+                told = await anext(listened)
+    finally:
+        await listened.aclose()
+    found = (await fleet.api("GET", f"/rollouts/{rollout}")).json
+    assert (found["state"], found["reason"]) == ("paused", "group canary: its last device was deleted")
+    audit = (await fleet.api("GET", "/audit?what=rollout.state")).json["audit"][0]
+    assert (audit["who"], audit["detail"]["state"]) == ("fleet-server", "paused")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "text"),
     [

@@ -23,7 +23,7 @@ from ota.rollouts.driver import Driver
 from ota.rollouts.engine import Stage, State, Tally
 from ota.rollouts.plan import GroupPlan, Plan
 from ota.rollouts.records import Stored
-from ota.rollouts.steps import Change, Moment, carry_out
+from ota.rollouts.steps import Change, Moment, carry_out, remove_device
 from ota.store import audit, devices, releases, tables
 from ota.store.errors import ConflictError
 from ota.store.store import Store, open_store
@@ -242,6 +242,32 @@ async def test_a_device_that_is_deleted_no_longer_counts(world: World) -> None:
     await world.store.write(devices.remove, gone)
     await world.report(rollout, "success", 1)
     assert (await world.tallies(rollout))[1] == Tally(open=18)
+
+
+async def test_a_canary_that_is_deleted_lets_nobody_else_get_the_release_unseen(world: World) -> None:
+    await world.build(10)
+    rollout = await world.started()
+    canary = next(iter(await world.open_actions()))
+    changes = await world.store.write(remove_device, canary, world.moment())
+    assert [(change.rollout_id, change.state) for change in changes] == [(rollout, State.PAUSED)]
+    await world.driver.settle(rollout)
+    stored = await world.get(rollout)
+    assert (stored.rollout.state, stored.reason) == (State.PAUSED, "group canary: its last device was deleted")
+    assert await world.open_actions() == {}
+    await world.move(rollout, moves.resume)
+    assert len(await world.open_actions()) == 9
+
+
+async def test_other_devices_may_be_deleted(world: World) -> None:
+    await world.build(21)
+    rollout = await world.started()
+    canaries = list(await world.open_actions())
+    assert await world.store.write(remove_device, canaries[0], world.moment()) == []
+    await world.report(rollout, "success")
+    for device in [*canaries[1:], *await world.open_actions()]:
+        assert await world.store.write(remove_device, device, world.moment()) == []
+    await world.driver.settle(rollout)
+    assert await world.state(rollout) is State.FINISHED
 
 
 async def test_who_has_it_already_or_something_newer_is_left_out(world: World) -> None:
