@@ -19,6 +19,8 @@ from agent.update.trials import Candidate, Figures, Refusal
 
 _log = structlog.get_logger(__name__)
 
+_LOADS = 3
+"""Of a candidate that no moment comes for: it may be the loaded candidate itself that the agent is not well with."""
 _TRIAL_ERRORS = (ModelError, ConfigError, TrustError, TransientError)
 
 
@@ -32,8 +34,8 @@ class Cancelled:
 Outcome = Figures | Refusal | Cancelled | AlreadyHere
 
 
-class _NoMomentError(TransientError):
-    """Something spoke against the change for too long."""
+class _NoMomentError(Exception):
+    """Something speaks against the change for longer than a candidate should lie in the memory beside the running model."""
 
 
 class Worker:
@@ -193,19 +195,29 @@ class Worker:
             await asyncio.sleep(parts.pace.look_s)
 
     async def _moment_after_all(self) -> None:
-        """Loading the candidate may have taken minutes. It does not lie in the memory beside the other for ever: raises _NoMomentError."""
+        """Loading the candidate may have taken minutes. Raises _NoMomentError."""
         try:
             async with asyncio.timeout(self._parts.pace.moment_s):
                 await self._moment()
         except TimeoutError:
-            raise _NoMomentError(f"no moment for the change: {self._progress.waiting}") from None
+            raise _NoMomentError from None
+
+    async def _install_at_a_moment(self, slot: str, candidate: Candidate) -> Figures:
+        """When none comes for long, the candidate is freed, and loaded again when one has come. Raises DeviceMemoryError."""
+        for _ in range(_LOADS):
+            try:
+                return await self._parts.trials.install(slot, candidate.path, self._moment_after_all)
+            except _NoMomentError:
+                waiting = self._progress.waiting
+                await self._moment()
+        raise DeviceMemoryError(f"loaded {_LOADS} times, and each time there was no moment for the change: {waiting}")
 
     async def _probation(self, action: Action) -> Outcome:
         parts, candidate = self._parts, self._candidate(action)
         await parts.disk.do(parts.store.switch, action.slot, action.version)
         measured: dict[str, float | int | str] = {}
         if parts.trials.running(action.slot) != candidate.path:
-            outcome = await _tried(parts.trials.install(action.slot, candidate.path, self._moment_after_all))
+            outcome = await _tried(self._install_at_a_moment(action.slot, candidate))
             if isinstance(outcome, Refusal):
                 return outcome
             measured |= outcome
@@ -280,8 +292,6 @@ async def _tried(work: Coroutine[Any, Any, Figures | Refusal]) -> Figures | Refu
         return await work
     except DeviceMemoryError as error:
         return Refusal("memory", str(error))
-    except _NoMomentError as error:
-        return Refusal("unhealthy", str(error))
     except _TRIAL_ERRORS as error:
         return Refusal("crash", str(error))
     except Exception as error:  # noqa: BLE001 - a bug that only this candidate brings out must not be met again at every restart

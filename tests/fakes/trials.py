@@ -21,7 +21,8 @@ from agent.update.trials import Candidate, Figures, Ready, Refusal, Tell
 class FakeTrials:
     """configured: what the configuration names, by slot; served: what serves in its place from the start.
 
-    step_s: how long each step takes. blocked: what `not_now` says. calls: every call, in order.
+    step_s: how long each step takes. blocked, blocked_while_loaded: what `not_now` says. calls: every call, in order.
+    given_up: candidates that were loaded and freed before their change.
     """
 
     def __init__(
@@ -30,7 +31,9 @@ class FakeTrials:
         self._configured = dict(configured)
         self._running = {**self._configured, **(served or {})}
         self.step_s = step_s
-        self.blocked = ""
+        self.blocked = self.blocked_while_loaded = ""
+        self._loaded = False
+        self.given_up = 0
         self.calls: list[tuple[str, str]] = []
 
     def begin(self, served: Mapping[str, Path]) -> None:
@@ -38,7 +41,7 @@ class FakeTrials:
         self._running |= served
 
     def not_now(self) -> str:
-        return self.blocked
+        return self.blocked or (self.blocked_while_loaded if self._loaded else "")
 
     def running(self, slot: str) -> Path | None:
         return self._running.get(slot)
@@ -62,8 +65,15 @@ class FakeTrials:
         if self._running.get(slot) == wanted:
             return {}
         await asyncio.sleep(self.step_s / 4)
-        if ready is not None:
-            await ready()
+        self._loaded = True
+        try:
+            if ready is not None:
+                await ready()
+        except BaseException:
+            self.given_up += 1
+            raise
+        finally:
+            self._loaded = False
         self._running[slot] = wanted
         return {"gap_ms": 4.0}
 

@@ -232,16 +232,35 @@ async def test_an_event_that_begins_while_the_candidate_is_loaded_is_waited_for(
             assert here.device.serving == "1.1.0"
 
 
-async def test_a_loaded_candidate_does_not_wait_for_ever(tmp_path: Path) -> None:
+async def test_a_loaded_candidate_is_freed_when_no_moment_comes_and_loaded_again(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         here.device.step_s, here.device.pace = 0.4, replace(QUICK, moment_s=0.2)
         release = here.releases.make("1.1.0")
         here.server.offer("7", release.path, "pose")
         async with here.device.running(here.server.url):
-            await until(lambda: ("install", "pose") in here.device.trials.calls)
-            here.device.trials.blocked = "the agent is not well: memory_high"
+            trials = here.device.trials
+            await until(lambda: ("install", "pose") in trials.calls)
+            trials.blocked = "an event is active: fall at cam0"
+            await until(lambda: trials.given_up == 1)
+            trials.blocked = ""
             await until(lambda: here.server.result("7"))
-            assert {"rolled_back", "reason: unhealthy"} <= set(here.server.told("7")[-1]["details"])
+            assert here.server.result("7") == "success"
+            assert trials.calls.count(("install", "pose")) == 2
+            assert here.device.serving == "1.1.0"
+
+
+async def test_a_candidate_that_the_agent_is_not_well_with_is_given_up(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.device.step_s, here.device.pace = 0.4, replace(QUICK, moment_s=0.1)
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            trials = here.device.trials
+            await until(lambda: ("install", "pose") in trials.calls)
+            trials.blocked_while_loaded = "the agent is not well: memory_high"
+            await until(lambda: here.server.result("7"))
+            assert {"rolled_back", "reason: memory"} <= set(here.server.told("7")[-1]["details"])
+            assert trials.given_up == 3
             assert here.device.serving == "1.0.0"
 
 
