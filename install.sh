@@ -193,8 +193,10 @@ cmd_test() {
   if [ $# -gt 0 ]; then
     run_step "pytest" "${pytest[@]}" --cov-report=term "$@"
   else # a process per core where nobody watches the clock, then, one at a time, what works with cameras, brokers and processes
-    run_step "pytest: units" "${pytest[@]}" --cov-report= -n auto --maxprocesses 4 --dist loadfile tests/unit tests/property examples
-    run_step "pytest: systems" "${pytest[@]}" --cov-append --cov-report=term tests/integration tests/system
+    local -a together=(tests/unit tests/property examples tests/integration/fleet tests/integration/test_{release,trust,update}_*.py)
+    run_step "pytest: together" "${pytest[@]}" --cov-report= -n auto --maxprocesses 4 --dist loadfile "${together[@]}"
+    run_step "pytest: alone" "${pytest[@]}" --cov-append --cov-report=term tests/integration tests/system \
+      "${together[@]/#/--ignore=}"
   fi
   say "summary"
   printf '    %s\n' "${summary[@]}" >&2
