@@ -122,7 +122,10 @@ class Camera:
             return
         limit_s = self._config.read_timeout_s + _STOP_GRACE_S
         try:
-            await asyncio.wait_for(self._stopped.wait(), limit_s)
+            async with asyncio.timeout(
+                limit_s
+            ):  # `wait_for` swallows a cancellation that comes as it ends (Python 3.11)
+                await self._stopped.wait()
         except TimeoutError:  # a daemon thread: it cannot hold up the end of the process
             _log.error("decoder thread does not stop", camera=self.camera_id, waited_s=limit_s)
         else:

@@ -111,7 +111,10 @@ class Driver:
 
     async def _rest(self, seconds: float) -> None:
         try:
-            await asyncio.wait_for(self._woken.wait(), max(0.0, seconds))
+            async with asyncio.timeout(
+                max(0.0, seconds)
+            ):  # `wait_for` swallows a cancellation that comes as it ends (Python 3.11)
+                await self._woken.wait()
         except TimeoutError:
             return
         await asyncio.sleep(GATHER_S)

@@ -236,6 +236,21 @@ async def test_closing_interrupts_a_read_that_hangs_and_ends_the_frames() -> Non
     assert len(await task) == 1
 
 
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+async def test_a_cancellation_as_the_thread_ends_is_not_lost(turns: int) -> None:
+    stream = camera(ScriptedSource([PICTURES[0], -1.0]))
+    await stream.start()
+    closing = asyncio.create_task(stream.close(), name="closing")
+    await asyncio.sleep(0)
+    stream._stopped.set()  # the thread has just ended
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if closing.cancel():  # else it had come to its end
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+    await stream.close()
+
+
 async def test_closing_a_file_with_a_full_queue_does_not_hang(tmp_path: Path) -> None:
     stream = open_camera(config(str(make_video(tmp_path / "a.mp4", 20))))
     await stream.start()
