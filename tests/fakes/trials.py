@@ -29,7 +29,8 @@ class FakeTrials:
         self, configured: Mapping[str, Path], served: Mapping[str, Path] | None = None, *, step_s: float = 0.0
     ) -> None:
         self._configured = dict(configured)
-        self._running = {**self._configured, **(served or {})}
+        self._running = dict(self._configured)
+        self.begin(served or {})
         self.step_s = step_s
         self.blocked = self.blocked_while_loaded = ""
         self._loaded = False
@@ -37,8 +38,8 @@ class FakeTrials:
         self.calls: list[tuple[str, str]] = []
 
     def begin(self, served: Mapping[str, Path]) -> None:
-        """What serves in place of the configured, decided late."""
-        self._running |= served
+        """What serves in place of the configured, from the start; one that does not load is left aside, as the agent does."""
+        self._running |= {slot: path for slot, path in served.items() if not behaviour(path).get("install")}
 
     def not_now(self) -> str:
         return self.blocked or (self.blocked_while_loaded if self._loaded else "")
