@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 _MAX_BYTES = 4096
@@ -22,12 +23,7 @@ def read_private(path: Path, credentials: Path | None) -> str:
     )  # a pipe without a writer must not be waited for
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a file")
-        if not guarded and stat.S_IMODE(status.st_mode) & 0o077:
-            raise PermissionError(f"others can read or write it (mode {stat.S_IMODE(status.st_mode):04o})")
-        if not guarded and status.st_uid not in (os.geteuid(), 0):
-            raise PermissionError("it belongs to another user")
+        _require(status, guarded=guarded, too_much=0o077)
         content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise ValueError(f"larger than {_MAX_BYTES} bytes")
@@ -42,11 +38,31 @@ def require_private(path: Path, credentials: Path | None) -> None:
     certificates' keys are shared between services. Raises OSError (PermissionError where the rights are too wide), ValueError.
     """
     status = path.stat()
+    too_much = 0o037 if status.st_uid == 0 else 0o077
+    _require(status, guarded=_is_guarded(path, credentials), too_much=too_much)
+
+
+def credentials_of(environ: Mapping[str, str]) -> Path | None:
+    """systemd's folder with this service's credentials."""
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    return Path(folder) if folder else None
+
+
+def mark_of(path: Path) -> tuple[int, ...] | None:
+    """Another one once the file was replaced, written, or its rights were changed; None while it cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _require(status: os.stat_result, *, guarded: bool, too_much: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a file")
-    if _is_guarded(path, credentials):
+    if guarded:
         return
-    if stat.S_IMODE(status.st_mode) & (0o037 if status.st_uid == 0 else 0o077):
+    if stat.S_IMODE(status.st_mode) & too_much:
         raise PermissionError(f"others can read or write it (mode {stat.S_IMODE(status.st_mode):04o})")
     if status.st_uid not in (os.geteuid(), 0):
         raise PermissionError("it belongs to another user")

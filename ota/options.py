@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.cli import positive_number
 from agent.errors import ConfigError, ConfigProblem
+from agent.private_files import credentials_of
 
 if TYPE_CHECKING:
     from ota.release.repository import Periods, Repository, Signing
@@ -81,11 +82,6 @@ def repository_of(args: argparse.Namespace) -> Repository:
     from ota.release.repository import Repository
 
     return Repository(args.repository, Pin.beside(args.keys))
-
-
-def credentials_of(env: Mapping[str, str]) -> Path | None:
-    """systemd's folder with this service's credentials."""
-    return Path(env["CREDENTIALS_DIRECTORY"]) if env.get("CREDENTIALS_DIRECTORY") else None
 
 
 def passphrases_of(args: argparse.Namespace) -> AskedPassphrases:

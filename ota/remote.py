@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import ssl
 import urllib.error
@@ -16,7 +15,8 @@ from typing import IO, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from agent.errors import AccessError, BusyError, ConfigError, ConfigProblem, DataError, TransientError
-from agent.private_files import read_private
+from agent.hosts import is_loopback
+from agent.private_files import credentials_of, read_private
 
 SERVER_VARIABLE, TOKEN_VARIABLE = "RECOGNIZER_FLEET_SERVER", "RECOGNIZER_FLEET_TOKEN_FILE"
 TIMEOUT_S = 30.0
@@ -43,7 +43,7 @@ def remote_of(args: argparse.Namespace, env: Mapping[str, str]) -> Remote:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise _problem(f"{url} is no address of a server", "--server", "http://HOST:PORT or https://HOST:PORT")
-    if parts.scheme == "http" and not args.allow_http and not _is_here(parts.hostname):
+    if parts.scheme == "http" and not args.allow_http and not is_loopback(parts.hostname):
         raise _problem("the token would go unencrypted over the network", "--server", "https://, or --allow-http")
     file = args.token_file or (Path(env[TOKEN_VARIABLE]) if env.get(TOKEN_VARIABLE) else None)
     if file is None:
@@ -52,9 +52,8 @@ def remote_of(args: argparse.Namespace, env: Mapping[str, str]) -> Remote:
 
 
 def _token(file: Path, env: Mapping[str, str]) -> str:
-    folder = env.get("CREDENTIALS_DIRECTORY")
     try:
-        token = read_private(file, Path(folder) if folder else None)
+        token = read_private(file, credentials_of(env))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         hint = (
@@ -75,15 +74,6 @@ def _context(ca: Path | None) -> ssl.SSLContext:
 
 def _problem(text: str, option: str, hint: str) -> ConfigError:
     return ConfigError([ConfigProblem(text, path=option, hint=hint)])
-
-
-def _is_here(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

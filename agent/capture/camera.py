@@ -122,9 +122,8 @@ class Camera:
             return
         limit_s = self._config.read_timeout_s + _STOP_GRACE_S
         try:
-            async with asyncio.timeout(
-                limit_s
-            ):  # `wait_for` swallows a cancellation that comes as it ends (Python 3.11)
+            async with asyncio.timeout(limit_s):
+                # `wait_for` swallows a cancellation that comes as it ends (Python 3.11)
                 await self._stopped.wait()
         except TimeoutError:  # a daemon thread: it cannot hold up the end of the process
             _log.error("decoder thread does not stop", camera=self.camera_id, waited_s=limit_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from datetime import datetime, time
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -12,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from agent.config.delivery import TlsConfig
 from agent.config.paths import ConfigPath
 from agent.config.sections import LIVE, Name, NonNegative, Positive, Section
+from agent.hosts import is_loopback
 
 Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 WEEKDAYS: tuple[Weekday, ...] = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -116,7 +116,7 @@ class UpdateConfig(Section):
 
     def _require_secrecy(self) -> None:
         address = urlsplit(self.server)
-        if address.scheme == "http" and not self.allow_http and not _is_here(address.hostname or ""):
+        if address.scheme == "http" and not self.allow_http and not is_loopback(address.hostname or ""):
             raise ValueError(f"{self.server}: token and reports would go unencrypted: https://, or allow_http: true")
         if self.tls is not None and not self.tls.verify_hostname and self.tls.ca_file is None:
             raise ValueError(
@@ -126,10 +126,3 @@ class UpdateConfig(Section):
     def open_at(self, local: datetime) -> bool:
         """Whether a swap may happen at `local`, a time of the device's zone."""
         return not self.maintenance or any(window.contains(local) for window in self.maintenance)
-
-
-def _is_here(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from agent.config.schema import AgentConfig
@@ -14,6 +13,7 @@ from agent.observe.metrics import Metrics
 from agent.outbox.cursors import SinkDepth
 from agent.outbox.store import OutboxStore
 from agent.ports import HealthSink
+from agent.private_files import credentials_of
 from agent.sinks.build import build_sink
 from agent.sinks.runner import SinkRunner, SinkStats
 
@@ -36,8 +36,7 @@ class Sinks:
         self._metrics = metrics
         self._depth: dict[str, SinkDepth] = {}
         self._counted: dict[str, SinkStats] = {}
-        folder = environ.get("CREDENTIALS_DIRECTORY")
-        credentials = Path(folder) if folder else None
+        credentials = credentials_of(environ)
         self.runners: dict[str, SinkRunner] = {}
         for name, sink in config.sinks.items():
             make = partial(build_sink, name, sink, state_dir=config.state_dir, credentials=credentials)

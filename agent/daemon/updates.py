@@ -21,6 +21,7 @@ from agent.daemon.slot_trials import SlotTrials
 from agent.errors import AccessError, ConfigError, StorageError
 from agent.health.reasons import HealthState, Reason
 from agent.observe.metrics import Metrics
+from agent.private_files import credentials_of
 from agent.recognition import Recognition, bundle_of
 from agent.transfer.download import Access, Limits, Wanted, download
 from agent.transfer.faults import TlsError
@@ -77,8 +78,7 @@ class Updates:
         self._ports = ports
         self._health = health
         self._metrics = metrics
-        folder = environ.get("CREDENTIALS_DIRECTORY")
-        self._credentials = Path(folder) if folder else None
+        self._credentials = credentials_of(environ)
         self._trials = SlotTrials(ports.trials, load=ports.load, current=ports.config, reload=ports.reload)
         self._pace = pace or Pace()
         self._root = ports.config().state_dir / FOLDER

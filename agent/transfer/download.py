@@ -7,7 +7,6 @@ is the caller's question: where a checksum is known, a part is worth resuming fr
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import os
 import random
@@ -26,6 +25,7 @@ from yarl import URL
 
 from agent import __version__
 from agent.backoff import full_jitter
+from agent.hosts import is_loopback
 from agent.throttle import Throttle
 from agent.transfer.faults import DownloadError, NoNetworkError, RefusedDownloadError, network_errors
 from agent.transfer.tls import Tls
@@ -345,20 +345,13 @@ def _require_allowed(url: URL, *, came_from: URL | None, checksum_known: bool) -
 
     This machine is no network: from itself to itself everything goes. A stranger does not send us there.
     """
-    from_here = came_from is None or _is_loopback(came_from.host or "")
-    if url.scheme == "https" or (from_here and _is_loopback(url.host or "")):
+    from_here = came_from is None or is_loopback(came_from.host or "")
+    if url.scheme == "https" or (from_here and is_loopback(url.host or "")):
         return
     if came_from is not None and came_from.scheme == "https":
         raise RefusedDownloadError(f"{_place(came_from)} redirects from https to http ({_place(url)}): refused")
     if not checksum_known:
         raise RefusedDownloadError(f"{_shown(url)}: plain http, and no checksum to judge the file by: refused")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _place(url: URL) -> str:

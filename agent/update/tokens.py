@@ -7,7 +7,7 @@ from pathlib import Path
 from agent.config.update import UpdateConfig
 from agent.errors import ConfigError, ConfigProblem
 from agent.net import tls_client
-from agent.private_files import read_private, require_private
+from agent.private_files import mark_of, read_private, require_private
 from agent.transfer.tls import Tls
 
 Mark = tuple[tuple[int, ...] | None, ...]
@@ -67,12 +67,4 @@ def mark(config: UpdateConfig) -> Mark:
     """Another one once a token or a certificate was renewed on the disk, or its rights were changed."""
     tls = config.tls
     paths = (config.token_file, config.gateway_token_file, *((tls.ca_file, tls.cert_file, tls.key_file) if tls else ()))
-    return tuple(_mark_of(path) if path is not None else None for path in paths)
-
-
-def _mark_of(path: Path) -> tuple[int, ...] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return tuple(mark_of(path) if path is not None else None for path in paths)

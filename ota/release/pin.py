@@ -50,10 +50,10 @@ class Pin:
         write_durably(self.file, root.to_bytes())
         return known is None
 
-    def require(self, known: Metadata[Root], root: Metadata[Root] | None) -> None:
-        """`root` is `known`, of which another copy may have more signatures; None = there is none. Raises TrustError."""
+    def require(self, known: Metadata[Root], root: Metadata[Root] | None) -> Metadata[Root]:
+        """`root`, which is `known`, of which another copy may have more signatures; None = there is none. Raises TrustError."""
         if root is not None and root.signed_bytes == known.signed_bytes:
-            return
+            return root
         what = (
             f"root {known.signed.version} is not the one" if root is not None else f"lacks root {known.signed.version}"
         )

@@ -146,10 +146,11 @@ class Repository(Layout):
     def _first_root(self, versions: list[int]) -> Metadata[Root]:
         """The one that is remembered beside the keys, else the oldest."""
         known = self.pin.read()
-        if known is not None:
+        if known is None:
+            root = self.read("root", Root, versions[0])
+        else:
             version = known.signed.version
-            self.pin.require(known, self.read("root", Root, version) if version in versions else None)
-        root = self.read("root", Root, versions[0] if known is None else known.signed.version)
+            root = self.pin.require(known, self.read("root", Root, version) if version in versions else None)
         return newer_root(root, root)
 
     def releases(self) -> list[Signed]:

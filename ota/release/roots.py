@@ -110,10 +110,10 @@ def next_targets(repository: Repository) -> Metadata[Targets]:
 
     Raises TrustError (that one is not as it was signed), DataError."""
     state = repository.published()
-    version = repository.staged_version("targets", _version(state))
-    if version:
-        return _staged_targets(repository, state, version)
-    targets = Metadata(copy.deepcopy(_newest_targets(repository, require_published(repository)).signed))
+    newest = _newest_targets(repository, state)
+    if newest.signed.version > _version(state):
+        return newest
+    targets = Metadata(copy.deepcopy(newest.signed))
     targets.signed.version += 1
     targets.signed.unrecognized_fields[NUMBERS] = numbers(targets.signed)
     return targets
@@ -173,10 +173,11 @@ def _version(state: State | None) -> int:
     return state.targets.signed.version if state and state.targets else 0
 
 
-def _newest_targets(repository: Repository, state: State) -> Metadata[Targets]:
+def _newest_targets(repository: Repository, state: State | None) -> Metadata[Targets]:
     version = repository.staged_version("targets", _version(state))
     if version:
         return _staged_targets(repository, state, version)
+    state = state or require_published(repository)
     if state.targets is None:
         raise DataError(f"{repository.folder}: has no targets metadata (hint: `recognizer-fleet publish`)")
     # It comes from the server: what was put in there must not be signed along.

@@ -111,9 +111,8 @@ class Driver:
 
     async def _rest(self, seconds: float) -> None:
         try:
-            async with asyncio.timeout(
-                max(0.0, seconds)
-            ):  # `wait_for` swallows a cancellation that comes as it ends (Python 3.11)
+            async with asyncio.timeout(max(0.0, seconds)):
+                # `wait_for` swallows a cancellation that comes as it ends (Python 3.11)
                 await self._woken.wait()
         except TimeoutError:
             return

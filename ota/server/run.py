@@ -17,7 +17,7 @@ from aiohttp import web
 from sqlalchemy import Connection
 
 from agent.errors import ConfigError, ConfigProblem, FatalError, StorageError
-from agent.private_files import read_private
+from agent.private_files import credentials_of, read_private
 from agent.sdnotify import Notifier
 from ota.server.app import create_app
 from ota.server.catalogue import pinned_root
@@ -108,7 +108,7 @@ async def _watch(services: Services, notifier: Notifier, stop: asyncio.Event) ->
 async def running(given: ServerSettings, env: Mapping[str, str]) -> AsyncGenerator[Running, None]:
     """The server at work, in this loop."""
     _raise_file_limit()
-    tls = ServerTls(given.tls, _credentials(env)) if given.tls is not None else None
+    tls = ServerTls(given.tls, credentials_of(env)) if given.tls is not None else None
     try:
         given.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -172,7 +172,7 @@ async def _gateway_hash(store: Store, given: ServerSettings, env: Mapping[str, s
         return str(found) if found is not None else None
     path = given.gateway_token_file
     try:
-        token = read_private(path, _credentials(env))
+        token = read_private(path, credentials_of(env))
     except (OSError, ValueError) as error:
         hint = f"chmod 600 {path}; owned by the server's user"
         raise ConfigError([ConfigProblem(f"{path}: {error}", path="gateway_token_file", hint=hint)]) from error
@@ -182,11 +182,6 @@ async def _gateway_hash(store: Store, given: ServerSettings, env: Mapping[str, s
             [ConfigProblem(f"{path}: shorter than {MIN_LENGTH} characters", path="gateway_token_file", hint=hint)]
         )
     return hash_of(token)
-
-
-def _credentials(env: Mapping[str, str]) -> Path | None:
-    folder = env.get("CREDENTIALS_DIRECTORY")
-    return Path(folder) if folder else None
 
 
 def _raise_file_limit() -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from agent.config.documents import Layer, problem_of
 from agent.config.paths import LocatedStr
 from agent.errors import ConfigError
+from agent.hosts import is_loopback
 
 POLLING = r"^[0-9]{2}:[0-5][0-9]:[0-5][0-9]$"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -90,11 +91,7 @@ class ServerSettings(_Section):
     @property
     def unprotected(self) -> bool:
         """Others reach it, and nothing that we know of encrypts."""
-        try:
-            here = ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            here = self.host == "localhost"
-        return self.tls is None and not self.proxy.trusted and not here
+        return self.tls is None and not self.proxy.trusted and not is_loopback(self.host)
 
     @property
     def polling_s(self) -> int:

@@ -10,7 +10,7 @@ import structlog
 
 from agent.errors import ConfigError, ConfigProblem
 from agent.net import show_certificate
-from agent.private_files import require_private
+from agent.private_files import mark_of, require_private
 from ota.server.settings import TlsSettings
 
 _log = structlog.get_logger(__name__)
@@ -72,15 +72,7 @@ class ServerTls:
         return context
 
     def _mark(self) -> tuple[object, ...]:
-        return tuple(_mark_of(path) for path in (self._given.cert, self._given.key, self._given.client_ca) if path)
-
-
-def _mark_of(path: Path) -> tuple[int, ...] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        return tuple(mark_of(path) for path in (self._given.cert, self._given.key, self._given.client_ca) if path)
 
 
 class _Explaining(ssl.SSLObject):
