@@ -100,20 +100,7 @@ def slower(products: int) -> Change:
 
 def endless(model: onnx.ModelProto) -> None:
     """A loop that nothing ends."""
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go_on"], ["go_on_out"]), helper.make_node("Identity", ["x"], ["x_out"])],
-        "body",
-        [
-            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("go_on_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x_out", TensorProto.FLOAT, None),
-        ],
-    )
-    _loop(model.graph, body, "endless_")
+    _loop(model.graph, _body(helper.make_node("Identity", ["x"], ["x_out"])), "endless_")
 
 
 def greedy(model: onnx.ModelProto) -> None:
@@ -175,22 +162,7 @@ def crashing_beside(first_column: int) -> Change:
 def slower_beside(first_column: int, products: int) -> Change:
     """So many products of matrices more as in `slower`, only where the picture is `_flat_beside` that column: what it takes depends on
     what it is shown. Its answers are those of the model that it was made from, so only a clock on live pictures tells the two apart."""
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go_on"], ["go_on_out"]),
-            helper.make_node("MatMul", ["x", "late_w"], ["x_out"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("go_on_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x_out", TensorProto.FLOAT, None),
-        ],
-    )
+    body = _body(helper.make_node("MatMul", ["x", "late_w"], ["x_out"]))
 
     def change(model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -228,6 +200,23 @@ def _flat_beside(graph: onnx.GraphProto, first_column: int) -> str:
         ("And", ["flat_same", "flat_picture"], "flat_beside", {}),
     )
     return "flat_beside"
+
+
+def _body(step: onnx.NodeProto) -> onnx.GraphProto:
+    """Of a loop that goes on as long as it is told to: `step` makes `x_out` of `x`."""
+    return helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["go_on_out"]), step],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x_out", TensorProto.FLOAT, None),
+        ],
+    )
 
 
 def _loop(graph: onnx.GraphProto, body: onnx.GraphProto, prefix: str) -> None:

@@ -143,15 +143,8 @@ class Tree(Disk):
         assert isinstance(file, TreeFile)
         file.mtime_ns = time.time_ns()
 
-    def sync(self, file: File) -> None:
-        """fsync, fdatasync of a file."""
-        self.syncs += 1
-        if self.ignore_sync:
-            return
-        file.safe[:] = file.cache
-        file.pending.clear()
-        if self.mode == "journalled":
-            self._commit(self._changes)
+    def _commit_names(self) -> None:
+        self._commit(self._changes)
 
     def sync_names(self, folder: Folder) -> None:
         """fsync of a folder."""
@@ -159,7 +152,7 @@ class Tree(Disk):
         if self.ignore_sync:
             return
         if self.mode == "journalled":
-            self._commit(self._changes)
+            self._commit_names()
         else:
             upto = self._taken_along(folder)
             self._commit([one for one in self._changes if one.number <= upto.get(id(one.folder), 0)])

@@ -15,10 +15,10 @@ from fakes.authority import SERVER, Authority, Pair
 from fakes.bundles import make_bundle
 from fakes.fleet_server import FleetServer, Repository, fleet_server
 from fakes.trials import FakeTrials
+from fakes.update_ports import ports_of
 
 from agent.config.schema import AgentConfig
-from agent.daemon.remote import Reloaded
-from agent.daemon.updates import UpdatePorts, Updates
+from agent.daemon.updates import Updates
 from agent.health.reasons import HealthState, Reason
 from agent.observe.metrics import Metrics
 from agent.update.parts import Pace
@@ -164,16 +164,10 @@ async def box(
     configured = folder / "configured"
     trials = FakeTrials({"pose": configured if configured.exists() else make_bundle(configured, golden=False)})
     health = HealthState()
-
-    async def reload() -> Reloaded:
-        return Reloaded()
-
-    ports = UpdatePorts(
-        trials=trials, config=lambda: config, load=lambda: config, reload=reload, recognition=lambda: None,
-        publish=lambda _: None,
-    )  # fmt: skip
     async with AsyncExitStack() as stack:
-        updates = Updates(ports, health=health, metrics=Metrics("test"), environ=environ or {}, pace=QUICK)
+        updates = Updates(
+            ports_of(config, trials), health=health, metrics=Metrics("test"), environ=environ or {}, pace=QUICK
+        )
         await updates.open(stack)
         tasks: list[asyncio.Task[None]] = []
 

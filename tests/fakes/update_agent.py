@@ -25,10 +25,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fakes.death import Death  # noqa: E402 - the path comes first
 from fakes.trials import FakeTrials  # noqa: E402
+from fakes.update_ports import ports_of  # noqa: E402
 
 from agent.config.schema import AgentConfig, LogConfig  # noqa: E402
-from agent.daemon.remote import Reloaded  # noqa: E402
-from agent.daemon.updates import UpdatePorts, Updates  # noqa: E402
+from agent.daemon.updates import Updates  # noqa: E402
 from agent.health.reasons import HealthState  # noqa: E402
 from agent.observe.logging import configure_logging  # noqa: E402
 from agent.observe.metrics import Metrics  # noqa: E402
@@ -96,16 +96,8 @@ async def run(given: dict[str, Any]) -> None:
     trials = FakeTrials({"pose": Path(given["configured"])}, step_s=given.get("step_s", 0.05))
     health, metrics = HealthState(), Metrics("test")
     tasks: list[asyncio.Task[None]] = []
-
-    async def reload() -> Reloaded:
-        return Reloaded()
-
-    ports = UpdatePorts(
-        trials=trials, config=lambda: config, load=lambda: config, reload=reload, recognition=lambda: None,
-        publish=lambda _: None,
-    )  # fmt: skip
     async with AsyncExitStack() as stack:
-        updates = Updates(ports, health=health, metrics=metrics, environ={}, pace=QUICK)
+        updates = Updates(ports_of(config, trials), health=health, metrics=metrics, environ={}, pace=QUICK)
         await updates.open(stack)
         trials.begin(updates.models)
         print(json.dumps({"serving": str(trials.running("pose")), "reasons": health.snapshot().as_dict()}), flush=True)
