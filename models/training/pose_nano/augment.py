@@ -17,8 +17,10 @@ from pose_nano.store import PAD, Annotations, Sample
 
 MIRROR = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
 """COCO's key points with left and right exchanged."""
-_LEAST_SIDE_PX = 10.0  # people smaller than this become unknown regions
-_LEAST_KEYPOINTS = 3
+LEAST_SIDE_PX = 10.0  # people smaller than this become unknown regions
+LEAST_KEYPOINTS, LEAST_SHARE = 3, 0.12  # and those of whom less is on the canvas
+STRAIGHT_DEGREES = 8  # boxes of people who are turned further are drawn anew
+NEAR_SOMEBODY = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def _place(
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=(PAD,) * 3,
     )
-    people = transform(sample.people, affine.astype(np.float32), straight=abs(angle) < 8, mirrored=mirrored)
+    people = transform(sample.people, affine.astype(np.float32), straight=abs(angle) < STRAIGHT_DEGREES, mirrored=mirrored)
     return image, clip(people, canvas)  # type: ignore[return-value]  # OpenCV's stubs do not know the dtype
 
 
@@ -98,7 +100,7 @@ def _focus(sample: Sample, recipe: Recipe, rng: np.random.Generator) -> FloatArr
     """(2,) px of the source: mostly near somebody."""
     size = np.array([sample.image.shape[1], sample.image.shape[0]], np.float32)
     known = sample.people.labelled
-    if known.any() and rng.random() < 0.95:
+    if known.any() and rng.random() < NEAR_SOMEBODY:
         chance = 1 + recipe.hidden * (sample.people.seen[known] < 1).mean(axis=1)
         box = sample.people.boxes[known][rng.choice(len(chance), p=chance / chance.sum())]
         return (box[:2] + (box[2:] - box[:2]) * rng.uniform(0.2, 0.8, 2)).astype(np.float32)
@@ -143,8 +145,8 @@ def clip(people: Annotations, canvas: tuple[int, int]) -> Annotations:
     sides = boxes[:, 2:] - boxes[:, :2]
     inside = ((people.keypoints >= 0) & (people.keypoints < edge)).all(axis=-1)
     weights = people.weights * inside
-    enough = ((weights > 0).sum(axis=1) >= _LEAST_KEYPOINTS) & (sides.max(axis=1) >= _LEAST_SIDE_PX)
-    enough &= sides.prod(axis=1) > 0.12 * whole
+    enough = ((weights > 0).sum(axis=1) >= LEAST_KEYPOINTS) & (sides.max(axis=1) >= LEAST_SIDE_PX)
+    enough &= sides.prod(axis=1) > LEAST_SHARE * whole
     clipped = Annotations(boxes, people.keypoints, weights, people.seen * inside, people.labelled & enough)
     keep = sides.min(axis=1) > 1
     names = ("boxes", "keypoints", "weights", "seen", "labelled")

@@ -25,11 +25,12 @@ PRIOR_LOGIT = -4.0
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Size of the network. channels: at strides 2, 4, 8, 16, 32; blocks: residual blocks at 4, 8, 16, 32; pyramid: channels of
-    the pyramid and the heads; points: channels at stride 4, where key points are placed."""
+    the pyramid and the heads; refined: residual blocks at its end; points: channels at stride 4, where key points are placed."""
 
     channels: tuple[int, int, int, int, int] = (16, 24, 48, 96, 160)
-    blocks: tuple[int, int, int, int] = (0, 1, 3, 2)
+    blocks: tuple[int, int, int, int] = (1, 2, 3, 2)
     pyramid: int = 56
+    refined: int = 2
     points: int = 32
 
 
@@ -93,6 +94,7 @@ class PoseNano(nn.Module):
         self.lateral = nn.ModuleList(Convolution(channels, width, 1) for channels in shape.channels[2:])
         self.merge = nn.ModuleList(Convolution(width, width) for _ in range(2))
         self.refine = Residual(width)
+        self.refine_more = nn.Sequential(*(Residual(width) for _ in range(shape.refined - 1)))
         self.coarse_points = nn.Sequential(
             Convolution(width, width), Convolution(width, shape.points, 1, activation=False)
         )
@@ -127,7 +129,7 @@ class PoseNano(nn.Module):
             levels.append(x)
         coarse = self.lateral[2](levels[3])
         middle = self.merge[1](self.lateral[1](levels[2]) + _double(coarse))
-        fine: Tensor = self.refine(self.merge[0](self.lateral[0](levels[1]) + _double(middle)))
+        fine: Tensor = self.refine_more(self.refine(self.merge[0](self.lateral[0](levels[1]) + _double(middle))))
         points = torch.relu(_double(self.coarse_points(fine)) + self.fine_points(levels[0]))
         return fine, points
 

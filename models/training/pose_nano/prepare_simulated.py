@@ -11,7 +11,7 @@ scenes and refused.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,6 +157,9 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=6, help="pictures per scene")
     parser.add_argument("--first-seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--part-scenes", type=int, default=0, help="write a shard OUT-SEED for every so many scenes, each there when it is whole"
+    )
     arguments = parser.parse_args()
     last = arguments.first_seed + arguments.scenes - 1 + (_VIEWS - 1) * _NEXT_VIEW
     if last >= HOLDOUT_SEEDS:
@@ -166,12 +169,23 @@ def main() -> None:
     cv2.setNumThreads(1)
     backgrounds = Shard(arguments.backgrounds) if arguments.backgrounds else None
     material = Material(load_motions(arguments.mocap), backgrounds, arguments.scripted, arguments.fallen)
-    writer, people = ShardWriter(arguments.out, arguments.scenes * arguments.shots), 0
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.scenes):
-        for sample in scene_pictures(seed, arguments.shots, material):
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.scenes)
+    if not arguments.part_scenes:
+        write_shard(arguments.out, seeds, arguments.shots, material)
+        return
+    for first in range(0, len(seeds), arguments.part_scenes):
+        part = seeds[first : first + arguments.part_scenes]
+        write_shard(Path(f"{arguments.out}-{part[0]}"), part, arguments.shots, material)
+
+
+def write_shard(folder: Path, seeds: Sequence[int], shots: int, material: Material) -> None:
+    """The pictures of these scenes."""
+    writer, people = ShardWriter(folder, len(seeds) * shots), 0
+    for seed in seeds:
+        for sample in scene_pictures(seed, shots, material):
             writer.add(sample.image, sample.people)
             people += len(sample.people)
-    print(f"{len(writer)} pictures, {people} people")
+    print(f"{folder}: {len(writer)} pictures, {people} people", flush=True)
     writer.close()
 
 

@@ -47,17 +47,21 @@ def read_mixes(file: Path, shards: Path) -> list[Mix]:
 
 
 def _mix(table: dict[str, Any], shards: Path) -> Mix:
-    recipe = {key: value for key, value in table.items() if key not in {"share", "sources"}}
-    if "canvas" in recipe:
-        height, width = recipe["canvas"]
-        recipe["canvas"] = checked_size((height, width))
-    if "zoom" in recipe:
-        recipe["zoom"] = tuple(recipe["zoom"])
+    recipe = recipe_of({key: value for key, value in table.items() if key not in {"share", "sources"}})
     sources = {shards / name: float(share) for name, share in table["sources"].items()}
     missing = [str(folder) for folder in sources if not (folder / "people.npz").exists()]
     if missing:
         raise ValueError(f"no shard at {', '.join(missing)}")
-    return Mix(sources, Recipe(**recipe), float(table["share"]))
+    return Mix(sources, recipe, float(table["share"]))
+
+
+def recipe_of(table: Mapping[str, Any]) -> Recipe:
+    """From TOML, where pairs are lists. Raises TypeError, ValueError."""
+    pairs = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
+    if "canvas" in pairs:
+        height, width = pairs["canvas"]
+        pairs["canvas"] = checked_size((height, width))
+    return Recipe(**pairs)
 
 
 class Views(Dataset[dict[str, Tensor]]):

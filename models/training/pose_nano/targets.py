@@ -15,10 +15,11 @@ from pose_nano.geometry import OKS_SIGMAS, POINT_STRIDE, STRIDE
 from pose_nano.store import Annotations
 
 TORSO = (5, 6, 11, 12)
-_CENTRE_SIGMA, _CENTRE_LEAST_PX = 0.11, 6.0
-_POINT_SIGMA, _POINT_LEAST_PX, _POINT_MOST_PX = 0.05, 3.0, 10.0
-_OFFSET_RADIUS, _OFFSET_LEAST_PX, _OFFSET_MOST_PX = 0.18, 12.0, 40.0
-_OWNED = 0.35  # cells whose centre score is at least this answer for their person's box and pose
+CENTRE_SIGMA, CENTRE_LEAST_PX = 0.11, 6.0
+POINT_SIGMA, POINT_LEAST_PX, POINT_MOST_PX = 0.05, 3.0, 10.0
+OFFSET_RADIUS, OFFSET_LEAST_PX, OFFSET_MOST_PX = 0.18, 12.0, 40.0
+OWNED = 0.35  # cells whose centre score is at least this answer for their person's box and pose
+PEAK = 0.3  # less than this is no key point's place
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,9 +77,9 @@ def draw(people: Annotations, height: int, width: int) -> Targets:
     size = np.sqrt(np.maximum(extent.prod(axis=1), 64.0)).astype(np.float32)
     centres, owner_weight, owner = _draw_centres(people, cells, size, unknown)
     distance2 = _distances2(fine, people.keypoints)
-    sigma = np.clip(_POINT_SIGMA * size, _POINT_LEAST_PX, _POINT_MOST_PX)[:, None, None, None]
+    sigma = np.clip(POINT_SIGMA * size, POINT_LEAST_PX, POINT_MOST_PX)[:, None, None, None]
     keypoints = _draw_keypoints(people, distance2, sigma, unknown_fine)
-    radius = np.clip(_OFFSET_RADIUS * size, _OFFSET_LEAST_PX, _OFFSET_MOST_PX)[:, None, None, None]
+    radius = np.clip(OFFSET_RADIUS * size, OFFSET_LEAST_PX, OFFSET_MOST_PX)[:, None, None, None]
     believed = people.weights[:, :, None, None]
     relative = np.where((believed > 0) & (distance2 < radius**2), distance2 / radius**2, np.inf)
     nearest = relative.argmin(axis=0)  # (17, 2 R, 2 C)
@@ -115,15 +116,15 @@ def _draw_centres(
     """Score map, weight of each cell as a person's, and whose it is (row of `people`)."""
     last = cells[-1, -1]
     middle = np.clip(person_centres(people), cells[0, 0], last)
-    sigma = np.maximum(_CENTRE_SIGMA * size, _CENTRE_LEAST_PX)[:, None, None]
+    sigma = np.maximum(CENTRE_SIGMA * size, CENTRE_LEAST_PX)[:, None, None]
     distance2 = ((cells[None] - middle[:, None, None]) ** 2).sum(axis=-1)
     score = np.exp(-distance2 / (2 * sigma**2))
     nearest = distance2.reshape(len(people), -1).argmin(axis=1)
     score.reshape(len(people), -1)[np.arange(len(people)), nearest] = 1  # each person has one full positive
     owner = score.argmax(axis=0)
     best = score.max(axis=0)
-    weight = np.where(best >= _OWNED, best, 0).astype(np.float32)
-    centres = np.where(unknown & (best < _OWNED), -1, best).astype(np.float32)
+    weight = np.where(best >= OWNED, best, 0).astype(np.float32)
+    centres = np.where(unknown & (best < OWNED), -1, best).astype(np.float32)
     return centres, weight, owner
 
 
@@ -133,11 +134,11 @@ def _draw_keypoints(
     score = np.exp(-distance2 / (2 * sigma**2))
     flat = score.reshape(*score.shape[:2], -1)
     nearest = distance2.reshape(flat.shape).argmin(axis=-1)[..., None]
-    np.put_along_axis(flat, nearest, np.where(np.take_along_axis(flat, nearest, -1) > 0.3, 1, 0), -1)
+    np.put_along_axis(flat, nearest, np.where(np.take_along_axis(flat, nearest, -1) > PEAK, 1, 0), -1)
     seen = people.seen[:, :, None, None]
     best = (score * np.maximum(seen, 0)).max(axis=0)
     doubtful = ((seen < 0) & (distance2 < (3 * sigma) ** 2)).any(axis=0) | unknown
-    return np.where(doubtful & (best < 0.3), -1, best).astype(np.float32)
+    return np.where(doubtful & (best < PEAK), -1, best).astype(np.float32)
 
 
 def _inside(cells: FloatArray, boxes: FloatArray) -> NDArray[np.bool_]:

@@ -21,7 +21,7 @@ import signal
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed
@@ -37,6 +37,14 @@ WARM_UP = 6_000
 """Pictures until the rate is full."""
 AVERAGE = 0.998
 """Per step, of the weights' moving average, which is what ships."""
+
+
+class Rates(Protocol):
+    """The rate of each step."""
+
+    rate: float
+
+    def at(self, seen: int) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ class Plan:
 class Trainer:
     """Network, average, optimiser and count; everything that a checkpoint holds."""
 
-    def __init__(self, plan: Plan, device: torch.device, *, bfloat16: bool, processes: int = 1) -> None:
+    def __init__(self, plan: Rates, device: torch.device, *, bfloat16: bool, processes: int = 1) -> None:
         self.device, self.plan, self.bfloat16, self.processes = device, plan, bfloat16, processes
         self.network = PoseNano().to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(requires_grad=False)
@@ -64,8 +72,8 @@ class Trainer:
         self.seen = self.steps = 0
         self.ending = False
 
-    def step(self, image: Tensor, batch: Batch) -> dict[str, float]:
-        """One step on one batch, or this process's part of it; the parts of the loss and `total`."""
+    def step(self, image: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """One step on one batch, or this process's part of it; the parts of the loss and `total`: scalars, where they were made."""
         self.network.train()
         for group in self.optimiser.param_groups:
             group["lr"] = self.plan.at(self.seen)
@@ -83,7 +91,7 @@ class Trainer:
         self.seen += len(image) * self.processes
         self.steps += 1
         self._update_average()
-        return {name: float(value.detach()) for name, value in parts.items()} | {"total": float(loss.detach())}
+        return {name: value.detach() for name, value in parts.items()} | {"total": loss.detach()}
 
     def _agree(self) -> None:
         """The mean of all processes' gradients, and the end as soon as one of them is asked to end."""
@@ -97,10 +105,11 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         keep = min(AVERAGE, (1 + self.steps) / (10 + self.steps))
-        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
-            if mean.dtype.is_floating_point:
-                mean.lerp_(value, 1 - keep)
-            else:
+        pairs = list(zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True))
+        means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        torch._foreach_lerp_(means, values, 1 - keep)  # one call: they are many and small
+        for mean, value in pairs:
+            if not mean.is_floating_point():
                 mean.copy_(value)
 
     def save(self, file: Path) -> None:
@@ -142,16 +151,17 @@ class Log:
     """Means of the losses since the last row, as a table on disk."""
 
     def __init__(self, file: Path) -> None:
-        self._file, self._sums, self._count, self._since = file, dict.fromkeys((*WEIGHTS, "total"), 0.0), 0, time.time()
+        self._file, self._count, self._since = file, 0, time.time()
+        self._sums: dict[str, float | Tensor] = dict.fromkeys((*WEIGHTS, "total"), 0.0)
 
-    def add(self, parts: dict[str, float]) -> None:
-        """Count one step."""
+    def add(self, parts: dict[str, Tensor]) -> None:
+        """Count one step; nothing waits for the device before `write`."""
         self._sums = {name: value + parts[name] for name, value in self._sums.items()}
         self._count += 1
 
     def write(self, seen: int, size: int, rate: float) -> None:
         """Add a row and start anew."""
-        means = {name: round(value / self._count, 4) for name, value in self._sums.items()}
+        means = {name: round(float(value) / self._count, 4) for name, value in self._sums.items()}
         speed = self._count * size / (time.time() - self._since)
         row = {"seen": seen, **means, "rate": f"{rate:.2e}", "per_second": round(speed, 1)}
         fresh = not self._file.exists()
