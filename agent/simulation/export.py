@@ -26,11 +26,9 @@ import numpy as np
 from agent.simulation.background import PLACES
 from agent.simulation.scene import build_scene
 from agent.simulation.scripts import MAX_PEOPLE, SCENARIOS, build_script
-from agent.simulation.values import Interval, Scene, Shot, Truth
+from agent.simulation.values import MIN_VISIBLE_SHARE, Interval, Scene, Shot, Truth
 from agent.types import KEYPOINTS, SKELETON, ImageArray
 
-MIN_VISIBLE_SHARE = 0.05
-"""Of whom less is seen, nobody can be asked to find: left out of MOT, `iscrowd` (ignored) in COCO."""
 _JPEG_QUALITY = 92
 
 

@@ -36,6 +36,9 @@ ACTIONS = (
 )  # fmt: skip
 """What a person may be doing. `fight` and `fall` are what the services look for, the others are what they must not alarm at."""
 
+MIN_VISIBLE_SHARE = 0.05
+"""Of whom less is seen, nobody can be asked to find: left out of MOT, `iscrowd` (ignored) in COCO."""
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:

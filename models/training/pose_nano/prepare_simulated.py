@@ -18,10 +18,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from agent.simulation.export import MIN_VISIBLE_SHARE
 from agent.simulation.scene import SimulatedScene, build_scene
 from agent.simulation.scripts import SCENARIOS, build_script
-from agent.simulation.values import Script, Truth
+from agent.simulation.values import MIN_VISIBLE_SHARE, Script, Truth
 from agent.types import FloatArray, ImageArray
 from pose_nano.staged import CAST_S, StagedScript, load_motions, near_camera
 from pose_nano.store import Annotations, Sample, Shard, ShardWriter
