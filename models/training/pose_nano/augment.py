@@ -92,7 +92,9 @@ def _place(
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=(PAD,) * 3,
     )
-    people = transform(sample.people, affine.astype(np.float32), straight=abs(angle) < STRAIGHT_DEGREES, mirrored=mirrored)
+    people = transform(
+        sample.people, affine.astype(np.float32), straight=abs(angle) < STRAIGHT_DEGREES, mirrored=mirrored
+    )
     return image, clip(people, canvas)  # type: ignore[return-value]  # OpenCV's stubs do not know the dtype
 
 

@@ -157,7 +157,10 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
-        "--part-scenes", type=int, default=0, help="write a shard OUT-SEED for every so many scenes, each there when it is whole"
+        "--part-scenes",
+        type=int,
+        default=0,
+        help="write a shard OUT-SEED for every so many scenes, each there when it is whole",
     )
     arguments = parser.parse_args()
     last = arguments.first_seed + arguments.scenes - 1 + (_VIEWS - 1) * _NEXT_VIEW

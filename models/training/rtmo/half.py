@@ -45,6 +45,7 @@ def convert(source: Path, target: Path) -> int:
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS],
         node_block_list=names,
     )
+    drop_repeated(half.graph)
     join_fp32(half.graph)
     onnx.save(half, target)
     return len(names)
@@ -61,6 +62,19 @@ def join_fp32(graph: onnx.GraphProto) -> None:
     idle = [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]
     for node in idle:
         graph.node.remove(node)
+
+
+def drop_repeated(graph: onnx.GraphProto) -> None:
+    """Take away casts that are there twice, word for word: the converter of onnxruntime 1.31 repeats them, and no runtime loads that."""
+    seen: set[bytes] = set()
+    repeated = []
+    for index, node in enumerate(graph.node):
+        content = node.SerializeToString(deterministic=True)
+        if node.op_type == "Cast" and content in seen:
+            repeated.append(index)
+        seen.add(content)
+    for index in reversed(repeated):
+        del graph.node[index]
 
 
 def _target(cast: onnx.NodeProto) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -48,7 +50,7 @@ class _Spoilt:
     def some(self, chance: float) -> Tensor:
         return self._chosen & (_chance(self._generator, len(self._chosen)) < chance)
 
-    def change(self, which: Tensor, how) -> None:  # type: ignore[no-untyped-def]
+    def change(self, which: Tensor, how: Callable[[Tensor, torch.Generator], Tensor]) -> None:
         index = which.nonzero()[:, 0]
         if len(index):
             changed = how(self.image[index], self._generator)
@@ -60,7 +62,7 @@ class _Spoilt:
         self.change(self._chosen, _toned)
 
 
-def _grey(image: Tensor, generator: torch.Generator) -> Tensor:
+def _grey(image: Tensor, _: torch.Generator) -> Tensor:
     weights = torch.tensor(_TO_YCC[0], device=image.device)[:, None, None]
     return (image * weights).sum(dim=1, keepdim=True).expand(-1, 3, -1, -1).round()
 
@@ -73,7 +75,11 @@ def _exchanged(image: Tensor, generator: torch.Generator) -> Tensor:
 def _toned(image: Tensor, generator: torch.Generator) -> Tensor:
     """Gain, contrast and gamma per channel."""
     normal = torch.randn(len(image), 6, 1, 1, generator=generator, device=image.device)
-    gamma, gain, lift = torch.exp(normal[:, :1] * 0.3), torch.exp(normal[:, 1:2] * 0.2 + normal[:, 2:5] * 0.1), normal[:, 5:]
+    gamma, gain, lift = (
+        torch.exp(normal[:, :1] * 0.3),
+        torch.exp(normal[:, 1:2] * 0.2 + normal[:, 2:5] * 0.1),
+        normal[:, 5:],
+    )
     return (((image / 255) ** gamma - 0.5) * gain + 0.5 + lift * 0.08) * 255
 
 
@@ -100,9 +106,7 @@ def _motion(image: Tensor, generator: torch.Generator) -> Tensor:
         torch.eye(2, 3, device=image.device).expand(count, -1, -1), list(image.shape), align_corners=False
     )
     moved = [
-        functional.grid_sample(
-            image, still + (part * way)[:, None, None], padding_mode="border", align_corners=False
-        )
+        functional.grid_sample(image, still + (part * way)[:, None, None], padding_mode="border", align_corners=False)
         for part in torch.linspace(-0.5, 0.5, 9).tolist()
     ]
     return torch.stack(moved).mean(dim=0)

@@ -101,7 +101,9 @@ class Pool:
         self.images[index] = pictures.images[: len(index)].to(index.device, non_blocking=True)
         self.sizes[index] = pictures.sizes[: len(index)].to(index.device).float()
         for field in fields(Crowd):
-            getattr(self.people, field.name)[index] = getattr(pictures.people, field.name)[: len(index)].to(index.device)
+            getattr(self.people, field.name)[index] = getattr(pictures.people, field.name)[: len(index)].to(
+                index.device
+            )
 
     def taken_in(self) -> dict[str, int]:
         """Pictures that each section ever got."""
@@ -118,7 +120,10 @@ class Pool:
         device = self.images.device
         sections = [self._sections[name] for name in filled]
         chosen = torch.multinomial(
-            torch.tensor(list(filled.values()), dtype=torch.float32, device=device), count, replacement=True, generator=generator
+            torch.tensor(list(filled.values()), dtype=torch.float32, device=device),
+            count,
+            replacement=True,
+            generator=generator,
         )
         first = torch.tensor([section.first for section in sections], device=device)[chosen]
         size = torch.tensor([min(section.size, section.taken_in) for section in sections], device=device)[chosen]

@@ -20,6 +20,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,16 +53,17 @@ def read_plan(file: Path) -> tuple[dict[str, int], list[Mix]]:
     try:
         content = tomllib.loads(file.read_text())
         capacity = {name: int(count) for name, count in content["pool"].items()}
-        mixes = []
-        for table in content["mix"]:
-            share, batch, sources = float(table.pop("share")), int(table.pop("batch")), dict(table.pop("sources"))
-            unknown = sources.keys() - capacity.keys()
-            if unknown:
-                raise ValueError(f"sources that [pool] does not have: {', '.join(sorted(unknown))}")
-            mixes.append(Mix(share, batch, sources, recipe_of(table)))
+        mixes = [_mix(table, capacity) for table in content["mix"]]
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}; wanted: [pool] and tables [[mix]] with share, batch, sources") from error
     return capacity, mixes
+
+
+def _mix(table: dict[str, Any], capacity: Mapping[str, int]) -> Mix:
+    share, batch, sources = float(table.pop("share")), int(table.pop("batch")), dict(table.pop("sources"))
+    if unknown := sources.keys() - capacity.keys():
+        raise ValueError(f"sources that [pool] does not have: {', '.join(sorted(unknown))}")
+    return Mix(share, batch, sources, recipe_of(table))
 
 
 @dataclass(slots=True)
@@ -165,11 +167,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--start", type=Path, required=True, help="weights to begin with")
-    parser.add_argument("--shards", type=Path, required=True, help="folder in which shards appear; what is read is deleted")
+    parser.add_argument(
+        "--shards", type=Path, required=True, help="folder in which shards appear; what is read is deleted"
+    )
     parser.add_argument("--plan", type=Path, default=PLAN, help="TOML; default: how the shipped weights were made")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--decay", type=float, default=0.45, help="share of the time over which the rate falls to nothing")
+    parser.add_argument(
+        "--decay", type=float, default=0.45, help="share of the time over which the rate falls to nothing"
+    )
     parser.add_argument("--least", type=int, default=2000, help="pictures to wait for before the first step")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=int, default=100, help="steps")

@@ -28,16 +28,16 @@ def _uniform(generator: torch.Generator, shape: tuple[int, ...], low: float = 0.
     return torch.rand(shape, generator=generator, device=generator.device) * (high - low) + low
 
 
-def _affine(
-    sizes: Tensor, people: Crowd, recipe: Recipe, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+def _affine(sizes: Tensor, people: Crowd, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """(B, 2, 3) from the picture to the canvas, and which are straight and which mirrored: (B,) bool."""
     count, device = len(sizes), sizes.device
     uniform = lambda *shape, low=0.0, high=1.0: _uniform(generator, (count, *shape), low, high)  # noqa: E731
     normal = torch.randn(count, 2, generator=generator, device=device)
     final, canvas = (torch.tensor(side, device=device, dtype=torch.float32) for side in (recipe.final, recipe.canvas))
     canvas = canvas.flip(0)  # x and y from here on
-    scale = (final / sizes).amin(dim=1) * torch.exp(uniform(low=math.log(recipe.zoom[0]), high=math.log(recipe.zoom[1])))
+    scale = (final / sizes).amin(dim=1) * torch.exp(
+        uniform(low=math.log(recipe.zoom[0]), high=math.log(recipe.zoom[1]))
+    )
     anyhow = uniform() < recipe.lying
     angle = torch.where(anyhow, uniform(low=-110.0, high=110.0), normal[:, 0] * recipe.turn_degrees / 2)
     stretch, mirrored, turn = torch.exp(normal[:, 1] * 0.06), uniform() < 0.5, torch.deg2rad(angle)
@@ -75,9 +75,7 @@ def warp(images: Tensor, places: Tensor, sizes: Tensor, affine: Tensor, canvas: 
     height, width = canvas
     device, (rows, columns) = images.device, images.shape[1:3]
     inverse = torch.linalg.inv(affine[:, :, :2])
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
-    )
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     target = torch.stack([x, y]).flatten(1).float()  # (2, H W)
     source = inverse @ (target[None] - affine[:, :, 2:])  # (B, 2, H W)
     low = source.floor()
