@@ -74,7 +74,7 @@ if wanted $name && there $name "$DATA/pose" models/pose-nano/model.onnx; then
 fi
 
 echo "pose: {model: shipped:pose-nano}" >"$WORK/fp32.yaml"
-fp32="$nano --config $WORK/fp32.yaml"  # the larger bundle of more exact numbers and a smaller picture
+fp32="$nano --config $WORK/fp32.yaml"  # the larger bundle, of more exact numbers
 name=pose-coco-nano-fp32
 if wanted $name && there $name "$DATA/pose" models/pose-nano/model.onnx; then
     # shellcheck disable=SC2086

@@ -35,11 +35,11 @@ class DecoderOptions:
     candidates: int = 30
     peaks: int = 24
     voters: int = 2
-    reach: float = 0.22
+    reach: float = 0.18
     least_peak: float = 0.05
     near: float = 0.1
     say: float = 0.3
-    same_oks: float = 0.4
+    same_oks: float = 0.6
     suppression_steps: int = 4
 
 
