@@ -17,6 +17,7 @@ from agent.app import Agent
 from agent.config.load import load_config
 from agent.drift.watch import Key
 from agent.outbox.history import EventArchive, EventQuery
+from agent.runtime.bundle import load_bundle
 from agent.types import POSE_SLOT, Event, EventPhase
 from agent.update.trials import Refusal
 
@@ -88,8 +89,8 @@ async def test_new_versions_show_everywhere_and_the_drift_watch_begins_anew(tmp_
             return watched() is not None
 
         await until(watching, "the drift watch looks at the camera")
-        before = watched()
-        assert before._card == pytest.approx(0.5726)
+        before, shipped = watched(), load_bundle(REPO / "models" / "pose-nano-int8")
+        assert before._card == pytest.approx(shipped.manifest.figures["baseline"]["person_confidence"])
         await agent.trials.install(POSE_SLOT, pose)
         assert (await get("/api/v1/state"))["models"][POSE_SLOT] == "pose-nano-int8 9.0.0"
         assert agent.trials.running(POSE_SLOT) == pose

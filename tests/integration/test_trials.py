@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 import pytest
 from fakes.candidates import candidate_of, contrary, derive, elsewhere, slower
-from fakes.trial_desk import Desk, desk_config, open_desk
+from fakes.trial_desk import REPO, Desk, desk_config, open_desk
 from fakes.trials import FakeTrials
 from onnx import helper, numpy_helper
 
 from agent.daemon.trials import AgentTrials
 from agent.errors import ConfigError, ModelError
 from agent.health.reasons import Reason
+from agent.runtime.bundle import load_bundle
 from agent.update.trials import Candidate, Figures, Refusal, Trials
 
 SIM = "sim://?scenario=mixed&seed=3&people=4&fps=8"
@@ -334,7 +335,7 @@ async def test_after_a_restart_a_probation_goes_on_without_a_past(tmp_path: Path
         figures = figures_of(await desk.trials.watch(candidate, desk.tell))
         assert figures["probation_s"] >= 1  # type: ignore[operator]
         await desk.trials.install("pose", None)
-        assert desk.recognition.models["pose"].startswith("pose-nano-int8 0.7")
+        assert desk.recognition.models["pose"] == load_bundle(REPO / "models" / "pose-nano-int8").title
 
 
 async def test_time_without_frames_does_not_count_for_long(tmp_path: Path) -> None:
@@ -363,7 +364,7 @@ async def test_what_was_gone_back_from_does_not_stay_in_the_memory(tmp_path: Pat
         await desk.more_frames(4)
         gone = desk.recognition.slots["pose"]
         await desk.trials.install("pose", None)
-        assert desk.recognition.models["pose"].startswith("pose-nano-int8 0.7")
+        assert desk.recognition.models["pose"] == load_bundle(REPO / "models" / "pose-nano-int8").title
         assert not closed(gone)
         desk.trials.let_go("pose")
         await desk.until(lambda: closed(gone), "it is freed")
