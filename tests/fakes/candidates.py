@@ -105,22 +105,7 @@ def endless(model: onnx.ModelProto) -> None:
 
 def greedy(model: onnx.ModelProto) -> None:
     """A loop whose value doubles its size each time."""
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go_on"], ["go_on_out"]),
-            helper.make_node("Concat", ["x", "x"], ["x_out"], axis=0),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("go_on_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x_out", TensorProto.FLOAT, None),
-        ],
-    )
+    body = _body(helper.make_node("Concat", ["x", "x"], ["x_out"], axis=0))
     _loop(model.graph, body, "greedy_")
 
 

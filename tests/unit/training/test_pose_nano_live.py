@@ -158,7 +158,7 @@ def test_what_jpeg_loses_is_what_opencv_s_loses() -> None:
     image = cv2.GaussianBlur(rng.integers(0, 256, (64, 96, 3)).astype(np.uint8), (0, 0), 2.5)
     image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
     generator = torch.Generator().manual_seed(4)
-    quality = float(distort._chance(torch.Generator().manual_seed(4), 1, 1, 1, 1, 1, 1, low=12.0, high=70.0))
+    quality = float(distort.uniform(torch.Generator().manual_seed(4), 1, 1, 1, 1, 1, 1, low=12.0, high=70.0))
     have = distort._compressed(torch.from_numpy(image).permute(2, 0, 1)[None].float(), generator)[0]
     _, packed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
     want = cv2.imdecode(packed, cv2.IMREAD_COLOR).astype(np.float32)

@@ -25,7 +25,7 @@ _MOST_TAPS = 5
 def distort(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """(B, 3, H, W) float32 0-255 -> the same, each picture with probability `share`: colour, blur, lost detail, noise, compression,
     covered patches, each with its own chance. Whole numbers."""
-    spoilt = _Spoilt(image, generator, _chance(generator, len(image)) < share)
+    spoilt = _Spoilt(image, generator, uniform(generator, len(image)) < share)
     spoilt.colours()
     blurred = spoilt.some(0.2)
     spoilt.change(blurred, _gaussian)
@@ -37,7 +37,8 @@ def distort(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return spoilt.image
 
 
-def _chance(generator: torch.Generator, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+def uniform(generator: torch.Generator, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Numbers from `low` to `high` on the generator's device."""
     return torch.rand(shape, generator=generator, device=generator.device) * (high - low) + low
 
 
@@ -48,7 +49,7 @@ class _Spoilt:
         self.image, self._generator, self._chosen = image, generator, chosen
 
     def some(self, chance: float) -> Tensor:
-        return self._chosen & (_chance(self._generator, len(self._chosen)) < chance)
+        return self._chosen & (uniform(self._generator, len(self._chosen)) < chance)
 
     def change(self, which: Tensor, how: Callable[[Tensor, torch.Generator], Tensor]) -> None:
         index = which.nonzero()[:, 0]
@@ -68,7 +69,7 @@ def _grey(image: Tensor, _: torch.Generator) -> Tensor:
 
 
 def _exchanged(image: Tensor, generator: torch.Generator) -> Tensor:
-    order = _chance(generator, len(image), 3).argsort(dim=1)
+    order = uniform(generator, len(image), 3).argsort(dim=1)
     return image.gather(1, order[..., None, None].expand(-1, -1, *image.shape[2:]))
 
 
@@ -84,7 +85,7 @@ def _toned(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _gaussian(image: Tensor, generator: torch.Generator) -> Tensor:
-    sigma = _chance(generator, len(image), 1, low=0.4, high=1.6)
+    sigma = uniform(generator, len(image), 1, low=0.4, high=1.6)
     taps = torch.arange(-_MOST_TAPS, _MOST_TAPS + 1, device=image.device)
     kernel = torch.exp(-(taps**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum(dim=1, keepdim=True))[:, :, None, None, None]
@@ -99,8 +100,8 @@ def _gaussian(image: Tensor, generator: torch.Generator) -> Tensor:
 
 def _motion(image: Tensor, generator: torch.Generator) -> Tensor:
     count, (height, width) = len(image), image.shape[2:]
-    length = _chance(generator, count, low=2.0, high=9.0)
-    angle = _chance(generator, count, high=torch.pi)
+    length = uniform(generator, count, low=2.0, high=9.0)
+    angle = uniform(generator, count, high=torch.pi)
     way = torch.stack([torch.cos(angle) * 2 / width, torch.sin(angle) * 2 / height], dim=1) * length[:, None]
     still = functional.affine_grid(
         torch.eye(2, 3, device=image.device).expand(count, -1, -1), list(image.shape), align_corners=False
@@ -113,22 +114,22 @@ def _motion(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _coarse(image: Tensor, generator: torch.Generator) -> Tensor:
-    factor = float(_chance(generator, 1, low=0.35, high=0.8))
+    factor = float(uniform(generator, 1, low=0.35, high=0.8))
     small = functional.interpolate(image, scale_factor=factor, mode="area")
     return functional.interpolate(small, size=image.shape[2:], mode="bilinear")
 
 
 def _noise(image: Tensor, generator: torch.Generator) -> Tensor:
-    deviation = _chance(generator, len(image), 1, 1, 1, low=2.0, high=14.0)
+    deviation = uniform(generator, len(image), 1, 1, 1, low=2.0, high=14.0)
     coloured = torch.randn(image.shape, generator=generator, device=image.device)
-    same = _chance(generator, len(image), 1, 1, 1) < 0.5
+    same = uniform(generator, len(image), 1, 1, 1) < 0.5
     return image + deviation * torch.where(same, coloured[:, :1], coloured)
 
 
 def _compressed(image: Tensor, generator: torch.Generator) -> Tensor:
     """What JPEG at a quality of 12 to 70 leaves, chrominance at half the resolution. Sides are multiples of 16."""
     device = image.device
-    quality = _chance(generator, len(image), 1, 1, 1, 1, 1, low=12.0, high=70.0)
+    quality = uniform(generator, len(image), 1, 1, 1, 1, 1, low=12.0, high=70.0)
     percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)
     steps = torch.arange(8, device=device)
     basis = torch.cos((2 * steps + 1) * steps[:, None] * torch.pi / 16) / 2
@@ -153,12 +154,12 @@ def _covered(image: Tensor, generator: torch.Generator) -> Tensor:
     """One to three patches of one colour."""
     count, (height, width) = len(image), image.shape[2:]
     y, x = (torch.arange(side, device=image.device) for side in (height, width))
-    patches = (_chance(generator, count) * 3).long() + 1
+    patches = (uniform(generator, count) * 3).long() + 1
     for number in range(3):
-        high, wide = _chance(generator, 2, count, low=0.04, high=0.2)
-        top, left = _chance(generator, 2, count) * torch.stack([1 - high, 1 - wide])
+        high, wide = uniform(generator, 2, count, low=0.04, high=0.2)
+        top, left = uniform(generator, 2, count) * torch.stack([1 - high, 1 - wide])
         rows = (y >= (top * height)[:, None]) & (y < ((top + high) * height)[:, None])
         columns = (x >= (left * width)[:, None]) & (x < ((left + wide) * width)[:, None])
         inside = (rows[:, None, :, None] & columns[:, None, None, :]) & (number < patches)[:, None, None, None]
-        image = torch.where(inside, (_chance(generator, count, 3, 1, 1) * 256).floor(), image)
+        image = torch.where(inside, (uniform(generator, count, 3, 1, 1) * 256).floor(), image)
     return image

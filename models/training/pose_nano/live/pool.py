@@ -68,7 +68,7 @@ class Pictures:
 
 
 def read_pictures(folder: Path) -> Pictures:
-    """A shard (`store.py`), whole, in memory. Of more than `MOST_PEOPLE` people the first are kept, the others' places unknown."""
+    """A shard (`store.py`), whole, in memory. Of more than `MOST_PEOPLE` people the first are kept."""
     images = torch.from_numpy(np.load(folder / "images.npy"))
     with np.load(folder / "people.npz") as file:
         counts, content = file["counts"], {name: file[name] for name in file.files}

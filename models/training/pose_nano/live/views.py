@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pose_nano import augment as single
 from pose_nano.augment import Recipe
-from pose_nano.live.distort import distort
+from pose_nano.live.distort import distort, uniform
 from pose_nano.live.pool import Crowd, Pool
 from pose_nano.store import PAD
 
@@ -24,34 +25,28 @@ def view(pool: Pool, places: Tensor, recipe: Recipe, generator: torch.Generator)
     return distort(image, recipe.distorted, generator), crowd
 
 
-def _uniform(generator: torch.Generator, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device) * (high - low) + low
-
-
 def _affine(sizes: Tensor, people: Crowd, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """(B, 2, 3) from the picture to the canvas, and which are straight and which mirrored: (B,) bool."""
     count, device = len(sizes), sizes.device
-    uniform = lambda *shape, low=0.0, high=1.0: _uniform(generator, (count, *shape), low, high)  # noqa: E731
+    some = partial(uniform, generator, count)
     normal = torch.randn(count, 2, generator=generator, device=device)
     final, canvas = (torch.tensor(side, device=device, dtype=torch.float32) for side in (recipe.final, recipe.canvas))
     canvas = canvas.flip(0)  # x and y from here on
-    scale = (final / sizes).amin(dim=1) * torch.exp(
-        uniform(low=math.log(recipe.zoom[0]), high=math.log(recipe.zoom[1]))
-    )
-    anyhow = uniform() < recipe.lying
-    angle = torch.where(anyhow, uniform(low=-110.0, high=110.0), normal[:, 0] * recipe.turn_degrees / 2)
-    stretch, mirrored, turn = torch.exp(normal[:, 1] * 0.06), uniform() < 0.5, torch.deg2rad(angle)
+    scale = (final / sizes).amin(dim=1) * torch.exp(some(low=math.log(recipe.zoom[0]), high=math.log(recipe.zoom[1])))
+    anyhow = some() < recipe.lying
+    angle = torch.where(anyhow, some(low=-110.0, high=110.0), normal[:, 0] * recipe.turn_degrees / 2)
+    stretch, mirrored, turn = torch.exp(normal[:, 1] * 0.06), some() < 0.5, torch.deg2rad(angle)
     across = scale * stretch * torch.where(mirrored, -1.0, 1.0)
     along = scale / stretch
     cos, sin = torch.cos(turn), torch.sin(turn)
     matrix = torch.stack([torch.stack([cos * across, -sin * along], 1), torch.stack([sin * across, cos * along], 1)], 1)
     extent = sizes.flip(1)
     half = extent[..., None] / 2
-    aim = canvas * uniform(2, low=0.2, high=0.8)
+    aim = canvas * some(2, low=0.2, high=0.8)
     middle = (matrix @ (half - _focus(extent, people, recipe, generator)[..., None]))[..., 0] + aim
     # A picture smaller than the canvas stays inside it; one that is larger covers it, mostly.
     span = (matrix.abs() @ extent[..., None])[..., 0]
-    slack = (canvas - span).abs() / 2 + 0.1 * span * uniform(1)
+    slack = (canvas - span).abs() / 2 + 0.1 * span * some(1)
     moved = torch.minimum(torch.maximum(middle, canvas / 2 - slack), canvas / 2 + slack)
     shift = moved[..., None] - matrix @ half
     return torch.cat([matrix, shift], dim=2), angle.abs() < single.STRAIGHT_DEGREES, mirrored
@@ -65,9 +60,9 @@ def _focus(extent: Tensor, people: Crowd, recipe: Recipe, generator: torch.Gener
     nobody = ~known.any(dim=1)
     chosen = torch.multinomial(chance + nobody[:, None], 1, generator=generator)[:, 0]
     box = people.boxes[torch.arange(count, device=extent.device), chosen]
-    near = box[:, :2] + (box[:, 2:] - box[:, :2]) * _uniform(generator, (count, 2), 0.2, 0.8)
-    anywhere = nobody | (_uniform(generator, (count,)) >= single.NEAR_SOMEBODY)
-    return torch.where(anywhere[:, None], extent * _uniform(generator, (count, 2)), near)
+    near = box[:, :2] + (box[:, 2:] - box[:, :2]) * uniform(generator, count, 2, low=0.2, high=0.8)
+    anywhere = nobody | (uniform(generator, count) >= single.NEAR_SOMEBODY)
+    return torch.where(anywhere[:, None], extent * uniform(generator, count, 2), near)
 
 
 def warp(images: Tensor, places: Tensor, sizes: Tensor, affine: Tensor, canvas: tuple[int, int]) -> Tensor:
