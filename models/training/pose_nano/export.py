@@ -29,6 +29,7 @@ from agent.simulation.sensor import CLEAN
 from pose_nano.decoder import PoseNanoDetector
 from pose_nano.geometry import CANVAS, size_of
 from pose_nano.network import PoseNano, parameter_count
+from pose_nano.train import save_whole
 
 INPUT, DETS, KEYPOINTS = "input", "dets", "keypoints"
 _GOLDEN_SEEDS = (11, 12, 13)
@@ -44,9 +45,7 @@ def load_detector(checkpoint: Path) -> PoseNanoDetector:
 def save_weights(checkpoint: Path, file: Path) -> None:
     """The averaged weights of a checkpoint in float16, to be read by `Trainer.start_from` and `load_detector`."""
     average = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
-    partial = file.with_suffix(".partial")
-    torch.save({"average": {name: v.half() if v.is_floating_point() else v for name, v in average.items()}}, partial)
-    partial.replace(file)
+    save_whole({"average": {name: v.half() if v.is_floating_point() else v for name, v in average.items()}}, file)
 
 
 def golden_images(size: tuple[int, int]) -> NDArray[np.float32]:

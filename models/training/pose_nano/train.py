@@ -121,9 +121,7 @@ class Trainer:
             "seen": self.seen,
             "steps": self.steps,
         }
-        partial = file.with_suffix(".partial")
-        torch.save(content, partial)
-        partial.replace(file)
+        save_whole(content, file)
 
     def load(self, file: Path) -> None:
         """Go on from a checkpoint of `save`."""
@@ -145,6 +143,13 @@ class Trainer:
         if odd:
             raise ValueError(f"{file}: not weights of this network or of a smaller one: {', '.join(odd[:3])} ...")
         self.average.load_state_dict(self.network.state_dict())
+
+
+def save_whole(content: dict[str, Any], file: Path) -> None:
+    """Write it, whole or not at all."""
+    partial = file.with_suffix(".partial")
+    torch.save(content, partial)
+    partial.replace(file)
 
 
 class Log:

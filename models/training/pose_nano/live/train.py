@@ -30,7 +30,7 @@ from pose_nano.live.pool import Pictures, Pool, read_pictures
 from pose_nano.live.targets import draw
 from pose_nano.live.views import view
 from pose_nano.stream import recipe_of
-from pose_nano.train import Log, Trainer
+from pose_nano.train import Log, Trainer, save_whole
 
 PLAN = Path(__file__).with_name("plan.toml")
 WARM_UP_S = 8.0
@@ -158,9 +158,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def save_average(trainer: Trainer, file: Path) -> None:
     """What `Trainer.start_from` and `export.load_detector` read."""
-    partial = file.with_suffix(".partial")
-    torch.save({"average": trainer.average.state_dict(), "seen": trainer.seen}, partial)
-    partial.replace(file)
+    save_whole({"average": trainer.average.state_dict(), "seen": trainer.seen}, file)
 
 
 def main() -> None:
