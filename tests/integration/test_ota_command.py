@@ -20,6 +20,7 @@ def configured(here: World, folder: Path) -> list[str]:
 
 
 async def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()  # an agent that ran before in this process may have logged
     code = await asyncio.to_thread(main, ["ota", *arguments])
     out = capsys.readouterr()
     return code, out.out, out.err

@@ -78,7 +78,7 @@ async def test_a_bad_model_is_refused_or_taken_back_with_its_reason(tmp_path: Pa
     async with world(tmp_path) as here:
         release = here.releases.make("1.1.0", **{step: reason})
         here.server.offer("7", release.path, "pose")
-        async with here.device.running(here.server.url):
+        async with here.device.running(here.server.url) as client:
             await until(lambda: here.server.result("7"))
             assert here.server.result("7") == "failure"
             ended = "rolled_back" if step in {"install", "watch"} else "refused"
@@ -86,6 +86,7 @@ async def test_a_bad_model_is_refused_or_taken_back_with_its_reason(tmp_path: Pa
             assert f"reason: {reason}" in here.server.told("7")[-1]["details"]
             assert ("back_gap_ms: 4" in here.server.told("7")[-1]["details"]) == (step == "watch")
             assert here.device.serving == "1.0.0"
+            await until(lambda: client.state["result"])
         assert not (here.device.root / "current" / "pose").exists()
         assert not list((here.device.root / "sha256").iterdir())
 
@@ -302,8 +303,8 @@ async def test_what_somebody_left_in_the_store_stops_no_update(tmp_path: Path) -
         (here.device.root / "partial" / "copy").mkdir(parents=True)
         release = here.releases.make("1.1.0")
         here.server.offer("7", release.path, "pose")
-        async with here.device.running(here.server.url):
-            await until(lambda: here.server.result("7"))
+        async with here.device.running(here.server.url) as client:
+            await until(lambda: here.server.result("7") and client.state["result"])
         assert here.server.result("7") == "success"
         assert len(list(versions.iterdir())) == 1
 
