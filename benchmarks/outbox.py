@@ -1,10 +1,13 @@
 """Durable puts per second, and how fast the outbox drains to Mosquitto beside a bare paho loop.
 
-    python benchmarks/outbox.py [--seconds 3] [--messages 5000] [--rounds 3] [--folder DIR] [--port PORT]
+    python benchmarks/outbox.py [--seconds 3] [--messages 5000] [--rounds 3] [--folder DIR] [--port PORT] [--sync-ms MS]
 
 Peers run in turn within each round, so that a busy machine hurts all of them; the median round is printed, and the median over
 rounds of each ratio. `cpu` is processor time of this process per message, which a busy machine hardly changes. Without --port
 a Mosquitto is started. `pip install persist-queue` adds that peer (SQLite in WAL mode, FULL, a commit per put, threads).
+
+Where the disk of a virtual machine is a file of another, a sync takes some hundredths of a millisecond; an eMMC or a consumer's SSD
+takes milliseconds. `--sync-ms 1` makes every sync of this process that much slower, for all peers alike (needs a C compiler).
 """
 
 from __future__ import annotations
@@ -14,12 +17,14 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import os
 import queue
 import shutil
 import socket
 import sqlite3
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -44,6 +49,19 @@ from agent.types import Lane
 BODY = b"x" * 500
 TOPICS = Topics("recognizer", "bench")
 TOPIC = TOPICS.event("door", "fight")
+
+SLOW_SYNC = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+static int late(const char *name, int file) {
+  const struct timespec wait = {SYNC_US / 1000000, SYNC_US % 1000000 * 1000L};
+  nanosleep(&wait, 0);
+  return ((int (*)(int))dlsym(RTLD_NEXT, name))(file);
+}
+int fsync(int file) { return late("fsync", file); }
+int fdatasync(int file) { return late("fdatasync", file); }
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +286,21 @@ def broker(port: int) -> Iterator[int]:
         process.wait()
 
 
+def with_slow_syncs(ms: float, arguments: list[str]) -> int:
+    """This program once more, with every sync `ms` later; its exit status."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "slow_sync.c"), Path(folder, "slow_sync.so")
+        source.write_text(SLOW_SYNC)
+        compiler = shutil.which("cc")
+        if compiler is None:
+            raise SystemExit("--sync-ms needs a C compiler (Debian: apt install gcc libc6-dev)")
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", f"-DSYNC_US={ms * 1000:.0f}", "-o", library, source, "-ldl"], check=True
+        )
+        environment = os.environ | {"LD_PRELOAD": str(library)}
+        return subprocess.run([sys.executable, __file__, *arguments], env=environment, check=False).returncode
+
+
 def median(figures: list[Figure]) -> Figure:
     """The round with the median rate."""
     return sorted(figures, key=lambda figure: figure.rate)[len(figures) // 2]
@@ -281,8 +314,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the databases lie; default: the system's temporary folder")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--sync-ms", type=float, help="make syncs slower, as on a device's disk")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.sync_ms is not None and "slow_sync" not in os.environ.get("LD_PRELOAD", ""):
+        raise SystemExit(with_slow_syncs(args.sync_ms, sys.argv[1:]))
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     results: dict[str, list[Figure]] = {}
 
