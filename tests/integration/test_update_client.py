@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -55,6 +56,7 @@ async def test_every_state_that_is_shown_fits_together(tmp_path: Path, step: str
                     now = (state["action_id"] or "", state["result"], versions.get("pose", ""))
                     if now not in shown[-1:]:
                         shown.append(now)
+                    time.sleep(0.0002)  # noqa: ASYNC251 - threads need the interpreter, and every turn of the loop is looked at
                     await asyncio.sleep(0)
 
             looking = asyncio.create_task(look())
