@@ -12,7 +12,7 @@ from agent.capture.camera import Camera, open_camera
 from agent.capture.sources import build_source
 from agent.config.schema import CameraConfig, RulesConfig
 from agent.config.sections import LIVE
-from agent.errors import ConfigError, ConfigProblem
+from agent.errors import ConfigError, ConfigProblem, TransientError
 from agent.health.governor import LADDER, Step
 from agent.health.reasons import Reason, reason_key
 from agent.ports import HealthSink, PipelineListener, VideoSource
@@ -36,7 +36,7 @@ _REASONS = {
 
 @dataclass(slots=True)
 class _Entry:
-    """One configured camera. camera, run: while they live; status: what the last life left."""
+    """One configured camera. camera, run: while they live; status: what the last life left; stopping: no life follows."""
 
     config: CameraConfig
     status: CameraStatus
@@ -44,6 +44,7 @@ class _Entry:
     camera: Camera | None = None
     run: CameraRun | None = None
     ended: bool = False
+    stopping: bool = False
 
 
 def _same(old: CameraConfig, new: CameraConfig | None) -> bool:
@@ -138,6 +139,7 @@ class Cameras:
 
     async def _stop(self, entry: _Entry) -> None:
         name = entry.config.id
+        entry.stopping = True
         try:
             if entry.camera is not None:  # else it waits for its next try, there is nothing to finish
                 entry.camera.interrupt()
@@ -162,6 +164,9 @@ class Cameras:
                 )
                 self._slow(entry)
                 await entry.run.pipeline.run()
+            except TransientError:
+                if not entry.stopping:  # else there is nothing to try again
+                    raise
             finally:
                 entry.status = replace(camera.status(), fps=0.0)
                 entry.run = entry.camera = None

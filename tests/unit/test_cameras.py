@@ -14,7 +14,7 @@ from fakes.replay import RecordingListener, ReplayEstimator, walkers
 from fakes.video import make_video
 
 from agent.config.schema import AgentConfig, CameraConfig
-from agent.daemon.cameras import Cameras
+from agent.daemon.cameras import DRAIN_S, Cameras
 from agent.errors import ConfigError
 from agent.health.governor import LADDER
 from agent.health.reasons import HealthState
@@ -125,6 +125,17 @@ async def test_a_missing_file_is_offline_with_its_reason_and_can_be_taken_away_a
     await desk.cameras.apply([])
     assert time.monotonic() - began < 1
     assert desk.health.snapshot().reasons == ()
+
+
+async def test_a_camera_that_fails_while_it_is_taken_away_is_not_waited_for(desk: Desk) -> None:
+    await desk.cameras.apply([desk.camera("gone", source=str(desk.folder / "none.mp4"))])
+    while desk.cameras.source("gone") is None:  # its first try has begun
+        await asyncio.sleep(0)
+    time.sleep(0.2)  # noqa: ASYNC251 - it has failed, and the loop does not know yet
+    began = time.monotonic()
+    await desk.cameras.apply([])
+    assert time.monotonic() - began < DRAIN_S / 2
+    assert not desk.restarted
 
 
 async def test_a_camera_in_backoff_that_is_replaced_does_not_come_back(desk: Desk) -> None:
