@@ -26,6 +26,7 @@ Options:
   --cpu, --gpu     which ONNX Runtime; default: gpu where an NVIDIA driver runs (test: always cpu)
   --python EXE     the Python to use, 3.11 or newer; default: the first one found
   --pip            use pip although uv is there
+  --again          (test) tests that fail run once more, by themselves; the summary tells whose verdict changed
   --root DIR       (service, fleet) install below DIR, without user and systemctl; needs no root
   -h, --help       this text
 EOF
@@ -176,6 +177,16 @@ run_step() { # NAME COMMAND...
   fi
 }
 
+run_tests() { # NAME ARGS...: of pytest; with --again what failed gets a second chance without neighbours
+  local name=$1 before=$failed
+  shift
+  run_step "$name" "${pytest[@]}" "$@"
+  if [ -z "$again" ] || [[ ${summary[-1]} != FAILED* ]]; then return; fi
+  failed=$before
+  summary[-1]=${summary[-1]/FAILED  /UNSTEADY}
+  run_step "$name, what failed once more" "${pytest[@]}" "$@" --cov-append -n 0 --last-failed --last-failed-no-failures none
+}
+
 cmd_test() {
   [ "$variant" != gpu ] || usage_error "test runs on the CPU"
   venv=$HERE/.venv
@@ -191,12 +202,13 @@ cmd_test() {
   run_step "mypy" "$venv/bin/mypy"
   local -a pytest=(env "PATH=$PATH:/usr/sbin" "$venv/bin/python" -m pytest -rs --cov)
   if [ $# -gt 0 ]; then
-    run_step "pytest" "${pytest[@]}" --cov-report=term "$@"
+    run_tests "pytest" --cov-report=term "$@"
   else # a process per core where nobody watches the clock, then, one at a time, what works with cameras, brokers and processes
-    local -a together=(tests/unit tests/property examples tests/integration/fleet tests/integration/test_{release,trust,update}_*.py)
-    run_step "pytest: together" "${pytest[@]}" --cov-report= -n auto --maxprocesses 4 --dist loadfile "${together[@]}"
-    run_step "pytest: alone" "${pytest[@]}" --cov-append --cov-report=term tests/integration tests/system \
-      "${together[@]/#/--ignore=}"
+    local -a together=(tests/unit tests/property examples tests/integration/fleet tests/integration/test_{release,trust,update}_*.py
+      tests/integration/test_{analyze,cli,evaluate,model_probe,models_pull,posenet_plugin,rtmo,self_test,shipped_models,tracking_mot}.py
+      tests/system/test_{models_command,reports}.py)
+    run_tests "pytest: together" --cov-report= -n auto --maxprocesses 4 --dist loadfile "${together[@]}"
+    run_tests "pytest: alone" --cov-append --cov-report=term tests/integration tests/system "${together[@]/#/--ignore=}"
   fi
   say "summary"
   printf '    %s\n' "${summary[@]}" >&2
@@ -390,7 +402,7 @@ cmd_uninstall() {
 
 # --- command line -------------------------------------------------------------------------------------------------------
 
-variant='' python='' force_pip='' root='' uninstall='' purge='' venv='' link_mode='' scratch=''
+variant='' python='' force_pip='' again='' root='' uninstall='' purge='' venv='' link_mode='' scratch=''
 command=${1:-}
 [ $# -eq 0 ] || shift
 args=()
@@ -398,6 +410,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --cpu | --gpu) variant=${1#--} ;;
     --pip) force_pip=1 ;;
+    --again) again=1 ;;
     --python)
       [ $# -ge 2 ] || usage_error "--python needs a program"
       python=$2
