@@ -183,7 +183,7 @@ run_tests() { # NAME ARGS...: of pytest; with --again what failed gets a second 
   run_step "$name" "${pytest[@]}" "$@"
   if [ -z "$again" ] || [[ ${summary[-1]} != FAILED* ]]; then return; fi
   failed=$before
-  summary[-1]=${summary[-1]/FAILED  /UNSTEADY}
+  summary[-1]=${summary[-1]/FAILED /shaky  }
   run_step "$name, what failed once more" "${pytest[@]}" "$@" --cov-append -n 0 --last-failed --last-failed-no-failures none
 }
 
