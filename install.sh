@@ -14,7 +14,7 @@ Usage: ./install.sh COMMAND [OPTIONS]
 
 Commands:
   demo [ARGS]      everything on this machine, no root: makes .venv, then runs `recognizer-agent demo ARGS`
-  test [ARGS]      ruff, mypy and pytest with coverage in .venv; ARGS go to pytest
+  test [ARGS]      ruff, mypy and pytest in .venv; ARGS go to pytest
   service          (root) install or upgrade the systemd service; an upgrade keeps configuration and stored events
   service --uninstall [--purge]
                    (root) remove the service; --purge also removes configuration, stored events and the user
@@ -27,6 +27,7 @@ Options:
   --python EXE     the Python to use, 3.11 or newer; default: the first one found
   --pip            use pip although uv is there
   --again          (test) tests that fail run once more, by themselves; the summary tells whose verdict changed
+  --coverage       (test) measure the branches that tests take, which makes half as long again
   --root DIR       (service, fleet) install below DIR, without user and systemctl; needs no root
   -h, --help       this text
 EOF
@@ -184,7 +185,7 @@ run_tests() { # NAME ARGS...: of pytest; with --again what failed gets a second 
   if [ -z "$again" ] || [[ ${summary[-1]} != FAILED* ]]; then return; fi
   failed=$before
   summary[-1]=${summary[-1]/FAILED /shaky  }
-  run_step "$name, what failed once more" "${pytest[@]}" "$@" --cov-append -n 0 --last-failed --last-failed-no-failures none
+  run_step "$name, what failed once more" "${pytest[@]}" "$@" ${coverage:+--cov-append} -n 0 --last-failed --last-failed-no-failures none
 }
 
 cmd_test() {
@@ -200,15 +201,15 @@ cmd_test() {
   run_step "ruff check" "$venv/bin/ruff" check .
   run_step "ruff format" "$venv/bin/ruff" format --check .
   run_step "mypy" "$venv/bin/mypy"
-  local -a pytest=(env "PATH=$PATH:/usr/sbin" "$venv/bin/python" -m pytest -rs --cov)
+  local -a pytest=(env "PATH=$PATH:/usr/sbin" "$venv/bin/python" -m pytest -rs ${coverage:+--cov})
   if [ $# -gt 0 ]; then
-    run_tests "pytest" --cov-report=term "$@"
+    run_tests "pytest" ${coverage:+--cov-report=term} "$@"
   else # a process per core where nobody watches the clock, then, one at a time, what works with cameras, brokers and processes
     local -a together=(tests/unit tests/property examples tests/integration/fleet tests/integration/test_{release,trust,update}_*.py
       tests/integration/test_{analyze,cli,evaluate,model_probe,models_pull,posenet_plugin,rtmo,self_test,shipped_models,tracking_mot}.py
       tests/system/test_{models_command,reports}.py)
-    run_tests "pytest: together" --cov-report= -n auto --maxprocesses 4 --dist loadfile "${together[@]}"
-    run_tests "pytest: alone" --cov-append --cov-report=term tests/integration tests/system "${together[@]/#/--ignore=}"
+    run_tests "pytest: together" ${coverage:+--cov-report=} -n auto --maxprocesses 4 --dist loadfile "${together[@]}"
+    run_tests "pytest: alone" ${coverage:+--cov-append --cov-report=term} tests/integration tests/system "${together[@]/#/--ignore=}"
   fi
   say "summary"
   printf '    %s\n' "${summary[@]}" >&2
@@ -402,7 +403,7 @@ cmd_uninstall() {
 
 # --- command line -------------------------------------------------------------------------------------------------------
 
-variant='' python='' force_pip='' again='' root='' uninstall='' purge='' venv='' link_mode='' scratch=''
+variant='' python='' force_pip='' again='' coverage='' root='' uninstall='' purge='' venv='' link_mode='' scratch=''
 command=${1:-}
 [ $# -eq 0 ] || shift
 args=()
@@ -411,6 +412,7 @@ while [ $# -gt 0 ]; do
     --cpu | --gpu) variant=${1#--} ;;
     --pip) force_pip=1 ;;
     --again) again=1 ;;
+    --coverage) coverage=1 ;;
     --python)
       [ $# -ge 2 ] || usage_error "--python needs a program"
       python=$2
