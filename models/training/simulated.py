@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from clips import EPOCH, TRACKING
 from dataset import fall_label
+from extract_poses import save
 from numpy.typing import NDArray
 from recipes import RECIPES, WINDOW
 
@@ -281,19 +282,16 @@ def label_of(window: Window, intervals: Sequence[Interval], actor_of: dict[int, 
 
 def save_windows(file: Path, rows: Sequence[tuple[str, Window, int, int]]) -> None:
     """Rows of service, window, label and seed as one npz file, which `pools.simulated_pool` reads; whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     label = np.array([row[2] for row in rows], np.int8)
     service = np.array([row[0] for row in rows])
-    partial = file.with_suffix(".partial.npz")
-    np.savez_compressed(
-        partial,
-        tensor=np.stack([row[1].tensor.astype(np.float16) for row in rows]),
-        service=service,
-        label=label,
-        seed=np.array([row[3] for row in rows], np.int32),
-        scenario=np.array([SCENARIOS[row[3] % len(SCENARIOS)] for row in rows]),
-    )
-    partial.replace(file)
+    arrays = {
+        "tensor": np.stack([row[1].tensor.astype(np.float16) for row in rows]),
+        "service": service,
+        "label": label,
+        "seed": np.array([row[3] for row in rows], np.int32),
+        "scenario": np.array([SCENARIOS[row[3] % len(SCENARIOS)] for row in rows]),
+    }
+    save(arrays, file)
     for name in SERVICES:
         print(name, np.unique(label[service == name], return_counts=True))
 
