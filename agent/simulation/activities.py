@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from agent.simulation.curves import smooth, smoothstep
 from agent.simulation.falling import get_up_take, lie
-from agent.simulation.gait import Plan, plan_along, smooth, smoothstep
+from agent.simulation.gait import Plan, plan_along
 from agent.simulation.motion import RATE_HZ
 from agent.simulation.performer import Performer
 from agent.simulation.skeleton import (

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.simulation.blows import Blow
-from agent.simulation.gait import Plan, smoothstep
+from agent.simulation.curves import smoothstep
+from agent.simulation.gait import Plan
 from agent.simulation.motion import RATE_HZ
 from agent.simulation.skeleton import (
     EAR_L,

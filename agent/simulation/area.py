@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agent.simulation.gait import smooth
+from agent.simulation.curves import smooth
 from agent.simulation.motion import RATE_HZ
 from agent.simulation.skeleton import Array
 

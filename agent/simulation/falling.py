@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from agent.simulation import ragdoll
-from agent.simulation.gait import Pose, Take, smooth, smoothstep
+from agent.simulation.curves import smooth, smoothstep
+from agent.simulation.gait import Pose, Take
 from agent.simulation.motion import RATE_HZ
 from agent.simulation.performer import Performer
 from agent.simulation.ragdoll import (

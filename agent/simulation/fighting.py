@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from agent.simulation.aiming import aimed, window
 from agent.simulation.area import turn_between
 from agent.simulation.blows import Blow, Temper, draw_blows, places
-from agent.simulation.gait import Plan, perform, plan_along, smooth, smoothstep
+from agent.simulation.curves import smooth, smoothstep
+from agent.simulation.gait import Plan, perform, plan_along
 from agent.simulation.motion import RATE_HZ
 from agent.simulation.performer import Performer
 from agent.simulation.skeleton import (

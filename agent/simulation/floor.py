@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agent.simulation.gait import envelope
+from agent.simulation.curves import envelope
 from agent.simulation.skeleton import Array, Body, Lengths, joints_of
 
 FLESH_M = np.array([

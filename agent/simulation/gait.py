@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.simulation.curves import envelope, smooth, smoothstep
 from agent.simulation.motion import GRAVITY, RATE_HZ, Gait, MotionModel
 from agent.simulation.skeleton import (
     ARM_L,
@@ -119,31 +120,6 @@ def plan_along(mover: Mover, xy: Array, heading: Array, **changes: object) -> Pl
         shift=np.zeros((n, 3)), lean=np.zeros((n, 2)),
     )  # fmt: skip
     return replace(plan, **changes)  # type: ignore[arg-type]  # the caller's field names, checked by dataclasses
-
-
-def smoothstep(x: Array | float) -> Array:
-    """0 below 0, 1 above 1, smooth between (3 x^2 - 2 x^3)."""
-    clipped = np.clip(x, 0.0, 1.0)
-    return np.asarray(clipped * clipped * (3 - 2 * clipped))
-
-
-def smooth(values: Array, seconds: float) -> Array:
-    """Gaussian filter of (T, ...) along time; sigma in seconds; the ends are held."""
-    sigma = seconds * RATE_HZ
-    reach = int(2.5 * sigma) + 1
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    kernel /= kernel.sum()
-    flat = values.reshape(len(values), -1)
-    padded = np.concatenate([np.repeat(flat[:1], reach, 0), flat, np.repeat(flat[-1:], reach, 0)])
-    out = np.stack([np.convolve(padded[:, k], kernel, "valid") for k in range(flat.shape[1])], axis=1)
-    return out.reshape(values.shape)
-
-
-def envelope(values: Array, seconds: float) -> Array:
-    """A smooth curve (T,) that is nowhere below `values` (T,) by more than a hair."""
-    reach = max(1, int(2.5 * seconds * RATE_HZ))
-    padded = np.pad(values, reach, mode="edge")
-    return smooth(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).max(axis=1), seconds)
 
 
 def local_to_world(xy: Array, heading: Array, offset: Array) -> Array:

@@ -8,7 +8,8 @@ import numpy as np
 
 from agent.simulation.activities import arms
 from agent.simulation.area import towards, turn_between
-from agent.simulation.gait import Plan, perform, plan_along, smooth, smoothstep
+from agent.simulation.curves import smooth, smoothstep
+from agent.simulation.gait import Plan, perform, plan_along
 from agent.simulation.motion import RATE_HZ
 from agent.simulation.performer import Performer
 from agent.simulation.skeleton import HIP_L, HIP_R, SHOULDER_L, SHOULDER_R, UPPER, Array, Lengths, blend, joints_of

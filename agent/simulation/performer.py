@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.simulation.area import travel, turn_between
+from agent.simulation.curves import smooth, smoothstep
 from agent.simulation.floor import above_floor
-from agent.simulation.gait import Mover, Plan, Take, perform, plan_along, smooth, smoothstep
+from agent.simulation.gait import Mover, Plan, Take, perform, plan_along
 from agent.simulation.motion import RATE_HZ, MotionModel
 from agent.simulation.skeleton import SPINE, UPPER, Array, Body, blend, mirrored, random_body, unhurried
 from agent.simulation.values import ACTIONS

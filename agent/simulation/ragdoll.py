@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.simulation.gait import Pose, Take, smooth
+from agent.simulation.curves import smooth
+from agent.simulation.gait import Pose, Take
 from agent.simulation.motion import GRAVITY, RATE_HZ
 from agent.simulation.skeleton import (
     ANKLE_L,
