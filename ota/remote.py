@@ -124,7 +124,7 @@ class Remote:
             raise TransientError(f"{self.url} does not answer: {why}") from error
         try:
             return json.loads(content) if content else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TransientError(f"{self.url} is no fleet server: its answer is no JSON") from error
 
 
@@ -133,7 +133,7 @@ def _refusal(error: urllib.error.HTTPError) -> Exception:
         content = error.read(1 << 16)
     try:
         told = str(json.loads(content)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         told = f"HTTP {error.code} {error.reason}"
     wait = error.headers.get("Retry-After", "")
     if error.code in {429, 503} and wait.isdecimal():

@@ -30,7 +30,8 @@ that names them. Unknown keys are errors. `recognizer-agent check-config FILE` n
 **Unit**: lengths of time in s or ms, fractions from 0 to 1, as the last part of a key says.
 **Reload** (`systemctl reload recognizer-agent`, SIGHUP): *live* keys apply at once; *camera* keys too, the camera that
 changed is closed and opened again while the others go on; *restart* keys wait for a restart, and the agent says so. A
-configuration with an error is not applied at all.
+configuration with an error is not applied at all. A service that is new or taken out waits for a restart; a camera that
+names a new one is watched by its other services until then, or by those before.
 A **name** has 1 to 64 letters, digits, `_` and `-` and starts with a letter or digit.
 """
 _UNITS = {

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from agent.config.schema import AgentConfig
+from agent.config.schema import AgentConfig, CameraConfig
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -17,7 +17,9 @@ class ConfigChange:
     """effective: the running configuration with every live change applied; the rest keeps its old value.
 
     live, restart: dotted paths of changed keys of either kind. `cameras` are matched by id and are live as a whole:
-    one that changed is closed and opened again, the others go on.
+    one that changed is closed and opened again, the others go on. A service that is new or gone waits for a restart, and
+    so does a camera's wish for one that does not run yet: until then it is watched by those of its services that do, or
+    by the ones before, never by nobody.
     """
 
     effective: AgentConfig
@@ -30,6 +32,7 @@ def compare(old: AgentConfig, new: AgentConfig) -> ConfigChange:
     live: list[str] = []
     restart: list[str] = []
     effective = _combine(old, new, "", live, restart)
+    effective = effective.model_copy(update={"cameras": _watched(old, effective, restart)})
     return ConfigChange(effective, tuple(live), tuple(restart))
 
 
@@ -45,8 +48,28 @@ def _combine(old: M, new: M, prefix: str, live: list[str], restart: list[str]) -
             update[name] = after
         elif isinstance(before, BaseModel) and type(before) is type(after):
             update[name] = _combine(before, after, f"{path}.", live, restart)
-        elif name == "services" and isinstance(before, dict) and before.keys() == after.keys():
-            update[name] = {key: _combine(before[key], after[key], f"{path}.{key}.", live, restart) for key in before}
+        elif name == "services" and isinstance(before, dict):
+            update[name] = {
+                key: _combine(one, after[key], f"{path}.{key}.", live, restart) if key in after else one
+                for key, one in before.items()
+            }
+            restart += [f"{path}.{key}" for key in sorted(before.keys() ^ after.keys())]
         else:
             restart.append(path)
     return old.model_copy(update=update)
+
+
+def _watched(old: AgentConfig, effective: AgentConfig, restart: list[str]) -> tuple[CameraConfig, ...]:
+    """The cameras of `effective`, each watched by services that run; one nobody could watch stays as it was, or away."""
+    before = {camera.id: camera for camera in old.cameras}
+    cameras: list[CameraConfig] = []
+    for camera in effective.cameras:
+        wanted = camera.services
+        running = None if wanted is None else tuple(name for name in wanted if name in effective.services)
+        if running != wanted:
+            restart.append(f"cameras.{camera.id}.services")
+        if running or not wanted:
+            cameras.append(camera.model_copy(update={"services": running}))
+        elif camera.id in before:
+            cameras.append(camera.model_copy(update={"services": before[camera.id].services}))
+    return tuple(cameras)

@@ -95,14 +95,14 @@ def unpack(payload: bytes, encoding: str, max_bytes: int = _MOST_BYTES) -> bytes
 def is_signed(content: bytes, signature: str, key: bytes) -> bool:
     """Whether `signature`, value of the user property, was made of `content` (not compressed) with `key`."""
     header, _, mac = signature.encode().partition(b"..")
+    expected = hmac.digest(key, header + b"." + content, hashlib.sha256)
+    if not hmac.compare_digest(_base64url(expected), mac):
+        return False  # before anything of a stranger's is parsed
     try:
         stated = json.loads(base64.urlsafe_b64decode(header + b"=" * (-len(header) % 4)))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    if not isinstance(stated, dict) or (stated.get("alg"), stated.get("b64"), stated.get("crit")) != _STATED:
-        return False
-    expected = hmac.digest(key, header + b"." + content, hashlib.sha256)
-    return hmac.compare_digest(_base64url(expected), mac)
+    return isinstance(stated, dict) and (stated.get("alg"), stated.get("b64"), stated.get("crit")) == _STATED
 
 
 def _base64url(data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import sys
@@ -127,6 +128,26 @@ async def test_sealed_events_are_opened_and_what_is_not_signed_is_not_believed(
         items = await take(events, 4)
     assert [type(item) for item in items] == [ReceivedEvent, Unreadable, Unreadable, ReceivedEvent]
     assert [item.sequence for item in items if isinstance(item, ReceivedEvent)] == [1, 2]
+
+
+async def test_a_signature_that_no_parser_gets_through_stops_nobody(
+    mosquitto: Mosquitto, device: Device, tmp_path: Path
+) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_bytes(b"k" * 32)
+    async with subscribe(url(mosquitto), signing_key_file=key_file, reconnect_s=FAST) as events:
+        await connected(events)
+        good, envelope = Seal("none", b"k" * 32, "gate-1")(documents.event(2), Envelope())
+        deep = base64.urlsafe_b64encode(b"[" * 100_000).rstrip(b"=").decode()[:60_000]
+        for payload, said in (
+            (documents.event(1), [("signature", f"{deep}..AAAA")]),
+            (good, list(envelope.user_properties)),
+        ):
+            properties = Properties(PacketTypes.PUBLISH)
+            properties.UserProperty = said
+            device.client.publish("recognizer/gate-1/events/yard/fight", payload, 1, properties=properties)
+        items = await take(events, 2)
+    assert [type(item) for item in items] == [Unreadable, ReceivedEvent]
 
 
 async def test_an_alarm_may_overtake_and_nothing_is_called_missing(mosquitto: Mosquitto, device: Device) -> None:

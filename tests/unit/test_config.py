@@ -148,8 +148,50 @@ def test_cameras_come_and_go_live() -> None:
 
 def test_new_service_needs_a_restart() -> None:
     change = compare(base(), base(services={"fight": {"model": "/m"}, "fall": {"model": "/n"}}))
-    assert change.restart == ("services",)
+    assert change.restart == ("services.fall",)
     assert list(change.effective.services) == ["fight"]
+
+
+def test_what_else_changed_beside_a_new_service_is_applied() -> None:
+    new = base(services={"fight": {"model": "/m", "rules": {"alert_threshold": 0.9}}, "fall": {"model": "/n"}})
+    change = compare(base(), new)
+    assert (change.live, change.restart) == (("services.fight.rules.alert_threshold",), ("services.fall",))
+    assert change.effective.services["fight"].rules.alert_threshold == 0.9
+
+
+def test_a_service_that_is_gone_serves_until_the_restart() -> None:
+    change = compare(base(services={"fight": {"model": "/m"}, "fall": {"model": "/n"}}), base())
+    assert change.restart == ("services.fall",)
+    assert list(change.effective.services) == ["fight", "fall"]
+
+
+@pytest.mark.parametrize(
+    ("before", "wanted", "until_the_restart"),
+    [
+        (["fight"], ["push"], ("fight",)),
+        (None, ["push"], None),
+        (["fight"], ["push", "fight"], ("fight",)),
+        (["fight"], [], ()),
+        (["fight"], None, None),
+    ],
+)
+def test_a_camera_is_not_left_to_a_service_that_does_not_run_yet(
+    before: list[str] | None, wanted: list[str] | None, until_the_restart: tuple[str, ...] | None
+) -> None:
+    old = base(cameras=[{"id": "yard", "source": "0", "services": before}])
+    services = {"fight": {"model": "/m"}, "push": {"model": "/p"}}
+    change = compare(old, base(cameras=[{"id": "yard", "source": "1", "services": wanted}], services=services))
+    (yard,) = change.effective.cameras
+    assert (yard.source, yard.services) == ("1", until_the_restart)
+    assert ("cameras.yard.services" in change.restart) is ("push" in (wanted or ()))
+    assert AgentConfig.model_validate(change.effective.model_dump()) == change.effective
+
+
+def test_a_new_camera_that_nobody_could_watch_waits_for_the_restart() -> None:
+    services = {"fight": {"model": "/m"}, "push": {"model": "/p"}}
+    change = compare(base(), base(cameras=[{"id": "yard", "source": "0", "services": ["push"]}], services=services))
+    assert change.effective.cameras == ()
+    assert change.restart == ("services.push", "cameras.yard.services")
 
 
 @pytest.mark.parametrize("name", ["default", "one-camera", "four-cameras", "jetson", "pose-nano", "posenet"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
+import hmac
 import json
 import os
 import zlib
@@ -76,6 +79,13 @@ def test_the_signature_is_one_that_another_library_checks() -> None:
 @pytest.mark.parametrize("signature", ["", "..", "x", "a..b", "bnVsbA..", "e30..x", "\u00e9..\u00e9"])
 def test_nonsense_is_no_signature(signature: str) -> None:
     assert not is_signed(EVENT, signature, KEY)
+
+
+def test_a_header_that_no_parser_gets_through_is_no_signature() -> None:
+    header = base64.urlsafe_b64encode(b"[" * 30_000).rstrip(b"=")
+    mac = base64.urlsafe_b64encode(hmac.digest(KEY, header + b"." + EVENT, hashlib.sha256)).rstrip(b"=")
+    for made in (mac, b"AAAA"):
+        assert not is_signed(EVENT, (header + b".." + made).decode(), KEY)
 
 
 def test_a_signature_of_another_library_is_checked_and_another_algorithm_refused() -> None:
