@@ -13,6 +13,7 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from agent.client.replay import Signer
 from agent.client.transport import Broker, tls_context
+from agent.masking import mask_userinfo
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _LEVEL = re.compile(r"\+|[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -80,7 +81,7 @@ class SubscribeOptions:
         """Where `url` leads. Raises ValueError (the address), OSError (the TLS and key files)."""
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
-            raise ValueError(f"{_without_password(url)!r}: expected mqtt://[user:password@]host[:port] or mqtts://...")
+            raise ValueError(f"{mask_userinfo(url)!r}: expected mqtt://[user:password@]host[:port] or mqtts://...")
         tls = None
         if parts.scheme == "mqtts":
             tls = tls_context(*(str(path) if path else None for path in (self.ca_file, self.cert_file, self.key_file)))
@@ -98,10 +99,6 @@ class SubscribeOptions:
             session_expiry_s=self.session_expiry_s if keeps_session else 0,
             signing_key=self.signing_key_file.read_bytes().strip() if self.signing_key_file is not None else None,
         )
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//***@", url)
 
 
 class OptionNames(TypedDict, total=False):

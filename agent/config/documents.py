@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from agent.config.paths import LocatedStr
 from agent.errors import ConfigError, ConfigProblem
+from agent.masking import mask_userinfo
 
 Location = tuple[str | int, ...]
 Document = TypeVar("Document", bound=BaseModel)
@@ -21,7 +22,6 @@ Document = TypeVar("Document", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
 _PRIVATE = re.compile(r"password|secret|\burl$")
 """Keys whose values no message repeats."""
-_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/@]+@")
 
 
 def read_document(path: Path, model: type[Document], *, env: Mapping[str, str]) -> Document:
@@ -142,11 +142,6 @@ def problem_of(item: Any, places: Mapping[Location, tuple[str, int]], model: typ
     elif isinstance(item.get("input"), str | int | float) and not _PRIVATE.search(_dotted(where)):
         message = f"{message}, got {mask_userinfo(str(item['input']))!r}"
     return ConfigProblem(message, file, line, _dotted(where), hint)
-
-
-def mask_userinfo(text: str) -> str:
-    """`text` with the user and password of URLs left out: a configuration error is shown, logged and published."""
-    return _USERINFO.sub(r"\1***@", text)
 
 
 def _suggest(key: str, section: type[BaseModel] | None) -> str:

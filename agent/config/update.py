@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, time
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -95,8 +95,9 @@ class UpdateConfig(Section):
         if not value:
             return value
         parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("expected http(s)://host/..., without query")
+        odd = parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment
+        if odd or not _port_is_one(parts):
+            raise ValueError("expected http(s)://host[:port]/..., without query")
         if parts.username or parts.password:
             raise ValueError("put the token into token_file, not into the address")
         return value.rstrip("/")
@@ -126,3 +127,11 @@ class UpdateConfig(Section):
     def open_at(self, local: datetime) -> bool:
         """Whether a swap may happen at `local`, a time of the device's zone."""
         return not self.maintenance or any(window.contains(local) for window in self.maintenance)
+
+
+def _port_is_one(parts: SplitResult) -> bool:
+    """What urlsplit takes for the port may be the begin of a password with a slash in it."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False

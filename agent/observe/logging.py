@@ -18,14 +18,12 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from agent.config.schema import LogConfig
+from agent.masking import MASK, mask_userinfo
 
-MASK = "***"
 _SECRET_KEY = re.compile(
     r"(?i)(^|[_.-])(password|passwd|pwd|passphrase|secret|token|authorization|api[_-]?key|private[_-]?key|cookie"
     r"|credentials?)$",
 )
-# The second form: people write passwords with a slash in them, unescaped. Better one mask too many.
-_URL_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,31}://)(?:[^\s/?#'\"<>]*|[^\s/:@]+:[^\s'\"<>]*)@")
 _ASSIGNMENT = re.compile(
     r"(?i)\b((?:password|passwd|pwd|secret|(?:access_?)?token|api_?key|authorization)['\"]?\s*[=:]\s*)"
     r"(?:(?:Bearer|Basic)\s+)?(\"[^\"]*\"|'[^']*'|[^\s&;,'\"}\])]+)",
@@ -43,9 +41,7 @@ def mask_text(text: str) -> str:
     >>> mask_text("cannot open rtsp://admin:s3cret@10.0.0.7/live?token=abc")
     'cannot open rtsp://***@10.0.0.7/live?token=***'
     """
-    if "@" in text:
-        text = _URL_USERINFO.sub(rf"\1{MASK}@", text)
-    text = _ASSIGNMENT.sub(rf"\1{MASK}", text)
+    text = _ASSIGNMENT.sub(rf"\1{MASK}", mask_userinfo(text))
     return _SCHEME.sub(rf"\1 {MASK}", text)
 
 

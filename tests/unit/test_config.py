@@ -114,6 +114,13 @@ def test_relative_paths_belong_to_the_file_that_names_them(tmp_path: Path) -> No
     assert [camera.source for camera in config.cameras] == [str(tmp_path / "clip.mp4"), "0", "rtsp://x/y"]
 
 
+@pytest.mark.parametrize("password", ["hunter2", "hunt@er2", "hunt/er2", "hunt?er2"])
+def test_no_part_of_a_password_is_in_a_message(tmp_path: Path, password: str) -> None:
+    (problem,) = problems(write(tmp_path, f"update: {{server: 'https://me:{password}@fleet.example/'}}\n"))
+    assert "er2" not in problem
+    assert "https://***@fleet.example/" in problem
+
+
 def test_password_is_not_in_the_repr(tmp_path: Path) -> None:
     assert "hunter2" not in repr(load_config([write(tmp_path, "mqtt: {password: hunter2}\n")], env={}))
 
