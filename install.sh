@@ -282,16 +282,26 @@ install_configuration() {
   fi
 }
 
+trim() { # TEXT -> without white space at its ends
+  local text=$1
+  text=${text#"${text%%[![:space:]]*}"}
+  printf '%s' "${text%"${text##*[![:space:]]}"}"
+}
+
+export_variables() { # FILE: as EnvironmentFile= reads it, but for backslashes and values of several lines
+  local line name value
+  [ -f "$1" ] || return 0
+  while IFS= read -r line || [ -n "$line" ]; do # the last line may have no end
+    name=$(trim "${line%%=*}")
+    if [[ $line != *=* || ! $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then continue; fi # comments among them
+    value=$(trim "${line#*=}")
+    if [[ $value =~ ^\"(.*)\"$ || $value =~ ^\'(.*)\'$ ]]; then value=${BASH_REMATCH[1]}; fi
+    declare -gx "$name=$value" # not the `name` of this function, if that is what it is called
+  done < "$1"
+}
+
 check_configuration() ( # DIR: with the variables that the service will have; a subshell, so that they end here
-  local env_file=$etc/$kind.env name value
-  if [ -f "$env_file" ]; then
-    while IFS='=' read -r name value; do
-      if [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then
-        value=${value#[\"\']}
-        export "$name=${value%[\"\']}"
-      fi
-    done < "$env_file"
-  fi
+  export_variables "$etc/$kind.env"
   if [ "$kind" = fleet ]; then
     "$1/bin/recognizer-fleet" serve --config "$etc/fleet.yaml" --check >&2
   else
@@ -299,8 +309,28 @@ check_configuration() ( # DIR: with the variables that the service will have; a 
   fi
 )
 
+copy_unit() { # FROM TO: the unit and the drop-ins of this script, in the place of those that are there; yours stay
+  local file
+  mkdir -p "$2/$unit.d"
+  for file in "$unit" "$unit.d/10-dgpu.conf" "$unit.d/10-jetson.conf"; do
+    if [ -e "$1/$file" ]; then install -m 0644 "$1/$file" "$2/$file"; else rm -f "$2/$file"; fi
+  done
+}
+
+keep_unit() { # into the folder of the version that it starts, once: what an upgrade that was cut off has left is not that version's
+  if [ ! -e "$opt/current" ] || [ -e "$opt/current/unit" ]; then return; fi
+  rm -rf "$opt/current/unit.new"
+  copy_unit "$units" "$opt/current/unit.new"
+  mv -T "$opt/current/unit.new" "$opt/current/unit"
+}
+
+restore_unit() { # of the current version, where it was kept
+  if [ -e "$opt/current/unit" ]; then copy_unit "$opt/current/unit" "$units"; fi
+}
+
 install_unit() {
-  local units=$root/etc/systemd/system dropin=
+  local dropin=
+  keep_unit
   mkdir -p "$units/$unit.d"
   install -m 0644 "$HERE/systemd/$unit" "$units/$unit"
   if [ "$kind" = fleet ]; then return; fi
@@ -344,8 +374,10 @@ start_or_roll_back() { # NEW OLD
   if [ -n "$2" ]; then
     say "$1 does not start: going back to $2"
     switch_to "$2"
+    restore_unit
+    systemctl daemon-reload
     rm -rf "${opt:?}/versions/$1"
-    systemctl restart "$unit" || true
+    systemctl restart "$unit" || note "$2 does not start any more: journalctl --unit $unit; docs/operations.md, Upgrade"
   fi
   die "$1 did not start; its last log lines are above"
 }
@@ -373,6 +405,7 @@ cmd_service() {
   if [ -n "$root" ]; then mkdir -p "$state"; else
     install -d -o "$account" -g "$account" -m "$state_mode" "$state"
   fi
+  trap 'restore_unit || true; rm -rf "$partial" ${scratch:+"$scratch"}; note "not installed; what was installed before is as it was"' EXIT
   install_unit
   switch_to "$new"
   trap 'rm -rf ${scratch:+"$scratch"}' EXIT
@@ -386,7 +419,6 @@ cmd_service() {
 cmd_uninstall() {
   need_root
   systemctl_if_running disable --quiet --now "$unit" 2> /dev/null || true
-  local units=$root/etc/systemd/system
   rm -f "$units/$unit" "$units/$unit.d/10-dgpu.conf" "$units/$unit.d/10-jetson.conf"
   rmdir "$units/$unit.d" 2> /dev/null || true # drop-ins of the operator stay
   if [ -L "$root/usr/local/bin/$program" ]; then rm -f "$root/usr/local/bin/$program"; fi
@@ -443,6 +475,7 @@ unit=$program.service
 opt=$root/opt/$program
 etc=$root/etc/$account
 state=$root/var/lib/$account
+units=$root/etc/systemd/system
 
 case $command in
   demo) cmd_demo "${args[@]}" ;;

@@ -19,7 +19,7 @@ class SlotTrials:
     """Implements `Trials`.
 
     models: for every other slot. load: the operator's configuration without what was sent; current: the one in use; reload: reads
-    everything again. layer: the file that is laid over the operator's, None = none.
+    everything again; linked: the configuration that should serve as the disk has it, None = none was sent; raises ConfigError.
     """
 
     def __init__(
@@ -29,20 +29,38 @@ class SlotTrials:
         load: Callable[[], AgentConfig],
         current: Callable[[], AgentConfig],
         reload: Callable[[], Awaitable[Reloaded]],
+        linked: Callable[[], Path | None],
     ) -> None:
         self._models = models
         self._load = load
         self._current = current
         self._reload = reload
-        self.layer: Path | None = None
+        self._linked = linked
+        self._layer: Path | None = None
+        self._refused = False
+
+    @property
+    def layer(self) -> Path | None:
+        """The file that the next reload lays over the operator's, None = none. Raises ConfigError.
+
+        After a reload that was refused the links decide: whoever wished for it goes back, stays gone back, or tries something else, and
+        lets them say so; what is in force by then may be none of it.
+        """
+        return self._linked() if self._refused else self._layer
+
+    @layer.setter
+    def layer(self, path: Path | None) -> None:
+        self._layer, self._refused = path, False
 
     def not_now(self) -> str:
         """As `Trials`."""
         return self._models.not_now()
 
     def running(self, slot: str) -> Path | None:
-        """As `Trials`."""
-        return self.layer if slot == CONFIGURATION else self._models.running(slot)
+        """As `Trials`; None also for a configuration of which that is not sure."""
+        if slot != CONFIGURATION:
+            return self._models.running(slot)
+        return None if self._refused else self._layer
 
     async def validate(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
         """As `Trials`; a configuration is checked as `check-config` would, and that nothing in it is the device's own."""
@@ -62,10 +80,10 @@ class SlotTrials:
         """As `Trials`."""
         if slot != CONFIGURATION:
             return await self._models.install(slot, path, ready)
-        before, self.layer = self.layer, path
+        self.layer = path
         outcome = await self._reload()
         if outcome.error:
-            self.layer = before
+            self._refused = True
             raise ConfigError(outcome.error)
         return {"needs_restart": len(outcome.needs_restart)}
 

@@ -27,7 +27,7 @@ from agent.transfer.download import Access, Limits, Wanted, download
 from agent.transfer.faults import TlsError
 from agent.types import POSE_SLOT, action_slot
 from agent.update.archive import unpack
-from agent.update.boot import JOURNAL, Booted, boot, serving_attributes
+from agent.update.boot import JOURNAL, Booted, boot, from_links, linked_layer, serving_attributes
 from agent.update.client import UpdateClient
 from agent.update.ddi import DdiClient, connect
 from agent.update.fit import DeviceFacts, contract_of
@@ -79,12 +79,14 @@ class Updates:
         self._health = health
         self._metrics = metrics
         self._credentials = credentials_of(environ)
-        self._trials = SlotTrials(ports.trials, load=ports.load, current=ports.config, reload=ports.reload)
         self._pace = pace or Pace()
         self._root = ports.config().state_dir / FOLDER
         self._booted = Booted()
         self._journal: Journal | None = None
         self._store = VersionStore(self._root)
+        self._trials = SlotTrials(
+            ports.trials, load=ports.load, current=ports.config, reload=ports.reload, linked=self._linked_layer
+        )
         self._disk = OneThread("updates")
         self._trust_thread = OneThread("trust")
         self._trust: Trust | None = None
@@ -108,7 +110,7 @@ class Updates:
             self._booted = await self._disk.do(boot, journal, self._store, enabled=enabled)
             self._journal = journal
         except (StorageError, OSError) as error:  # watching goes on, with what the links say
-            self._booted = Booted(self._store.linked_models(), remarks=[f"no updates until the next start: {error}"])
+            self._booted = from_links(self._store, f"no updates until the next start: {error}")
         self._trials.layer = self._booted.layer
         if self._booted.remarks:
             self._health.raise_reason(Reason.UPDATE_STORE, "; ".join(self._booted.remarks))
@@ -122,7 +124,8 @@ class Updates:
 
     def with_layer(self, config: AgentConfig) -> AgentConfig:
         """The operator's configuration with what was sent laid over it. Raises ConfigError."""
-        return lay_over(config, self._trials.layer) if self._trials.layer is not None else config
+        layer = self._trials.layer
+        return lay_over(config, layer) if layer is not None else config
 
     def start(self, start: Callable[[str, Callable[[], Coroutine[Any, Any, None]]], object]) -> None:
         """start: runs a part under a name, supervised."""
@@ -133,6 +136,13 @@ class Updates:
         """Before the end of a proper stop: the next start is no sign against what is on trial."""
         if self._journal is not None:
             await self._disk.do(self._journal.stopped)
+
+    def _linked_layer(self) -> Path | None:
+        """As the links on the disk say. Raises ConfigError."""
+        try:
+            return linked_layer(self._store)
+        except OSError as error:
+            raise ConfigError(f"which configuration was sent cannot be read: {error}") from error
 
     def _give_up(self) -> None:
         """A repository that answers slowly, or not at all, does not make a stop wait."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from agent.durable import sync
 from agent.errors import StorageError, StorageFullError
+from agent.outbox.backup import copy_of_schema, keep_of_schema
 from agent.outbox.faults import is_damage, storage_error
 from agent.outbox.files import SIDES, beside, remove_database
 from agent.outbox.limits import missing
@@ -186,20 +187,23 @@ def _finish_replacing(path: Path) -> bool:
     return True
 
 
-def migrate(connection: sqlite3.Connection) -> bool:
-    """Bring the schema up to date; each step and its `user_version` are one transaction. True: there was none before."""
+def migrate(connection: sqlite3.Connection, path: Path) -> bool:
+    """Bring the schema of the database in `path` up to date; True: there was none before.
+
+    Each step and its `user_version` are one transaction. What is changed is copied first.
+    """
     steps = sorted(
         (int(file.name.partition("_")[0]), file.read_text(encoding="utf-8"))
         for file in resources.files("agent.outbox.migrations").iterdir()
         if file.name.endswith(".sql")
     )
+    newest = steps[-1][0]
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > steps[-1][0]:
-        raise StorageError(
-            f"the event database has schema {version}, this agent knows {steps[-1][0]} "
-            "(hint: it was written by a newer agent; go back to that version or move the file away)"
-        )
+    if version > newest:
+        raise StorageError(_of_a_newer_agent(path, version, newest))
     _check_parts(connection, version)
+    if 0 < version < newest:
+        keep_of_schema(path, version)
     for number, script in steps:
         if number <= version:
             continue
@@ -210,6 +214,13 @@ def migrate(connection: sqlite3.Connection) -> bool:
                 connection.rollback()
             raise
     return bool(version == 0)
+
+
+def _of_a_newer_agent(path: Path, version: int, newest: int) -> str:
+    copy = copy_of_schema(path, newest)
+    way = f"put {copy.name}, the copy from before, in its place (docs/operations.md)" if copy else "move the file away"
+    hint = f"it was written by a newer agent; go back to that version or {way}"
+    return f"the event database has schema {version}, this agent knows {newest} (hint: {hint})"
 
 
 def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool, int]:
@@ -227,7 +238,7 @@ def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool, int]:
         connection.execute("PRAGMA temp_store=MEMORY")
         _check(connection)
         frames = _frames(connection)  # before anything is written
-        created = migrate(connection)
+        created = migrate(connection, path)
         _check_values(connection)
     except sqlite3.DatabaseError as error:
         connection.close()

@@ -1,16 +1,19 @@
 """At the start, before a model is loaded: which version serves each slot. Judges what the last life of the process left.
 
-Blocks; nothing here fails for a damaged file: it is mended from what else is known, and said.
+Blocks; nothing here fails for a damaged file, which is mended from what else is known, nor for a full disk, where what cannot be
+written is left to a later start. Both are said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
 
+from agent.errors import StorageError
 from agent.update.journal import Journal, title_of
 from agent.update.machine import Phase, judge_start, report
 from agent.update.models import CONFIGURATION, VersionStore
@@ -26,7 +29,7 @@ JOURNAL = "updates.db"
 class Booted:
     """models: bundle by slot, of those that an update changed; layer: the configuration that was sent, if any.
 
-    remarks: what had to be mended, for health.
+    remarks: what had to be mended, or could not be written, for health.
     """
 
     models: dict[str, Path] = field(default_factory=dict)
@@ -35,7 +38,10 @@ class Booted:
 
 
 def boot(journal: Journal, store: VersionStore, *, enabled: bool) -> Booted:
-    """Decide, and leave journal and links in agreement. enabled: an unfinished probation may go on. Raises StorageError, OSError."""
+    """Decide, and leave journal and links in agreement as far as the disk lets it. enabled: an unfinished probation may go on.
+
+    Raises StorageError, OSError where not even the journal can be read.
+    """
     booted = Booted()
     if journal.damage:
         booted.remarks.append(f"the journal of updates was damaged ({journal.damage}) and begun anew")
@@ -44,21 +50,61 @@ def boot(journal: Journal, store: VersionStore, *, enabled: bool) -> Booted:
         _rebuild(journal, store)
     on_trial: dict[str, Version] = {}
     for action in journal.unsettled():
-        if action.phase in {Phase.PROBATION, Phase.ROLLED_BACK} and _stays(journal, store, action, enabled=enabled):
-            on_trial[action.slot] = action.version
-        elif action.phase is Phase.SHADOW and enabled:
-            _judge_shadow(journal, action)
+        with _written(
+            booted, f"{action.title} cannot be judged"
+        ):  # what was before it serves; the client goes on with it
+            if action.phase in {Phase.PROBATION, Phase.ROLLED_BACK} and _stays(journal, store, action, enabled=enabled):
+                on_trial[action.slot] = action.version
+            elif action.phase is Phase.SHADOW and enabled:
+                _judge_shadow(journal, action)
     slots = journal.slots()
     for slot in sorted({*slots, *on_trial, *store.linked()}):
         version = on_trial.get(slot) or _sound(journal, store, slots.get(slot, Serving(slot)), booted)
-        store.switch(slot, version)
+        with _written(booted, f"{slot}: the link stays as it is"):
+            _link(store, slot, version)
         if version is not None and slot == CONFIGURATION:
             booted.layer = store.path(version)
         elif version is not None:
             booted.models[slot] = store.path(version)
-    store.write_numbers({slot: max(one.highest, store.numbers().get(slot, 0)) for slot, one in slots.items()})
+    with _written(booted, "the highest numbers stay as they are"):
+        _remember_numbers(store, slots)
     store.tidy(action.sha256 for action in journal.unsettled() if action.sha256)
     return booted
+
+
+def from_links(store: VersionStore, why: str) -> Booted:
+    """What the links say serves, where the journal cannot be used. why: the remark. Changes nothing. Raises OSError."""
+    return Booted(store.linked_models(), linked_layer(store), [why])
+
+
+def linked_layer(store: VersionStore) -> Path | None:
+    """The configuration that serves according to the links. Raises OSError."""
+    version = store.linked().get(CONFIGURATION)
+    return store.path(version) if version is not None else None
+
+
+@contextmanager
+def _written(booted: Booted, otherwise: str) -> Iterator[None]:
+    """A disk that takes no more does not keep what is known from serving: a failure is a remark, that it is `otherwise`."""
+    try:
+        yield
+    except (StorageError, OSError) as error:
+        booted.remarks.append(f"{otherwise}: {error}")
+        _log.error("update_not_written", otherwise=otherwise, error=str(error))
+
+
+def _link(store: VersionStore, slot: str, version: Version | None) -> None:
+    """Only where the link says something else: also that takes room on the disk."""
+    if version is None or store.linked().get(slot) != version:
+        store.switch(slot, version)
+
+
+def _remember_numbers(store: VersionStore, slots: Mapping[str, Serving]) -> None:
+    """Only where they have risen, or nothing stands there: that there are no numbers yet says something as well."""
+    known = store.numbers()
+    numbers = known | {slot: max(one.highest, known.get(slot, 0)) for slot, one in slots.items()}
+    if numbers != known or not store.has_numbers():
+        store.write_numbers(numbers)
 
 
 def _stays(journal: Journal, store: VersionStore, action: Action, *, enabled: bool) -> bool:
@@ -75,7 +121,7 @@ def _stays(journal: Journal, store: VersionStore, action: Action, *, enabled: bo
     if action.phase is Phase.PROBATION:
         action = journal.enter(action, Phase.ROLLED_BACK, None, refusal=refusal)
     serving = journal.serving(action.slot)
-    store.switch(action.slot, serving.current)
+    _link(store, action.slot, serving.current)
     told = report(action.phase, text=action.text, reason=action.reason, figures=action.flat_figures)
     journal.settle(action, told)
     _log.warning("update_rolled_back", action=action.action_id, release=action.title, reason=action.reason)
@@ -103,7 +149,8 @@ def _sound(journal: Journal, store: VersionStore, serving: Serving, booted: Boot
     text = f"{serving.slot}: {title_of(found)} cannot be used ({problem}); {title_of(before)} serves"
     booted.remarks.append(text)
     _log.error("update_version_damaged", slot=serving.slot, problem=problem, serves=title_of(before))
-    journal.adopt(replace(serving, current=before, before=None, has_before=before is not None), text)
+    with _written(booted, f"{serving.slot}: the journal stays as it is"):
+        journal.adopt(replace(serving, current=before, before=None, has_before=before is not None), text)
     return before
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+UNIT = "recognizer-agent.service"
 COPIED = (
     "agent",
     "configs",
@@ -76,6 +77,78 @@ def test_an_old_python_is_refused_by_name(repo_dir: Path, tmp_path: Path) -> Non
 def test_shell_scripts_pass_shellcheck(repo_dir: Path, script: str) -> None:
     result = run(Path("/usr/bin/env"), "shellcheck", str(repo_dir / script))
     assert result.returncode == 0, result.stdout
+
+
+# --- its functions, one by one ----------------------------------------------------------------------------------------
+
+
+def call(repo_dir: Path, tmp_path: Path, body: str) -> subprocess.CompletedProcess[str]:
+    """`body` with the functions of install.sh, as if a systemd ran and the checkout and what is installed were below `tmp_path`."""
+    functions, _, _ = (repo_dir / "install.sh").read_text().partition("# --- command line")
+    (tmp_path / "systemd-runs").mkdir()
+    functions = functions.replace("/run/systemd/system", str(tmp_path / "systemd-runs"))
+    settings = f"""
+    kind=agent program=recognizer-agent account=recognizer unit=recognizer-agent.service
+    variant='' root='' scratch='' opt={tmp_path}/opt etc={tmp_path}/etc units={tmp_path}/units HERE={tmp_path}/checkout
+    is_jetson() {{ false; }}
+    has_nvidia_driver() {{ [ -n "${{gpu:-}}" ]; }}
+    """
+    script = tmp_path / "script"
+    script.write_text(functions.replace("readonly HERE", "") + settings + body)
+    for folder in (f"checkout/systemd/{UNIT}.d", "etc", "opt/versions/1", "opt/versions/2"):
+        (tmp_path / folder).mkdir(parents=True)
+    for dropin in ("10-dgpu.conf", "10-jetson.conf"):
+        (tmp_path / "checkout/systemd" / f"{UNIT}.d" / dropin).write_text(dropin)
+    return subprocess.run(["bash", script], capture_output=True, text=True, timeout=60, check=False)
+
+
+UPGRADE = """
+systemctl() {
+  echo "$*" >> {0}/calls
+  if [ "$1" = restart ]; then [ "$(readlink "$opt/current") $(cat "$units/$unit")" = "versions/1 unit of 1" ]; fi
+}
+journalctl() { :; }
+echo "unit of 1" > "$HERE/systemd/$unit"; install_unit; switch_to 1
+echo "[Service]" > "$units/$unit.d/override.conf"
+echo "unit of 2" > "$HERE/systemd/$unit"; gpu=1
+"""
+
+
+def test_a_version_that_does_not_start_leaves_the_unit_of_the_one_before(repo_dir: Path, tmp_path: Path) -> None:
+    body = UPGRADE.replace("{0}", str(tmp_path)) + "install_unit; switch_to 2; start_or_roll_back 2 1"
+    result = call(repo_dir, tmp_path, body)
+    assert result.returncode == 1
+    assert "2 did not start" in result.stderr
+    assert "does not start any more" not in result.stderr
+    assert (tmp_path / "opt/current").readlink().name == "1"
+    assert (tmp_path / "units" / UNIT).read_text() == "unit of 1\n"
+    assert {file.name for file in (tmp_path / "units" / f"{UNIT}.d").iterdir()} == {"override.conf"}
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [one.split()[0] for one in calls[-3:]] == ["restart", "daemon-reload", "restart"]
+
+
+def test_an_upgrade_that_is_cut_off_does_not_change_which_unit_is_the_old_one(repo_dir: Path, tmp_path: Path) -> None:
+    body = UPGRADE.replace("{0}", str(tmp_path)) + "install_unit; install_unit; restore_unit"
+    assert call(repo_dir, tmp_path, body).returncode == 0
+    assert (tmp_path / "units" / UNIT).read_text() == "unit of 1\n"
+
+
+def test_the_check_has_the_variables_that_the_service_will_have(repo_dir: Path, tmp_path: Path) -> None:
+    """systemd.exec(5), EnvironmentFile=."""
+    wanted = {"A": "one", "TOKEN": "YWJj=", "BOTH": "a b", "SINGLE": '"', "INDENTED": "5", "name": "", "LAST": "x=y"}
+    text = (
+        'A=one\n# NO=1\n;NO=2\nexport NO=3\nNO\n\nTOKEN=YWJj=\r\nBOTH="a b"  \n'
+        "SINGLE='\"'\n  INDENTED = 5\nname=\nLAST=x=y"
+    )
+    program = tmp_path / "bin/recognizer-agent"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nenv -0 >&2\n")
+    program.chmod(0o755)
+    body = "cat > $etc/agent.env <<'EOF'\n" + text + "\nEOF\n"
+    body += f"truncate -s -1 $etc/agent.env; check_configuration {tmp_path}"
+    result = call(repo_dir, tmp_path, body)
+    found = dict(one.split("=", 1) for one in result.stderr.split("\0") if one)
+    assert {name: found.get(name) for name in [*wanted, "NO"]} == {**wanted, "NO": None}
 
 
 # --- the life of a service --------------------------------------------------------------------------------------------

@@ -81,6 +81,10 @@ def test_a_wrong_configuration_is_not_retried(unit_dir: Path) -> None:
     assert unit["WatchdogSec"] == ["30"]
 
 
+def test_the_end_of_a_model_check_for_want_of_memory_is_not_the_end_of_the_service(unit_dir: Path) -> None:
+    assert settings(unit_dir / UNIT)["OOMPolicy"] == ["continue"]
+
+
 def test_nothing_is_reported_to_the_maker_of_the_runtime(unit_dir: Path) -> None:
     assert "ORT_DISABLE_TELEMETRY=1" in settings(unit_dir / UNIT)["Environment"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -62,18 +63,21 @@ async def opened(config: AgentConfig) -> AsyncIterator[tuple[Updates, HealthStat
         yield updates, health
 
 
-def committed(root: Path, releases: Releases) -> Version:
-    """A device with a version of the slot `pose`."""
-    wanted = releases.make("1.1.0", publish=False)
+def committed(root: Path, releases: Releases, text: str = "") -> Version:
+    """A device with a version of the slot `pose`, or with the configuration `text`."""
+    wanted = releases.configuration("2026.1", text) if text else releases.make("1.1.0", publish=False)
+    slot = "configuration" if text else "pose"
     archive = root.parent / "archive"
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     archive.write_bytes(
-        next(content for path, content in releases.repository.files.items() if path.endswith(".tar.zst"))
+        next(
+            content for path, content in releases.repository.files.items() if slot in path and path.endswith(".tar.zst")
+        )
     )
     version, store = Version(sha256_of(archive), wanted), VersionStore(root)
     store.add(version, lambda folder: unpack(archive, folder, wanted))
     journal = Journal.open(root / JOURNAL)
-    action = journal.begin("1", wanted.path, "pose", report(Phase.DOWNLOADING))
+    action = journal.begin(slot, wanted.path, slot, report(Phase.DOWNLOADING))
     action = journal.enter(action, Phase.PROBATION, report(Phase.PROBATION), version=version, came_from="")
     journal.commit(action, report(Phase.COMMITTED))
     boot(journal, store, enabled=True)
@@ -115,6 +119,34 @@ async def test_a_journal_that_cannot_be_used_leaves_the_links(tmp_path: Path, re
         assert updates.models == {"pose": VersionStore(root).path(version)}
         assert [one.reason for one in health.snapshot().reasons] == ["update_store"]
         updates.start(lambda *_: pytest.fail("nothing to start"))
+
+
+async def test_a_journal_that_cannot_be_used_leaves_the_configuration_that_was_sent(
+    tmp_path: Path, releases: Releases
+) -> None:
+    root = tmp_path / "state" / "updates"
+    committed(root, releases, "log: {level: debug}\n")
+    config = config_of(tmp_path)
+    with sole_owner(root / JOURNAL):
+        async with opened(config) as (updates, _):
+            assert updates.with_layer(config).log.level == "debug"
+
+
+async def test_a_full_disk_takes_away_neither_the_configuration_nor_updates(
+    tmp_path: Path, releases: Releases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    committed(tmp_path / "state" / "updates", releases, "log: {level: debug}\n")
+    (tmp_path / "state" / "updates" / "numbers.json").unlink()
+    monkeypatch.setattr(VersionStore, "write_numbers", full)
+    config, started = config_of(tmp_path), []
+    async with opened(config) as (updates, health):
+        assert updates.with_layer(config).log.level == "debug"
+        updates.start(lambda name, _: started.append(name))
+        assert started == ["updates"]
+        assert "No space left" in health.snapshot().reasons[0].detail
 
 
 async def test_a_second_process_does_not_touch_the_journal(tmp_path: Path, releases: Releases) -> None:
@@ -174,12 +206,22 @@ class Desk:
         self.operators = config_of(folder)
         self.current = self.operators
         self.refuses = ""
+        self.link: Path | None = None
+        self.in_force: Path | None = None
         self.trials = SlotTrials(
-            FakeTrials({"pose": folder}), load=lambda: self.operators, current=lambda: self.current, reload=self.reload
-        )
+            FakeTrials({"pose": folder}), load=lambda: self.operators, current=lambda: self.current, reload=self.reload,
+            linked=lambda: self.link,
+        )  # fmt: skip
 
     async def reload(self) -> Reloaded:
+        if not self.refuses:
+            self.in_force = self.trials.layer
         return Reloaded(error=self.refuses)
+
+    async def install(self, path: Path | None) -> None:
+        """As the worker does it: the link first."""
+        self.link = path
+        await self.trials.install("configuration", path)
 
 
 def candidate(folder: Path, text: str) -> Candidate:
@@ -218,3 +260,31 @@ async def test_a_reload_that_is_refused_leaves_what_there_was(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="no such file"):
         await desk.trials.install("configuration", tmp_path / "configuration.yaml")
     assert desk.trials.running("configuration") is None
+
+
+async def test_a_way_back_that_is_refused_is_made_by_the_next_good_reload(tmp_path: Path) -> None:
+    """The operator's own file is broken at that moment."""
+    desk, sent = Desk(tmp_path), tmp_path / "configuration.yaml"
+    await desk.install(sent)
+    desk.refuses = "agent.yaml:2: not valid YAML"
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        await desk.install(None)
+    assert desk.in_force == sent
+    desk.refuses = ""
+    await desk.reload()
+    assert desk.in_force is None
+    assert desk.trials.running("configuration") is None
+    await desk.install(sent)  # once more is possible
+    assert desk.in_force == desk.trials.running("configuration") == sent
+
+
+async def test_where_going_back_was_taken_back_the_next_reload_stays_with_what_there_was(tmp_path: Path) -> None:
+    """`Worker.exchange`: the person is told that it was not done, and the link is what it was."""
+    desk, before, sent = Desk(tmp_path), tmp_path / "before.yaml", tmp_path / "configuration.yaml"
+    await desk.install(sent)
+    desk.refuses = "agent.yaml:2: not valid YAML"
+    with pytest.raises(ConfigError):
+        await desk.install(before)
+    desk.link, desk.refuses = sent, ""
+    await desk.reload()
+    assert desk.in_force == sent

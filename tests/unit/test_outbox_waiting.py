@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import shutil
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from agent.config.delivery import OutboxConfig
+from agent.errors import StorageError
 from agent.outbox.database import migrate
 from agent.outbox.history import EventArchive, EventQuery
 from agent.outbox.numbers import disorder, row_of
@@ -262,11 +265,69 @@ def test_a_migration_that_fails_leaves_the_schema_before(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("CREATE TABLE messages_by_lane (in_the_way)")
         with pytest.raises(sqlite3.OperationalError):
-            migrate(connection)
+            migrate(connection, path)
         connection.execute("DROP TABLE messages_by_lane")
         assert connection.execute("PRAGMA user_version").fetchone() == (4,)
-        migrate(connection)
+        migrate(connection, path)
         assert connection.execute("SELECT DISTINCT settled FROM marks").fetchall() == [(7,)]
+
+
+def copies(path: Path) -> list[str]:
+    return sorted(file.name for file in path.parent.iterdir() if ".schema-" in file.name)
+
+
+async def test_before_a_migration_a_copy_is_made_to_go_back_to(path: Path) -> None:
+    """The agent before is one that knows the schema of the copy: here, as there is no other, this one."""
+    database_of_schema_4(path)
+    path.with_name("events.db.schema-3").write_bytes(b"of the migration before")
+    async with opened(path) as store:
+        assert await store.put(message()) == 7
+    assert copies(path) == ["events.db.schema-4"]
+    for suffix in ("", "-wal", "-shm"):  # as docs/operations.md says
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path.with_name("events.db.schema-4").rename(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
+        assert connection.execute("SELECT count(*) FROM messages").fetchone() == (7,)
+    async with opened(path) as store:
+        assert await waiting(store) == [2, 5, 6]
+        assert (await store.put(message()) or 0) > 7
+
+
+async def test_a_migration_goes_on_without_a_copy_where_the_disk_has_no_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database_of_schema_4(path)
+    kept = path.with_name("events.db.schema-3")
+    kept.write_bytes(b"of the migration before")
+    usage = shutil.disk_usage(path.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=path.stat().st_size))
+    with structlog.testing.capture_logs() as logs:
+        async with opened(path) as store:
+            assert await waiting(store) == [2, 5, 6]
+    assert copies(path) == [kept.name]
+    assert [one["log_level"] for one in logs if one["event"] == "outbox_not_copied_before_migration"] == ["warning"]
+
+
+async def test_a_copy_that_takes_too_long_is_left_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database_of_schema_4(path)
+    monkeypatch.setattr("agent.outbox.backup._SCHEMA_COPY_S", -1.0)
+    async with opened(path) as store:
+        assert await waiting(store) == [2, 5, 6]
+    assert copies(path) == []
+
+
+async def test_a_database_of_a_newer_agent_names_the_copy_from_before(path: Path) -> None:
+    async with opened(path):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version=99")
+    path.with_name("events.db.schema-98").touch()  # which this agent does not know either
+    with pytest.raises(StorageError, match=r"newer agent.*move the file away"):
+        await OutboxStore.open(path, CONFIG)
+    path.with_name("events.db.schema-5").touch()
+    with pytest.raises(StorageError, match=r"newer agent.*put events\.db\.schema-5, .*docs/operations\.md"):
+        await OutboxStore.open(path, CONFIG)
 
 
 async def test_a_damaged_database_of_the_schema_before_gives_what_waited(path: Path) -> None:

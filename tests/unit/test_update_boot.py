@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes.update_world import Releases
 
-from agent.errors import StorageError
+from agent.errors import StorageError, StorageFullError
 from agent.runtime.bundle import sha256_of
 from agent.update.archive import unpack
 from agent.update.boot import JOURNAL, Booted, boot
@@ -269,3 +271,60 @@ def test_the_number_that_was_committed_is_remembered_without_journal_and_version
     shutil.rmtree(box.root / "sha256")
     box.start()
     assert box.serving().highest == version.release.number
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+def no_room(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_start_at_which_nothing_changes_writes_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.commit("1", version := box.version("1.1.0"))
+    box.start()
+    monkeypatch.setattr(VersionStore, "write_numbers", no_room)
+    monkeypatch.setattr(VersionStore, "switch", no_room)
+    assert box.start() == Booted({"pose": box.store.path(version)})
+
+
+def test_links_and_numbers_that_cannot_be_written_are_said_and_mended_later(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.commit("1", old := box.version("1.1.0"))
+    box.start()
+    box.commit("2", new := box.version("1.2.0"))
+    with monkeypatch.context() as full:
+        full.setattr(VersionStore, "write_numbers", no_room)
+        full.setattr(VersionStore, "switch", no_room)
+        booted = box.start()
+    assert booted.models == {"pose": box.store.path(new)}
+    assert ["No space left" in remark for remark in booted.remarks] == [True, True]
+    assert (box.store.linked(), box.store.numbers()) == ({"pose": old}, {"pose": old.release.number})
+    assert box.start().remarks == []
+    assert (box.store.linked(), box.store.numbers()) == ({"pose": new}, {"pose": new.release.number})
+
+
+def test_a_trial_whose_start_cannot_be_counted_waits_beside_what_served_before(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise StorageFullError("no room")
+
+    box.commit("1", old := box.version("1.1.0"))
+    box.begin("2", new := box.version("1.2.0"), Phase.PROBATION)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "started", full)
+        booted = box.start()
+    assert booted.models == {"pose": box.store.path(old)}
+    assert "cannot be judged: no room" in booted.remarks[0]
+    assert box.action("2").phase is Phase.PROBATION
+    assert box.start().models == {"pose": box.store.path(new)}
+
+
+def test_a_number_is_not_forgotten_with_the_slot_that_it_is_of(box: Box) -> None:
+    box.start()
+    box.store.write_numbers({"action/fall": 7})
+    box.commit("1", version := box.version("1.1.0"))
+    box.start()
+    assert box.store.numbers() == {"action/fall": 7, "pose": version.release.number}
