@@ -163,7 +163,7 @@ class Recorder:
         }  # fmt: skip
         self._files["windows.jsonl"].write(json.dumps(line) + "\n")
 
-    def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
+    def on_failure(self, camera_id: str, stage: str, error: RecognizerError, service: str = "") -> None:
         self._failures[f"{stage}: {error}"] += 1
 
     async def on_event(self, event: Event) -> None:
@@ -203,7 +203,7 @@ class ScoreCollector:
             self.windows += 1
             self.probability = max(self.probability, scores.probability)
 
-    def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
+    def on_failure(self, camera_id: str, stage: str, error: RecognizerError, service: str = "") -> None:
         self.failures.append(f"{stage}: {error}")
 
     async def on_event(self, event: Event) -> None:

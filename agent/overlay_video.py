@@ -98,8 +98,8 @@ class SceneNotes:
         bar = ActionBar(scores.service, scores.probability, self._alert.get(scores.service, 1.0))
         self.actions.append((scores.t_end_ns, bar))
 
-    def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
-        self._inner.on_failure(camera_id, stage, error)
+    def on_failure(self, camera_id: str, stage: str, error: RecognizerError, service: str = "") -> None:
+        self._inner.on_failure(camera_id, stage, error, service)
 
     async def on_event(self, event: Event) -> None:
         await self._inner.on_event(event)

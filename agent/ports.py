@@ -159,6 +159,10 @@ class EventStore(Protocol):
         """One message of `lane` will not be put any more: to be announced when the store can."""
         ...
 
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """After a StorageFullError: have `callback` called once, when the store has room again."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
@@ -248,8 +252,8 @@ class PipelineListener(Protocol):
         """A window was classified."""
         ...
 
-    def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
-        """Inference failed on one frame (`pose`) or window (`action`); the pipeline goes on without its result."""
+    def on_failure(self, camera_id: str, stage: str, error: RecognizerError, service: str = "") -> None:
+        """Inference failed on one frame (stage `pose`) or on one window of `service` (`action`); the pipeline goes on without it."""
         ...
 
     async def on_event(self, event: Event) -> None:

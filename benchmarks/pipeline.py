@@ -132,7 +132,7 @@ class CommittingListener:
         message = Message(Lane.ALARM, f"{scores.service}-{self.events}", "t", lambda n: json.dumps({"n": n}).encode())
         self._task = asyncio.get_running_loop().create_task(self._store.put(message))
 
-    def on_failure(self, camera_id: str, stage: str, error: Exception) -> None:
+    def on_failure(self, camera_id: str, stage: str, error: Exception, service: str = "") -> None:
         raise AssertionError(f"{camera_id} {stage}: {error}")
 
     async def on_event(self, event: Any) -> None:
@@ -227,7 +227,7 @@ async def agent_loop(config: Any, video: Path) -> float:
 
         def on_scores(self, scores: Any) -> None: ...
 
-        def on_failure(self, camera_id: str, stage: str, error: Exception) -> None:
+        def on_failure(self, camera_id: str, stage: str, error: Exception, service: str = "") -> None:
             raise AssertionError(f"{camera_id} {stage}: {error}")
 
         async def on_event(self, event: Any) -> None: ...

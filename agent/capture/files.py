@@ -12,7 +12,7 @@ from typing import Any, cast
 import cv2
 
 from agent.capture.base import NS_PER_S, GuardedSource
-from agent.capture.timeline import Timeline
+from agent.capture.timeline import Timeline, plausible_fps
 from agent.errors import SourceError
 from agent.ports import StreamInfo
 from agent.types import ImageArray
@@ -224,12 +224,11 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 
 def stream_info(capture: Any, *, live: bool) -> StreamInfo:
     """What an open cv2.VideoCapture knows; OpenCV's placeholders for "unknown" become 0."""
-    fps = float(capture.get(cv2.CAP_PROP_FPS))
     count = float(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     return StreamInfo(
         width=int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
         height=int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-        fps=fps if 0 < fps < 1000 else 0.0,
+        fps=plausible_fps(float(capture.get(cv2.CAP_PROP_FPS))),
         frame_count=int(count) if not live and 0 < count < 1e12 else 0,
         live=live,
     )

@@ -9,7 +9,7 @@ import av
 import av.error
 
 from agent.capture.base import NS_PER_S, GuardedSource, SourceDeniedError, redact
-from agent.capture.timeline import Timeline
+from agent.capture.timeline import Timeline, plausible_fps
 from agent.errors import SourceError
 from agent.ports import StreamInfo
 from agent.types import ImageArray
@@ -56,7 +56,7 @@ class NetworkSource(GuardedSource):
         stream = self._container.streams.video[0]
         stream.thread_type = "SLICE"  # frame threads would hold pictures back
         stream.codec_context.thread_count = 1
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        fps = plausible_fps(float(stream.average_rate or 0), float(stream.guessed_rate or 0))
         self._tick_ns = float(stream.time_base or 0) * NS_PER_S
         self._timeline.start_pass(fps)
         self._pictures = self._decode(stream)

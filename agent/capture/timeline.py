@@ -8,8 +8,18 @@ from agent.capture.base import NS_PER_S
 
 _DEFAULT_PERIOD_NS = 40_000_000
 """Distance between frames when neither the stream nor its container knows a rate (25 fps)."""
+_FASTEST_FPS = 240.0
+"""Beyond this a stated rate is no camera's."""
 _JUMP_BACK_NS = NS_PER_S
 """A step back by more than this is a new time base (joined recordings), by less it is disorder."""
+
+
+def plausible_fps(*stated: float) -> float:
+    """The first of the stated rates that a camera can have, 0 = unknown when none can.
+
+    Where pictures come at varying distances containers state the rate of their clock instead: 90,000 in MPEG-TS.
+    """
+    return next((fps for fps in stated if 0 < fps <= _FASTEST_FPS), 0.0)
 
 
 def period_ns(fps: float) -> int:

@@ -118,10 +118,11 @@ class ModelWatch:
         self._watch.keep_cameras(cameras)
 
     async def round(self, models: Mapping[str, object]) -> None:
-        """Judge what has come in, tell what has changed. models: estimator and classifiers by slot."""
+        """Judge what has come in, tell what has changed. models: estimator and classifiers by slot, all that serve."""
         if not self._config.enabled:
             self._latencies.clear()
             return
+        self._watch.keep_slots(models)
         for slot, model in models.items():
             self._watch.set_model(slot, self._describe(model))
         while self._latencies:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import structlog
 
@@ -19,7 +20,7 @@ from agent.events.cloudevents import CONTENT_TYPE, DRIFT, render
 from agent.health.reasons import Reason, reason_key
 from agent.observe.metrics import CameraMetrics, Metrics
 from agent.ports import EventStore, HealthSink, Message
-from agent.types import ActionScores, Event, EventPhase, Frame, Lane, LossReason, People, Tracks
+from agent.types import POSE_SLOT, ActionScores, Event, EventPhase, Frame, Lane, LossReason, People, Tracks, action_slot
 
 _log = structlog.get_logger(__name__)
 
@@ -27,6 +28,20 @@ MODEL_ERROR_AFTER = 10
 """Failed inferences in a row that make it the model's fault."""
 STORE_RETRIES_S = (0.1, 0.5, 2.0)
 """Waits between the attempts to commit an event; after the last one it is lost, counted, and announced as a gap."""
+
+
+class _Place(NamedTuple):
+    """Where inferences fail or succeed. stage: `pose` or `action`; service: of an action, whose model it is."""
+
+    camera_id: str
+    stage: str
+    service: str = ""
+
+    @property
+    def reason(self) -> str:
+        """`pose_model:<camera>` or `action_model:<service>/<camera>`."""
+        code = Reason.POSE_MODEL if self.stage == "pose" else Reason.ACTION_MODEL
+        return reason_key(code, "/".join(part for part in (self.service, self.camera_id) if part))
 
 
 class AgentListener:
@@ -64,7 +79,7 @@ class AgentListener:
         self._drift = drift
         self._vitals = vitals
         self._cameras: dict[str, CameraMetrics] = {}
-        self._failures: Counter[tuple[str, str]] = Counter()
+        self._failures: Counter[_Place] = Counter()  # in a row
         self._unseen: set[str] = set()  # cameras whose frame on the way to `on_tracks` has no poses
         self.events_lost = 0
 
@@ -81,7 +96,8 @@ class AgentListener:
         if camera_id in self._unseen:  # nobody knows where the faces are: such a picture is neither kept nor shown
             self._unseen.discard(camera_id)
             return
-        self._succeeded(camera_id, "pose")  # with nobody in it, too: an empty corridor must not add up its failures
+        # with nobody in it, too: an empty corridor must not add up its failures
+        self._succeeded(_Place(camera_id, "pose"))
         if self._vitals is not None:
             self._vitals.frame(camera_id, people)
         if self._drift is not None:
@@ -90,26 +106,25 @@ class AgentListener:
         self._live.offer(frame, people, tracks)
 
     def on_scores(self, scores: ActionScores) -> None:
-        self._succeeded(scores.camera_id, "action")
+        self._succeeded(_Place(scores.camera_id, "action", scores.service))
         if self._vitals is not None:
             self._vitals.scores(scores)
         if self._drift is not None:
             self._drift.observe_scores(scores)
         self._live.on_scores(scores)
 
-    def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
+    def on_failure(self, camera_id: str, stage: str, error: RecognizerError, service: str = "") -> None:
         self._metrics.count_inference_error(stage)
         if self._vitals is not None:
-            self._vitals.failure(stage)
+            self._vitals.failure(POSE_SLOT if stage == "pose" else action_slot(service))
         if stage == "pose":
             self._unseen.add(camera_id)
-        key = (camera_id, stage)
-        self._failures[key] += 1
-        if self._failures[key] == 1:
-            _log.warning("inference_failed", camera=camera_id, stage=stage, error=str(error))
-        if self._failures[key] == MODEL_ERROR_AFTER:
-            reason = Reason.POSE_MODEL if stage == "pose" else Reason.ACTION_MODEL
-            self._health.raise_reason(reason_key(reason, camera_id), str(error))
+        place = _Place(camera_id, stage, service)
+        self._failures[place] += 1
+        if self._failures[place] == 1:
+            _log.warning("inference_failed", camera=camera_id, stage=stage, service=service, error=str(error))
+        if self._failures[place] == MODEL_ERROR_AFTER:
+            self._health.raise_reason(place.reason, str(error))
 
     async def on_event(self, event: Event) -> None:
         pictured = event.kind != DRIFT
@@ -131,10 +146,16 @@ class AgentListener:
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    def _succeeded(self, camera_id: str, stage: str) -> None:
-        if self._failures.pop((camera_id, stage), 0) >= MODEL_ERROR_AFTER:
-            reason = Reason.POSE_MODEL if stage == "pose" else Reason.ACTION_MODEL
-            self._health.clear_reason(reason_key(reason, camera_id))
+    def forget(self, camera_id: str) -> None:
+        """The camera is watched no more: nothing will come from it that could take its reasons back."""
+        for place in [place for place in self._failures if place.camera_id == camera_id]:
+            self._succeeded(place)
+        self._unseen.discard(camera_id)
+        self._cameras.pop(camera_id, None)
+
+    def _succeeded(self, place: _Place) -> None:
+        if self._failures.pop(place, 0) >= MODEL_ERROR_AFTER:
+            self._health.clear_reason(place.reason)
 
     async def _commit(self, event: Event) -> int | None:
         message = self._message(event)
@@ -145,6 +166,7 @@ class AgentListener:
                 full = isinstance(error, StorageFullError)
                 if full:
                     self._health.raise_reason(Reason.STORAGE_FULL, str(error))
+                    self._store.when_room(self._has_room)  # the next event may be days away
                 _log.error("event_not_committed", event_id=event.event_id, error=str(error), retry_in_s=wait_s)
                 if wait_s is None:
                     self.events_lost += 1
@@ -152,10 +174,13 @@ class AgentListener:
                     self._health.raise_reason(Reason.EVENTS_LOST, f"{self.events_lost} lost; last: {error}")
                     return None
             else:
-                self._health.clear_reason(Reason.STORAGE_FULL)
+                self._has_room()
                 return sequence
             await asyncio.sleep(wait_s)
         return None
+
+    def _has_room(self) -> None:
+        self._health.clear_reason(Reason.STORAGE_FULL)
 
     def _message(self, event: Event) -> Message:
         models = dict(self._models())  # those that have judged; when it is committed, others may serve

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from datetime import UTC, datetime, timedelta
 
 import structlog
 
@@ -16,19 +15,18 @@ from agent.types import GAP, Event, EventPhase
 
 _log = structlog.get_logger(__name__)
 
-LOOK_BACK = timedelta(days=1)
 LOOK_BACK_ROWS = 5000
+"""Steps looked at, whatever their age: nothing is committed while the agent is down, for however long that is."""
 
 
 async def close_orphans(
     store: OutboxStore, listener: PipelineListener, new_id: Callable[[], str], *, alive: Container[str] = ()
 ) -> int:
-    """Emit `resolved` with reason `restart` for each incident of the last day without one; how many there were.
+    """Emit `resolved` with reason `restart` for each incident among the latest steps without one; how many there were.
 
     alive: incidents that outlive a restart.
     """
-    since = datetime.now(UTC) - LOOK_BACK
-    rows = await store.events(EventQuery(since=since, limit=LOOK_BACK_ROWS, newest_first=True))
+    rows = await store.events(EventQuery(limit=LOOK_BACK_ROWS, newest_first=True))
     orphans = [known for known in _open_incidents(rows) if known.incident_id not in alive]
     for known in orphans:
         await listener.on_event(_end(known, new_id()))

@@ -14,7 +14,7 @@ from agent.runtime.engines import EngineProgress, EngineState
 BACKLOG_AGE_S = 120.0
 """Waiting longer than this on an open connection is a backlog."""
 SHOWN_FOR = timedelta(hours=1)
-"""How long a loss stays a reason; it is announced then, and stays in log and metrics."""
+"""How long the latest loss stays a reason; it is announced then, and stays in log and metrics."""
 
 _ONCE = (Reason.EVENTS_LOST, Reason.MQTT_REJECTED, Reason.SINK_REJECTED)
 
@@ -64,5 +64,5 @@ class Upkeep:
         """Clear what happened once and is over."""
         now_utc = now_utc or datetime.now(UTC)
         for active in self._health.snapshot().reasons:
-            if active.code in _ONCE and now_utc - active.since_utc > SHOWN_FOR:
+            if active.code in _ONCE and now_utc - active.latest_utc > SHOWN_FOR:
                 self._health.clear_reason(active.reason)

@@ -24,7 +24,7 @@ Means = dict[tuple[str, str], list[float]]
 
 @dataclass(slots=True)
 class _Bucket:
-    """A few seconds. seconds, items: of the models' calls, by slot; failures: by stage; frames: by camera."""
+    """A few seconds. seconds, items: of the models' calls, and failures: by slot; frames: by camera."""
 
     started_s: float
     ended_s: float = 0.0
@@ -94,9 +94,9 @@ class Vitals:
         if (confidence := window_confidence(scores)) is not None:
             _add(self._bucket().means, (action_slot(scores.service), "window_confidence"), confidence)
 
-    def failure(self, stage: str) -> None:
-        """An inference failed: `pose` or `action`."""
-        self._bucket().failures[stage] += 1
+    def failure(self, slot: str) -> None:
+        """An inference of the model in `slot` failed."""
+        self._bucket().failures[slot] += 1
 
     def incident(self, kind: str) -> None:
         """An incident began."""
@@ -145,7 +145,7 @@ class Vitals:
             seconds=now_s - begin_s,
             reasons=frozenset().union(*(bucket.reasons for bucket in buckets)),
             calls=items,
-            failures=sum(bucket.failures[slot.partition("/")[0]] for bucket in buckets),
+            failures=sum(bucket.failures[slot] for bucket in buckets),
             latency_ms=1e3 * seconds / items if items else None,
             fps=_rates(buckets, now_s),
             incidents=sum(kind in wanted for kind in counted[0]),

@@ -99,6 +99,11 @@ class DriftWatch:
         wanted = {"", *cameras}
         self._drop(lambda key: key.camera not in wanted, "camera_removed")
 
+    def keep_slots(self, slots: Iterable[str]) -> None:
+        """Forget models of slots that are not among these: a service that was taken out has nobody who could recover."""
+        served = set(slots)
+        self._drop(lambda key: key.slot not in served, "service_removed")
+
     @property
     def incidents(self) -> dict[Key, str]:
         """The alarms that are on, with the ids of their incidents."""
@@ -169,7 +174,7 @@ class DriftWatch:
         return self._event(key, incident, now_utc, EventPhase.DETECTED, "drift")
 
     def _event(self, key: Key, incident: _Incident, now_utc: datetime, phase: EventPhase, reason: str) -> Event:
-        reading, model = incident.reading, self._models.get(key.slot)
+        reading, model = incident.reading, self._model_name(key.slot)
         return Event(
             event_id=self._new_id(),
             incident_id=incident.incident_id,
@@ -183,12 +188,16 @@ class DriftWatch:
             duration_s=max(0.0, (now_utc - incident.onset_utc).total_seconds()),
             confidence=1.0,
             attributes={
-                "signal": key.signal, "slot": key.slot, "model": model.name if model else "", "reason": reason,
+                "signal": key.signal, "slot": key.slot, "model": model, "reason": reason,
                 "baseline": _rounded(reading.baseline), "current": _rounded(reading.current),
                 "change": _rounded(reading.change), "limit": _rounded(reading.limit), "basis": reading.basis,
                 "blocks": reading.blocks,
             },
         )  # fmt: skip
+
+    def _model_name(self, slot: str) -> str:
+        model = self._models.get(slot)
+        return model.name if model else self._stored_models.get(slot, ("", ""))[0]
 
     # --- looking ------------------------------------------------------------------------------------------------------
 

@@ -78,11 +78,12 @@ def level_of(reasons: Iterable[str]) -> Level:
 
 @dataclass(frozen=True, slots=True)
 class ActiveReason:
-    """A raised reason. since_utc: when it was raised first; detail: the latest."""
+    """A raised reason. since_utc: when it was raised first; latest_utc: when again, with this detail."""
 
     reason: str
     detail: str
     since_utc: datetime
+    latest_utc: datetime
 
     @property
     def code(self) -> str:
@@ -134,9 +135,8 @@ class HealthState:
         """Raise `reason`, or renew the detail of one that is raised already."""
         reason = str(reason)
         with self._lock:
-            known = self._active.get(reason)
-            since_utc = known.since_utc if known else self._utc_now()
-            self._active[reason] = ActiveReason(reason, detail, since_utc)
+            known, now_utc = self._active.get(reason), self._utc_now()
+            self._active[reason] = ActiveReason(reason, detail, known.since_utc if known else now_utc, now_utc)
         if known is None:
             _log.warning("health_reason_raised", reason=reason, detail=detail)
             self._tell()

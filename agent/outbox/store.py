@@ -18,7 +18,7 @@ from agent.outbox.clock import SteadyClock
 from agent.outbox.cursors import SinkDepth
 from agent.outbox.database import OpenReport
 from agent.outbox.history import EventQuery, EventRow, select_events
-from agent.outbox.jobs import Ask, Jobs, Outcome
+from agent.outbox.jobs import Answer, Ask, Jobs, Outcome
 from agent.outbox.limits import max_age_us
 from agent.outbox.tables import SEQUENCED, DeadLetter, LaneDepth, Requeued, Tables, select_dead_letters
 from agent.outbox.writer import Announce, Writer
@@ -68,6 +68,7 @@ class OutboxStore:
         self._on_commit: list[Callable[[], None]] = []
         self._on_reopened: list[Callable[[OpenReport], None]] = []
         self._on_loss: list[Callable[[Loss], None]] = []
+        self._when_room: set[Callable[[], None]] = set()
         self._first_losses: list[Loss] = []  # until somebody listens
 
     @classmethod
@@ -140,6 +141,10 @@ class OutboxStore:
         """One message of `lane` will not be put any more. With the next commit that works it is announced under a number of its own."""
         self._jobs.lost.append((lane, reason))
         self._flush_in_a_while()
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once on the event loop, by the next round of upkeep that finds the reserve held and can commit."""
+        self._when_room.add(callback)
 
     # --- the relay's side ---------------------------------------------------------------------------------------------
 
@@ -302,24 +307,25 @@ class OutboxStore:
     def _settle(self, outcome: Outcome) -> None:
         if outcome.opened is not None:
             self._note_opened(outcome.opened)
-        for reply, result, error in outcome.answers:
-            if reply is None or reply.done():  # nobody waits, or its caller was cancelled
-                continue
-            if error is None:
-                reply.set_result(result)
-            else:
-                reply.set_exception(error)
+        _give(outcome.answers)
         self._tell_losses(outcome.losses)
         if outcome.newest:
             for lane, row_id in outcome.newest.items():
                 self._newest[lane] = max(self._newest[lane], row_id)
             for callback in self._on_commit:
                 callback()
+        if outcome.room:
+            self._tell_room()
         if outcome.stopped:
             self._closing = True
             self._stopped.set()
         if outcome.failure is not None:
             self._opened.set_exception(outcome.failure)
+
+    def _tell_room(self) -> None:
+        waiting, self._when_room = self._when_room, set()
+        for callback in waiting:
+            callback()
 
     def _tell_losses(self, losses: list[Loss]) -> None:
         for loss in losses:
@@ -348,6 +354,16 @@ class OutboxStore:
         self._opened.set_result(report)
         for callback in self._on_reopened:
             callback(report)
+
+
+def _give(answers: list[Answer]) -> None:
+    for reply, result, error in answers:
+        if reply is None or reply.done():  # nobody waits, or its caller was cancelled
+            continue
+        if error is None:
+            reply.set_result(result)
+        else:
+            reply.set_exception(error)
 
 
 def _requeue(first: int, last: int, tables: Tables) -> tuple[Requeued, int | None, dict[Lane, int]]:

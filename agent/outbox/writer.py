@@ -384,6 +384,7 @@ class Writer:
         self._commit([], [Ask(work, None, writes=True)], outcome)
         if any(error is not None for _, _, error in outcome.answers) or self._tables is None:
             return outcome
+        outcome.room = not self._room.tight
         if jump_us:
             self._clock.take_over(jump_us)
             log.warning("outbox_clock_jumped", by_s=round(jump_us / 1e6, 1))

@@ -203,7 +203,7 @@ class CameraPipeline:
         except FatalError:
             raise
         except RecognizerError as error:
-            self._listener.on_failure(window.camera_id, "action", error)
+            self._listener.on_failure(window.camera_id, "action", error, window.service)
             return None
         return ActionScores(
             camera_id=window.camera_id,

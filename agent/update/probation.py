@@ -13,7 +13,7 @@ from agent.types import POSE_SLOT
 
 CONFIGURATION_SLOT = "configuration"
 
-AT_ONCE = frozenset({"pose_model", "action_model", "gpu_lost", "no_camera"})
+AT_ONCE = frozenset({"pose_model", "action_model", "gpu_lost"})
 """Health reasons that end a probation as soon as they appear;"""
 LASTING = frozenset(
     {
@@ -25,7 +25,7 @@ LASTING = frozenset(
 OF_CONFIGURATIONS = frozenset(
     {
         "camera_offline", "camera_frozen", "camera_blind", "config_reload", "evidence", "http", "mqtt_offline",
-        "mqtt_rejected", "mqtt_subscription", "sink_failing", "sink_rejected", "storage", "storage_full",
+        "mqtt_rejected", "mqtt_subscription", "no_camera", "sink_failing", "sink_rejected", "storage", "storage_full",
     }
 )  # fmt: skip
 """... and those that stay and that only a configuration can be blamed for."""

@@ -27,6 +27,13 @@ crashing = fakes.crashing:create
 """
 
 
+_GATED = """[recognizer_agent.pose_estimators]
+gated = fakes.gated:create_estimator
+[recognizer_agent.sources]
+scripted = fakes.gated:create_source
+"""
+
+
 def install(folder: Path) -> str:
     """Make the plug-in visible in `folder`; returns the PYTHONPATH for the agent's process."""
     return _install(folder, _ENTRY_POINTS)
@@ -35,6 +42,11 @@ def install(folder: Path) -> str:
 def install_crashing(folder: Path) -> str:
     """As `install`, for the classifier of `fakes.crashing`."""
     return _install(folder, _CRASHING)
+
+
+def install_gated(folder: Path) -> str:
+    """As `install`, for the estimator and the sources of `fakes.gated`."""
+    return _install(folder, _GATED)
 
 
 def _install(folder: Path, entry_points: str) -> str:

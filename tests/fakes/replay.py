@@ -100,8 +100,8 @@ class RecordingListener:
     def on_scores(self, scores: ActionScores) -> None:
         self.scores.append(scores)
 
-    def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
-        self.failures.append((stage, str(error)))
+    def on_failure(self, camera_id: str, stage: str, error: RecognizerError, service: str = "") -> None:
+        self.failures.append((f"{stage}/{service}" if service else stage, str(error)))
 
     async def on_event(self, event: Event) -> None:
         await asyncio.sleep(0)

@@ -47,9 +47,9 @@ class FrameLog:
         self.scores.append(scores)
         self.vitals.scores(scores)
 
-    def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
+    def on_failure(self, camera_id: str, stage: str, error: RecognizerError, service: str = "") -> None:
         self.failures.append(f"{camera_id} {stage}: {error}")
-        self.vitals.failure(stage)
+        self.vitals.failure(POSE_SLOT if stage == "pose" else action_slot(service))
 
     async def on_event(self, event: Event) -> None:
         self.events.append(event)

@@ -6,8 +6,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -67,6 +69,7 @@ def test_a_missing_device_is_offline_not_wrong() -> None:
 
 
 PLUGIN = """
+from agent.errors import SourceError
 from agent.ports import StreamInfo
 class Source:
     live = False
@@ -74,18 +77,22 @@ class Source:
     def open(self): return StreamInfo(8, 8, 10.0, 0, False)
     def read(self): return None
     def close(self): pass
+def refuse(config): raise ValueError(f"{config.source}: port missing")
+def absent(config): raise SourceError("no such device")
+def text(config): return "a text"
 """
+PLUGIN_NAMES = "hall = {0}:Source\nbroken = {0}:Nothing\nrefusing = {0}:refuse\nabsent = {0}:absent\ntext = {0}:text\n"
 
 
 @pytest.fixture
 def plugin_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package with two entry points, one of them broken."""
+    """An installed package with good and bad entry points."""
     (tmp_path / "capture_plugin_for_test.py").write_text(PLUGIN)
     info = tmp_path / "capture_plugin_for_test-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: capture-plugin-for-test\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[recognizer_agent.sources]\nhall = capture_plugin_for_test:Source\nbroken = capture_plugin_for_test:Nothing\n"
+        "[recognizer_agent.sources]\n" + PLUGIN_NAMES.format("capture_plugin_for_test")
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "capture_plugin_for_test", raising=False)
@@ -103,6 +110,31 @@ def test_a_plug_in_serves_its_scheme() -> None:
 def test_a_broken_plug_in_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="plug-in for 'broken' cannot be loaded"):
         build_source(config("broken://x"))
+
+
+def test_a_plug_in_whose_import_fails_in_its_own_way_is_a_configuration_error(plugin_path: Path) -> None:
+    (plugin_path / "capture_plugin_for_test.py").write_text("raise OSError('libndi.so: cannot open')")
+    with pytest.raises(ConfigError, match="plug-in for 'hall' cannot be loaded: OSError: libndi.so"):
+        build_source(config("hall://x"))
+
+
+@pytest.mark.usefixtures("plugin_path")
+def test_what_a_plug_in_raises_names_it_and_no_password() -> None:
+    with pytest.raises(ConfigError, match=r"camera 'cam': the plug-in for 'refusing' failed: ValueError: ") as caught:
+        build_source(config("refusing://user:secret@host"))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("plugin_path")
+def test_a_plug_in_may_say_that_its_device_is_absent() -> None:
+    with pytest.raises(SourceError, match="no such device"):
+        build_source(config("absent://x"))
+
+
+@pytest.mark.usefixtures("plugin_path")
+def test_what_is_no_source_is_refused() -> None:
+    with pytest.raises(ConfigError, match="plug-in for 'text' made a str, which is no VideoSource"):
+        build_source(config("text://x"))
 
 
 @pytest.mark.parametrize(
@@ -161,6 +193,25 @@ def test_open_says_what_comes(source: VideoSource) -> None:
     assert info.fps == pytest.approx(10)
     assert info.live is isinstance(source, NetworkSource)
     source.close()
+
+
+def test_the_clock_of_a_stream_of_varying_rate_is_not_taken_for_its_rate(tmp_path: Path) -> None:
+    file = tmp_path / "a.ts"
+    with av.open(str(file), "w", format="mpegts") as container:
+        stream = container.add_stream(
+            "libx264", rate=25, options={"tune": "zerolatency", "x264-params": "force-cfr=0:vfr-input=1"}
+        )
+        stream.width, stream.height = SIZE
+        stream.codec_context.time_base = Fraction(1, 90_000)
+        for number, pts in enumerate(np.cumsum(np.random.default_rng(1).integers(4500, 7500, 100)).tolist()):
+            picture = av.VideoFrame.from_ndarray(numbered_image(number), "bgr24")
+            picture.pts, picture.time_base = pts, Fraction(1, 90_000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    with serve_streams(file.read_bytes()) as server:
+        source = NetworkSource(server.url("ts"), 5)
+        assert source.open().fps == 0
+        source.close()
 
 
 def test_pictures_are_bgr_and_times_start_at_zero_and_rise(source: VideoSource) -> None:

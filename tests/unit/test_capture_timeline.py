@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.timeline import RateMeter, Thinner, Timeline, period_ns
+from agent.capture.timeline import RateMeter, Thinner, Timeline, period_ns, plausible_fps
 
 MS = 1_000_000
 S = 1000 * MS
@@ -51,6 +51,12 @@ def test_the_line_is_strictly_increasing_whatever_the_stream_says(pts: list[int]
     times = [line.place(value) for value in pts]
     assert times[0] == 0
     assert all(later > earlier for earlier, later in itertools.pairwise(times))
+
+
+def test_a_rate_that_no_camera_has_is_unknown() -> None:
+    stated = (29.97, 240.0, 600.0, 90_000.0, 0.0, -1.0, float("inf"), float("nan"))
+    assert [plausible_fps(fps) for fps in stated] == [29.97, 240.0, 0, 0, 0, 0, 0, 0]
+    assert plausible_fps(0.0, 25.0) == plausible_fps(90_000.0, 25.0) == 25.0
 
 
 def test_unknown_rates_get_a_usual_period() -> None:

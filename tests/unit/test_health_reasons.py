@@ -39,6 +39,7 @@ def test_state_is_a_health_sink_and_keeps_the_first_time_with_the_latest_detail(
     sink.raise_reason(Reason.MQTT_OFFLINE, "timed out")
     (reason,) = state.snapshot().reasons
     assert (reason.reason, reason.detail, reason.since_utc) == ("mqtt_offline", "timed out", T0)
+    assert reason.latest_utc == T0.replace(year=2027)
 
 
 def test_snapshot_is_json() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,10 @@ class Store:
         self.kept: list[tuple[Message, bytes]] = []
         self.given_up: list[tuple[Lane, LossReason]] = []
         self.attempts = 0
+        self.waiting_for_room: list[Callable[[], None]] = []
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        self.waiting_for_room.append(callback)
 
     def give_up(self, lane: Lane, reason: LossReason) -> None:
         self.given_up.append((lane, reason))
@@ -134,12 +138,31 @@ def test_cameras_are_judged_apart(desk: Desk) -> None:
 
 def test_failed_classifications_are_counted_by_themselves(desk: Desk) -> None:
     for _ in range(MODEL_ERROR_AFTER):
-        desk.listener.on_failure("cam", "action", FAILED)
+        desk.listener.on_failure("cam", "action", FAILED, "fight")
         desk.frame(people=1)
-    assert desk.reasons() == {"action_model:cam"}
+    assert desk.reasons() == {"action_model:fight/cam"}
     desk.listener.on_scores(scores())
     assert desk.reasons() == set()
     assert desk.live.camera_state("cam")["scores"] == {"fight": 0.5}
+
+
+def test_a_service_that_fails_is_not_hidden_by_one_that_works(desk: Desk) -> None:
+    for _ in range(MODEL_ERROR_AFTER):
+        desk.listener.on_scores(scores())
+        desk.listener.on_failure("cam", "action", FAILED, "fall")
+    assert desk.reasons() == {"action_model:fall/cam"}
+
+
+def test_a_camera_that_is_removed_takes_its_reasons_with_it(desk: Desk) -> None:
+    for _ in range(MODEL_ERROR_AFTER):
+        for camera in ("a", "b"):
+            desk.frame(failed=True, camera=camera)
+            desk.listener.on_failure(camera, "action", FAILED, "fall")
+    desk.listener.forget("a")
+    assert desk.reasons() == {"pose_model:b", "action_model:fall/b"}
+    for _ in range(MODEL_ERROR_AFTER - 1):
+        desk.frame(failed=True, camera="a")
+    assert desk.reasons() == {"pose_model:b", "action_model:fall/b"}
 
 
 async def test_an_event_is_committed_in_its_lane_and_then_shown(desk: Desk) -> None:
@@ -172,6 +195,15 @@ async def test_an_event_that_cannot_be_committed_is_counted_announced_and_still_
     assert desk.metric("events_total", kind="fight", phase="detected") == 0
     assert [incident["kind"] for incident in desk.live.active_incidents] == ["fight"]
     await desk.listener.on_event(event(phase=EventPhase.RESOLVED))
+    assert desk.reasons() == {"events_lost"}
+
+
+async def test_a_full_disk_is_over_when_the_store_says_so_without_another_event(desk: Desk) -> None:
+    desk.store.faults = [StorageFullError("no room")] * 4
+    await desk.listener.on_event(event())
+    assert desk.reasons() == {"events_lost", "storage_full"}
+    for callback in desk.store.waiting_for_room:
+        callback()
     assert desk.reasons() == {"events_lost"}
 
 

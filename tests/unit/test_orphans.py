@@ -12,6 +12,7 @@ import pytest_asyncio
 from fakes.replay import RecordingListener
 
 from agent.config.delivery import OutboxConfig
+from agent.daemon import orphans as module
 from agent.daemon.orphans import close_orphans
 from agent.events.cloudevents import render
 from agent.outbox.store import OutboxStore
@@ -84,11 +85,26 @@ async def test_it_is_closed_once(store: OutboxStore) -> None:
     assert await closed(store) == []
 
 
-async def test_resolved_and_old_incidents_are_left_alone(store: OutboxStore) -> None:
+async def test_resolved_incidents_are_left_alone(store: OutboxStore) -> None:
     await put(store, step("done", EventPhase.DETECTED))
     await put(store, step("done", EventPhase.RESOLVED))
-    await put(store, step("old", EventPhase.DETECTED, age=timedelta(days=2)))
     assert await closed(store) == []
+
+
+async def test_an_incident_is_closed_however_long_the_machine_was_off(store: OutboxStore) -> None:
+    await put(store, step("done", EventPhase.DETECTED, age=timedelta(days=41)))
+    await put(store, step("done", EventPhase.RESOLVED, age=timedelta(days=41)))
+    await put(store, step("old", EventPhase.DETECTED, age=timedelta(days=40)))
+    assert [event.incident_id for event in await closed(store)] == ["old"]
+
+
+async def test_what_lies_far_back_in_the_history_is_not_looked_at(
+    store: OutboxStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_BACK_ROWS", 2)
+    for incident in ("a", "b", "c"):
+        await put(store, step(incident, EventPhase.DETECTED))
+    assert [event.incident_id for event in await closed(store)] == ["b", "c"]
 
 
 async def test_several_are_closed_in_the_order_in_which_they_were_last_seen(store: OutboxStore) -> None:

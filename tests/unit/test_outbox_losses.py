@@ -315,6 +315,22 @@ async def test_alarms_fit_on_a_full_disk_and_everything_is_accounted_for(small_d
         assert not await unexplained(store)
 
 
+async def test_the_end_of_a_full_disk_is_told_once_and_only_when_the_reserve_is_held_again(small_disk: Path) -> None:
+    told: list[str] = []
+    async with opened(small_disk / "events.db", OutboxConfig(reserve_bytes=2_000_000)) as store:
+        greedy = fill(small_disk)
+        results = await asyncio.gather(*(store.put(message(size=5000)) for _ in range(1000)), return_exceptions=True)
+        assert isinstance(results[-1], StorageFullError)
+        store.when_room(lambda: told.append("room"))
+        fill(small_disk)  # also what the reserve gave back
+        await upkeep(store)
+        assert told == []
+        greedy.unlink()
+        await upkeep(store)
+        await upkeep(store)
+        assert told == ["room"]
+
+
 async def test_on_a_full_disk_history_goes_before_events_and_events_before_alarms(small_disk: Path) -> None:
     config = OutboxConfig(reserve_bytes=1_000_000)
     async with opened(small_disk / "events.db", config) as store:

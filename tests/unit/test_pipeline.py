@@ -116,7 +116,7 @@ async def test_failed_pose_costs_its_frame_only() -> None:
 
 async def test_failed_classification_costs_its_window_only() -> None:
     listener = await run(ReplayStream(100), probabilities=[0.1, DataError("odd window"), 0.2])
-    assert listener.failures == [("action", "odd window")]
+    assert listener.failures == [("action/fight", "odd window")]
     assert len(listener.scores) == 8
 
 

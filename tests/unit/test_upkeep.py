@@ -54,6 +54,21 @@ def test_losses_are_shown_for_an_hour(health: HealthState) -> None:
     assert reasons(health) == set()
 
 
+def test_the_hour_counts_from_the_latest_loss() -> None:
+    now = [datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)]
+    health = HealthState(lambda: now[0])
+    upkeep = Upkeep(health, Metrics("1"))
+    health.raise_reason(Reason.EVENTS_LOST, "3 events")
+    now[0] += timedelta(minutes=59)
+    health.raise_reason(Reason.EVENTS_LOST, "500 events")
+    now[0] += timedelta(minutes=59)
+    upkeep.let_go(now[0])
+    assert reasons(health) == {Reason.EVENTS_LOST}
+    now[0] += timedelta(minutes=2)
+    upkeep.let_go(now[0])
+    assert reasons(health) == set()
+
+
 def test_evidence_that_cannot_be_written_is_named_until_it_can(health: HealthState) -> None:
     upkeep = Upkeep(health, Metrics("1"))
     upkeep.look_at_evidence(EvidenceStats(failed=1, last_error="no space"))

@@ -74,12 +74,13 @@ def test_memory_of_it_is_bounded(vitals: Vitals, clock: Clock) -> None:
     assert len(vitals._buckets) <= KEPT_S / BUCKET_S + 3
 
 
-def test_failures_belong_to_their_stage(vitals: Vitals) -> None:
+def test_failures_belong_to_the_model_that_failed(vitals: Vitals) -> None:
     vitals.failure("pose")
-    vitals.failure("action")
-    vitals.failure("action")
+    vitals.failure("action/fall")
+    vitals.failure("action/fall")
     assert vitals.spell("pose", ()).failures == 1
     assert vitals.spell("action/fall", ()).failures == 2
+    assert vitals.spell("action/fight", ()).failures == 0
 
 
 def test_rate_of_a_camera_that_came_later_is_not_diluted(vitals: Vitals, clock: Clock) -> None:

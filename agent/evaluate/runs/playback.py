@@ -127,7 +127,7 @@ class SceneWatcher:
         self.scores.append(scores)
         self._meter.observe_scores(scores)
 
-    def on_failure(self, camera_id: str, stage: str, error: RecognizerError) -> None:
+    def on_failure(self, camera_id: str, stage: str, error: RecognizerError, service: str = "") -> None:
         self.failures.append(f"{stage}: {error}")
 
     async def on_event(self, event: Event) -> None:

@@ -191,6 +191,23 @@ def test_camera_that_is_gone_takes_its_alarm_along() -> None:
     assert watch.readings() == {}
 
 
+def test_service_that_is_gone_takes_its_alarm_along_also_over_a_restart() -> None:
+    first = make_watch()
+    for agreement in (0.5, 0.5, 0.5):
+        first.observe_agreement("action/fight", agreement)
+    (started,) = first.step(1.0, NOON)
+    second = DriftWatch(QUICK, Uuid7())
+    second.restore(json.loads(json.dumps(first.state())))
+    second.keep_slots(["pose"])
+    second.set_model("pose", Model("rtmo-s 1.0", "cpu"))
+    (ended,) = second.step(1.0, NOON)
+    assert (ended.incident_id, ended.attributes["reason"]) == (started.incident_id, "service_removed")
+    assert ended.attributes["model"] == "fight 0.1"
+    assert second.incidents == {}
+    assert second.state()["signals"] == []
+    VALIDATOR.validate(json.loads(render(ended, device_id="box", sequence=1, emitted_utc=NOON)))
+
+
 def test_learned_and_alarmed_outlives_a_restart() -> None:
     first = make_watch()
     seen(first, 0.8)

@@ -107,6 +107,22 @@ async def test_restart_takes_up_baseline_alarm_and_reason(tmp_path: Path, clock:
     assert second.events[0].incident_id == first.events[0].incident_id
 
 
+async def test_a_service_that_was_taken_out_leaves_no_reason(tmp_path: Path, clock: list[float]) -> None:
+    first = Desk(tmp_path)
+    for _ in range(2):
+        clock[0] += 86_400.0
+        await first.watch.round({"pose": CheckedModel(1.0), "action/fall": CheckedModel(0.5)})
+    assert list(first.reasons()) == ["model_drift:action/fall/golden_agreement"]
+    await first.watch.save()
+    second = Desk(tmp_path)
+    await second.watch.open()
+    for _ in range(2):
+        await second.watch.round({"pose": CheckedModel(1.0, 1.0)})
+    assert second.reasons() == {}
+    assert [event.attributes["reason"] for event in second.events] == ["service_removed"]
+    assert second.watch.incidents == frozenset()
+
+
 async def test_unreadable_file_costs_what_was_learned_and_nothing_else(tmp_path: Path, clock: list[float]) -> None:
     desk = Desk(tmp_path)
     desk.file.write_text('{"version": 1, "t_s"')
