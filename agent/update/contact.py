@@ -112,6 +112,8 @@ class Contact:
             await self._parts.disk.do(self._parts.journal.delivered, feedback, how)
 
     async def _deliver_one(self, ddi: DdiClient, feedback: Feedback) -> str:
+        if feedback.about == "deployment" and self._orders.is_reused(feedback.action_id):
+            return "not told: the server means another update by this id"
         try:
             await _feedback(ddi, feedback.about, feedback.action_id, feedback.report)
             if feedback.report.final:

@@ -122,12 +122,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One action. may_install: the server does not ask to hold the swap back (its own maintenance window)."""
+    """One action. may_install: the server does not ask to hold the swap back (its own maintenance window); forced: the swap does not
+    wait for the device's."""
 
     action_id: str
     chunks: tuple[Chunk, ...]
     may_download: bool = True
     may_install: bool = True
+    forced: bool = False
 
 
 def read_poll(body: bytes) -> Poll:
@@ -200,7 +202,10 @@ def _deployment(action_id: str, found: _Deployment) -> Deployment:
         for one in found.chunks
     )
     install = found.update != "skip" and found.maintenance_window != "unavailable"
-    return Deployment(_checked_id(action_id, "deployment"), chunks, found.download != "skip", install)
+    return Deployment(
+        _checked_id(action_id, "deployment"), chunks, may_download=found.download != "skip", may_install=install,
+        forced=found.update == "forced",
+    )  # fmt: skip
 
 
 def _read(body: bytes, model: type[D], what: str) -> D:

@@ -98,11 +98,14 @@ class Journal:
         rows = self._rows(f"SELECT {_ACTION} FROM actions ORDER BY number DESC LIMIT ?", (limit,))  # noqa: S608
         return [_action(row) for row in rows]
 
-    def begin(self, action_id: str, target: str, slot: str, report: Report) -> Action:
-        """A new update, in `downloading`."""
+    def begin(self, action_id: str, target: str, slot: str, report: Report, *, anew: bool = False) -> Action:
+        """A new update, in `downloading`. anew: the id stood for another one, which is forgotten with all that is still to be told."""
         now_us = self._now_us()
         action = Action(action_id, target, slot, Phase.DOWNLOADING, t_begun_us=now_us, t_phase_us=now_us)
         with self._writing() as connection:
+            if anew:
+                connection.execute("DELETE FROM actions WHERE action_id = ?", (action_id,))
+                connection.execute("DELETE FROM feedback WHERE action_id = ?", (action_id,))
             connection.execute(
                 "INSERT INTO actions (action_id, target, slot, phase, t_begun_us, t_phase_us) VALUES (?, ?, ?, ?, ?, ?)",
                 (action_id, target, slot, action.phase, now_us, now_us),

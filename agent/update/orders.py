@@ -6,6 +6,7 @@ import re
 
 import structlog
 
+from agent.errors import DataError, TransientError, TrustError
 from agent.update.ddi_documents import Chunk, Deployment
 from agent.update.machine import Phase, not_cancelled, report
 from agent.update.models import folder_of, slot_of
@@ -28,11 +29,12 @@ class Orders:
         self._parts = parts
         self._worker = worker
         self._progress = progress
+        self._reused: set[str] = set()
 
     def progress_of_current(self) -> tuple[str, Phase, str] | None:
         """Action, phase and a line about it; None = nothing is under way."""
         action, progress = self._worker.action, self._progress
-        if action is None or action.over:
+        if action is None or action.over or self.is_reused(action.action_id):
             return None
         text = f"waiting: {progress.waiting}" if progress.waiting else progress.text
         share = f", {progress.share:.0%}" if progress.share and not progress.waiting else ""
@@ -40,24 +42,53 @@ class Orders:
 
     async def take(self, deployment: Deployment) -> bool:
         """A deployment is on offer; False: not now, ask again."""
-        do, journal = self._parts.disk.do, self._parts.journal
-        known = await do(journal.action, deployment.action_id)
-        if known is not None and known.over and known.settled:
-            await self._repeat(known)
+        do, journal, action_id = self._parts.disk.do, self._parts.journal, deployment.action_id
+        slot, target, problem = understood(deployment)
+        known = await do(journal.action, action_id)
+        if known is not None and await self._is_meant(known, slot, target):
+            self._reused.discard(action_id)
+            if known.over and known.settled:
+                await self._repeat(known)
+            else:
+                self._allow(deployment)
             return True
-        self._progress.may_download, self._progress.may_install = deployment.may_download, deployment.may_install
-        if known is not None:
-            return True
+        if known is not None and action_id not in self._reused:
+            self._reused.add(action_id)
+            _log.warning("update_id_reused", action=action_id, was=known.target, now=target)
         if not await self._make_way():
             return False
-        slot, target, problem = understood(deployment)
-        action = await do(journal.begin, deployment.action_id, target, slot, report(Phase.DOWNLOADING, text=target))
+        self._allow(deployment)
+        told = report(Phase.DOWNLOADING, text=target)
+        action = await do(journal.begin, action_id, target, slot, told, anew=known is not None)
+        self._reused.discard(action_id)
         if problem:
             refusal = Refusal("deployment", problem)
             told = report(Phase.REFUSED, text=problem, reason=refusal.reason)
             await do(journal.enter, action, Phase.REFUSED, told, refusal=refusal, settled=True)
         self._parts.changed()
         return True
+
+    def is_reused(self, action_id: str) -> bool:
+        """Whether the server means another update by this id than the one that is under way: of that one it wants to hear nothing."""
+        return action_id in self._reused
+
+    def _allow(self, deployment: Deployment) -> None:
+        progress = self._progress
+        progress.may_download, progress.may_install = deployment.may_download, deployment.may_install
+        progress.forced = deployment.forced
+
+    async def _is_meant(self, known: Action, slot: str, target: str) -> bool:
+        """Whether an action of the journal is the one on offer. A server that was begun anew, was restored, or is another one, hands out
+        ids again; the same target may have been signed anew since, with another number."""
+        if (known.slot, known.target) != (slot, target):
+            return False
+        if not known.settled or known.release is None:
+            return True
+        try:
+            now = await self._parts.trust_thread.do(lambda: self._parts.trust().find(target))
+        except (TransientError, TrustError, DataError):  # nothing could be done anew either
+            return True
+        return (now.sha256, now.release.number) == (known.sha256, known.release.number)
 
     async def _make_way(self) -> bool:
         """The server gives one update at a time; whatever else is under way is out of date, unless it is in its probation."""

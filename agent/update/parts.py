@@ -72,13 +72,15 @@ class Parts:
 
 @dataclass(slots=True)
 class Progress:
-    """What is being done now. share: 0-1; waiting: why it waits, empty = it does not."""
+    """What is being done now. share: 0-1; waiting: why it waits, empty = it does not; may_*, forced: what the server says of it, anew
+    after every start (see `Deployment`)."""
 
     text: str = ""
     share: float = 0.0
     waiting: str = ""
     may_download: bool = True
     may_install: bool = True
+    forced: bool = False
 
     def clear(self) -> None:
         """Another phase begins."""

@@ -183,7 +183,7 @@ class Worker:
             config = parts.config()
             if not progress.may_install:
                 progress.waiting = "the server holds the installation back"
-            elif not config.open_at(parts.local_time()):
+            elif not (progress.forced or config.open_at(parts.local_time())):
                 progress.waiting = "outside the maintenance windows"
             else:
                 progress.waiting = parts.trials.not_now()

@@ -133,7 +133,7 @@ def sums_of(repository: Path, offer: Offer) -> Sums:
 
 
 async def take_over(store: Store, repository: Path, offers: list[Offer], now_ms: int) -> list[ReleaseRow]:
-    """Bring the table in line with the offers; what is new in it. A file that does not hold is left out, and logged."""
+    """Bring the table in line with the offers; what is new in it, or signed anew. A file that does not hold is left out, and logged."""
     known = await store.read(releases.known)
     fresh: list[tuple[Offer, Sums]] = []
     for offer in offers:
@@ -142,13 +142,18 @@ async def take_over(store: Store, repository: Path, offers: list[Offer], now_ms:
                 fresh.append((offer, await asyncio.to_thread(sums_of, repository, offer)))
             except DataError as error:
                 _log.error("release_refused", error=str(error))
-    offered = {(offer.target, offer.sha256) for offer in offers}
+    offered = {(offer.target, offer.sha256): offer.release for offer in offers}
 
     def work(connection: Connection) -> list[ReleaseRow]:
         for key, row in known.items():
             if row.available != (key in offered):
                 releases.set_available(connection, row.id, key in offered)
-        return [
+        anew = [
+            releases.sign_anew(connection, row.id, offered[key])
+            for key, row in known.items()
+            if key in offered and not releases.says(row, offered[key])
+        ]
+        return anew + [
             releases.add(
                 connection, offer.release, target=offer.target, length=offer.length, sha256=offer.sha256, sha1=sums.sha1,
                 md5=sums.md5, now_ms=now_ms,
@@ -170,7 +175,7 @@ class Catalogue:
         self._reading = asyncio.Lock()
 
     async def sync(self) -> list[ReleaseRow]:
-        """Read it now; what is new. Raises TrustError, TransientError, StorageError."""
+        """Read it now; what is new, or signed anew. Raises TrustError, TransientError, StorageError."""
         services = self._services
         trust = services.settings.data / "trust"
         async with self._reading:

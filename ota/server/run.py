@@ -26,7 +26,7 @@ from ota.server.services import Services, wall_ms
 from ota.server.settings import ServerSettings
 from ota.server.tls import ServerTls
 from ota.server.tokens import MIN_LENGTH, hash_of, new_token, write_secret
-from ota.store import audit, settings, users
+from ota.store import action_ids, audit, settings, users
 from ota.store.rows import Entry, Role
 from ota.store.store import Store, open_store
 
@@ -115,6 +115,7 @@ async def running(given: ServerSettings, env: Mapping[str, str]) -> AsyncGenerat
         raise ConfigError([ConfigProblem(f"{given.data}: {error.strerror}", path="data")]) from error
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(given.database_url))
+        await store.write(action_ids.skip_those_given, wall_ms())
         await first_admin(store, given.data)
         root = pinned_root(given.data, given.repository, given.root) if given.repository is not None else None
         services = Services(given, store, gateway_hash=await _gateway_hash(store, given, env), root=root)

@@ -73,5 +73,17 @@ def add(
     return of_row(connection.execute(statement.returning(tables.releases)).one())
 
 
+def says(row: ReleaseRow, release: Release) -> bool:
+    """Whether a row is what was signed last: the same bytes may be signed anew, under another number and with other conditions."""
+    return (row.number, row.custom) == (release.number, release.model_dump(mode="json"))
+
+
+def sign_anew(connection: Connection, release_id: int, release: Release) -> ReleaseRow:
+    """What is signed of the same bytes now takes the place of what was."""
+    changed = update(tables.releases).where(_T.id == release_id)
+    values = {"number": release.number, "custom": release.model_dump(mode="json")}
+    return of_row(connection.execute(changed.values(**values).returning(tables.releases)).one())
+
+
 def set_available(connection: Connection, release_id: int, available: bool) -> None:
     connection.execute(update(tables.releases).where(_T.id == release_id).values(available=available))

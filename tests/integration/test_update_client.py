@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fakes.ddi_server import TOKEN, answers
+from fakes.ddi_server import TOKEN, DdiServer, answers
 from fakes.downloads import cut_after, good
 from fakes.update_world import QUICK, until, world
 
@@ -207,7 +207,7 @@ async def test_it_waits_for_a_moment_that_suits_and_says_so(tmp_path: Path) -> N
                 return any(text in line for status in here.server.told("7") for line in status["details"])
 
             await until(lambda: says("the server holds the installation back"))
-            offered.update = "forced"
+            offered.update = "attempt"
             await until(lambda: says("outside the maintenance windows"))
             here.device.config = here.device.config.model_copy(update={"maintenance": ()})
             await until(lambda: says("an event is active"))
@@ -215,6 +215,59 @@ async def test_it_waits_for_a_moment_that_suits_and_says_so(tmp_path: Path) -> N
             here.device.trials.blocked = ""
             await until(lambda: here.server.result("7"))
             assert here.device.serving == "1.1.0"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_forced_update_does_not_wait_for_the_maintenance_window(tmp_path: Path, restarts: bool) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        offered = here.server.offer("7", release.path, "pose", update="attempt")
+        here.device.config = here.device.config.model_copy(update={"maintenance": _window(start_in_h=2)})
+        async with here.device.running(here.server.url) as client:
+            await until(lambda: client.state["waiting"] and client.state["detail"] == "outside the maintenance windows")
+            if not restarts:
+                offered.update = "forced"
+                await until(lambda: here.server.result("7"))
+        if restarts:  # what the server says is learned again
+            offered.update = "forced"
+            async with here.device.running(here.server.url):
+                await until(lambda: here.server.result("7"))
+        assert (here.server.result("7"), here.device.serving) == ("success", "1.1.0")
+
+
+async def test_a_forced_update_waits_for_an_event_and_forces_no_other_one(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        first, second = here.releases.make("1.1.0"), here.releases.make("1.2.0")
+        here.device.config = here.device.config.model_copy(update={"maintenance": _window(start_in_h=2)})
+        here.server.offer("7", first.path, "pose", update="forced")
+        async with here.device.running(here.server.url) as client:
+            here.device.trials.blocked = "an event is active"
+            await until(lambda: client.state["waiting"] and client.state["detail"] == "an event is active")
+            here.device.trials.blocked = ""
+            await until(lambda: here.server.result("7"))
+            here.server.offer("8", second.path, "pose", update="attempt")
+            await until(lambda: client.state["waiting"] and client.state["detail"] == "outside the maintenance windows")
+            assert here.device.serving == "1.1.0"
+
+
+async def test_a_forced_update_beside_one_in_its_probation_does_not_force_that_one(tmp_path: Path) -> None:
+    """The candidate is loaded, and waits for a moment; the server has another update already."""
+    async with world(tmp_path) as here:
+        here.device.step_s = 0.4
+        first, second = here.releases.make("1.1.0"), here.releases.make("1.2.0")
+        offered = here.server.offer("7", first.path, "pose", update="attempt")
+        async with here.device.running(here.server.url) as client:
+            await until(lambda: ("install", "pose") in here.device.trials.calls)
+            here.device.config = here.device.config.model_copy(update={"maintenance": _window(start_in_h=2)})
+            offered.closed = True
+            here.server.offer("8", second.path, "pose", update="forced")
+            await until(lambda: client.state["waiting"])
+            polls = here.server.polls
+            await until(lambda: here.server.polls > polls + 3)
+            assert (client.state["action_id"], client.state["waiting"], here.device.serving) == ("7", True, "1.0.0")
+            here.device.config = here.device.config.model_copy(update={"maintenance": ()})
+            await until(lambda: here.server.result("8"))
+            assert here.device.serving == "1.2.0"
 
 
 async def test_an_event_that_begins_while_the_candidate_is_loaded_is_waited_for(tmp_path: Path) -> None:
@@ -351,6 +404,83 @@ async def test_an_end_that_the_server_has_forgotten_is_told_again(tmp_path: Path
             assert [call for call, _ in here.device.trials.calls].count("watch") == 1
 
 
+async def test_an_id_that_another_server_gives_again_is_another_update(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        first, second = here.releases.make("1.1.0"), here.releases.make("1.2.0")
+        here.server.offer("1", first.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("1"))
+            _begin_anew(here.server)
+            here.server.offer("1", second.path, "pose")
+            await until(lambda: here.server.result("1"))
+            assert here.device.serving == "1.2.0"
+        assert here.server.phases("1") == [phase for phase in WAY if phase in here.server.phases("1")]
+        assert here.server.told("1")[-1]["details"][1] == "text: tiny 1.2.0"
+
+
+async def test_an_id_given_again_for_what_was_signed_anew_is_another_update(tmp_path: Path) -> None:
+    """The same path and the same bytes, but for the number: what was refused then is in order now."""
+    async with world(tmp_path) as here:
+        old, new = here.releases.make("1.1.0"), here.releases.make("1.2.0")
+        name = old.path.rpartition("/")[2]
+        archive = next(content for path, content in here.releases.repository.files.items() if path.endswith(name))
+        here.server.offer("1", new.path, "pose")
+        here.server.offer("2", old.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("2"))
+            assert "reason: number" in here.server.told("2")[-1]["details"]
+            here.releases.repository.add(old.model_copy(update={"number": 3}), archive)
+            here.releases.repository.publish()
+            _begin_anew(here.server)
+            here.server.offer("2", old.path, "pose")
+            await until(lambda: here.server.result("2"))
+            assert (here.server.result("2"), here.device.serving) == ("success", "1.1.0")
+            assert here.device.journal.serving("pose").highest == 3
+
+
+async def test_an_end_is_told_again_while_the_repository_is_away(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        offered = here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+            here.releases.repository.files.clear()
+            here.server.feedback.clear()
+            offered.closed = False
+            await until(lambda: here.server.result("7"))
+            assert [call for call, _ in here.device.trials.calls].count("watch") == 1
+
+
+async def test_another_server_does_not_hear_how_an_update_of_the_same_id_ends(tmp_path: Path) -> None:
+    """It is in its probation when the server is exchanged: its end says nothing about what the new one wants."""
+    async with world(tmp_path) as here:
+        first, second = here.releases.make("1.1.0", watch="hang"), here.releases.make("1.2.0")
+        here.server.offer("1", first.path, "pose")
+        async with here.device.running(here.server.url) as client:
+            await until(lambda: here.server.phases("1")[-1:] == ["probation"])
+            _begin_anew(here.server)
+            here.server.offer("1", second.path, "pose")
+            polls = here.server.polls
+            await until(lambda: here.server.polls > polls + 3)
+            await client.roll_back("pose", "test")
+            await until(lambda: here.server.result("1"))
+        assert here.server.phases("1")[0] == "downloading"
+        assert [status["result"]["finished"] for status in here.server.told("1")].count("failure") == 0
+        assert (here.server.result("1"), here.device.serving) == ("success", "1.2.0")
+
+
+async def test_an_id_given_again_in_the_middle_of_an_update_takes_its_place(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        stuck, good_one = here.releases.make("1.1.0", validate="hang"), here.releases.make("1.2.0")
+        here.server.offer("1", stuck.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: "verified" in here.server.phases("1"))
+            _begin_anew(here.server)
+            here.server.offer("1", good_one.path, "pose")
+            await until(lambda: here.server.result("1"))
+            assert (here.server.result("1"), here.device.serving) == ("success", "1.2.0")
+
+
 async def test_a_wrong_token_is_said_and_mended_without_a_restart(tmp_path: Path) -> None:
     async with world(tmp_path, poll_max_s=0.3) as here:
         here.server.token = "another"
@@ -463,6 +593,12 @@ async def test_no_room_is_a_refusal_before_the_download(tmp_path: Path) -> None:
             await until(lambda: here.server.result("7"))
         assert "reason: space" in here.server.told("7")[-1]["details"]
         assert not any(path.endswith(".zst") for path in here.tuf.asked)
+
+
+def _begin_anew(server: DdiServer) -> None:
+    """As another server, that knows of nothing."""
+    server.actions.clear()
+    server.feedback.clear()
 
 
 def _window(start_in_h: int) -> tuple[object, ...]:

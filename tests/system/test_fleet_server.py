@@ -121,7 +121,7 @@ async def test_no_answered_report_is_lost_by_kill_9(tmp_path: Path, repo_dir: Pa
             headers = await _devices(session, server, 20, tmp_path)
             for _ in range(2):
                 reporting = [
-                    asyncio.create_task(_report(session, server, name, one, answered)) for name, one in headers.items()
+                    asyncio.create_task(_report(session, server, path, one, answered)) for path, one in headers.items()
                 ]
                 await asyncio.sleep(1.5)
                 server.stop(signal.SIGKILL)
@@ -140,7 +140,7 @@ async def test_no_answered_report_is_lost_by_kill_9(tmp_path: Path, repo_dir: Pa
 async def _devices(
     session: aiohttp.ClientSession, server: Process, number: int, folder: Path
 ) -> dict[str, dict[str, str]]:
-    """Credentials of devices with an open action each; the release is put into the table by hand."""
+    """Credentials of devices with an open action each, by its path; the release is put into the table by hand."""
     connection = sqlite3.connect(folder / "data" / "fleet.db", timeout=10)
     with connection:
         connection.execute(
@@ -151,21 +151,22 @@ async def _devices(
     for n in range(number):
         body = {"id": f"box-{n}"}
         async with session.post(f"{server.url}/api/v1/devices", json=body, headers=server.admin) as answer:
-            found[f"box-{n}"] = {"Authorization": f"TargetToken {(await answer.json())['token']}"}
+            token = (await answer.json())["token"]
         path = f"{server.url}/api/v1/devices/box-{n}/actions"
         async with session.post(path, json={"release": 1}, headers=server.admin) as answer:
             assert answer.status == 201
+            action = (await answer.json())["id"]
+        found[f"box-{n}/deploymentBase/{action}"] = {"Authorization": f"TargetToken {token}"}
     return found
 
 
 async def _report(
-    session: aiohttp.ClientSession, server: Process, name: str, headers: dict[str, str], answered: Counter[str]
+    session: aiohttp.ClientSession, server: Process, path: str, headers: dict[str, str], answered: Counter[str]
 ) -> None:
     """As fast as answers come, until the server is gone."""
-    action = int(name.removeprefix("box-")) + 1
-    url = f"{server.url}/default/controller/v1/{name}/deploymentBase/{action}/feedback"
+    url = f"{server.url}/default/controller/v1/{path}/feedback"
     while True:
-        mark = f"{name} {time.monotonic_ns()}"
+        mark = f"{path} {time.monotonic_ns()}"
         status = {"execution": "proceeding", "result": {"finished": "none"}, "details": [mark]}
         try:
             async with session.post(url, json={"status": status}, headers=headers) as answer:

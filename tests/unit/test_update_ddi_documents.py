@@ -77,6 +77,15 @@ def test_what_the_server_holds_back(member: str, value: str, download: bool, ins
     assert (deployment.may_download, deployment.may_install) == (download, install)
 
 
+@pytest.mark.parametrize(
+    ("update", "forced"), [("attempt", False), ("forced", True), ("skip", False), ("timeforced", False)]
+)
+def test_only_a_forced_update_is_forced(update: str, forced: bool) -> None:
+    document = json.loads(ANSWERS["deployment"])
+    document["deployment"] |= {"download": "forced", "update": update}
+    assert read_deployment(json.dumps(document).encode()).forced is forced
+
+
 def nested(levels: int) -> bytes:
     return b'{"a":' * levels + b"1" + b"}" * levels
 

@@ -68,6 +68,17 @@ def test_an_id_is_used_once(journal: Journal) -> None:
     assert len(journal.waiting()) == 1
 
 
+def test_an_id_that_stands_for_another_update_now_begins_anew(journal: Journal) -> None:
+    committed(journal, "7", OLD)
+    journal.tell("7", "cancel", report(Phase.CANCELLED))
+    begun(journal, "8")
+    action = journal.begin("7", "pose/y-2.0.0.tar.zst", "pose", report(Phase.DOWNLOADING), anew=True)
+    assert journal.action("7") == action
+    assert [one.action_id for one in journal.recent(5)] == ["7", "8"]
+    assert waiting(journal) == [("8", "deployment", "downloading"), ("7", "deployment", "downloading")]
+    assert journal.serving("pose").current == OLD
+
+
 def test_news_takes_the_place_of_old_news_but_the_end_stays(journal: Journal) -> None:
     action = begun(journal)
     begun(journal, "8")

@@ -212,6 +212,43 @@ async def test_withdrawn_release_cannot_be_assigned_and_comes_back(fleet: FleetS
     assert await fleet.assign(device, found.id)
 
 
+async def test_release_that_was_signed_anew_has_its_new_number_and_conditions_and_brings_a_fleet_back(
+    fleet: FleetServer,
+) -> None:
+    """`sign --again`: the same bytes under the same path. Without the number every device counts as newer."""
+    assert fleet.repository is not None
+    device = await fleet.device()
+    for found in await fleet.publish(1, 2):
+        await device.report(await fleet.assign(device, found.id), "closed", "success")
+    old, _ = await fleet.releases()
+    content = b"a bundle " * 500 + bytes([1])
+    again = release(1).model_copy(update={"number": 3, "min_agent": "0.9.0"})
+    fleet.repository.add(again, content)
+    fleet.repository.publish()
+    await fleet.sync()
+    now, untouched = await fleet.releases()
+    assert (now.id, now.number, now.custom["number"], now.custom["min_agent"]) == (old.id, 3, 3, "0.9.0")
+    assert (now.sha1, now.created_ms, untouched.number) == (old.sha1, old.created_ms, 2)
+    rollout = (await fleet.api("POST", "/rollouts", {"name": "back", "release": now.id})).json
+    started = await fleet.api("POST", f"/rollouts/{rollout['id']}/start")
+    assert (started.status, started.json["devices"]) == (200, 1)
+    assert (await fleet.api("POST", "/releases/sync")).json == {"releases": []}
+
+
+async def test_release_that_was_withdrawn_comes_back_under_a_new_number(fleet: FleetServer) -> None:
+    assert fleet.repository is not None
+    (found,) = await fleet.publish(1)
+    del fleet.repository.targets[found.target]
+    fleet.repository.publish()
+    await fleet.sync()
+    fleet.repository.add(release(1).model_copy(update={"number": 5}), b"a bundle " * 500 + bytes([1]))
+    fleet.repository.publish()
+    answer = await fleet.api("POST", "/releases/sync")
+    assert [(one["id"], one["number"]) for one in answer.json["releases"]] == [(found.id, 5)]
+    (row,) = await fleet.releases()
+    assert (row.number, row.available) == (5, True)
+
+
 async def test_file_that_is_not_the_signed_one_is_no_release(fleet: FleetServer) -> None:
     assert fleet.repository is not None
     fleet.repository.add(release(1), b"genuine")

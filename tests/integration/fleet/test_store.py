@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.fleet_server import Repository, fleet_server
 from fakes.fleet_store import add_release
 from fakes.postgres import NEEDED, Postgres, available
 from sqlalchemy import Connection, Inspector, create_engine, func, insert, inspect, select, text
 
 from agent.errors import ConfigError, StorageError
-from ota.store import actions, audit, devices, feedback, settings, tables, users
+from ota.store import action_ids, actions, audit, devices, feedback, settings, tables, users
 from ota.store.devices import Seen
 from ota.store.errors import ConflictError, LimitError, MissingError
 from ota.store.migrate import Migration, migrate, migrations
@@ -230,6 +231,33 @@ async def test_deleted_device_leaves_only_the_audit_log(store: Store) -> None:
     assert {name for name, number in (await store.read(rows)).items() if number} == {"releases", "audit"}
 
 
+async def test_an_id_of_an_action_is_not_given_again_by_a_database_that_was_begun_anew_or_restored(
+    store: Store,
+) -> None:
+    box, release = await new_device(store), await store.write(add_release, 1)
+
+    async def start_and_assign(now_ms: int, count: int = 1) -> list[int]:
+        await store.write(action_ids.skip_those_given, now_ms)
+        made = [await store.write(actions.assign, box, release.id, by="ann", now_ms=now_ms) for _ in range(count)]
+        return [action.id for action in made]
+
+    (first,) = await start_and_assign(NOW)
+    assert 1_000_000 < first < 2**31
+    assert await start_and_assign(NOW + 10_000) == [first + 10]
+    assert await start_and_assign(NOW + 10_000, 3) == [first + 11, first + 12, first + 13]
+    assert await start_and_assign(NOW - 3_600_000) == [first + 14]  # a clock that was set back
+    assert await start_and_assign(0) == [first + 15]
+
+
+async def test_ids_of_a_database_that_was_there_before_go_on_from_the_clock(store: Store) -> None:
+    box, release = await new_device(store), await store.write(add_release, 1)
+    old = await store.write(actions.assign, box, release.id, by="ann", now_ms=NOW)
+    await store.write(action_ids.skip_those_given, NOW)
+    new = await store.write(actions.assign, box, release.id, by="ann", now_ms=NOW)
+    assert (old.id, new.id > 1_000_000) == (1, True)
+    assert (await store.read(actions.get, old.id)).release_id == release.id
+
+
 async def test_assigning_to_many_at_once(store: Store) -> None:
     ids = [await new_device(store, f"box-{n}") for n in range(30)]
     first, second = await store.write(add_release, 1), await store.write(add_release, 2)
@@ -319,3 +347,9 @@ async def test_polls_share_queries_and_each_gets_its_own(store: Store, monkeypat
     ]
     assert len(asked) <= 3
     assert sum(asked) == 70
+
+
+async def test_a_server_that_is_begun_anew_numbers_its_actions_from_the_clock(tmp_path: Path) -> None:
+    async with fleet_server(tmp_path, repository=Repository(tmp_path / "repository")) as fleet:
+        (release,) = await fleet.publish(1)
+        assert await fleet.assign(await fleet.device(), release.id) > 1_000_000
