@@ -165,8 +165,9 @@ def _rebuild(journal: Journal, store: VersionStore) -> None:
         current = linked.get(slot)
         if current is not None and current not in known:
             current = known[0] if known else None
-        others = [one for one in known if one != current]
-        before = others[0] if others and current is not None else None
+        before = None  # one that is damaged lies here until it is tidied away, and is no way back
+        if current is not None:
+            before = next((one for one in known if one != current and not store.problem(one)), None)
         highest = max([numbers.get(slot, 0), *([current.release.number] if current else [])])
         serving = Serving(slot, current, before, has_before=current is not None, highest=highest)
         journal.adopt(serving, "from the store: the journal says nothing")

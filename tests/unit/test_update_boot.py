@@ -244,6 +244,19 @@ def test_a_candidate_on_trial_is_not_taken_for_committed_when_the_journal_is_los
     assert (found.before, found.highest) == (None, 1 if before else 0)
 
 
+def test_a_damaged_version_is_no_way_back_when_the_journal_is_made_anew(box: Box) -> None:
+    oldest, old, new = box.version("1.0.0"), box.version("1.1.0"), box.version("1.2.0")
+    for number, version in enumerate((oldest, old, new)):
+        box.commit(str(number), version)
+    box.start()
+    (box.store.path(old) / "model.onnx").write_bytes(b"rot")
+    (box.root / JOURNAL).unlink()
+    box.start()
+    found = box.serving()
+    assert (found.current, found.before) == (new, oldest if box.store.version(oldest.sha256) else None)
+    assert found.before != old
+
+
 def test_a_candidate_that_only_lies_there_is_nothing_to_go_back_to(box: Box) -> None:
     box.commit("1", box.version("1.1.0"))
     box.start()
