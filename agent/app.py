@@ -14,7 +14,7 @@ from agent import __version__
 from agent.config.paths import prepare_state_dir
 from agent.config.reload import compare
 from agent.config.schema import AgentConfig
-from agent.daemon.cameras import Cameras, check_sources
+from agent.daemon.cameras import Cameras
 from agent.daemon.delivery import Delivery, discard
 from agent.daemon.drift import ModelWatch
 from agent.daemon.evidence import Evidence, lookback_s
@@ -30,10 +30,10 @@ from agent.daemon.trials import AgentTrials, TrialPorts
 from agent.daemon.updates import UpdatePorts, Updates
 from agent.daemon.view import View
 from agent.daemon.vitals import Vitals
-from agent.errors import ConfigError, ModelError, TrustError
+from agent.daemon.watching import Watching
+from agent.errors import ConfigError, ModelError, TransientError, TrustError
 from agent.events.evidence_writer import EvidenceWriter
 from agent.events.ids import Uuid7
-from agent.health.governor import LADDER
 from agent.health.probes import Probes
 from agent.health.reasons import HealthState, Reason
 from agent.http.server import HttpServer, describe
@@ -43,15 +43,15 @@ from agent.observe.metrics import Metrics
 from agent.outbox.database import OpenReport
 from agent.outbox.history import check
 from agent.outbox.store import OutboxStore
-from agent.recognition import Recognition, open_recognition
-from agent.sdnotify import Notifier
+from agent.recognition import Recognition
+from agent.sdnotify import Notifier, patience
 from agent.supervise import EDGE, ProgressWatch, Stage, StagedShutdown, feed_watchdog, supervise
-from agent.types import POSE_SLOT, Event, Lane, action_slot
+from agent.types import Event, Lane
 
 _log = structlog.get_logger(__name__)
 
-STALL_LIMIT_S = 20.0
-"""A streaming camera whose pipeline handles no frame for this long starves the watchdog."""
+PATIENCE_S = 15 * 60.0
+"""How long systemd is asked to wait for either half of a start: the database, then the models. A healthy one takes seconds."""
 
 
 class Agent:
@@ -98,10 +98,9 @@ class Agent:
         self.monitor: Monitor
         self.drift: ModelWatch
         self.sinks: Sinks
-        self.cameras: Cameras | None = None
+        self.watching = Watching(self)
         self.delivery: Delivery | None = None
         self.http: HttpServer | None = None
-        self.recognition: Recognition | None = None
         self._listener: AgentListener
         self._load = load
         self._environ = environ
@@ -115,25 +114,36 @@ class Agent:
     def stop(self) -> None:
         """Begin the staged stop."""
         self._stop.set()
+        self.watching.give_up()
 
     async def run(self) -> None:
         """Until `stop`, SIGTERM or SIGINT. Raises what ends the process: ConfigError, StorageError, FatalError, bugs."""
         async with AsyncExitStack() as self._stack:
-            await self._open_updates()
-            await self._open()
+            with patience(self.notifier, most_s=PATIENCE_S):
+                await self._open_updates()
+                await self._open()
             async with asyncio.TaskGroup() as self._group:
-                self._handle_signals()
-                self._start_parts()
-                await close_orphans(self.store, self._listener, self.new_id, alive=self.drift.incidents)
-                await self._open_cameras()
-                self.updates.start(self._start)  # a trial that goes on needs the models, or takes them for not served
-                self._announce_ready()
+                async with self._reloading:
+                    with patience(self.notifier, most_s=PATIENCE_S):
+                        await self._begin()
                 await self._stop.wait()
                 await self._shut_down()
                 for task in self._parts:
                     task.cancel()
 
     # --- start --------------------------------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        """A reload that is asked for meanwhile comes afterwards; a stop does not wait for models that are being loaded."""
+        self._handle_signals()
+        self._start_parts()
+        await close_orphans(self.store, self._listener, self.new_id, alive=self.drift.incidents)
+        self.watching.open(self._group, self._listener)
+        await self.watching.apply(self.config)
+        if self._stop.is_set():
+            return
+        self.updates.start(self._start)  # a trial that goes on needs the models, or takes them for not served
+        self._announce_ready()
 
     async def _open_updates(self) -> None:
         """Which models and which configuration serve is decided before anything is built of them."""
@@ -177,9 +187,10 @@ class Agent:
         self._listener = AgentListener(
             device_id=config.device_id, store=self.store, topic_of=self.topics.event, lanes=self._lanes(),
             models=lambda: self.models, evidence=self.evidence, live=self.live, metrics=self.metrics,
-            health=self.health, beat=self._beat, drift=self.drift, vitals=self.vitals,
+            health=self.health, beat=self.watching.beat, drift=self.drift, vitals=self.vitals,
         )  # fmt: skip
         self.monitor = Monitor(config.health, probes, self.health, self.metrics, self._monitor_ports())
+        self._stack.push_async_callback(self.watching.close)
 
     async def _tell(self, event: Event) -> None:
         await self._listener.on_event(event)
@@ -216,44 +227,21 @@ class Agent:
         self._parts.append(task)
         return task
 
-    async def _open_cameras(self) -> None:
-        """Load the models when there is a camera to watch; without one the agent idles."""
-        some = any(camera.enabled for camera in self.config.cameras)
-        self.health.set_reason(Reason.NO_CAMERA, not some, "no camera is configured")
-        if self.cameras is None:
-            if not some:
-                return
-            self._stack.push_async_callback(self.trials.close)
-            self.recognition = await self._stack.enter_async_context(
-                open_recognition(
-                    self.config,
-                    paths=self.trials.paths,
-                    on_left_aside=self.trials.left_aside,
-                    on_pose_batch=self._on_pose_batch,
-                    on_action_batch=self._on_action_batch,
-                )
-            )
-            self.cameras = Cameras(
-                self.recognition, self._listener, group=self._group, health=self.health,
-                on_restart=self.metrics.count_restart, on_ended=self._on_camera_ended,
-            )  # fmt: skip
-        await self.cameras.apply(self.config.cameras)
-
-    def _on_pose_batch(self, items: int, seconds: float) -> None:
-        self.metrics.observe_pose(seconds)
-        self.drift.observe_latency(POSE_SLOT, items, seconds)
-        self.vitals.batch(POSE_SLOT, items, seconds)
-
-    def _on_action_batch(self, service: str, items: int, seconds: float) -> None:
-        self.metrics.observe_classification(service, seconds)
-        self.drift.observe_latency(action_slot(service), items, seconds)
-        self.vitals.batch(action_slot(service), items, seconds)
-
     def _announce_ready(self) -> None:
         self.ready = True
         self.ready_event.set()
         self.notifier.ready(describe(View(self).state()))
         _log.info("ready", device=self.config.device_id, cameras=len(self.config.cameras), models=self.models)
+
+    @property
+    def recognition(self) -> Recognition | None:
+        """The models; None while none are loaded."""
+        return self.watching.recognition
+
+    @property
+    def cameras(self) -> Cameras | None:
+        """None while there is nothing to watch, or nothing to watch it with."""
+        return self.watching.cameras
 
     @property
     def models(self) -> dict[str, str]:
@@ -273,24 +261,27 @@ class Agent:
     async def reload(self) -> Reloaded:
         """Read the configuration again: apply what can change now, say what waits for a restart, keep all if it is bad."""
         async with self._reloading:
-            outcome = Reloaded()
+            if self._stop.is_set():
+                return Reloaded(error="the agent stops")
             self.notifier.reloading()
-            try:
-                change = compare(self.config, await asyncio.to_thread(self._load_whole))
-                check_sources([camera for camera in change.effective.cameras if camera.enabled])
-                before, self.config = self.config, change.effective
-                await self._apply_config(before)
-            except (ConfigError, ModelError, TrustError) as error:
-                outcome = Reloaded(error=str(error))
-                _log.error("reload_refused", error=str(error))
-                self.health.raise_reason(Reason.CONFIG_RELOAD, f"not applied: {error}")
-            else:
-                outcome = Reloaded(needs_restart=change.restart)
-                _log.info("reloaded", applied=change.live, needs_restart=change.restart)
-                waiting = f"needs a restart: {', '.join(change.restart)}"
-                self.health.set_reason(Reason.CONFIG_RELOAD, bool(change.restart), waiting)
-            self.notifier.ready(describe(View(self).state()))
+            outcome = await self._reload()
+            if not self._stop.is_set():
+                self.notifier.ready(describe(View(self).state()))
             return outcome
+
+    async def _reload(self) -> Reloaded:
+        try:
+            change = compare(self.config, await asyncio.to_thread(self._load_whole))
+            await self.watching.apply(change.effective)
+        except (ConfigError, ModelError, TransientError, TrustError) as error:
+            _log.error("reload_refused", error=str(error))
+            self.health.raise_reason(Reason.CONFIG_RELOAD, f"not applied: {error}")
+            return Reloaded(error=str(error))
+        self._apply_config(change.effective)
+        _log.info("reloaded", applied=change.live, needs_restart=change.restart)
+        waiting = f"needs a restart: {', '.join(change.restart)}"
+        self.health.set_reason(Reason.CONFIG_RELOAD, bool(change.restart), waiting)
+        return Reloaded(needs_restart=change.restart)
 
     def _load_whole(self) -> AgentConfig:
         return self.updates.with_layer(self._load())
@@ -299,8 +290,9 @@ class Agent:
         """Not cut off half-way when the one who waits for it gives up."""
         return asyncio.shield(self._group.create_task(self.reload(), name="reload"))
 
-    async def _apply_config(self, before: AgentConfig) -> None:
-        config = self.config
+    def _apply_config(self, config: AgentConfig) -> None:
+        """What cannot fail, after what can: a configuration is in force as a whole or not at all."""
+        before, self.config = self.config, config
         set_level(config.log.level)
         self.store.reconfigure(config.outbox)
         self.evidence_writer.update_config(config.evidence)
@@ -308,22 +300,11 @@ class Agent:
         self.monitor.reconfigure(config.health)
         if self.delivery is not None:
             self.delivery.reconfigure(config)
-        if self.recognition is not None:
-            self.recognition.config = config  # cameras that start from now on
-        await self._open_cameras()
-        for gone in {camera.id for camera in before.cameras} - {camera.id for camera in config.cameras}:
+        for gone in _enabled(before) - _enabled(config):
             self.live.forget(gone)
-            self.evidence.forget(gone)
         self.drift.keep_cameras([camera.id for camera in config.cameras])
         if self.cameras is not None:
             self.cameras.apply_rules({name: service.rules for name, service in config.services.items()})
-
-    def _beat(self, camera_id: str) -> None:
-        self.watch.register(f"camera.{camera_id}", STALL_LIMIT_S)
-        self.watch.beat(f"camera.{camera_id}")
-
-    def _on_camera_ended(self, camera_id: str) -> None:
-        self.watch.forget(f"camera.{camera_id}")
 
     # --- monitor's ports ----------------------------------------------------------------------------------------------
 
@@ -333,14 +314,10 @@ class Agent:
             outbox=self._outbox_figures,
             sinks=self.sinks.report,
             models=lambda: self.models,
-            apply_step=self._apply_step,
+            apply_step=self.watching.apply_step,
             publish_health=lambda document: self._put_state(self.topics.health, document),
             publish_camera=lambda name, document: self._put_state(self.topics.camera_state(name), document),
         )
-
-    def _apply_step(self, step: int) -> None:
-        if self.cameras is not None:
-            self.cameras.apply_step(LADDER[step])
 
     async def _outbox_figures(self) -> OutboxFigures:
         depth = await self.store.depth()
@@ -396,3 +373,7 @@ class Agent:
 
     async def _something_waits(self) -> bool:
         return any((await self._outbox_figures()).rows.values())
+
+
+def _enabled(config: AgentConfig) -> set[str]:
+    return {camera.id for camera in config.cameras if camera.enabled}

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,12 +133,7 @@ class Recognition:
                 raise
             return model
 
-        loading = asyncio.ensure_future(asyncio.to_thread(work))
-        try:
-            return await asyncio.shield(loading)
-        except asyncio.CancelledError:
-            loading.add_done_callback(_close_late)
-            raise
+        return await _off_the_loop(work)
 
     def swap(self, slot: str, model: Model) -> asyncio.Future[None]:
         """Let `model`, which `load` gave, serve `slot` from the next batch on: between two frames, none is lost.
@@ -229,12 +225,12 @@ async def open_recognition(
 async def _load_first(config: AgentConfig, slot: str, path: Path | None, on_left_aside: LeftAside | None) -> Model:
     if path is not None:
         try:
-            return await asyncio.to_thread(create_model, with_models(config, {slot: path}), slot)
+            return await _off_the_loop(lambda: create_model(with_models(config, {slot: path}), slot))
         except (ConfigError, ModelError, TrustError, DeviceMemoryError) as error:
             if on_left_aside is None:
                 raise
             on_left_aside(slot, path, error)
-    return await asyncio.to_thread(create_model, config, slot)
+    return await _off_the_loop(lambda: create_model(config, slot))
 
 
 def with_models(config: AgentConfig, paths: Mapping[str, Path]) -> AgentConfig:
@@ -289,6 +285,17 @@ def _close_all(models: Mapping[str, Model]) -> None:
     with ExitStack() as stack:  # one that cannot be closed does not keep the others open
         for model in models.values():
             stack.callback(model.close)
+
+
+async def _off_the_loop(load: Callable[[], Model]) -> Model:
+    """What `load` gives, on a thread. Who is cancelled does not wait for it; it is closed when it comes all the same."""
+    # A future of the executor: the end of the loop waits for its thread, and would cancel a task.
+    loading = asyncio.get_running_loop().run_in_executor(None, copy_context().run, load)
+    try:
+        return await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        loading.add_done_callback(_close_late)
+        raise
 
 
 def _close_late(loading: asyncio.Future[Model]) -> None:

@@ -6,10 +6,12 @@ Source: sd_notify(3), sd_watchdog_enabled(3).
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import structlog
 
@@ -98,6 +100,28 @@ class Notifier:
             _log.debug("notify_lost", lines=lines, error=str(error))
             return False
         return True
+
+
+@contextmanager
+def patience(notifier: Notifier, *, most_s: float, step_s: float = 60.0) -> Iterator[None]:
+    """While inside, the service manager's time-out does not end a start: a database of gigabytes is checked, or models load, on
+    slow flash. After `most_s` it may again. An event loop that is stuck asks for nothing; to be entered on it.
+    """
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + most_s
+    again: asyncio.Handle
+
+    def ask() -> None:
+        nonlocal again
+        if loop.time() < end_s:
+            notifier.extend_timeout(2 * step_s)
+            again = loop.call_later(step_s, ask)
+
+    again = loop.call_soon(ask)
+    try:
+        yield
+    finally:
+        again.cancel()
 
 
 def _status(text: str) -> tuple[str, ...]:

@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from agent.errors import SourceError
+from agent.masking import MASK
 from agent.ports import StreamInfo, VideoSource
 from agent.types import ImageArray
 
 NS_PER_S = 1_000_000_000
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@")
-_QUERY = re.compile(r"\?\S*")
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#]*@")
+_UNESCAPED = re.compile(r"(?<=://)[^/?#:@]+:.*@.*", re.DOTALL)
+"""A colon before and an @ after the first / ? #: most likely a password with one of these in it, as people type it."""
+_QUERY = re.compile(r"\?.*", re.DOTALL)
 
 
 class SourceDeniedError(SourceError):
@@ -74,12 +77,17 @@ class ReportingSource(Protocol):
 
 
 def redact(url: str) -> str:
-    """`url` without credentials and query, fit for logs and status messages.
+    """`url` without credentials and query, fit for logs and status messages. Where nobody can tell how far a password goes,
+    nothing but the scheme is left.
 
     >>> redact("rtsp://user:secret@cam.local:554/stream?token=1")
     'rtsp://cam.local:554/stream'
+    >>> redact("rtsp://user:se/cret@cam.local/stream")
+    'rtsp://***'
     """
-    return _QUERY.sub("", _CREDENTIALS.sub("", url)) if "://" in url else url
+    if "://" not in url:
+        return url
+    return _QUERY.sub("", _UNESCAPED.sub(MASK, _CREDENTIALS.sub("", url)))
 
 
 class GuardedSource(ABC):

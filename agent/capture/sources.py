@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import cast
 
+from agent.capture.base import redact
 from agent.config.schema import CameraConfig
-from agent.errors import ConfigError, ConfigProblem
+from agent.errors import ConfigError, ConfigProblem, FatalError, TransientError
 from agent.ports import VideoSource
 
 PLUGIN_GROUP = "recognizer_agent.sources"
@@ -35,7 +36,8 @@ class BuiltSource:
 def build_source(config: CameraConfig) -> BuiltSource:
     """The source that `config.source` asks for; opens nothing.
 
-    Raises ConfigError for an unknown scheme, a broken plug-in, bad `sim://` parameters, or GStreamer where OpenCV has none.
+    Raises ConfigError for an unknown scheme, a broken plug-in, bad `sim://` parameters, or GStreamer where OpenCV has none; and
+    the TransientErrors of plug-ins.
     """
     text = config.source.strip()
     if text.startswith("gst:"):
@@ -76,19 +78,28 @@ def _plugin(scheme: str, config: CameraConfig) -> VideoSource:
         raise ConfigError(
             [_problem(config, f"unknown kind of source {scheme!r}", f"known: {known}, gst:, /dev/videoN")]
         )
+    entry = plugins[scheme]
     try:
-        factory = cast("Callable[[CameraConfig], VideoSource]", plugins[scheme].load())
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            [
-                _problem(
-                    config,
-                    f"the plug-in for {scheme!r} cannot be loaded: {error}",
-                    f"reinstall {plugins[scheme].value}",
-                )
-            ]
-        ) from error
-    return factory(config)
+        factory = cast("Callable[[CameraConfig], VideoSource]", entry.load())
+    except Exception as error:  # whatever its code does as it is imported
+        raise _fault(config, entry, f"cannot be loaded: {_text(config, error)}", f"reinstall {entry.value}") from error
+    try:
+        source = factory(config)
+    except (ConfigError, FatalError, TransientError):
+        raise
+    except Exception as error:  # a plug-in's bug, or its way to say that it does not like the address
+        raise _fault(config, entry, f"failed: {_text(config, error)}", f"see what {entry.value} expects") from error
+    if not all(callable(getattr(source, method, None)) for method in ("open", "read", "close")):
+        raise _fault(config, entry, f"made a {type(source).__name__}, which is no VideoSource", f"mend {entry.value}")
+    return source
+
+
+def _fault(config: CameraConfig, entry: EntryPoint, what: str, hint: str) -> ConfigError:
+    return ConfigError([_problem(config, f"the plug-in for {entry.name.lower()!r} {what}", hint)])
+
+
+def _text(config: CameraConfig, error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".replace(config.source.strip(), redact(config.source.strip()))
 
 
 def _problem(config: CameraConfig, message: str, hint: str) -> ConfigProblem:

@@ -47,6 +47,15 @@ class Layer:
     problems: list[ConfigProblem] = field(default_factory=list)
 
     def read(self) -> dict[str, Any]:
+        """Its values; what is wrong with them is in `problems`."""
+        try:
+            return self._read()
+        except RecursionError:
+            hint = "look for an alias (*name) inside what it stands for (&name)"
+            self._fail("nested without end, or too deeply", hint=hint)
+            return {}
+
+    def _read(self) -> dict[str, Any]:
         root = self._compose()
         if root is None:
             self.places[()] = (str(self.path), 1)

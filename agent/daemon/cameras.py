@@ -17,7 +17,7 @@ from agent.health.governor import LADDER, Step
 from agent.health.reasons import Reason, reason_key
 from agent.ports import HealthSink, PipelineListener, VideoSource
 from agent.recognition import CameraRun, Recognition
-from agent.supervise import CORE, supervise
+from agent.supervise import RestartPolicy, supervise
 from agent.types import CameraPhase, CameraStatus
 
 _log = structlog.get_logger(__name__)
@@ -26,6 +26,9 @@ _LIVE_KEYS = [name for name, info in CameraConfig.model_fields.items() if info.j
 
 DRAIN_S = 5.0
 """How long a camera that was told to stop may finish what it has taken."""
+
+_POLICY = RestartPolicy(restart_on=(TransientError, ConfigError))
+"""As other core parts; and a source that was good when it was configured, and is not any more, is that camera's trouble alone."""
 
 _REASONS = {
     CameraPhase.OFFLINE: Reason.CAMERA_OFFLINE,
@@ -43,7 +46,6 @@ class _Entry:
     task: asyncio.Task[None] = field(init=False)
     camera: Camera | None = None
     run: CameraRun | None = None
-    ended: bool = False
     stopping: bool = False
 
 
@@ -60,6 +62,8 @@ def check_sources(configs: Sequence[CameraConfig]) -> None:
             build_source(config)
         except ConfigError as error:
             problems += error.problems
+        except TransientError:  # absent, not wrong: its camera tries again
+            continue
     if problems:
         raise ConfigError(problems)
 
@@ -67,8 +71,8 @@ def check_sources(configs: Sequence[CameraConfig]) -> None:
 class Cameras:
     """Runs a pipeline per camera. All methods belong to the loop.
 
-    group: its tasks live there, so that a bug in one ends the process. on_ended: called with the camera's id when no
-    frame will come any more: a file has been read to its end, or the camera was stopped.
+    group: its tasks live there, so that a bug in one ends the process. on_ended: called with the camera's id when a life of it
+    is over: no frame comes before the next one, whose time line may begin anew. on_removed: called after the last of them.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Cameras:
         health: HealthSink,
         on_restart: Callable[[str], None],
         on_ended: Callable[[str], None] = lambda _: None,
+        on_removed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._recognition = recognition
         self._listener = listener
@@ -87,6 +92,7 @@ class Cameras:
         self._health = health
         self._on_restart = on_restart
         self._on_ended = on_ended
+        self._on_removed = on_removed
         self._entries: dict[str, _Entry] = {}
         self._step = LADDER[0]
         self._changing = asyncio.Lock()  # two reloads, or a reload and the end, must not meet half-way
@@ -131,7 +137,7 @@ class Cameras:
         name = f"camera.{config.id}"
         entry = _Entry(config, CameraStatus(config.id, CameraPhase.CONNECTING, 0.0, 0, 0, 0, 0, 0))
         work = supervise(
-            name, lambda: self._watch(entry), CORE, health=self._health, on_restart=self._on_restart,
+            name, lambda: self._watch(entry), _POLICY, health=self._health, on_restart=self._on_restart,
             reason=reason_key(Reason.CAMERA_OFFLINE, config.id),
         )  # fmt: skip
         entry.task = self._group.create_task(work, name=name)
@@ -152,6 +158,7 @@ class Cameras:
         for reason in _REASONS.values():
             self._health.clear_reason(reason_key(reason, name))
         self._on_ended(name)
+        self._on_removed(name)
 
     async def _watch(self, entry: _Entry) -> None:
         """One life of a camera: opened, watched to its end, closed."""
@@ -170,8 +177,7 @@ class Cameras:
             finally:
                 entry.status = replace(camera.status(), fps=0.0)
                 entry.run = entry.camera = None
-        entry.ended = True
-        self._on_ended(config.id)
+                self._on_ended(config.id)
 
     # --- adjusting ----------------------------------------------------------------------------------------------------
 
@@ -217,6 +223,11 @@ class Cameras:
     def resting(self) -> list[str]:
         """Cameras from which no frame is to be expected now."""
         return [status.camera_id for status in self.statuses() if status.phase is not CameraPhase.STREAMING]
+
+    def silent(self) -> list[str]:
+        """Those of them whose time goes on all the same: live ones, and files that are played as if they were."""
+        live = {entry.config.id for entry in self._entries.values() if entry.camera is not None and entry.camera.live}
+        return [name for name in self.resting() if name in live]
 
     def report_health(self) -> None:
         """Raise and clear each camera's reasons; a batch waits for company only from those that deliver."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
 from agent.config.schema import AgentConfig, EvidenceConfig
 from agent.errors import DataError
-from agent.events.evidence import Clip, EvidenceRing, evidence_folder
+from agent.events.evidence import Clip, EvidenceRing, evidence_folder, step_time_ns
 from agent.events.evidence_writer import EvidenceWriter
 from agent.types import Event, Frame, People, Tracks
 
@@ -24,23 +26,35 @@ SLOW_CAMERA_FPS = 10.0
 class Evidence:
     """Takes frames and events of all cameras; never makes the pipeline wait and never fails it.
 
-    lookback_s: how long the rules may take to open an incident; that much more is kept for the pre-roll.
+    lookback_s: how long the rules may take to open an incident; that much more is kept for the pre-roll. clock_ns: monotonic.
     """
 
-    def __init__(self, config: EvidenceConfig, writer: EvidenceWriter, *, lookback_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        config: EvidenceConfig,
+        writer: EvidenceWriter,
+        *,
+        lookback_s: float = 10.0,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._config = config
+        self._clock_ns = clock_ns
         self._lookback_s = lookback_s
         self._writer = writer
         self._rings: dict[str, EvidenceRing] = {}
+        self._latest_ns: dict[str, tuple[int, int]] = {}  # by camera, on its time line and on the clock
         self._pending: dict[str, int] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evidence")
         self.skipped = 0
 
     def offer(self, frame: Frame, people: People, tracks: Tracks) -> None:
-        """Keep the frame if it is time for one."""
-        camera_id = frame.stamp.camera_id
+        """Keep the frame if it is time for one. One of an earlier time than the frame before begins a new life of its camera."""
+        camera_id, t_ns = frame.stamp.camera_id, frame.stamp.t_mono_ns
+        if camera_id in self._latest_ns and t_ns < self._latest_ns[camera_id][0]:
+            self.forget(camera_id)
+        self._latest_ns[camera_id] = t_ns, self._clock_ns()
         ring = self._ring(camera_id)
-        if not ring.wants(frame.stamp.t_mono_ns):
+        if not ring.wants(t_ns):
             return
         if self._pending.get(camera_id, 0) >= MAX_PENDING:
             self.skipped += 1
@@ -57,17 +71,21 @@ class Evidence:
         """Follow an incident: its recording begins and ends with it."""
         if self._config.enabled:
             self._ring(event.camera_id).observe(event)
+            self._latest_ns.setdefault(event.camera_id, (step_time_ns(event), self._clock_ns()))
 
-    def poll(self, camera_id: str, now_ns: int) -> None:
-        """Time goes on for a camera that delivers nothing: what it has recorded is cut when it is due."""
-        if camera_id in self._rings:
-            self._submit(self._rings[camera_id].poll(now_ns))
+    def poll(self, camera_id: str) -> None:
+        """Time goes on for a camera that delivers nothing, on its own time line: what it has recorded is cut when it is due."""
+        if camera_id in self._rings and camera_id in self._latest_ns:
+            latest_ns, seen_ns = self._latest_ns[camera_id]
+            self._submit(self._rings[camera_id].poll(latest_ns + self._clock_ns() - seen_ns))
 
     def forget(self, camera_id: str) -> None:
-        """A camera was removed: what it was recording is cut."""
+        """A life of a camera is over: what it was recording is cut, behind the pictures that are still on their way."""
+        self._latest_ns.pop(camera_id, None)
         ring = self._rings.pop(camera_id, None)
         if ring is not None:
-            self._submit(ring.flush())
+            work = asyncio.get_running_loop().run_in_executor(self._thread, ring.flush)
+            work.add_done_callback(lambda done: self._take(camera_id, done))
 
     async def drain(self) -> None:
         """Cut what is being recorded and wait until it is on disk."""
@@ -87,6 +105,9 @@ class Evidence:
 
     def _offered(self, camera_id: str, done: asyncio.Future[list[Clip]]) -> None:
         self._pending[camera_id] -= 1
+        self._take(camera_id, done)
+
+    def _take(self, camera_id: str, done: asyncio.Future[list[Clip]]) -> None:
         if done.cancelled():
             return
         error = done.exception()

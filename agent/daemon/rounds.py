@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 from agent.daemon.upkeep import Upkeep
@@ -29,11 +28,7 @@ class Rounds:
 
     async def _round(self) -> None:
         agent = self._agent
-        if agent.cameras is not None:
-            agent.cameras.report_health()
-            for name in agent.cameras.resting():
-                agent.watch.idle(f"camera.{name}")
-                agent.evidence.poll(name, time.monotonic_ns())
+        agent.watching.look()
         if agent.delivery is not None:
             oldest_age_s = agent.monitor.outbox.oldest_age_s  # of the round before
             self._upkeep.look_at_delivery(

@@ -77,7 +77,8 @@ def step_time_ns(event: Event) -> int:
 
 
 class EvidenceRing:
-    """Keeps the recent past of one camera and records open incidents.
+    """Keeps the recent past of one camera and records open incidents, in one life of it: when its time line begins anew, so
+    does a new ring.
 
     lookback_s: how far behind the present an onset may lie, that is, how long the rules need to detect one; pictures
     are kept for `pre_roll_s + lookback_s`, so a clip starts `pre_roll_s` before the onset and not before the alarm.
@@ -148,7 +149,7 @@ class EvidenceRing:
                     recording.until_ns = min(recording.until_ns, post_roll_until_ns)
 
     def poll(self, now_ns: int) -> list[Clip]:
-        """The clips that are complete at `now_ns`; for ticks while a camera delivers nothing."""
+        """The clips that are complete at `now_ns` of the camera's time line; for ticks while it delivers nothing."""
         with self._lock:
             done = [key for key, recording in self._recordings.items() if now_ns >= recording.until_ns]
             return [self._cut(self._recordings.pop(key)) for key in done]

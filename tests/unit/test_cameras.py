@@ -32,6 +32,7 @@ class Desk:
         self.folder = folder
         self.health: HealthState
         self.ended: list[str] = []
+        self.removed: list[str] = []
         self.restarted: list[str] = []
         self.listener: RecordingListener
 
@@ -68,13 +69,16 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     pose.start()
     async with asyncio.TaskGroup() as group:
         ended: list[str] = []
+        removed: list[str] = []
         restarted: list[str] = []
         listener, health = RecordingListener(), HealthState()
         recognition = Recognition(AgentConfig(), {POSE_SLOT: estimator}, {POSE_SLOT: pose})
         cameras = Cameras(
-            recognition, listener, group=group, health=health, on_restart=restarted.append, on_ended=ended.append
-        )
+            recognition, listener, group=group, health=health, on_restart=restarted.append, on_ended=ended.append,
+            on_removed=removed.append,
+        )  # fmt: skip
         made = Desk(cameras, pose, tmp_path)
+        made.removed = removed
         made.listener, made.health, made.ended, made.restarted = listener, health, ended, restarted
         yield made
         await cameras.drain()
@@ -125,6 +129,32 @@ async def test_a_missing_file_is_offline_with_its_reason_and_can_be_taken_away_a
     await desk.cameras.apply([])
     assert time.monotonic() - began < 1
     assert desk.health.snapshot().reasons == ()
+
+
+async def test_every_life_of_a_camera_that_is_over_is_told(desk: Desk) -> None:
+    """The next one has a time line of its own."""
+    await desk.cameras.apply([desk.camera("gone", source=str(desk.folder / "none.mp4"))])
+    await desk.until(lambda: len(desk.ended) >= 2, "a second life has failed")
+    assert set(desk.ended) == {"gone"}
+    assert desk.removed == []
+    await desk.cameras.apply([])
+    assert desk.removed == ["gone"]
+
+
+async def test_time_goes_on_for_silent_cameras_that_are_live(desk: Desk) -> None:
+    missing = {"source": str(desk.folder / "none.mp4")}
+    await desk.cameras.apply([desk.camera("paced"), desk.camera("file", pace=False), desk.camera("gone", **missing)])
+    await desk.streaming("paced", "file")
+    await desk.until(lambda: desk.status("gone").phase is CameraPhase.OFFLINE, "offline")
+    assert desk.cameras.silent() == []
+    for entry in desk.cameras._entries.values():
+        if entry.camera is not None:
+            entry.camera.pause()
+    assert desk.cameras.resting() == ["paced", "file", "gone"]
+    assert desk.cameras.silent() == ["paced"]
+    for entry in desk.cameras._entries.values():
+        if entry.camera is not None:
+            entry.camera.resume()
 
 
 async def test_a_camera_that_fails_while_it_is_taken_away_is_not_waited_for(desk: Desk) -> None:

@@ -114,7 +114,7 @@ def test_a_broken_plug_in_is_a_configuration_error() -> None:
 
 def test_a_plug_in_whose_import_fails_in_its_own_way_is_a_configuration_error(plugin_path: Path) -> None:
     (plugin_path / "capture_plugin_for_test.py").write_text("raise OSError('libndi.so: cannot open')")
-    with pytest.raises(ConfigError, match="plug-in for 'hall' cannot be loaded: OSError: libndi.so"):
+    with pytest.raises(ConfigError, match=r"plug-in for 'hall' cannot be loaded: OSError: libndi\.so"):
         build_source(config("hall://x"))
 
 
@@ -142,6 +142,12 @@ def test_what_is_no_source_is_refused() -> None:
     [
         ("rtsp://user:p@ss@10.0.0.1:554/a?token=1", "rtsp://10.0.0.1:554/a"),
         ("http://10.0.0.1/a@b", "http://10.0.0.1/a@b"),
+        ("http://10.0.0.1:80/a?mail=x", "http://10.0.0.1:80/a"),
+        ("rtsp://user:se/cret@10.0.0.1/a", "rtsp://***"),
+        ("rtsp://user:se?cret@10.0.0.1/a", "rtsp://***"),
+        ("rtsp://user:se#cret@10.0.0.1/a?token=1", "rtsp://***"),
+        ("rtsp://user:se cret@10.0.0.1/a", "rtsp://10.0.0.1/a"),
+        ("http://10.0.0.1/a?password=two words", "http://10.0.0.1/a"),
         ("/data/what?.mp4", "/data/what?.mp4"),
     ],
 )
@@ -317,6 +323,33 @@ def test_a_refused_stream_says_why_without_credentials(path: str, reason: str) -
         NetworkSource(server.url(path, "user:secret@"), 0.3).open()
     assert reason in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_stream_may_be_named_in_any_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "a.mkv"
+    with av.open(str(file), "w") as container:
+        container.metadata["title"] = "TITLETITLE"
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height = SIZE
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered_image(0), "bgr24")))
+        container.mux(stream.encode(None))
+    named = file.read_bytes().replace(b"TITLETITLE", "监控视频流".encode("gbk"))
+    with serve_streams(named) as server:
+        source = NetworkSource(server.url("ts"), 5)
+        source.open()
+        assert source.read() is not None
+        source.close()
+
+
+def test_a_video_that_nothing_can_decode_is_an_error_of_its_camera(tmp_path: Path) -> None:
+    file = make_video(tmp_path / "a.mkv", 3)
+    known = b"V_MPEG4/ISO/AVC"
+    assert known in file.read_bytes()
+    with serve_streams(file.read_bytes().replace(known, b"V_MPEG4/ISO/XYZ")) as server:
+        source = NetworkSource(server.url("ts"), 5)
+        with pytest.raises(SourceError, match="FFmpeg has no decoder for its video"):
+            source.open()
+        source.close()
 
 
 def test_a_server_that_is_not_there_refuses(unused_tcp_port_factory: Callable[[], int]) -> None:

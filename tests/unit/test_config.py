@@ -107,6 +107,13 @@ def test_binary_file_is_refused(tmp_path: Path) -> None:
     assert "not UTF-8" in problems(path)[0]
 
 
+@pytest.mark.parametrize("text", ["cameras: &a [*a]\n", "cameras: &a {b: *a}\n", "[" * 5000])
+def test_what_is_nested_without_end_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "loop.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"loop\.yaml: nested without end, or too deeply"):
+        load_config([tmp_path / "loop.yaml"], env={})
+
+
 def test_relative_paths_belong_to_the_file_that_names_them(tmp_path: Path) -> None:
     text = "state_dir: var\ncameras:\n  - {id: f, source: clip.mp4}\n  - {id: v, source: 0}\n  - {id: r, source: 'rtsp://x/y'}\n"
     config = load_config([write(tmp_path, text)], env={})

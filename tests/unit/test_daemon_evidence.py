@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -41,11 +42,25 @@ def event(phase: EventPhase, n: int, *, onset: int = 20) -> Event:
     )  # fmt: skip
 
 
+class Clock:
+    """A monotonic clock that a test moves."""
+
+    now_ns = 7_000_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
 @pytest.fixture
-async def evidence(tmp_path: Path) -> AsyncIterator[Evidence]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def evidence(tmp_path: Path, clock: Clock) -> AsyncIterator[Evidence]:
     writer = EvidenceWriter(tmp_path, CONFIG)
     task = asyncio.create_task(writer.run())
-    made = Evidence(CONFIG, writer)
+    made = Evidence(CONFIG, writer, clock_ns=clock)
     yield made
     made.close()
     task.cancel()
@@ -74,14 +89,28 @@ async def test_an_incident_becomes_a_folder_with_the_time_around_it(evidence: Ev
     assert {path.name for path in folder.iterdir()} == {"clip.mp4", "meta.json", "skeleton.jsonl", "snapshot.jpg"}
 
 
-async def test_silent_camera_still_gets_its_clip_cut(evidence: Evidence, tmp_path: Path) -> None:
+async def test_silent_camera_still_gets_its_clip_cut(evidence: Evidence, tmp_path: Path, clock: Clock) -> None:
     await feed(evidence, 0, 40)
     evidence.observe(event(EventPhase.DETECTED, 40))
     evidence.observe(event(EventPhase.RESOLVED, 45))
-    evidence.poll("cam", frame(200).stamp.t_mono_ns)
+    clock.now_ns += 2_000_000_000
+    evidence.poll("cam")
     async with asyncio.timeout(20):
         while not metas(tmp_path):
             await asyncio.sleep(0.05)
+
+
+async def test_a_file_has_a_time_of_its_own(evidence: Evidence, tmp_path: Path, clock: Clock) -> None:
+    await feed(evidence, 0, 40)
+    evidence.observe(event(EventPhase.DETECTED, 40))
+    clock.now_ns += 100_000_000
+    evidence.poll("cam")  # the machine has been up for hours, the file has been playing for two seconds
+    await feed(evidence, 40, 60)
+    evidence.observe(event(EventPhase.RESOLVED, 60))
+    await feed(evidence, 60, 100)
+    await asyncio.wait_for(evidence.drain(), 20)
+    (meta,) = metas(tmp_path)
+    assert meta["truncated"] is False
 
 
 async def test_removed_camera_leaves_what_it_was_recording(evidence: Evidence, tmp_path: Path) -> None:
@@ -90,6 +119,35 @@ async def test_removed_camera_leaves_what_it_was_recording(evidence: Evidence, t
     evidence.forget("cam")
     await asyncio.wait_for(evidence.drain(), 20)
     assert len(metas(tmp_path)) == 1
+
+
+async def test_what_is_on_its_way_when_a_camera_ends_is_in_its_clip(evidence: Evidence, tmp_path: Path) -> None:
+    await feed(evidence, 0, 40)
+    evidence.observe(event(EventPhase.DETECTED, 40))
+    for n in (50, 60, 70):  # due, and still waiting for the thread
+        one = frame(n)
+        evidence.offer(one, PEOPLE, tracks(one))
+    evidence.forget("cam")
+    await asyncio.wait_for(evidence.drain(), 20)
+    (skeletons,) = tmp_path.glob("*/*/*/skeleton.jsonl")
+    assert len(skeletons.read_text().splitlines()) == 16 + 3
+
+
+async def test_a_time_line_that_begins_anew_is_another_life(evidence: Evidence, tmp_path: Path) -> None:
+    """A file that is opened again, or that takes the place of a camera whose time was the machine's."""
+    await feed(evidence, 400, 440)
+    old = replace(event(EventPhase.DETECTED, 440, onset=420), incident_id="old")
+    evidence.observe(old)
+    await feed(evidence, 0, 40)
+    evidence.observe(event(EventPhase.DETECTED, 40))
+    evidence.observe(event(EventPhase.RESOLVED, 45))
+    await feed(evidence, 40, 80)
+    await asyncio.wait_for(evidence.drain(), 20)
+    found = {str(meta["incident_id"]): meta for meta in metas(tmp_path)}
+    assert sorted(found) == ["incident", "old"]
+    assert found["old"]["truncated"]
+    assert found["incident"]["first_frame_at"] == "2026-01-01T00:00:00.000Z"
+    assert found["incident"]["clip_s"] == pytest.approx(2.8, abs=0.1)
 
 
 async def test_pipeline_never_waits_for_the_thread(evidence: Evidence) -> None:

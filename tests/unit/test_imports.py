@@ -74,6 +74,7 @@ IMPURE = frozenset(
 EXCEPTIONS = {
     ("agent.daemon.view", "agent.app"): "a type only: the view looks at the agent it belongs to",
     ("agent.daemon.rounds", "agent.app"): "a type only: the rounds look at the agent they belong to",
+    ("agent.daemon.watching", "agent.app"): "a type only: it watches for the agent it belongs to",
     ("agent.events.ids", "time"): "the default of a clock that callers can replace",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.sdnotify import Notifier
+from agent.sdnotify import Notifier, patience
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -49,6 +51,29 @@ def test_messages_arrive_as_systemd_expects_them(manager: tuple[socket.socket, s
         "STOPPING=1\nSTATUS=drain",
         "EXTEND_TIMEOUT_USEC=2500000",
     ]
+
+
+async def test_a_long_start_asks_for_more_time_and_not_for_ever(manager: tuple[socket.socket, str]) -> None:
+    server, name = manager
+    server.setblocking(False)
+    notifier = Notifier(name)
+
+    def asked() -> int:
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while server.recv(4096) == b"EXTEND_TIMEOUT_USEC=40000":
+                count += 1
+        return count
+
+    with patience(notifier, most_s=0.1, step_s=0.02):
+        await asyncio.sleep(0.3)
+    assert 2 <= asked() <= 6
+    with patience(notifier, most_s=10, step_s=0.02):
+        await asyncio.sleep(0)
+    asked()
+    await asyncio.sleep(0.1)
+    assert asked() == 0
+    notifier.close()
 
 
 def test_without_a_socket_nothing_happens() -> None:
