@@ -29,7 +29,7 @@ from ota.store.store import Store
 
 _log = structlog.get_logger(__name__)
 LOOK_EVERY_S = 2.0
-_AGAIN_S = 30.0
+AGAIN_S = 30.0
 _BASE = "folder://repository/"
 _PIECE = 1 << 20
 
@@ -132,16 +132,19 @@ def sums_of(repository: Path, offer: Offer) -> Sums:
     return Sums(digests[1].hexdigest(), digests[2].hexdigest())
 
 
-async def take_over(store: Store, repository: Path, offers: list[Offer], now_ms: int) -> list[ReleaseRow]:
-    """Bring the table in line with the offers; what is new in it, or signed anew. A file that does not hold is left out, and logged."""
+async def take_over(
+    store: Store, repository: Path, offers: list[Offer], now_ms: int
+) -> tuple[list[ReleaseRow], frozenset[str]]:
+    """Bring the table in line with the offers: what is new in it, or signed anew, and why files that do not hold were left out."""
     known = await store.read(releases.known)
     fresh: list[tuple[Offer, Sums]] = []
+    left_out: set[str] = set()
     for offer in offers:
         if (offer.target, offer.sha256) not in known:
             try:
                 fresh.append((offer, await asyncio.to_thread(sums_of, repository, offer)))
             except DataError as error:
-                _log.error("release_refused", error=str(error))
+                left_out.add(str(error))
     offered = {(offer.target, offer.sha256): offer.release for offer in offers}
 
     def work(connection: Connection) -> list[ReleaseRow]:
@@ -161,7 +164,7 @@ async def take_over(store: Store, repository: Path, offers: list[Offer], now_ms:
             for offer, sums in fresh
         ]  # fmt: skip
 
-    return await store.write(work)
+    return await store.write(work), frozenset(left_out)
 
 
 class Catalogue:
@@ -172,6 +175,7 @@ class Catalogue:
         self._repository = repository
         self._root = root
         self._seen: object = None
+        self._left_out: frozenset[str] = frozenset()
         self._reading = asyncio.Lock()
 
     async def sync(self) -> list[ReleaseRow]:
@@ -181,25 +185,28 @@ class Catalogue:
         async with self._reading:
             offers, expires_s = await asyncio.to_thread(read_offers, self._repository, trust, self._root)
             services.metrics.repository_expires.set(expires_s)
-            fresh = await take_over(services.store, self._repository, offers, services.clock_ms())
+            fresh, left_out = await take_over(services.store, self._repository, offers, services.clock_ms())
+            for problem in sorted(left_out - self._left_out):
+                _log.error("release_refused", error=problem)
+            self._left_out = left_out
         for row in fresh:
             _log.info("release_known", release=row.title, slot=row.slot, number=row.number)
             services.feed.tell("release", row.id, slot=row.slot, title=row.title)
         return fresh
 
     async def run(self) -> None:
-        """Reads it again whenever its timestamp changes."""
+        """Reads it again whenever its timestamp changes, and now and then while a file is missing: it may still be on its way."""
         while True:
             try:
                 state = await asyncio.to_thread(self._state)
-                if state != self._seen:
+                if state != self._seen or self._left_out:
                     await self.sync()
                     self._seen = state
-                await asyncio.sleep(LOOK_EVERY_S)
+                await asyncio.sleep(AGAIN_S if self._left_out else LOOK_EVERY_S)
             except RecognizerError as error:
                 self._services.metrics.sync_failures.inc()
                 _log.error("repository_not_read", error=str(error))
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(AGAIN_S)
 
     def _state(self) -> object:
         try:

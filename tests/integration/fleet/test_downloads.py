@@ -14,6 +14,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.ngclient import Updater, UpdaterConfig
 
 from agent.errors import ConfigError, TransientError, TrustError
+from ota.server import catalogue
 from ota.server.catalogue import pinned_root, read_offers
 from ota.server.files import range_in
 
@@ -258,6 +259,27 @@ async def test_file_that_is_not_the_signed_one_is_no_release(fleet: FleetServer)
     fleet.repository.publish()
     await fleet.sync()
     assert [row.number for row in await fleet.releases()] == [2]
+
+
+async def test_a_file_that_comes_after_the_metadata_makes_a_release(
+    fleet: FleetServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a repository is copied in the order of its names."""
+    monkeypatch.setattr(catalogue, "AGAIN_S", 0.05)
+    monkeypatch.setattr(catalogue, "LOOK_EVERY_S", 0.05)
+    assert fleet.repository is not None
+    fleet.repository.add(release(4), b"late")
+    digest = hashlib.sha256(b"late").hexdigest()
+    (file,) = (fleet.repository.folder / "targets" / "pose").glob(f"{digest}.*")
+    aside = file.rename(fleet.repository.folder / "aside")
+    fleet.repository.publish()
+    await fleet.sync()
+    assert await fleet.releases() == []
+    await asyncio.sleep(0.2)
+    aside.rename(file)
+    async with asyncio.timeout(10):
+        while not await fleet.releases():
+            await asyncio.sleep(0.05)
 
 
 async def test_targets_that_are_no_releases_are_passed_over(fleet: FleetServer) -> None:
