@@ -11,15 +11,16 @@ import av.error
 from agent.capture.base import NS_PER_S, GuardedSource, SourceDeniedError, redact
 from agent.capture.timeline import Timeline, plausible_fps
 from agent.errors import SourceError
+from agent.masking import MASK
 from agent.ports import StreamInfo
 from agent.types import ImageArray
 
 _MAX_BAD_PACKETS = 250
 """Undecodable packets in a row (10 s at 25 fps) after which connecting again is worth more than waiting."""
-_OPTIONS = {"fflags": "nobuffer", "flags": "low_delay"}
 _RTSP_OPTIONS = {
     "rtsp_transport": "tcp"
 }  # UDP loses packets under load, and a smeared picture is worse than a late one
+_ESCAPE = " (in a password write / as %2F, ? as %3F, # as %23)"
 _DENIED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError, PermissionError)
 
 
@@ -47,13 +48,21 @@ class NetworkSource(GuardedSource):
         self._release()
         options = _RTSP_OPTIONS if self._url.lower().startswith("rtsp") else {}
         try:
-            self._container = av.open(self._url, options=dict(options), timeout=(self._timeout_s, self._timeout_s))
+            self._container = av.open(
+                self._url,
+                options=dict(options),
+                timeout=(self._timeout_s, self._timeout_s),
+                metadata_errors="replace",  # cameras name their streams in the encoding of their country
+            )
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise self._translated("cannot connect", error) from None
         if not self._container.streams.video:
             self._release()
             raise SourceError(f"{self._name}: the stream has no video")
         stream = self._container.streams.video[0]
+        if stream.codec_context is None:
+            self._release()
+            raise SourceError(f"{self._name}: FFmpeg has no decoder for its video; H.264 and H.265 are good choices")
         stream.thread_type = "SLICE"  # frame threads would hold pictures back
         stream.codec_context.thread_count = 1
         fps = plausible_fps(float(stream.average_rate or 0), float(stream.guessed_rate or 0))
@@ -110,7 +119,8 @@ class NetworkSource(GuardedSource):
             return SourceError(f"{self._name}: {what}: no data for {self._timeout_s:g} s")
         reason = getattr(error, "strerror", None) or type(error).__name__  # str(error) holds the URL with its password
         kind = SourceDeniedError if isinstance(error, _DENIED) else SourceError
-        return kind(f"{self._name}: {what}: {reason}")
+        hint = _ESCAPE if self._name.endswith(MASK) else ""
+        return kind(f"{self._name}: {what}: {reason}{hint}")
 
 
 def _remaining(stream: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The asyncio side of evidence: a bounded queue in front of the disk, retention after every write, counters."""
+"""The asyncio side of evidence: a bounded queue in front of the disk, retention, counters."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from agent.events.evidence import Clip
 from agent.events.evidence_files import WriteResult, write_clip
 from agent.events.retention import Pruned, prune, remove_leftovers
 from agent.memory import trim
+
+PRUNE_EVERY_S = 3600.0
+"""Retention runs this often when nothing is written: a quiet camera's evidence grows old all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +51,12 @@ class EvidenceWriter:
         *,
         max_queued: int = 8,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        prune_every_s: float = PRUNE_EVERY_S,
     ) -> None:
         self._root = root
         self._config = config
         self._utc_now = utc_now
+        self._prune_every_s = prune_every_s
         self._queue: asyncio.Queue[Clip] = asyncio.Queue(max_queued)
         self._stats = EvidenceStats()
 
@@ -61,7 +66,7 @@ class EvidenceWriter:
         return self._stats
 
     def update_config(self, config: EvidenceConfig) -> None:
-        """New limits apply after the next write."""
+        """New limits apply after the next write, within `PRUNE_EVERY_S` at the latest."""
         self._config = config
 
     def submit(self, clip: Clip) -> bool:
@@ -84,7 +89,12 @@ class EvidenceWriter:
             await on_thread(remove_leftovers, self._root)
             self._count_pruned(await on_thread(self._prune))
             while True:
-                clip = await self._queue.get()
+                try:
+                    async with asyncio.timeout(self._prune_every_s):
+                        clip = await self._queue.get()
+                except TimeoutError:
+                    self._count_pruned(await on_thread(self._prune))
+                    continue
                 try:
                     self._count_written(await on_thread(self._write, clip))
                     self._count_pruned(await on_thread(self._prune))

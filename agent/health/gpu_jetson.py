@@ -13,6 +13,8 @@ from pathlib import Path
 from agent.health.gpu import GpuSample, Throttle
 
 _DEVFREQ_NAMES = ("ga10b", "gv11b", "gpu")
+_OFFLINE_C = -256.0
+"""What Tegra's firmware reports for a sensor in a part of the chip that is switched off."""
 _RELOOK_EVERY = 15
 """Samples between two looks for a node that is not there."""
 
@@ -96,6 +98,8 @@ class JetsonProbe:
         devfreq, zone = self._nodes.devfreq, self._nodes.zone
         used, total = self._memory()
         temperature_c = _scaled(_number(zone / "temp" if zone else None), 1e-3)
+        if temperature_c is not None and temperature_c <= _OFFLINE_C:
+            temperature_c = None
         slowdown_c = _trip_c(zone, ("passive", "hot")) if zone else None
         return (
             GpuSample(

@@ -2,6 +2,9 @@
 
 Every NVML call may answer NotSupported; that field is then None. A device that is lost is reported as such, because a
 GPU that falls off the bus otherwise just looks like one that has nothing to say.
+
+A driver knows the calls of its own time: where one has been renamed, the name it had before is tried next. Those before
+R565, such as Debian 12's, have no `nvmlDeviceGetTemperatureV`.
 """
 
 from __future__ import annotations
@@ -42,12 +45,14 @@ class NvmlApi(Protocol):
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802
     def nvmlDeviceGetName(self, handle: Any) -> str: ...  # noqa: N802
     def nvmlDeviceGetTemperatureV(self, handle: Any, sensor: int) -> int: ...  # noqa: N802
+    def nvmlDeviceGetTemperature(self, handle: Any, sensor: int) -> int: ...  # noqa: N802
     def nvmlDeviceGetTemperatureThreshold(self, handle: Any, threshold: int) -> int: ...  # noqa: N802
     def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...  # noqa: N802
     def nvmlDeviceGetUtilizationRates(self, handle: Any) -> Any: ...  # noqa: N802
     def nvmlDeviceGetClockInfo(self, handle: Any, type: int) -> int: ...  # noqa: A002, N802
     def nvmlDeviceGetMaxClockInfo(self, handle: Any, type: int) -> int: ...  # noqa: A002, N802
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Any) -> int: ...  # noqa: N802
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: Any) -> int: ...  # noqa: N802
 
 
 class NvmlProbe:
@@ -84,11 +89,17 @@ class NvmlProbe:
             return GpuSample(str(index), lost=True)  # NVML counts it and cannot reach it
         memory = reader.get(lambda: api.nvmlDeviceGetMemoryInfo(handle))
         rates = reader.get(lambda: api.nvmlDeviceGetUtilizationRates(handle))
-        bits = reader.get(lambda: api.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        bits = reader.get(
+            lambda: api.nvmlDeviceGetCurrentClocksEventReasons(handle),
+            lambda: api.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+        )
         return GpuSample(
             gpu_id=str(index),
             name=reader.get(lambda: api.nvmlDeviceGetName(handle)) or "",
-            temperature_c=reader.get(lambda: float(api.nvmlDeviceGetTemperatureV(handle, api.NVML_TEMPERATURE_GPU))),
+            temperature_c=reader.get(
+                lambda: float(api.nvmlDeviceGetTemperatureV(handle, api.NVML_TEMPERATURE_GPU)),
+                lambda: float(api.nvmlDeviceGetTemperature(handle, api.NVML_TEMPERATURE_GPU)),
+            ),
             slowdown_c=reader.get(lambda: self._threshold(handle, api.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)),
             shutdown_c=reader.get(lambda: self._threshold(handle, api.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)),
             memory_used_bytes=None if memory is None else int(memory.used),
@@ -111,12 +122,14 @@ class _Reader:
         self._api = api
         self.lost = False
 
-    def get(self, call: Callable[[], _T]) -> _T | None:
-        try:
-            return call()
-        except self._api.NVMLError as error:
-            self.lost |= getattr(error, "value", None) == self._api.NVML_ERROR_GPU_IS_LOST
-            return None
+    def get(self, *calls: Callable[[], _T]) -> _T | None:
+        """The answer of the first of `calls` that gives one."""
+        for call in calls:
+            try:
+                return call()
+            except (self._api.NVMLError, AttributeError) as error:  # the driver, or the module, does not know it
+                self.lost |= getattr(error, "value", None) == self._api.NVML_ERROR_GPU_IS_LOST
+        return None
 
 
 def throttle_of(bits: int) -> frozenset[Throttle]:

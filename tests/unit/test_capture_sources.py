@@ -325,6 +325,12 @@ def test_a_refused_stream_says_why_without_credentials(path: str, reason: str) -
     assert "secret" not in str(caught.value)
 
 
+def test_an_unescaped_password_is_kept_to_itself_and_the_way_out_told() -> None:
+    with pytest.raises(SourceError, match=r"^rtsp://\*\*\*: cannot connect: .*write / as %2F") as caught:
+        NetworkSource("rtsp://user:se/cret@127.0.0.1:1/x", 2).open()
+    assert "cret" not in str(caught.value)
+
+
 def test_a_stream_may_be_named_in_any_encoding(tmp_path: Path) -> None:
     file = tmp_path / "a.mkv"
     with av.open(str(file), "w") as container:

@@ -458,6 +458,27 @@ async def test_writer_writes_counts_and_prunes(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "yard" / "2026-11-23").iterdir()} == {"a", "b"}
 
 
+async def test_evidence_grows_old_while_nothing_is_written(tmp_path: Path) -> None:
+    kept = incident(tmp_path, "kept", age_s=0)
+    os.utime(kept)  # now
+    today = [datetime.now(UTC)]
+    writer = EvidenceWriter(tmp_path, CONFIG, utc_now=lambda: today[0], prune_every_s=0.01)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(writer.run())
+        async with asyncio.timeout(10):
+            while not writer.stats.stored:
+                await asyncio.sleep(0.01)
+        today[0] += timedelta(days=CONFIG.max_age_days + 1)
+        async with asyncio.timeout(10):
+            while not writer.stats.pruned:
+                await asyncio.sleep(0.01)
+        assert not kept.exists()
+        assert writer.submit(short_clip("new"))
+        await writer.drain()
+        task.cancel()
+    assert writer.stats.written == 1
+
+
 async def test_writer_survives_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "evidence").write_text("a file")
     writer = EvidenceWriter(tmp_path / "evidence", CONFIG)

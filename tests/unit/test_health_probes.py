@@ -114,7 +114,7 @@ class NvmlError(Exception):
         self.value = value
 
 
-NOT_SUPPORTED, GPU_IS_LOST = 3, 15
+NOT_SUPPORTED, FUNCTION_NOT_FOUND, GPU_IS_LOST = 3, 13, 15
 
 
 class FakeNvml:
@@ -156,6 +156,9 @@ class FakeNvml:
     def nvmlDeviceGetTemperatureV(self, handle: Any, sensor: int) -> int:  # noqa: N802
         return self._answer("temperature", 71)
 
+    def nvmlDeviceGetTemperature(self, handle: Any, sensor: int) -> int:  # noqa: N802
+        return self._answer("older_temperature", 70)
+
     def nvmlDeviceGetTemperatureThreshold(self, handle: Any, threshold: int) -> int:  # noqa: N802
         return self._answer("threshold", {0: 98, 1: 93}[threshold])
 
@@ -173,6 +176,9 @@ class FakeNvml:
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Any) -> int:  # noqa: N802
         return self._answer("reasons", 0x1 | 0x20 | 0x4)
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: Any) -> int:  # noqa: N802
+        return self._answer("older_reasons", 0x40)
 
 
 def test_the_real_module_has_the_surface_that_is_used() -> None:
@@ -207,11 +213,31 @@ def test_every_field_is_translated() -> None:
 
 
 def test_unsupported_calls_leave_their_field_unknown() -> None:
-    names = ("name", "temperature", "threshold", "memory", "rates", "clock", "max_clock", "reasons")
+    names = (
+        "name", "temperature", "older_temperature", "threshold", "memory", "rates", "clock", "max_clock", "reasons",
+        "older_reasons",
+    )  # fmt: skip
     (sample,) = NvmlProbe(FakeNvml(errors=dict.fromkeys(names, NOT_SUPPORTED))).sample()
     assert sample == GpuSample("0")
     assert sample.memory_fraction is None
     assert sample.thermal_throttle is None
+
+
+def test_an_older_driver_is_asked_by_its_names() -> None:
+    missing = dict.fromkeys(("temperature", "reasons"), FUNCTION_NOT_FOUND)
+    (sample,) = NvmlProbe(FakeNvml(errors=missing)).sample()
+    assert sample.temperature_c == 70
+    assert sample.throttle == {Throttle.HW_THERMAL}
+    assert not sample.lost
+
+
+def test_a_module_without_a_call_leaves_its_field_unknown() -> None:
+    class Newer(FakeNvml):
+        nvmlDeviceGetTemperature: Any = property()  # what is read raises AttributeError  # noqa: N815
+
+    (sample,) = NvmlProbe(Newer(errors={"temperature": NOT_SUPPORTED})).sample()
+    assert sample.temperature_c is None
+    assert sample.utilisation == 0.42
 
 
 @pytest.mark.parametrize("call", ["handle", "temperature", "memory"])
@@ -314,6 +340,13 @@ def test_above_the_passive_trip_point_jetson_throttles(tmp_path: Path) -> None:
     lay(tmp_path, BOARD | GPU_NODES | {"sys/devices/virtual/thermal/thermal_zone1/temp": "99500\n"})
     (sample,) = JetsonProbe(tmp_path).sample()
     assert sample.thermal_throttle is True
+
+
+def test_a_gpu_that_is_switched_off_has_no_temperature(tmp_path: Path) -> None:
+    lay(tmp_path, BOARD | GPU_NODES | {"sys/devices/virtual/thermal/thermal_zone1/temp": "-256000\n"})
+    (sample,) = JetsonProbe(tmp_path).sample()
+    assert (sample.temperature_c, sample.throttle) == (None, None)
+    assert sample.utilisation == 0.632
 
 
 def test_nodes_that_appear_late_are_found(tmp_path: Path) -> None:
