@@ -29,6 +29,7 @@ TEMPORARY_PREFIX = ".writing-"
 _PARTS = (SNAPSHOT, SKELETONS, VIDEO)  # in the order of writing: a full disk then costs the largest first
 
 _MS = Fraction(1, 1000)
+ENCODER = "libx264"
 _X264 = {"preset": "veryfast", "crf": "26", "threads": "1"}  # one thread: the pipeline needs the other cores more
 
 
@@ -77,7 +78,7 @@ def _write_parts(folder: Path, clip: Clip, jpeg_quality: int) -> tuple[str, ...]
     for name, write in zip(_PARTS, writers, strict=True):
         try:
             write(folder / name)
-        except (OSError, DataError, av.FFmpegError, cv2.error) as error:
+        except (OSError, DataError, ValueError, av.FFmpegError, cv2.error) as error:  # an unknown codec is a ValueError
             errors.append(f"{clip.folder}/{name}: {error}")
             (folder / name).unlink(missing_ok=True)
     files = sorted(path.name for path in folder.iterdir())
@@ -121,9 +122,7 @@ def encode_video(path: Path, frames: Sequence[EvidenceFrame]) -> None:
         raise DataError("no pictures")
     first = frames[0]
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream(
-            "libx264", rate=Fraction(_mean_rate(frames)).limit_denominator(1000), options=_X264
-        )
+        stream = container.add_stream(ENCODER, rate=Fraction(_mean_rate(frames)).limit_denominator(1000), options=_X264)
         stream.width, stream.height, stream.pix_fmt = first.width, first.height, "yuv420p"
         stream.codec_context.time_base = _MS
         last_ms = -1

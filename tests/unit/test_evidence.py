@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from agent.config.schema import EvidenceConfig
+from agent.events import evidence_files
 from agent.events.evidence import Clip, EvidenceRing, evidence_folder
 from agent.events.evidence_files import META, SKELETONS, SNAPSHOT, TEMPORARY_PREFIX, VIDEO, encode_video, write_clip
 from agent.events.evidence_writer import EvidenceWriter
@@ -301,6 +302,14 @@ def test_a_part_that_fails_leaves_the_others_and_is_named(tmp_path: Path) -> Non
     assert VIDEO in error
     assert {path.name for path in result.folder.iterdir()} == {SNAPSHOT, SKELETONS, META}
     assert json.loads((result.folder / META).read_text())["errors"] == [error]
+
+
+def test_an_ffmpeg_without_the_encoder_costs_the_video_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence_files, "ENCODER", "libx264-that-is-not-built-in")
+    result = write_clip(tmp_path, record())
+    assert result.folder is not None
+    assert {path.name for path in result.folder.iterdir()} == {SNAPSHOT, SKELETONS, META}
+    assert [VIDEO in error for error in result.errors] == [True]
 
 
 def test_an_incident_without_pictures_still_leaves_its_description(tmp_path: Path) -> None:
