@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import lzma
 import shutil
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -184,7 +186,7 @@ def _extract(archive: Path, member: str, model: Path, max_bytes: int) -> None:
                 raise RefusedDownloadError(f"{member} in the archive is encrypted or larger than {max_bytes:,} bytes")
             with opened.open(infos[0]) as source, model.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
         raise RefusedDownloadError(f"not a sound zip archive: {error}") from error
 
 

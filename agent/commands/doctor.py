@@ -27,7 +27,7 @@ from agent.config.delivery import SinkConfig
 from agent.config.load import load_config
 from agent.config.paths import prepare_state_dir
 from agent.config.schema import AgentConfig, CameraConfig, ServiceConfig
-from agent.errors import ConfigError, RecognizerError
+from agent.errors import ConfigError, RecognizerError, TransientError
 from agent.health.probes import Probes
 from agent.mqtt.client import MqttClient
 from agent.mqtt.topics import Topics
@@ -168,15 +168,13 @@ async def _try_mqtt(config: AgentConfig) -> Outcome:
     where = f"{config.mqtt.host}:{config.mqtt.port}"
     trial = config.mqtt.model_copy(update={"client_id": f"recognizer-{config.device_id}-doctor"})
     client = MqttClient(trial, Topics(config.mqtt.base_topic, f"{config.device_id}-doctor"[-64:].lstrip("-_")))
-    task = asyncio.create_task(client.run(), name="doctor-mqtt")
     try:
         async with asyncio.timeout(MQTT_WAIT_S):
-            await client.wait_connected()
+            await client.try_connecting()
     except TimeoutError:
-        return "bad", f"{where}: {client.status().error or 'no answer'} (events are kept until it answers)"
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
+        return "bad", f"{where}: no answer (events are kept until it answers)"
+    except TransientError as error:
+        return "bad", f"{error} (events are kept until it answers)"
     return "good", f"{where}, protocol {config.mqtt.protocol}"
 
 

@@ -13,7 +13,7 @@ from typing import TextIO
 from rich.table import Table
 
 from agent.cli import EXIT_GOOD, EXIT_USAGE
-from agent.commands.output import table_console
+from agent.commands.output import add_plain, table_console
 from agent.config.load import load_config
 from agent.errors import DataError
 from agent.events.cloudevents import parse
@@ -70,7 +70,7 @@ def _list(rows: list[EventRow], *, as_json: bool) -> None:
     table = Table("sequence", "time", "what", "camera", "for", "sure", "delivery", box=None, pad_edge=False)
     for row in rows:
         time = row.t_utc.astimezone().isoformat(sep=" ", timespec="seconds")
-        table.add_row(str(row.sequence), time, *_what(row), row.delivery)
+        add_plain(table, str(row.sequence), time, *_what(row), row.delivery)
     table_console().print(table if rows else "no events")
 
 
@@ -101,7 +101,7 @@ def _list_dead(letters: list[DeadLetter], *, as_json: bool) -> None:
     table = Table("sequence", "refused", "topic", "attempts", "why", box=None, pad_edge=False)
     for letter in letters:
         time = letter.t_dead_utc.astimezone().isoformat(sep=" ", timespec="seconds")
-        table.add_row(str(letter.sequence or ""), time, letter.topic, str(letter.attempts), letter.reason)
+        add_plain(table, str(letter.sequence or ""), time, letter.topic, str(letter.attempts), letter.reason)
     table_console().print(table if letters else "no dead letters")
 
 
@@ -112,9 +112,8 @@ def _list_commands(entries: list[CommandEntry], *, as_json: bool) -> None:
     table = Table("time", "command", "from", "role", "state", "id", "arguments", box=None, pad_edge=False)
     for entry in entries:
         time = entry.t_utc.astimezone().isoformat(sep=" ", timespec="seconds")
-        table.add_row(
-            time, entry.name, entry.client or "unsigned", entry.role, entry.state, entry.command_id, entry.arguments
-        )
+        who = entry.client or "unsigned"
+        add_plain(table, time, entry.name, who, entry.role, entry.state, entry.command_id, entry.arguments)
     table_console().print(table if entries else "no commands")
 
 

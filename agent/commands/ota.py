@@ -18,7 +18,7 @@ from rich.table import Table
 
 from agent import __version__
 from agent.cli import EXIT_FAILED, EXIT_GOOD
-from agent.commands.output import table_console
+from agent.commands.output import add_plain, table_console
 from agent.config.load import load_config
 from agent.errors import StorageError
 from agent.update.boot import JOURNAL
@@ -67,13 +67,13 @@ def _status(root: Path, limit: int, *, as_json: bool) -> int:
     else:
         table = Table("slot", "serves", "number", "before", box=None, pad_edge=False)
         for slot, one in document["versions"].items():
-            table.add_row(slot, one["version"], str(one["number"] or ""), one["before"] or "")
+            add_plain(table, slot, one["version"], str(one["number"] or ""), one["before"] or "")
         console.print(table)
     if document["actions"]:
         table = Table("update", "slot", "release", "phase", "since", "why", box=None, pad_edge=False)
         for one in document["actions"]:
             why = f"{one['reason']}: {one['text']}" if one["reason"] else one["text"]
-            table.add_row(one["action_id"], one["slot"], one["release"], one["phase"], one["changed"], why)
+            add_plain(table, one["action_id"], one["slot"], one["release"], one["phase"], one["changed"], why)
         console.print(table)
     if document["waiting_feedback"]:
         print(f"{document['waiting_feedback']} reports wait for the fleet server")

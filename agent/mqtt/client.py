@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,7 +14,7 @@ import structlog
 
 from agent.backoff import full_jitter
 from agent.config.delivery import MqttConfig
-from agent.errors import ConfigError, RejectedError, TransientError
+from agent.errors import ConfigError, RejectedError, TransientError, UnexplainedError
 from agent.mqtt.connection import Connection
 from agent.mqtt.inbox import Handler, Inbox, InboxStats, Subscription
 from agent.mqtt.refusals import AliasTroubleError, FloodError, LoginRefusedError
@@ -165,16 +166,23 @@ class MqttClient:
         """Make `payload` the retained message of `topic` as soon as possible. Offline, the newest one wins."""
         if self._retained.get(topic) != (payload, envelope):
             self._retained[topic] = payload, envelope
-            self._unsent[topic] = None
-            self._unsent_some.set()
+            self._send_soon(topic)
 
     def renew(self, topic: str) -> None:
         """Send the retained message of `topic` once more, where there is one."""
         if topic in self._retained:
-            self._unsent[topic] = None
-            self._unsent_some.set()
+            self._send_soon(topic)
+
+    def _send_soon(self, topic: str) -> None:
+        self._unsent[topic] = None
+        self._unsent_some.set()
 
     # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def try_connecting(self) -> None:
+        """Connect once in place of `run`, and leave nothing with the broker. Raises TransientError, ConfigError."""
+        connection = await Connection.open(self._target(), self._inbox.take)
+        connection.disconnect()
 
     async def run(self) -> None:
         """Stay connected until cancelled, then say `offline` and disconnect within two seconds."""
@@ -204,7 +212,7 @@ class MqttClient:
         self._connection = connection
         self._connects += 1
         self._fresh = False
-        self._unsent = dict.fromkeys(self._retained)
+        self._unsent = dict.fromkeys((self._topics.status, *self._retained))
         self._up.set()
         log.info("mqtt_connected", host=self._config.host, port=self._config.port, receive_maximum=self.receive_maximum)
         try:
@@ -246,25 +254,36 @@ class MqttClient:
             callback()
 
     async def _send_retained(self, connection: Connection) -> None:
-        """`online` first, then whatever changed, one at a time."""
-        await self._send_state(connection, self._topics.status, _ONLINE, _TEXT)
+        """`online` first, then whatever changed, one at a time. What the broker does not take holds up no other topic."""
+        refusals: Counter[str] = Counter()
         while connection.open_now:
             while self._unsent:
-                await asyncio.sleep(self._throttle.wait_s(urgent=False))
                 topic = next(iter(self._unsent))
+                await asyncio.sleep(self._throttle.wait_s(urgent=topic == self._topics.status))
                 del self._unsent[topic]
-                await self._send_state(connection, topic, *self._retained[topic])
+                try:
+                    await self._send_state(connection, topic)
+                except UnexplainedError:
+                    refusals[topic] += 1
+                    asyncio.get_running_loop().call_later(self._jitter_s(refusals[topic]), self._send_soon, topic)
+                else:
+                    del refusals[topic]
             self._unsent_some.clear()
             await self._unsent_some.wait()
 
-    async def _send_state(self, connection: Connection, topic: str, payload: bytes, envelope: Envelope) -> None:
-        """Send until it is acknowledged, refused for good, or the connection has ended."""
+    async def _send_state(self, connection: Connection, topic: str) -> None:
+        """Send until it is acknowledged, refused for good, or the connection has ended.
+
+        Raises UnexplainedError when the broker refuses it without a reason, which may be about this topic alone.
+        """
         failures = 0
         while connection.open_now:
-            payload, envelope = self._retained.get(topic, (payload, envelope))
+            payload, envelope = self._retained.get(topic, (_ONLINE, _TEXT))  # all but the status are among them
             self._throttle.charge(len(topic) + len(payload), urgent=False)
             try:
                 await connection.publish(topic, payload, retain=True, envelope=envelope)
+            except UnexplainedError:
+                raise
             except TransientError:
                 failures += 1
                 await asyncio.sleep(self._jitter_s(failures))

@@ -205,11 +205,11 @@ class Writer:
         tables.begin()
         self._add(batch, self._admit(tables, puts, batch))
         self._insert(tables, batch, batch.rows)
-        batch.answers += [(ask.reply, ask.function(tables), None) for ask in changes]
-        if self._forget or self._attempts or self._done:
+        if self._forget or self._attempts or self._done:  # before what is asked for, such as to have it delivered again
             tables.delete(self._forget)
             tables.waiting.count_attempts(self._attempts)
             tables.cursors.advance(self._done)
+        batch.answers += [(ask.reply, ask.function(tables), None) for ask in changes]
         for lane in batch.newest:
             self._keep_limit(tables, lane)
         if self._losses:

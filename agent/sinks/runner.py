@@ -140,6 +140,7 @@ class SinkRunner:
         found = await self._store.fetch_after(self._name, _FETCH_ROWS)
         waiting = deque(record for record in found if (record.sequence or 0) > self._place)
         if found and not waiting:
+            self._store.sink_done(self._name, self._place)  # a damaged database may have forgotten that it was noted
             raise StorageError("what was delivered could not be noted")
         self._store_failures = 0
         while waiting:

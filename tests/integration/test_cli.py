@@ -267,6 +267,7 @@ def test_events_dead_audit_backup_and_gaps_in_the_list(shell: Shell) -> None:
         await store.dead_letter(first.row_id, "not authorised")
         await store.accept_command("4f1c", "reload", "desk", "admin", "{}")
         await store.finish_command("4f1c", "done", b'{"id": "4f1c", "state": "done"}')
+        await store.accept_command("[/4f1d]", "snapshot", "", "", "{}")  # anybody may send such an id
         await store.close()
 
     asyncio.run(trouble())
@@ -276,9 +277,12 @@ def test_events_dead_audit_backup_and_gaps_in_the_list(shell: Shell) -> None:
     dead = json.loads(shell.run("events", "dead", "--config", config, "--json").stdout)
     assert [(letter["sequence"], letter["reason"]) for letter in dead] == [(1, "not authorised")]
     assert "not authorised" in shell.run("events", "dead", "--config", config).stdout
-    (command,) = json.loads(shell.run("events", "audit", "--config", config, "--json").stdout)
+    strange, command = json.loads(shell.run("events", "audit", "--config", config, "--json").stdout)
+    assert strange["id"] == "[/4f1d]"
     assert (command["id"], command["client"], command["answer"]["state"]) == ("4f1c", "desk", "done")
-    assert "reload" in shell.run("events", "audit", "--config", config).stdout
+    audit = shell.run("events", "audit", "--config", config).stdout
+    assert "reload" in audit
+    assert "[/4f1d]" in audit
 
     copy = shell.folder / "copy.db"
     done = shell.run("events", "backup", copy, "--config", config)

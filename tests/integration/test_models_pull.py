@@ -518,6 +518,12 @@ def archive(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def damaged(content: bytes) -> bytes:
+    """An archive whose first member is no stream of its compression any more."""
+    begin = 30 + len("end2end.onnx")
+    return content[:begin] + b"\xff" * 8 + content[begin + 8 :]
+
+
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
     """Another export of the same contract."""
@@ -569,6 +575,7 @@ def test_an_archive_with_the_very_file_of_the_catalogue_is_verified(
     ("content", "words"),
     [
         (b"<html>", "not a sound zip archive"),
+        (damaged(archive({"end2end.onnx": b"12345678" * 9000})), "not a sound zip archive"),
         (archive({"readme.txt": b"x"}), "holds 0 files called end2end.onnx"),
         (archive({"a/end2end.onnx": b"x", "b/end2end.onnx": b"y"}), "holds 2 files"),
         (archive({"end2end.onnx": b"x" * 2_000_000}), "larger than 1,000,000 bytes"),

@@ -78,6 +78,17 @@ async def test_status_is_online_while_connected_and_offline_after_a_clean_end(
     await late.wait_for(lambda s: set(s.messages) == {(TOPICS.status, b"offline", True)})  # amqtt sends it twice
 
 
+async def test_trying_to_connect_leaves_nothing_with_the_broker(
+    any_broker: AnyBroker, subscribe: Callable[..., Subscriber]
+) -> None:
+    subscriber = await asyncio.to_thread(subscribe, any_broker.port, "recognizer/#")
+    trial = MqttClient(MqttConfig(port=any_broker.port, protocol=any_broker.protocol), Topics("recognizer", "trial"))
+    await trial.try_connecting()
+    async with running(MqttConfig(port=any_broker.port, protocol=any_broker.protocol)):
+        await subscriber.wait_for(lambda s: bool(s.payloads()))
+    assert {topic for topic, *_ in subscriber.messages} == {TOPICS.status}
+
+
 async def test_the_will_says_offline_when_the_process_is_killed(
     any_broker: AnyBroker, subscribe: Callable[..., Subscriber]
 ) -> None:

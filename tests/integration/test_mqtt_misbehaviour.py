@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fakes import mqtt_packets as wire
 from fakes.delivery import TOPICS, delivering, duplicates
+from fakes.mqtt_packets import Publish
 from fakes.scripted_broker import Cut, HangUpError, Manners, Peer, PublishRule, ScriptedBroker, acknowledge
 
 from agent.errors import TransientError
@@ -325,6 +326,23 @@ async def test_a_broker_without_qos_1_is_refused_by_the_client(tmp_path: Path) -
         await delivery.drained()
         assert duplicates(broker, TOTAL) == 0
     assert "QoS 1" in errors[0]
+
+
+@pytest.mark.parametrize("refused", [TOPICS.health, TOPICS.status])
+async def test_a_state_that_is_refused_without_a_reason_holds_up_no_other(tmp_path: Path, refused: str) -> None:
+    async def doubt(peer: Peer, publish: Publish) -> None:
+        await peer.puback(publish.packet_id, 0x80 if publish.topic == refused else 0)
+
+    def sent(topic: str) -> int:
+        return sum(publish.topic == topic for publish in broker.published)
+
+    async with ScriptedBroker(Manners(on_publish=doubt)) as broker, delivering(tmp_path, broker) as delivery:
+        delivery.client.retain(TOPICS.health, b"{}")
+        delivery.client.retain(TOPICS.camera_state("door"), b"streaming")
+        async with asyncio.timeout(10):
+            while not sent(TOPICS.camera_state("door")) or sent(refused) < 3:
+                await asyncio.sleep(0.01)
+        assert sent(TOPICS.camera_state("door")) == 1
 
 
 async def test_a_broker_that_retains_nothing_is_sent_nothing_retained(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ import pytest
 from fakes.update_world import Device, World, until, world
 
 from agent.cli import main
+from agent.update.boot import JOURNAL
+from agent.update.journal import Journal
+from agent.update.machine import Phase, report
 
 
 def configured(here: World, folder: Path) -> list[str]:
@@ -43,6 +46,20 @@ async def test_a_device_without_updates(tmp_path: Path, capsys: pytest.CaptureFi
     assert (code, "no update has come" in err) == (1, True)
     code, _, err = await said(capsys, "check", "--config", str(file))
     assert (code, "not running" in err) == (1, True)
+
+
+async def test_what_a_server_calls_an_update_is_shown_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(f"state_dir: {tmp_path}\n")
+    (tmp_path / "updates").mkdir(mode=0o700)
+    journal = Journal.open(tmp_path / "updates" / JOURNAL)
+    journal.begin("[/b]", "pose/[red]tiny.tar.zst", "pose", report(Phase.DOWNLOADING))
+    journal.close()
+    code, out, _ = await said(capsys, "status", "--config", str(file))
+    assert code == 0
+    assert "[/b]" in out
 
 
 async def test_without_an_agent_the_next_start_is_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,6 +137,16 @@ async def test_failed_attempts_belong_to_the_next_message(path: Path) -> None:
         assert [record.attempts for record in await store.fetch_after("pager", 10)] == [0]
 
 
+async def test_a_failed_attempt_right_behind_a_delivery_counts(path: Path) -> None:
+    async with opened(path) as store:
+        await store.keep_sinks(["pager"])
+        for _ in range(2):
+            await store.put(message())
+        store.sink_done("pager", 1)
+        await store.sink_failed("pager")
+        assert [record.attempts for record in await store.fetch_after("pager", 10)] == [1]
+
+
 async def test_a_salvaged_database_keeps_the_places(path: Path) -> None:
     async with opened(path) as store:
         await store.keep_sinks(["pager"])
@@ -182,6 +192,14 @@ async def test_events_of_the_history_wait_again_when_they_are_asked_for(path: Pa
         assert (await store.depth())[Lane.EVENT].rows == 2
     async with opened(path) as store:
         assert (await store.depth())[Lane.EVENT].rows == 2
+
+
+async def test_an_event_that_was_delivered_a_moment_ago_waits_again_when_it_is_asked_for(path: Path) -> None:
+    async with opened(path) as store:
+        await store.put(message())
+        store.forget([record.row_id for record in await store.fetch(Lane.EVENT, 1)])  # goes along with the next commit
+        assert (await store.requeue(1, 1)).lowest == {Lane.EVENT: 1}
+        assert [record.sequence for record in await store.fetch(Lane.EVENT, 10)] == [1]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 100])

@@ -13,6 +13,7 @@ import pytest
 from fakes.sinks import MemorySink, record
 
 from agent.config.delivery import FileSinkConfig, OutboxConfig, PluginSinkConfig, SinkConfig
+from agent.config.sections import BackoffConfig
 from agent.errors import (
     AccessError,
     BusyError,
@@ -489,3 +490,22 @@ async def test_a_place_that_is_set_back_is_begun_again(path: Path) -> None:
             runner.go_back()
             await until(lambda: len(sink.taken) == 6)
     assert numbers(sink) == [1, 2, 3, 4, 3, 4]
+
+
+async def test_a_sink_goes_on_where_the_database_has_forgotten_what_it_was_done_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.sinks.runner._FETCH_ROWS", 2)
+    monkeypatch.setattr("agent.sinks.runner._STORE_WAITS", BackoffConfig(initial_s=0.01, max_s=0.02))
+    sink = MemorySink()
+    async with opened(path) as store:
+        for _ in range(4):
+            await store.put(message())
+        async with running(store, sink) as runner:
+            await until(lambda: len(sink.taken) == 4)
+            await until(lambda: runner.idle)
+            await store.delete([])
+            await store._ask(lambda tables: tables.cursors.rewind("out", 0), writes=True)
+            await store.put(message())
+            await until(lambda: len(sink.taken) == 5)
+    assert numbers(sink) == [1, 2, 3, 4, 5]
