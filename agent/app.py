@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import structlog
@@ -337,8 +338,7 @@ class Agent:
             reload=self._reload_whole,
             hold_degradation=self.monitor.hold_degradation,
             set_log_level=set_level,
-            requeue=self.store.requeue,
-            turn_back=delivery.turn_back,
+            requeue=partial(self.store.requeue, turn_back=delivery.turn_back),
             publish=delivery.publish,
             check_database=lambda: asyncio.to_thread(check, self.config.state_dir / self.config.outbox.file),
             statuses=lambda: self.cameras.statuses() if self.cameras is not None else [],

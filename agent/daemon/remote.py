@@ -20,7 +20,7 @@ from agent.mqtt.topics import Topics
 from agent.outbox.tables import Requeued
 from agent.overlay import Mode
 from agent.ports import Envelope
-from agent.types import CameraPhase, CameraStatus, Lane
+from agent.types import CameraPhase, CameraStatus
 
 MOST_REPLAYED = 100_000
 """Events that one command may ask for."""
@@ -84,7 +84,7 @@ class Reloaded:
 class RemotePorts:
     """What the commands reach.
 
-    hold_degradation: step, seconds, who wants it. requeue, turn_back: the store and the relay. check_database: what is wrong,
+    hold_degradation: step, seconds, who wants it. requeue: of the store, with the relay told. check_database: what is wrong,
     empty = nothing. models: by slot. check_updates: asks the fleet server.
     """
 
@@ -94,7 +94,6 @@ class RemotePorts:
     hold_degradation: Callable[[int, float, str], None]
     set_log_level: Callable[[str], None]
     requeue: Callable[[int, int], Awaitable[Requeued]]
-    turn_back: Callable[[Mapping[Lane, int]], None]
     publish: Callable[[str, bytes, Envelope], Awaitable[None]]
     check_database: Callable[[], Awaitable[str]]
     statuses: Callable[[], list[CameraStatus]]
@@ -142,7 +141,6 @@ class Remote:
 
     async def _replay(self, wanted: ReplayArguments, _command: Command) -> dict[str, Any]:
         done = await self._ports.requeue(wanted.first, wanted.last)
-        self._ports.turn_back(done.lowest)
         result: dict[str, Any] = {"sent": done.found, "missing": [list(run) for run in done.missing[:MOST_RUNS]]}
         if len(done.missing) > MOST_RUNS:
             result["more_missing"] = len(done.missing) - MOST_RUNS

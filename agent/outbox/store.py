@@ -181,18 +181,30 @@ class OutboxStore:
         """Take a row out of delivery for good and keep it for inspection; False when it was not pending."""
         return await self._ask(lambda tables: tables.bury(row_id, reason), writes=True)
 
-    async def requeue(self, first: int, last: int) -> Requeued:
-        """Have alarms and events with sequences `first` to `last` delivered again; the relay must then be told to turn back.
+    async def requeue(
+        self, first: int, last: int, *, turn_back: Callable[[Mapping[Lane, int]], None] = lambda _: None
+    ) -> Requeued:
+        """Have alarms and events with sequences `first` to `last` delivered again, a step and a commit after the other.
 
-        Raises StorageError.
+        turn_back: of the relay, told after each step: what was committed before a step failed, or before nobody waited any more,
+        is sent all the same. Raises StorageError.
         """
+
+        def stepped(reply: asyncio.Future[tuple[Requeued, int | None, dict[Lane, int]]]) -> None:
+            if reply.cancelled() or reply.exception() is not None:
+                return
+            step, _, newest = reply.result()
+            for lane, row_id in newest.items():  # rows of before this start, which nobody has seen pending
+                self._newest[lane] = max(self._newest[lane], row_id)
+            turn_back(step.lowest)
+
         done = Requeued(0, (), {})
         begin: int | None = first
         while begin is not None:
-            more, begin, newest = await self._ask(partial(_requeue, begin, last), writes=True)
-            done = done.and_then(more)
-        for lane, row_id in newest.items():  # rows of before this start, which nobody has seen pending
-            self._newest[lane] = max(self._newest[lane], row_id)
+            reply = self._asked(partial(_requeue, begin, last), writes=True)
+            reply.add_done_callback(stepped)
+            step, begin, _ = await asyncio.shield(reply)
+            done = done.and_then(step)
         return done
 
     # --- further sinks ------------------------------------------------------------------------------------------------
@@ -266,11 +278,14 @@ class OutboxStore:
         await self._stopped.wait()
 
     async def _ask(self, function: Callable[[Tables], T], *, writes: bool = False) -> T:
+        return await self._asked(function, writes=writes)
+
+    def _asked(self, function: Callable[[Tables], T], *, writes: bool = False) -> asyncio.Future[T]:
         self._refuse_when_closing()
         reply: asyncio.Future[T] = self._loop.create_future()
         self._jobs.asks.append(Ask(function, reply, writes))
         self._flush_this_turn()
-        return await reply
+        return reply
 
     def _refuse_when_closing(self) -> None:
         if self._closing:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from agent.config.delivery import OutboxConfig
+from agent.errors import StorageFullError
 from agent.outbox.audit import select_commands
 from agent.outbox.history import EventQuery
 from agent.outbox.store import OutboxStore
+from agent.outbox.tables import Requeued, Tables
 from agent.ports import Message
 from agent.types import GAP, Lane, Loss
 
@@ -232,6 +234,35 @@ async def test_a_message_that_comes_meanwhile_does_not_wait_for_a_long_range(
         assert await store.put(message()) == 101
         assert not again.done()
         assert (await again).found == 100
+
+
+async def test_what_a_range_that_breaks_off_has_queued_is_told_to_the_relay(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.outbox.tables.REQUEUE_ROWS", 2)
+    whole = Tables.requeue
+
+    def full_at_3(tables: Tables, first: int, last: int) -> tuple[Requeued, int | None]:
+        if first >= 3:
+            raise StorageFullError("full")
+        return whole(tables, first, last)
+
+    async with opened(path) as store:
+        for _ in range(6):
+            await store.put(message())
+        told: list[Mapping[Lane, int]] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Tables, "requeue", full_at_3)
+            with pytest.raises(StorageFullError):
+                await store.requeue(1, 6, turn_back=told.append)
+        assert told == [{Lane.EVENT: 1}]
+        again = asyncio.ensure_future(store.requeue(1, 6, turn_back=told.append))
+        await asyncio.sleep(0)
+        again.cancel()  # nobody waits for the command any more; the step is on its way
+        await asyncio.wait({again})
+        assert again.cancelled()
+        assert await store.put(message()) == 7
+        assert told == [{Lane.EVENT: 1}, {Lane.EVENT: 1}]
 
 
 async def test_a_command_is_recorded_once_and_its_answer_is_kept(path: Path) -> None:
