@@ -22,7 +22,10 @@ from agent.types import NUM_KEYPOINTS, FloatArray, IntArray, Tracks, Window
 MAX_FPS = 60.0
 """Frames a second that the buffer has room for; a faster camera gets shorter windows where `rate_hz` is set."""
 MAX_HOLE_S = 0.4
-"""Resampling bridges holes in a track up to this; the person is absent in longer ones."""
+"""Resampling bridges holes in a track up to this; the person is absent in longer ones. A camera that sees less often than that has
+no holes between its frames, see `bridged_ns`."""
+SLOWEST_HZ = 1.0
+"""Of a camera that sees less often, nobody can say how people moved from one frame to the next."""
 RESTART_AFTER_S = 3.0
 """After so long without a frame the past is dropped: what came before and after a reconnect is not one movement."""
 
@@ -223,9 +226,10 @@ def window_tensor(chosen: TrackHistory, window: WindowConfig) -> FloatArray:
         tensor[: len(chosen), window.length - frames :] = chosen.keypoints[: window.people, -frames:]
     else:
         step_ns = 1e9 / window.rate_hz
+        hole_ns = bridged_ns(chosen.t_ns)
         grid = chosen.t_ns[-1] - np.round(np.arange(window.length - 1, -1, -1) * step_ns).astype(np.int64)
         for row in range(min(len(chosen), window.people)):
-            tensor[row] = resample(chosen.t_ns, chosen.keypoints[row], chosen.seen[row], grid)
+            tensor[row] = resample(chosen.t_ns, chosen.keypoints[row], chosen.seen[row], grid, hole_ns)
     half = np.array([chosen.width / 2, chosen.height / 2], np.float32)
     missing = tensor[..., 2] <= 0
     tensor[..., :2] = (tensor[..., :2] - half) / half
@@ -233,10 +237,19 @@ def window_tensor(chosen: TrackHistory, window: WindowConfig) -> FloatArray:
     return np.ascontiguousarray(tensor[..., : window.channels])
 
 
-def resample(t_ns: IntArray, keypoints: FloatArray, seen: BoolArray, grid_ns: IntArray) -> FloatArray:
+def bridged_ns(t_ns: IntArray) -> float:
+    """The longest hole that is bridged between frames at `t_ns` (F,): `MAX_HOLE_S`, or one and a half of the usual distance of
+    frames where they are farther apart, down to `SLOWEST_HZ`."""
+    usual_ns = float(np.median(np.diff(t_ns))) if len(t_ns) > 1 else 0.0
+    return max(MAX_HOLE_S * 1e9, 1.5 * min(usual_ns, 1e9 / SLOWEST_HZ))
+
+
+def resample(
+    t_ns: IntArray, keypoints: FloatArray, seen: BoolArray, grid_ns: IntArray, hole_ns: float = MAX_HOLE_S * 1e9
+) -> FloatArray:
     """One track's key points at other times: (F, 17, 3) at `t_ns` (F,) -> (T, 17, 3) at `grid_ns` (T,), both ascending.
 
-    Linear between neighbouring frames that show the person, over holes up to `MAX_HOLE_S`; outside, and in longer holes,
+    Linear between neighbouring frames that show the person, over holes up to `hole_ns`; outside, and in longer holes,
     the nearest frame within half a grid step, else zeros. A joint seen in only one of the two frames keeps its place and
     fades with its weight in the score.
     """
@@ -248,7 +261,7 @@ def resample(t_ns: IntArray, keypoints: FloatArray, seen: BoolArray, grid_ns: In
     right = np.minimum(after, len(times) - 1)
     left = np.maximum(after - 1, 0)
     span = times[right] - times[left]
-    inside = (after > 0) & (after < len(times)) & (span <= MAX_HOLE_S * 1e9)
+    inside = (after > 0) & (after < len(times)) & (span <= hole_ns)
     to_left = np.abs(grid_ns - times[left])
     to_right = np.abs(times[right] - grid_ns)
     weight = np.where(inside, to_left / np.maximum(span, 1), to_right < to_left).astype(np.float32)[:, None]

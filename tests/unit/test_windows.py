@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -64,6 +65,19 @@ class TestDue:
         slow = [frame(i, fps=10) for i in range(30)]
         made = run(ActionWindows("cam", {"fight": service(rate_hz=30)}), slow)
         assert [seq for seq, _ in made] == [7, 11, 15, 19, 23, 27]
+
+    @pytest.mark.parametrize(("fps", "filled"), [(30, 1.0), (2.4, 1.0), (2, 1.0), (1, 1.0), (0.5, 0.1)])
+    def test_the_way_between_the_frames_of_a_slow_camera_is_no_hole(self, fps: float, filled: float) -> None:
+        seconds = 100 / 30
+        seen = [frame(i, fps=fps) for i in range(math.ceil(2 * seconds * fps) + 1)]
+        _, window = run(ActionWindows("cam", {"fight": service(length=100, rate_hz=30, min_track_frames=3)}), seen)[-1]
+        assert (window.tensor[0, 5:, 0, 2] > 0).mean() == pytest.approx(filled, abs=0.09)
+
+    def test_a_person_whom_a_slow_camera_misses_once_is_absent_there(self) -> None:
+        seen = [frame(i, () if i == 10 else (1,), fps=2) for i in range(12)]
+        _, window = run(ActionWindows("cam", {"fight": service(length=100, rate_hz=30)}), seen)[-1]
+        absent = window.tensor[0, :, 0, 2] <= 0
+        assert 25 <= absent.sum() <= 35
 
     def test_services_have_their_own_plans_over_the_same_tracks(self) -> None:
         windows = ActionWindows("cam", {"fight": service(), "fall": service(length=8, stride=5, channels=2)})
