@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +20,9 @@ from agent.memory import trim
 
 PRUNE_EVERY_S = 3600.0
 """Retention runs this often when nothing is written: a quiet camera's evidence grows old all the same."""
+JUMP_S = 3600.0
+BELIEVED_AFTER_S = 86400.0
+"""A wall clock that has jumped by more than `JUMP_S` may be wrong: nothing goes for its age until it has stayed so for this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +57,15 @@ class EvidenceWriter:
         max_queued: int = 8,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
         prune_every_s: float = PRUNE_EVERY_S,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = root
         self._config = config
         self._utc_now = utc_now
         self._prune_every_s = prune_every_s
+        self._monotonic_s = monotonic_s
+        self._offset_s: float | None = None  # of the wall clock from the monotonic one
+        self._doubted_until_s = -math.inf
         self._queue: asyncio.Queue[Clip] = asyncio.Queue(max_queued)
         self._stats = EvidenceStats()
 
@@ -115,7 +124,15 @@ class EvidenceWriter:
     def _prune(self) -> Pruned:
         config = self._config
         now_s = self._utc_now().timestamp()
-        return prune(self._root, max_age_s=config.max_age_days * 86400, max_bytes=config.max_bytes, now_s=now_s)
+        max_age_s = math.inf if self._doubts_clock(now_s) else config.max_age_days * 86400
+        return prune(self._root, max_age_s=max_age_s, max_bytes=config.max_bytes, now_s=now_s)
+
+    def _doubts_clock(self, now_s: float) -> bool:
+        monotonic_s = self._monotonic_s()
+        before_s, self._offset_s = self._offset_s, now_s - monotonic_s
+        if before_s is not None and abs(self._offset_s - before_s) > JUMP_S:
+            self._doubted_until_s = monotonic_s + BELIEVED_AFTER_S
+        return monotonic_s < self._doubted_until_s
 
     def _count_written(self, result: WriteResult) -> None:
         stats = self._stats

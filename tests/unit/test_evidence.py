@@ -22,7 +22,7 @@ from agent.config.schema import EvidenceConfig
 from agent.events import evidence_files
 from agent.events.evidence import Clip, EvidenceRing, evidence_folder
 from agent.events.evidence_files import META, SKELETONS, SNAPSHOT, TEMPORARY_PREFIX, VIDEO, encode_video, write_clip
-from agent.events.evidence_writer import EvidenceWriter
+from agent.events.evidence_writer import BELIEVED_AFTER_S, EvidenceWriter
 from agent.events.retention import prune, remove_leftovers
 from agent.types import Event, EventPhase, Frame, FrameStamp, ImageArray, People, Tracks
 
@@ -451,6 +451,20 @@ def short_clip(name: str = "incident-1") -> Clip:
     return replace(clip, opened=replace(clip.opened, incident_id=name), frames=clip.frames[:3])
 
 
+class Clocks:
+    """Of a box: time that has passed, and how far the wall clock is ahead."""
+
+    def __init__(self) -> None:
+        self._begin = datetime.now(UTC)
+        self.passed_s = self.ahead_s = 0.0
+
+    def utc_now(self) -> datetime:
+        return self._begin + timedelta(seconds=self.passed_s + self.ahead_s)
+
+    def monotonic_s(self) -> float:
+        return 1000.0 + self.passed_s
+
+
 async def test_writer_writes_counts_and_prunes(tmp_path: Path) -> None:
     old = incident(tmp_path, "old", age_s=0)
     os.utime(old, (0, 0))
@@ -470,22 +484,45 @@ async def test_writer_writes_counts_and_prunes(tmp_path: Path) -> None:
 async def test_evidence_grows_old_while_nothing_is_written(tmp_path: Path) -> None:
     kept = incident(tmp_path, "kept", age_s=0)
     os.utime(kept)  # now
-    today = [datetime.now(UTC)]
-    writer = EvidenceWriter(tmp_path, CONFIG, utc_now=lambda: today[0], prune_every_s=0.01)
+    clocks = Clocks()
+    writer = EvidenceWriter(
+        tmp_path, CONFIG, utc_now=clocks.utc_now, prune_every_s=0.01, monotonic_s=clocks.monotonic_s
+    )
     async with asyncio.TaskGroup() as group:
         task = group.create_task(writer.run())
         async with asyncio.timeout(10):
             while not writer.stats.stored:
                 await asyncio.sleep(0.01)
-        today[0] += timedelta(days=CONFIG.max_age_days + 1)
         async with asyncio.timeout(10):
             while not writer.stats.pruned:
-                await asyncio.sleep(0.01)
+                clocks.passed_s += 3000
+                await asyncio.sleep(0.001)
+        assert clocks.passed_s > CONFIG.max_age_days * 86400
         assert not kept.exists()
         assert writer.submit(short_clip("new"))
         await writer.drain()
         task.cancel()
     assert writer.stats.written == 1
+
+
+async def test_a_clock_that_jumps_ahead_deletes_nothing_until_it_has_stayed_there(tmp_path: Path) -> None:
+    clocks = Clocks()
+    writer = EvidenceWriter(
+        tmp_path, CONFIG, utc_now=clocks.utc_now, prune_every_s=0.01, monotonic_s=clocks.monotonic_s
+    )
+    writer.submit(short_clip("kept"))
+    task = asyncio.create_task(writer.run())
+    await writer.drain()
+    clocks.ahead_s = 10 * 365 * 86400
+    await asyncio.sleep(0.2)
+    assert (writer.stats.stored, writer.stats.pruned) == (1, 0)
+    async with asyncio.timeout(10):
+        while not writer.stats.pruned:
+            clocks.passed_s += 3000
+            await asyncio.sleep(0.005)
+    assert clocks.passed_s >= BELIEVED_AFTER_S
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def test_writer_survives_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
