@@ -110,8 +110,8 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--pose-plugin", metavar="NAME", help="pose estimator plug-in, e.g. posenet (default: the shipped pose-nano)"
     )
     demo.add_argument("--pose-model", type=Path, metavar="FILE", help="the plug-in's model file")
-    demo.add_argument("--port", type=int, default=8080, help="of the live page (default 8080; 0: any)")
-    demo.add_argument("--mqtt-port", type=int, default=1883, help="of the embedded broker (default 1883; 0: any)")
+    demo.add_argument("--port", type=port_number, default=8080, help="of the live page (default 8080; 0: any)")
+    demo.add_argument("--mqtt-port", type=port_number, default=1883, help="of the embedded broker (default 1883; 0: any)")
     demo.set_defaults(config=[])
 
 
@@ -298,6 +298,13 @@ def device(text: str) -> str:
 
 def devices(text: str) -> list[str]:
     return [device(part) for part in text.split(",")]
+
+
+def port_number(text: str) -> int:
+    port = natural_number(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port up to 65535, got {text}")
+    return port
 
 
 def positive_number(text: str) -> float:

@@ -455,6 +455,10 @@ def test_demo_says_what_keeps_it_from_starting(shell: Shell) -> None:
     for done, option in ((page, "--port"), (broker, "--mqtt-port")):
         assert done.returncode == CONFIG
         assert re.search(rf"{option}: 127\.0\.0\.1:{port}: Address already in use \(hint: ", done.stderr)
+    for option in ("--port", "--mqtt-port"):
+        no_port = shell.run("demo", option, "99999")
+        assert no_port.returncode == USAGE
+        assert f"argument {option}: expected a port up to 65535, got 99999" in no_port.stderr
     no_file = shell.run("demo", "--seconds", "2", "--video", shell.folder / "none.mp4")
     assert no_file.returncode == USAGE
     assert "none.mp4: there is no such file" in no_file.stderr
