@@ -111,7 +111,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     demo.add_argument("--pose-model", type=Path, metavar="FILE", help="the plug-in's model file")
     demo.add_argument("--port", type=port_number, default=8080, help="of the live page (default 8080; 0: any)")
-    demo.add_argument("--mqtt-port", type=port_number, default=1883, help="of the embedded broker (default 1883; 0: any)")
+    demo.add_argument(
+        "--mqtt-port", type=port_number, default=1883, help="of the embedded broker (default 1883; 0: any)"
+    )
     demo.set_defaults(config=[])
 
 
