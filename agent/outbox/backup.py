@@ -25,7 +25,7 @@ _PAGES = 1024
 _UNFINISHED = ".part"
 _SCHEMA = ".schema-"
 _SCHEMA_COPY_S = 30.0
-"""Copying longer than this, the agent would not be ready in time (the unit's `TimeoutStartSec`)."""
+"""For longer than this a start is not held up: nobody watches meanwhile."""
 
 
 def back_up(database: Path, target: Path, progress: Report | None = None) -> int:

@@ -50,9 +50,8 @@ def boot(journal: Journal, store: VersionStore, *, enabled: bool) -> Booted:
         _rebuild(journal, store)
     on_trial: dict[str, Version] = {}
     for action in journal.unsettled():
-        with _written(
-            booted, f"{action.title} cannot be judged"
-        ):  # what was before it serves; the client goes on with it
+        # Of one that cannot be judged, what was before it serves; the client goes on with it.
+        with _written(booted, f"{action.title} cannot be judged"):
             if action.phase in {Phase.PROBATION, Phase.ROLLED_BACK} and _stays(journal, store, action, enabled=enabled):
                 on_trial[action.slot] = action.version
             elif action.phase is Phase.SHADOW and enabled:

@@ -392,12 +392,15 @@ async def test_feedback_is_kept_until_the_server_takes_it(tmp_path: Path) -> Non
         assert here.server.result("7") == "success"
 
 
-async def test_an_end_that_the_server_has_forgotten_is_told_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("repository", ["there", "away"])
+async def test_an_end_that_the_server_has_forgotten_is_told_again(tmp_path: Path, repository: str) -> None:
     async with world(tmp_path) as here:
         release = here.releases.make("1.1.0")
         offered = here.server.offer("7", release.path, "pose")
         async with here.device.running(here.server.url):
             await until(lambda: here.server.result("7"))
+            if repository == "away":
+                here.releases.repository.files.clear()
             here.server.feedback.clear()
             offered.closed = False
             await until(lambda: here.server.result("7"))
@@ -436,19 +439,6 @@ async def test_an_id_given_again_for_what_was_signed_anew_is_another_update(tmp_
             await until(lambda: here.server.result("2"))
             assert (here.server.result("2"), here.device.serving) == ("success", "1.1.0")
             assert here.device.journal.serving("pose").highest == 3
-
-
-async def test_an_end_is_told_again_while_the_repository_is_away(tmp_path: Path) -> None:
-    async with world(tmp_path) as here:
-        release = here.releases.make("1.1.0")
-        offered = here.server.offer("7", release.path, "pose")
-        async with here.device.running(here.server.url):
-            await until(lambda: here.server.result("7"))
-            here.releases.repository.files.clear()
-            here.server.feedback.clear()
-            offered.closed = False
-            await until(lambda: here.server.result("7"))
-            assert [call for call, _ in here.device.trials.calls].count("watch") == 1
 
 
 async def test_another_server_does_not_hear_how_an_update_of_the_same_id_ends(tmp_path: Path) -> None:

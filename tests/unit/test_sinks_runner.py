@@ -477,8 +477,9 @@ async def test_a_database_that_cannot_be_read_is_waited_for(path: Path) -> None:
     assert reasons(health) == {}
 
 
-async def test_a_place_that_is_set_back_is_begun_again(path: Path) -> None:
-    sink = MemorySink()
+@contextlib.asynccontextmanager
+async def set_back(path: Path, sink: MemorySink, sequence: int) -> AsyncIterator[tuple[OutboxStore, SinkRunner]]:
+    """Four are taken; then the database says that only those up to `sequence` are."""
     async with opened(path) as store:
         for _ in range(4):
             await store.put(message())
@@ -486,9 +487,15 @@ async def test_a_place_that_is_set_back_is_begun_again(path: Path) -> None:
             await until(lambda: len(sink.taken) == 4)
             await until(lambda: runner.idle)
             await store.delete([])
-            await store._ask(lambda tables: tables.cursors.rewind("out", 2), writes=True)
-            runner.go_back()
-            await until(lambda: len(sink.taken) == 6)
+            await store._ask(lambda tables: tables.cursors.rewind("out", sequence), writes=True)
+            yield store, runner
+
+
+async def test_a_place_that_is_set_back_is_begun_again(path: Path) -> None:
+    sink = MemorySink()
+    async with set_back(path, sink, 2) as (_, runner):
+        runner.go_back()
+        await until(lambda: len(sink.taken) == 6)
     assert numbers(sink) == [1, 2, 3, 4, 3, 4]
 
 
@@ -498,14 +505,7 @@ async def test_a_sink_goes_on_where_the_database_has_forgotten_what_it_was_done_
     monkeypatch.setattr("agent.sinks.runner._FETCH_ROWS", 2)
     monkeypatch.setattr("agent.sinks.runner._STORE_WAITS", BackoffConfig(initial_s=0.01, max_s=0.02))
     sink = MemorySink()
-    async with opened(path) as store:
-        for _ in range(4):
-            await store.put(message())
-        async with running(store, sink) as runner:
-            await until(lambda: len(sink.taken) == 4)
-            await until(lambda: runner.idle)
-            await store.delete([])
-            await store._ask(lambda tables: tables.cursors.rewind("out", 0), writes=True)
-            await store.put(message())
-            await until(lambda: len(sink.taken) == 5)
+    async with set_back(path, sink, 0) as (store, _):
+        await store.put(message())
+        await until(lambda: len(sink.taken) == 5)
     assert numbers(sink) == [1, 2, 3, 4, 5]
