@@ -27,15 +27,15 @@ def copy_durably(source: Path, file: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Alone with `folder`: a timer and a person may publish at once. Raises TransientError, OSError."""
+def locked(folder: Path, taken: str = "another process is changing it (hint: try again in a moment)") -> Iterator[None]:
+    """Alone with `folder`: a timer and a person may publish at once. taken: what is said when it is not. Raises TransientError, OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TransientError(f"{folder}: another process is changing it (hint: try again in a moment)") from error
+            raise TransientError(f"{folder}: {taken}") from error
         yield
     finally:
         os.close(descriptor)

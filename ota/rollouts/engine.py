@@ -177,8 +177,10 @@ def next_start_ms(rollout: Rollout) -> int | None:
     index = _next(rollout.groups)
     if rollout.state is not State.RUNNING or index is None or index == 0:
         return None
-    before = rollout.groups[index - 1]
-    return None if before.met_ms is None else before.met_ms + round(rollout.groups[index].plan.wait_s * 1000)
+    before, group = rollout.groups[index - 1], rollout.groups[index]
+    if before.met_ms is None or _waits_for_a_person(group):
+        return None
+    return before.met_ms + round(group.plan.wait_s * 1000)
 
 
 def waits_for_approval(rollout: Rollout) -> int | None:
@@ -189,7 +191,7 @@ def waits_for_approval(rollout: Rollout) -> int | None:
     if rollout.state not in {State.RUNNING, State.PAUSED} or index is None or not _before_passed(rollout, index):
         return None
     group = rollout.groups[index]
-    return index if group.plan.approval and group.stage is Stage.SCHEDULED else None
+    return index if _waits_for_a_person(group) else None
 
 
 def needed(plan: GroupPlan, judged: int) -> int:
@@ -285,13 +287,17 @@ def _next(groups: Sequence[Group]) -> int | None:
     return next((index for index, group in enumerate(groups) if group.stage not in BEGUN), None)
 
 
+def _waits_for_a_person(group: Group) -> bool:
+    return group.plan.approval and group.stage is Stage.SCHEDULED
+
+
 def _before_passed(rollout: Rollout, index: int) -> bool:
     return index == 0 or rollout.groups[index - 1].stage in PASSED
 
 
 def _may_begin(rollout: Rollout, index: int, now_ms: int) -> bool:
     group = rollout.groups[index]
-    if not _before_passed(rollout, index) or (group.plan.approval and group.stage is not Stage.APPROVED):
+    if not _before_passed(rollout, index) or _waits_for_a_person(group):
         return False
     before = None if index == 0 else rollout.groups[index - 1].met_ms
     return before is None or now_ms >= before + group.plan.wait_s * 1000

@@ -57,12 +57,12 @@ def resume(rollout: Rollout, *, accept: bool = False) -> list[Decision]:
 
 def abort(rollout: Rollout, who: str, *, roll_back: bool = False) -> list[Decision]:
     """End it: open offers are taken back, and with `roll_back` every device that runs the release gets the version before; this also
-    for a rollout that has ended. Raises NotNowError."""
+    for a rollout that has ended, or of which a group went back by itself. Raises NotNowError."""
     if not roll_back:
         if rollout.state in ENDED:
             raise NotNowError(f"the rollout is {rollout.state} already")
         return [SetState(State.ABORTED, f"aborted by {who}")]
-    _only(rollout, "rolled back", State.RUNNING, State.PAUSED, State.FINISHED, State.ABORTED)
+    _only(rollout, "rolled back", State.RUNNING, State.PAUSED, *ENDED)
     begun = [
         SetStage(index, Stage.WITHDRAWN)
         for index, group in enumerate(rollout.groups)

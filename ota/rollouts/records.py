@@ -212,8 +212,8 @@ def members(
 
 
 def only_member_of(connection: Connection, device_id: int) -> list[tuple[int, int]]:
-    """Running rollouts and their groups that have yet to show something, in which the device is the only one, and after which others
-    come."""
+    """Rollouts at work (running, paused) and their groups that have yet to show something, in which the device is the only one, and
+    after which others come."""
     own, other = tables.rollout_members.alias("own"), tables.rollout_members.alias("other")
     open_stages = [stage for stage in Stage if stage not in BEGUN or stage is Stage.RUNNING]
     with_it = select(other.c.device_id).where(
@@ -226,7 +226,7 @@ def only_member_of(connection: Connection, device_id: int) -> list[tuple[int, in
         select(own.c.rollout_id, own.c.position)
         .join(tables.rollouts, _R.id == own.c.rollout_id)
         .join(tables.rollout_groups, and_(_G.rollout_id == own.c.rollout_id, _G.position == own.c.position))
-        .where(own.c.device_id == device_id, _R.state == State.RUNNING, _G.state.in_(open_stages))
+        .where(own.c.device_id == device_id, _R.state.in_((State.RUNNING, State.PAUSED)), _G.state.in_(open_stages))
         .where(~with_it.exists(), after_it.exists())
     )
     return [(row.rollout_id, row.position) for row in connection.execute(chosen)]

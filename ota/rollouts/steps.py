@@ -157,14 +157,13 @@ def remove_device(connection: Connection, device_id: int, moment: Moment) -> lis
         for rollout_id, group in records.only_member_of(connection, device_id)
     ]
     devices.remove(connection, device_id)
-    return [
-        change
-        for stored, group in alone
-        for change in carry_out(
-            connection, stored, [SetState(State.PAUSED, f"group {_name(stored, group)}: its last device was deleted")], moment,
-            by=SERVER,
-        )
-    ]  # fmt: skip
+    changes: list[Change] = []
+    for stored, group in alone:
+        why = f"group {_name(stored, group)}: its last device was deleted"
+        if stored.rollout.state is State.PAUSED and stored.reason:
+            why = f"{stored.reason}; {why}"
+        changes += carry_out(connection, stored, [SetState(State.PAUSED, why)], moment, by=SERVER)
+    return changes
 
 
 def _cannot(connection: Connection, stored: Stored, why: str, moment: Moment) -> list[Change]:

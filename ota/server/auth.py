@@ -61,10 +61,7 @@ async def authorise_as(request: web.Request, role: Role) -> User:
     services = request.app[SERVICES]
     address = client_address(request)
     refuse_hasty(services, address, _PEOPLE)
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    user = None
-    if scheme == "Bearer" and 0 < len(token) <= MAX_TOKEN:
-        user = await services.store.read(users.find_by_token, hash_of(token))
+    user = await user_of(request)
     if user is None:
         services.failures.note(address, _PEOPLE)
         services.metrics.refused.labels("management").inc()
@@ -72,6 +69,14 @@ async def authorise_as(request: web.Request, role: Role) -> User:
     if not user.role.covers(role):
         raise web.HTTPForbidden(reason=f"this needs the role {role}")
     return user
+
+
+async def user_of(request: web.Request) -> User | None:
+    """Who the bearer token belongs to now. Raises StorageError."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme != "Bearer" or not 0 < len(token) <= MAX_TOKEN:
+        return None
+    return await request.app[SERVICES].store.read(users.find_by_token, hash_of(token))
 
 
 def refuse_hasty(services: Services, address: str, name: str) -> None:

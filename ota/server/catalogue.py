@@ -19,6 +19,7 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, RepositoryError
 from tuf.api.metadata import Metadata, TargetFile, Targets, Timestamp
 from tuf.ngclient import FetcherInterface, Updater
 
+from agent.durable import write_durably
 from agent.errors import ConfigError, ConfigProblem, DataError, RecognizerError, TransientError, TrustError
 from agent.update.release import Release
 from ota.server.files import open_below
@@ -74,7 +75,7 @@ def pinned_root(data: Path, repository: Path, given: Path | None) -> bytes:
         root = source.read_bytes()
         if source is not given and source != pinned:
             _log.warning("repository_root_pinned", file=str(source), sha256=hashlib.sha256(root).hexdigest())
-            pinned.write_bytes(root)
+            write_durably(pinned, root)
     except OSError as error:
         hint = "make the repository first (recognizer-fleet keys, publish), or name a root.json with `root`"
         raise ConfigError([ConfigProblem(f"{source}: {error.strerror}", path="repository", hint=hint)]) from error

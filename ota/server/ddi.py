@@ -76,10 +76,10 @@ async def config_data(request: web.Request) -> web.Response:
 async def deployment_base(request: web.Request) -> web.Response:
     poll = await admit(request)
     action, release, history = await _look_up(request, poll)
-    if not action.open or action.state in (ActionState.CANCELING, ActionState.WAITING):
-        raise web.HTTPNotFound(reason="the action is not to be carried out")
     if action.state is ActionState.PENDING:
         action = await _note_retrieved(request, poll, action)
+    if not action.open or action.state in (ActionState.CANCELING, ActionState.WAITING):
+        raise web.HTTPNotFound(reason="the action is not to be carried out")
     return answer(request, ddi_json.deployment(links_of(request, poll), action, release, history))
 
 

@@ -9,7 +9,8 @@ from contextlib import aclosing
 
 from aiohttp import web
 
-from ota.server.auth import allowed
+from agent.errors import StorageError
+from ota.server.auth import allowed, user_of
 from ota.server.feed import Event
 from ota.server.management import moment
 from ota.server.services import SERVICES
@@ -37,22 +38,29 @@ async def events(request: web.Request) -> web.StreamResponse:
     async with aclosing(feed.listen(last_id)) as found:
         await response.prepare(request)
         await response.write(b"retry: 3000\n\n")
-        await _send(response, found)
+        await _send(request, response, found)
     return response
 
 
-async def _send(response: web.StreamResponse, found: AsyncGenerator[Event, None]) -> None:
+async def _send(request: web.Request, response: web.StreamResponse, found: AsyncGenerator[Event, None]) -> None:
+    """Until the listener leaves, the server stops, or the token is worth nothing any more."""
+    clock_s = asyncio.get_running_loop().time
+    look_at_s = clock_s() + PING_S
     following = asyncio.ensure_future(anext(found))
     try:
         while True:
-            done, _ = await asyncio.wait({following}, timeout=PING_S)
+            done, _ = await asyncio.wait({following}, timeout=max(0.0, look_at_s - clock_s()))
+            if clock_s() >= look_at_s:
+                if await user_of(request) is None:
+                    return
+                look_at_s = clock_s() + PING_S
             if not done:
                 await response.write(b": still here\n\n")
                 continue
             await response.write(encode(following.result()))
             following = asyncio.ensure_future(anext(found))
-    except (ConnectionError, StopAsyncIteration):
-        pass  # the listener left, or the server stops
+    except (ConnectionError, StopAsyncIteration, StorageError):
+        pass  # the listener left, the server stops, or nobody can say who listens: he comes again
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)

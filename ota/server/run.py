@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from agent.errors import ConfigError, ConfigProblem, FatalError, StorageError
 from agent.private_files import credentials_of, read_private
 from agent.sdnotify import Notifier
+from ota.release.files import locked
 from ota.server.app import create_app
 from ota.server.catalogue import pinned_root
 from ota.server.management_users import GATEWAY
@@ -50,7 +51,7 @@ class Running:
 
 
 async def serve(given: ServerSettings, env: Mapping[str, str]) -> None:
-    """Until SIGTERM or SIGINT. Raises ConfigError, StorageError, FatalError when a part ends that should not."""
+    """Until SIGTERM or SIGINT. Raises ConfigError, StorageError, TransientError (another server has the folder), FatalError when a part ends that should not."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -114,6 +115,10 @@ async def running(given: ServerSettings, env: Mapping[str, str]) -> AsyncGenerat
     except OSError as error:
         raise ConfigError([ConfigProblem(f"{given.data}: {error.strerror}", path="data")]) from error
     async with AsyncExitStack() as stack:
+        # SQLite may corrupt its file when two processes write the log back at once.
+        stack.enter_context(
+            locked(given.data, "another fleet server is at work in it (hint: each needs a folder of its own)")
+        )
         store = await stack.enter_async_context(open_store(given.database_url))
         await store.write(action_ids.skip_those_given, wall_ms())
         await first_admin(store, given.data)
@@ -145,11 +150,7 @@ async def first_admin(store: Store, data: Path) -> None:
         return
     path = data / ADMIN_FILE
     try:
-        if path.exists():  # the first start was broken off, or the database is a new one
-            token = read_private(path, None)
-        else:
-            token = new_token()
-            write_secret(path, token)
+        token = _admin_token(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
             [ConfigProblem(f"{path}: {error}", path="data", hint="remove the file, or mend its rights")]
@@ -164,6 +165,17 @@ async def first_admin(store: Store, data: Path) -> None:
 
     await store.write(work)
     _log.warning("first_administrator", user="admin", token_file=str(path))
+
+
+def _admin_token(path: Path) -> str:
+    """That of the file, should the first start have been broken off, or the database be a new one; else one is made."""
+    if path.exists():
+        if token := read_private(path, None):
+            return token
+        path.unlink()  # broken off before the token was in it
+    token = new_token()
+    write_secret(path, token)
+    return token
 
 
 async def _gateway_hash(store: Store, given: ServerSettings, env: Mapping[str, str]) -> str | None:

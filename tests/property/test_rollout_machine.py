@@ -243,7 +243,7 @@ class RolloutMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.begun)
     @rule(roll_back=st.booleans())
     def abort(self, roll_back: bool) -> None:
-        allowed = {State.RUNNING, State.PAUSED, State.FINISHED, State.ABORTED} if roll_back else set(State) - ENDED
+        allowed = {State.RUNNING, State.PAUSED, *ENDED} if roll_back else set(State) - ENDED
         self.move(lambda rollout: moves.abort(rollout, "anna", roll_back=roll_back), allowed)
 
     @rule()

@@ -85,6 +85,11 @@ function facts(rollout) {
   );
 }
 
+/** Whether devices of a group still run the release after others went back. */
+function keepsIt(group) {
+  return group.counts.succeeded > 0 && !["failed", "withdrawn"].includes(group.state);
+}
+
 function buttons(rollout, user, act) {
   if (user.role === "viewer") return null;
   const failed = rollout.groups.find((group) => group.state === "failed");
@@ -94,7 +99,7 @@ function buttons(rollout, user, act) {
   if (rollout.state === "running") offered.push(button("Pause", "", () => act("pause")));
   if (rollout.state === "paused") offered.push(button("Resume", "", () => (failed ? accept(failed, act) : act("resume"))));
   if (!ENDED.includes(rollout.state)) offered.push(button("Abort", "danger", () => abort(rollout, act)));
-  if (rollout.state === "finished" || rollout.state === "aborted") offered.push(button("Roll back", "danger", () => rollBack(rollout, act)));
+  if (["finished", "aborted"].includes(rollout.state) || (rollout.state === "rolled_back" && rollout.groups.some(keepsIt))) offered.push(button("Roll back", "danger", () => rollBack(rollout, act)));
   return element("div", "buttons", ...offered);
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,15 @@ async def test_dismissed_user_and_renewed_token(fleet: FleetServer) -> None:
     assert (await fleet.api("GET", "/me", token=renewed)).json == {"name": "a-operator", "role": "operator"}
     assert (await fleet.api("PATCH", "/users/a-operator", {"active": False})).status == 200
     assert (await fleet.api("GET", "/me", token=renewed)).status == 401
+
+
+async def test_a_first_start_that_was_broken_off_leaves_no_administrator_without_a_token(tmp_path: Path) -> None:
+    file = tmp_path / "data" / "admin-token"
+    file.parent.mkdir()
+    file.touch(mode=0o600)
+    async with fleet_server(tmp_path) as fleet:
+        assert (await fleet.api("GET", "/me")).status == 200
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 async def test_last_administrator_stays(fleet: FleetServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,8 +13,10 @@ import pytest
 from fakes.fleet_server import FleetDevice, FleetServer, Repository, fleet_server
 from fakes.hawkbit_exchanges import ACTION, ALL, CONTROLLER, MODULE, Exchange, differences
 from fakes.postgres import Postgres
+from sqlalchemy import Connection
 
 from ota.store.rows import UpdateStatus
+from ota.store.store import Store
 
 
 async def arrange(fleet: FleetServer, exchange: Exchange) -> tuple[FleetDevice, int, int]:
@@ -166,6 +169,35 @@ async def test_too_many_attributes_are_refused_whole(fleet: FleetServer) -> None
     answer = await device.ask("PUT", "/configData", {"data": {"one more": ""}})
     assert answer.status == 403
     assert len((await fleet.device_row(device.id)).attributes) == 100
+
+
+async def test_action_that_is_cancelled_while_it_is_fetched_is_not_handed_out(fleet: FleetServer) -> None:
+    device = await fleet.device()
+    (release,) = await fleet.publish(1)
+    action_id = await fleet.assign(device, release.id)
+    await device.poll()
+    store, begun, go_on = fleet.services.store, threading.Event(), threading.Event()
+
+    def busy(_: Connection) -> None:
+        begun.set()
+        go_on.wait(10)
+
+    working = asyncio.create_task(store.write(busy))
+    await asyncio.to_thread(begun.wait, 10)
+    cancelling = asyncio.create_task(fleet.api("POST", f"/actions/{action_id}/cancel"))
+    await waiting_writes(store, 1)
+    fetching = asyncio.create_task(device.ask("GET", f"/deploymentBase/{action_id}"))
+    await waiting_writes(store, 2)  # it was still there when the device asked
+    go_on.set()
+    await working
+    assert (await cancelling).json["state"] == "canceled"
+    assert (await fetching).status == 404
+
+
+async def waiting_writes(store: Store, number: int) -> None:
+    async with asyncio.timeout(10):
+        while len(store._jobs) != number:
+            await asyncio.sleep(0.01)
 
 
 async def test_newer_assignment_in_the_slot_replaces_the_older(fleet: FleetServer) -> None:

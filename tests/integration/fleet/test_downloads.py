@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -333,6 +335,18 @@ def test_rolled_back_expired_and_half_published(tmp_path: Path) -> None:
     repository.publish()
     with pytest.raises(TrustError, match="expired"):
         read_offers(repository.folder, tmp_path / "trust", root)
+
+
+def test_a_root_that_the_disk_does_not_take_is_not_pinned_in_part(tmp_path: Path) -> None:
+    repository, data = Repository(tmp_path / "repository"), tmp_path / "data"
+    data.mkdir()
+    script = (
+        "import resource, sys; from pathlib import Path; from ota.server.catalogue import pinned_root;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); pinned_root(Path(sys.argv[1]), Path(sys.argv[2]), None)"
+    )
+    command = [sys.executable, "-c", script, str(data), str(repository.folder)]
+    assert "File too large" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    assert pinned_root(data, repository.folder, None) == repository.root
 
 
 def test_root_is_pinned_at_the_first_start(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fakes.chromium import CHROMIUM, Browser
 from fakes.fleet_server import FleetDevice, FleetServer
+from fakes.fleet_store import add_devices, install, open_actions, report
 from fakes.fleet_story import tell_it
 
 from ota.server.pages import PAGES
@@ -116,6 +117,34 @@ async def test_a_rollout_is_paused_resumed_and_aborted_by_hand(fleet: FleetServe
     await browser.click("#dialog input[type=checkbox]")
     await browser.click("#dialog button", "Abort")
     await browser.until(f"document.querySelector(\"{mine} .head .pill\").innerText === 'rolling back'")
+    assert browser.problems == []
+
+
+@needs_chromium
+async def test_what_stayed_when_a_group_went_back_can_be_rolled_back(fleet: FleetServer, browser: Browser) -> None:
+    old, new = await fleet.publish(6, 7)
+    store = fleet.services.store
+    ids = [device.id for device in await store.write(add_devices, ["box-1", "box-2"])]
+    await store.write(install, ids, old.id)
+    plan = {"groups": [{"name": "canary", "count": 1}, {"name": "rest"}]}
+    made = (await fleet.api("POST", "/rollouts", {"name": "seven", "release": new.id, "plan": plan})).json["id"]
+    await fleet.api("POST", f"/rollouts/{made}/start")
+    async with asyncio.timeout(30):
+        for finished in ("success", "failure"):
+            while len(opened := list(await store.read(open_actions))) != 1:
+                await asyncio.sleep(0.05)
+            await store.write(report, opened[0], finished)
+            fleet.services.feed.tell("action", 0, rollout=made, device="", state="", detail="")
+    await browser.open(fleet.url)
+    await browser.sign_in(fleet.admin)
+    await browser.until("document.querySelector('.head .pill')?.innerText === 'rolled back'")
+    await browser.click(f"[data-rollout='{made}'] button", "Roll back")
+    await browser.click("#dialog button", "Roll back")
+    await browser.until("document.querySelector('.head .pill')?.innerText === 'rolling back'")
+    async with asyncio.timeout(30):
+        while not (opened := await store.read(open_actions)):
+            await asyncio.sleep(0.05)
+    assert set(opened.values()) == {old.id}
     assert browser.problems == []
 
 

@@ -159,14 +159,13 @@ async def test_deleted_device_is_gone(fleet: FleetServer) -> None:
 class Listener:
     """Reads server-sent events."""
 
-    def __init__(self, fleet: FleetServer, after: str = "") -> None:
+    def __init__(self, fleet: FleetServer, after: str = "", token: str = "") -> None:
         self._fleet = fleet
         self._after = after
+        self._token = token or fleet.admin
 
     async def __aenter__(self) -> Self:
-        headers = {"Authorization": f"Bearer {self._fleet.admin}"} | (
-            {"Last-Event-ID": self._after} if self._after else {}
-        )
+        headers = {"Authorization": f"Bearer {self._token}"} | ({"Last-Event-ID": self._after} if self._after else {})
         self._response = await self._fleet.session.get(f"{self._fleet.url}/api/v1/events", headers=headers)
         assert self._response.status == 200
         assert self._response.headers["Content-Type"] == "text/event-stream"
@@ -232,6 +231,16 @@ async def test_quiet_feed_stays_open(fleet: FleetServer, monkeypatch: pytest.Mon
         while not (block := await listener._response.content.readuntil(b"\n\n")).startswith(b"id: "):
             pass
         assert b"box-1" in block
+
+
+async def test_feed_of_a_dismissed_user_ends(fleet: FleetServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ota.server.events.PING_S", 0.05)
+    viewer = await fleet.user("viewer")
+    async with Listener(fleet, token=viewer) as listener:
+        await fleet.device()
+        assert (await fleet.api("PATCH", "/users/a-viewer", {"active": False})).status == 200
+        async with asyncio.timeout(10):
+            assert b"box-1" in await listener._response.content.read()  # to its end
 
 
 # --- metrics and health -----------------------------------------------------------------------------------------------

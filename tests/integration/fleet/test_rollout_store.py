@@ -189,6 +189,21 @@ async def test_roll_back_all_reaches_the_canary_as_well(world: World) -> None:
     assert [group.stage for group in (await world.get(rollout)).rollout.groups] == [Stage.WITHDRAWN, Stage.FAILED]
 
 
+async def test_after_a_group_was_rolled_back_the_others_can_be_too(world: World) -> None:
+    await world.build(20)
+    rollout = await world.started()
+    canaries = await world.report(rollout, "success")
+    await world.report(rollout, "failure", 4)
+    await world.report(rollout, "canceled")
+    stored = await world.get(rollout)
+    assert (stored.rollout.state, stored.rollout.groups[0].tally) == (State.ROLLED_BACK, Tally(succeeded=2))
+    await world.move(rollout, moves.abort, "anna", roll_back=True)
+    assert await world.open_actions() == dict.fromkeys(canaries, world.old)
+    await world.report(rollout, "success")
+    assert await world.state(rollout) is State.ROLLED_BACK
+    assert await world.running() == Counter({world.old: 20})
+
+
 async def test_pause_starts_nothing_and_resume_goes_on(world: World) -> None:
     await world.build(40)
     rollout = await world.started()
@@ -258,6 +273,20 @@ async def test_a_canary_that_is_deleted_lets_nobody_else_get_the_release_unseen(
     assert len(await world.open_actions()) == 9
 
 
+async def test_a_canary_that_is_deleted_during_a_pause_is_told_to_whoever_resumes(world: World) -> None:
+    await world.build(10)
+    rollout = await world.started()
+    canary = next(iter(await world.open_actions()))
+    await world.move(rollout, moves.pause, "anna")
+    told = await world.store.write(remove_device, canary, world.moment())
+    reason = "paused by anna; group canary: its last device was deleted"
+    assert [(change.rollout_id, change.state, change.detail) for change in told] == [(rollout, State.PAUSED, reason)]
+    stored = await world.get(rollout)
+    assert (stored.rollout.state, stored.reason) == (State.PAUSED, reason)
+    await world.move(rollout, moves.resume)
+    assert len(await world.open_actions()) == 9
+
+
 async def test_other_devices_may_be_deleted(world: World) -> None:
     await world.build(21)
     rollout = await world.started()
@@ -315,11 +344,24 @@ async def test_groups_wait_and_are_approved(world: World) -> None:
     rollout = await world.started(Plan(groups=groups))
     await world.report(rollout, "success")
     world.now_ms += 3_600_000
-    assert await world.driver.settle(rollout) is not None
+    await world.driver.settle(rollout)
     assert (await world.tallies(rollout))[1] == Tally(waiting=18)
     await world.move(rollout, moves.approve)
     assert (await world.tallies(rollout))[1] == Tally(open=18)
     assert (await world.get(rollout)).times[1].approved_by == "anna"
+
+
+async def test_what_waits_for_a_person_is_not_looked_at_by_the_clock(world: World) -> None:
+    await world.build(20)
+    groups = (GroupPlan(name="canary", count=2), GroupPlan(name="rest", wait_s=60, approval=True))
+    rollout = await world.started(Plan(groups=groups))
+    await world.report(rollout, "success")
+    assert await world.driver.settle(rollout) is None
+    await world.move(rollout, moves.approve)
+    assert await world.driver.settle(rollout) == NOW + 60_000
+    world.now_ms += 60_000
+    assert await world.driver.settle(rollout) is None
+    assert (await world.tallies(rollout))[1] == Tally(open=18)
 
 
 async def test_a_release_withdrawn_from_the_signed_targets_pauses_the_rollout(world: World) -> None:

@@ -12,7 +12,7 @@ from fakes.fleet_store import add_release
 from fakes.postgres import NEEDED, Postgres, available
 from sqlalchemy import Connection, Inspector, create_engine, func, insert, inspect, select, text
 
-from agent.errors import ConfigError, StorageError
+from agent.errors import ConfigError, StorageError, TransientError
 from ota.store import action_ids, actions, audit, devices, feedback, settings, tables, users
 from ota.store.devices import Seen
 from ota.store.errors import ConflictError, LimitError, MissingError
@@ -347,6 +347,16 @@ async def test_polls_share_queries_and_each_gets_its_own(store: Store, monkeypat
     ]
     assert len(asked) <= 3
     assert sum(asked) == 70
+
+
+async def test_a_second_server_keeps_off_the_folder(tmp_path: Path) -> None:
+    async with fleet_server(tmp_path) as first:
+        with pytest.raises(TransientError, match="another fleet server is at work in it"):
+            async with fleet_server(tmp_path):
+                pass
+        assert (await first.api("GET", "/me")).status == 200
+    async with fleet_server(tmp_path) as again:
+        assert (await again.api("GET", "/me")).status == 200
 
 
 async def test_a_server_that_is_begun_anew_numbers_its_actions_from_the_clock(tmp_path: Path) -> None:
