@@ -257,7 +257,11 @@ class Subscription:
             else:
                 self._on_message(link, topic, payload, problem, token)
 
-        link = await Link.open(self._broker, self._filters(), on_message)
+        filters, answers = self._filters()
+        if self._options.replay:
+            link = await Link.open(self._broker, [*filters, answers], on_message)
+        else:  # for `replay` by hand; who does not use it needs no right to read them
+            link = await Link.open(self._broker, filters, on_message, optional=[answers])
         if link.session_present:  # what was not acknowledged comes again
             self._came.clear()
         for message in early:
@@ -276,9 +280,10 @@ class Subscription:
                     await self._keep()
                 link.close()
 
-    def _filters(self) -> list[str]:
+    def _filters(self) -> tuple[list[str], str]:
+        """Of what devices say by themselves, and of answers to commands."""
         root = f"{self._options.base_topic}/{self._options.device}"
-        return [f"{root}/status", self._replays.answer_topic(self._options.device), f"{root}/events/#"]
+        return [f"{root}/status", f"{root}/events/#"], self._replays.answer_topic(self._options.device)
 
     def _on_message(self, link: Link, topic: str, payload: bytes, problem: str, token: int) -> None:
         device_id, place = topic.removeprefix(f"{self._options.base_topic}/").split("/", 1)

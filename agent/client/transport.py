@@ -59,6 +59,7 @@ class Link:
 
     def __init__(self, client: paho.Client, broker: Broker, on_message: OnMessage) -> None:
         self.session_present = False
+        self._needed = 0
         self._client = client
         self._broker = broker
         self._loop = asyncio.get_running_loop()
@@ -85,14 +86,17 @@ class Link:
         return content, ""
 
     @classmethod
-    async def open(cls, broker: Broker, filters: Sequence[str], on_message: OnMessage) -> Link:
-        """Connect and subscribe with QoS 1. Raises RefusedError, TransientError."""
+    async def open(
+        cls, broker: Broker, filters: Sequence[str], on_message: OnMessage, optional: Sequence[str] = ()
+    ) -> Link:
+        """Connect and subscribe with QoS 1; the broker may refuse what is `optional`. Raises RefusedError, TransientError."""
         link = cls(_new_client(broker), broker, on_message)
+        link._needed = len(filters)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await link._connect()
                 await link._connack
-                link._client.subscribe([(one, 1) for one in filters])
+                link._client.subscribe([(one, 1) for one in (*filters, *optional)])
                 link._watch_writes()
                 await link._suback
         except TimeoutError as error:
@@ -204,7 +208,7 @@ class Link:
         self._connack.set_result(None)
 
     def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Any) -> None:
-        refused = [named(reason) for reason in reasons if reason.value >= _FAILURE]
+        refused = [named(reason) for reason in reasons[: self._needed] if reason.value >= _FAILURE]
         if self._suback.done():
             return
         if refused:

@@ -21,6 +21,7 @@ from agent.types import ActionScores, Event, EventPhase, Frame, FrameStamp, Imag
 MAX_WIDTH_PX = 960
 JPEG_QUALITY = 75
 RECENT_EVENTS = 50
+MOST_UNBLURRED = 128
 VERDICT_SHOWN_S = 5.0
 """A verdict older than this is no longer drawn."""
 
@@ -31,9 +32,13 @@ Scene = tuple[Frame, People, Tracks]
 
 @dataclass(slots=True)
 class _View:
-    """What is known of one camera. pictures: per mode the newest one asked for, and of which frame it is."""
+    """What is known of one camera. pictures: per mode the newest one asked for, and of which frame it is.
+
+    unblurred: when and who, of the latest frames that `blur` has not seen.
+    """
 
     newest: Scene | None = None
+    unblurred: deque[tuple[int, People]] = field(default_factory=lambda: deque(maxlen=MOST_UNBLURRED))
     scores: dict[str, tuple[float, ActionScores]] = field(default_factory=dict)
     blur: FaceBlur = field(default_factory=FaceBlur)
     pictures: dict[Mode, tuple[FrameStamp, asyncio.Future[bytes]]] = field(default_factory=dict)
@@ -65,9 +70,14 @@ class LiveHub:
         """A new frame of a camera."""
         view = self._view(frame.stamp.camera_id)
         view.newest = (frame, people, tracks)
+        view.unblurred.append((frame.stamp.t_mono_ns, people))
+        while frame.stamp.t_mono_ns - view.unblurred[0][0] > view.blur.hold_ns:
+            view.unblurred.popleft()
 
     def on_scores(self, scores: ActionScores) -> None:
-        """A new verdict."""
+        """A new verdict; a probability that is none, as rules see it, is not shown."""
+        if not 0.0 <= scores.probability <= 1.0:  # False for NaN, which JSON does not have
+            return
         self._view(scores.camera_id).scores[scores.service] = (time.monotonic(), scores)
 
     def on_event(self, event: Event, sequence: int | None) -> None:
@@ -149,7 +159,9 @@ class LiveHub:
                 for name, scores in self._fresh(view).items()
             ]
             blur = view.blur if self._config.blur_faces else None
-            work = asyncio.get_running_loop().run_in_executor(self._thread, encode, scene, bars, mode, blur)
+            seen = list(view.unblurred)
+            view.unblurred.clear()
+            work = asyncio.get_running_loop().run_in_executor(self._thread, encode, scene, bars, mode, blur, seen)
             known = view.pictures[mode] = (stamp, work)
         return await asyncio.shield(known[1])
 
@@ -163,11 +175,19 @@ class LiveHub:
         return self._views[camera_id]
 
 
-def encode(scene: Scene, bars: Sequence[ActionBar], mode: Mode, blur: FaceBlur | None) -> bytes:
-    """The scene as a JPEG, people drawn on it. Blocks for milliseconds."""
+def encode(
+    scene: Scene,
+    bars: Sequence[ActionBar],
+    mode: Mode,
+    blur: FaceBlur | None,
+    seen: Sequence[tuple[int, People]] = (),
+) -> bytes:
+    """The scene as a JPEG, people drawn on it. seen: in the frames up to it, which were not encoded. Blocks for milliseconds."""
     frame, people, tracks = scene
     image = _scaled(frame.image)
     if blur is not None:
+        for t_mono_ns, others in seen:
+            blur.see(others, t_mono_ns)
         blur.apply(image, people, frame.stamp.t_mono_ns, scale=image.shape[1] / frame.stamp.width)
     caption = f"{frame.stamp.camera_id}  {frame.stamp.t_utc:%Y-%m-%d %H:%M:%S} UTC"
     drawn = draw(image, tracks, mode=mode, actions=bars, caption=caption)

@@ -38,6 +38,7 @@ class View:
             "device": agent.config.device_id,
             "version": __version__,
             "ready": agent.ready,
+            "live_fps": agent.config.http.live_fps,
             "health": agent.monitor.report(),
             "mqtt": {
                 "enabled": agent.config.mqtt.enabled,

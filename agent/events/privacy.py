@@ -99,7 +99,7 @@ class FaceBlur:
     """
 
     def __init__(self, hold_s: float = 1.0) -> None:
-        self._hold_ns = round(hold_s * 1e9)
+        self.hold_ns = round(hold_s * 1e9)
         self._missed: list[tuple[int, FloatArray]] = []  # last seen at, regions
         self._present: list[tuple[int, FloatArray]] = []
 
@@ -109,13 +109,17 @@ class FaceBlur:
         people: in source pixels, all that the estimator reported; scale: picture px per source px;
         t_mono_ns: the frame's time on the camera's time line.
         """
+        self.see(people, t_mono_ns)
+        for _, head in self._missed + self._present:
+            obscure(image, head * np.float32(scale))
+
+    def see(self, people: People, t_mono_ns: int) -> None:
+        """Remember the heads of a picture that is not shown; arguments as of `apply`."""
         heads = head_regions(people)
-        known = [(t, old) for t, old in self._missed + self._present if 0 <= t_mono_ns - t <= self._hold_ns]
+        known = [(t, old) for t, old in self._missed + self._present if 0 <= t_mono_ns - t <= self.hold_ns]
         taken = _successors([old for _, old in known], heads)
         self._missed = [head for index, head in enumerate(known) if index not in taken]
         self._present = [(t_mono_ns, head) for head in heads]
-        for _, head in self._missed + self._present:
-            obscure(image, head * np.float32(scale))
 
 
 def _successors(old: list[FloatArray], new: list[FloatArray]) -> set[int]:

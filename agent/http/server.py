@@ -20,6 +20,7 @@ from agent.errors import ConfigError, ConfigProblem, DataError, RecognizerError
 _log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_STARTED = web.RequestKey("started", float)
 MODES = ("full", "skeleton", "minimal", "raw")
 MAX_EVENTS = 1000
 _PAGE = {
@@ -133,7 +134,7 @@ class HttpServer:
 
     @web.middleware
     async def _translate_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        request["started"] = time.perf_counter()
+        request[_STARTED] = time.perf_counter()
         try:
             return await handler(request)
         except web.HTTPException as error:
@@ -150,7 +151,9 @@ class HttpServer:
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else "unmatched"
         method = request.method if request.method in _METHODS else "other"
-        self._view.request_done(method, route, response.status, time.perf_counter() - request["started"])
+        now_s = time.perf_counter()
+        seconds = now_s - request.get(_STARTED, now_s)  # none: it got as far as no handler
+        self._view.request_done(method, route, response.status, seconds)
 
     # --- machines -----------------------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ _SECRET_KEY = re.compile(
     r"|credentials?)$",
 )
 _ASSIGNMENT = re.compile(
-    r"(?i)\b((?:password|passwd|pwd|secret|(?:access_?)?token|api_?key|authorization)['\"]?\s*[=:]\s*)"
-    r"(?:(?:Bearer|Basic)\s+)?(\"[^\"]*\"|'[^']*'|[^\s&;,'\"}\])]+)",
+    r"(?i)(?<![a-z0-9])((?:password|passwd|passphrase|pwd|pw|secret|(?:access)?token|(?:api|private)[_-]?key|authorization)"
+    r"(?:\\*['\"])?\s*[=:]\s*)(?:(?:Bearer|Basic)\s+)?(\\*\"[^\"]*\"|\\*'[^']*'|[^\s&;,'\"}\])]+)",
 )
 _SCHEME = re.compile(r"\b(Bearer|Basic|TargetToken|GatewayToken)\s+(?=\S*[0-9A-Z=])[A-Za-z0-9._~+/=-]{6,}")
 _CHATTY = ("aiohttp.access", "amqtt", "transitions", "asyncio", "tuf", "urllib3")

@@ -8,6 +8,7 @@ looked up once, so that an observation costs about a microsecond.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -246,6 +247,9 @@ class Metrics:
         for gauge, value, factor in values:
             if value is not None:
                 gauge.labels(gpu_id).set(value * factor)
+            else:
+                with suppress(KeyError):  # it never said it
+                    gauge.remove(gpu_id)
 
     # --- service ------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from paho.mqtt.properties import Properties
 
 from agent.client import Drift, Gap, Item, MissingRange, ReceivedEvent, Restarted, Subscription, Unreadable, subscribe
 from agent.errors import DataError, StorageError, TransientError
+from agent.mqtt.packing import varint
 from agent.mqtt.seal import Seal
 from agent.ports import Envelope
 
@@ -485,8 +486,8 @@ async def test_an_unknown_authority_is_named(mosquitto_tls: Mosquitto, tls_files
         assert not events.connected
 
 
-async def refusal(address: str, protocol: Literal["5", "3.1.1"] = "5") -> str:
-    async with subscribe(address, protocol=protocol) as events, asyncio.timeout(10):
+async def refusal(address: str, protocol: Literal["5", "3.1.1"] = "5", *, replay: bool = False) -> str:
+    async with subscribe(address, protocol=protocol, replay=replay) as events, asyncio.timeout(10):
         while not events.error:
             await asyncio.sleep(0.01)
         assert not events.connected
@@ -509,7 +510,7 @@ async def test_a_subscription_that_is_not_allowed_is_named() -> None:
         writer.write(bytes([0x20, 2, 0, 0]))
         _, length = await reader.readexactly(2)
         packet = await reader.readexactly(length)
-        writer.write(bytes([0x90, 5, *packet[:2], 1, 1, 0x80]))
+        writer.write(bytes([0x90, 5, *packet[:2], 1, 0x80, 1]))  # not the events
         with contextlib.suppress(ConnectionError):
             await reader.read()
         writer.close()
@@ -517,6 +518,42 @@ async def test_a_subscription_that_is_not_allowed_is_named() -> None:
     async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         assert "the broker refused the subscription" in await refusal(f"mqtt://127.0.0.1:{port}", protocol="3.1.1")
+
+
+class Choosy:
+    """A broker that lets nobody read the answers to commands, says so at once, and has one event."""
+
+    def __init__(self, event: bytes) -> None:
+        self._event = event
+
+    async def speak(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly((await reader.readexactly(2))[1])
+        writer.write(bytes([0x20, 2, 0, 0]))
+        packet = await reader.readexactly((await reader.readexactly(2))[1])
+        answers, place = [], 2
+        while place < len(packet):
+            length = int.from_bytes(packet[place : place + 2])
+            answers.append(0x80 if b"/cmd/" in packet[place + 2 : place + 2 + length] else 1)
+            place += length + 3
+        writer.write(bytes([0x90, 2 + len(answers), *packet[:2], *answers]))
+        topic = b"recognizer/gate-1/events/yard/fight"
+        body = len(topic).to_bytes(2) + topic + self._event
+        writer.write(bytes([0x30]) + varint(len(body)) + body)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+
+@pytest.mark.parametrize("replay", [False, True])
+async def test_who_may_read_events_only_gets_them(replay: bool) -> None:
+    """Answers to commands are another right, of those who ask for what is missing."""
+    async with await asyncio.start_server(Choosy(documents.event(1)).speak, "127.0.0.1", 0) as server:
+        address = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        if replay:
+            assert "the broker refused the subscription" in await refusal(address, protocol="3.1.1", replay=True)
+            return
+        async with subscribe(address, protocol="3.1.1") as events:
+            assert sequences(await take(events, 1)) == [1]
 
 
 async def test_it_waits_for_a_broker_that_is_not_there_yet(mosquitto: Mosquitto) -> None:

@@ -25,10 +25,12 @@ from agent.client.options import OptionNames
 from agent.client.replay import ReplayAnswer, Replays, parse_answer
 from agent.client.tracker import HoleState, SequenceTracker
 from agent.config.delivery import CommandsConfig
+from agent.daemon.remote import MOST_RUNS, Remote, RemotePorts
 from agent.errors import DataError
 from agent.events.cloudevents import load_schema
-from agent.mqtt.commands import load_clients, read_command, render_answer
+from agent.mqtt.commands import Command, load_clients, read_command, render_answer
 from agent.mqtt.topics import Topics
+from agent.outbox.tables import Requeued
 from agent.types import EventPhase
 
 JSON = st.recursive(
@@ -266,6 +268,20 @@ def test_the_agents_answers_are_what_the_schema_says() -> None:
     for state in ("done", "refused", "expired", "failed"):
         check.validate(json.loads(render_answer("x", state, "why")))
     check.validate(json.loads(render_answer("x", "done", "", {"sent": 1})))
+
+
+@pytest.mark.parametrize("runs", [0, MOST_RUNS, MOST_RUNS + 7])
+async def test_the_result_of_a_replay_is_what_the_schema_says(runs: int) -> None:
+    async def requeue(first: int, last: int) -> Requeued:
+        return Requeued(3, tuple((number, number) for number in range(first, last, 2)), {})
+
+    unused: Any = None
+    ports = RemotePorts(**{field.name: unused for field in fields(RemotePorts)} | {"requeue": requeue})
+    command = Command("x", "replay-events", {"first": 1, "last": 2 * runs + 1}, "", "admin", datetime.now(UTC))
+    result = await Remote(ports).handlers()[command.name](command.arguments, command)
+    document = load_schema("answer")
+    jsonschema.Draft202012Validator(document["$defs"]["replay_events"]).validate(result)
+    assert len(result["missing"]) + result.get("more_missing", 0) == runs
 
 
 # --- options and state ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from agent.config.schema import HttpConfig
 from agent.daemon import live
 from agent.daemon.live import MAX_WIDTH_PX, LiveHub, Scene
 from agent.overlay import Mode
-from agent.types import ActionScores, Event, EventPhase, Frame, FrameStamp, Tracks
+from agent.types import ActionScores, Event, EventPhase, Frame, FrameStamp, People, Tracks
 
 FAST = HttpConfig(live_fps=200)
 
@@ -136,12 +136,45 @@ async def test_the_source_frame_stays_untouched(hub: LiveHub) -> None:
     assert (shown[0].image == 90).all()
 
 
+async def test_the_first_look_hides_faces_that_the_estimator_has_just_lost(hub: LiveHub) -> None:
+    """Nobody watched while they were there: a snapshot on command, a page that is opened."""
+    noise = np.random.default_rng(1).integers(0, 255, (240, 320, 3), np.uint8)
+
+    def offer(seq: int, *, seen: bool) -> None:
+        frame, people, tracks = scene(seq, size=(240, 320))
+        shown = people if seen else People.empty()
+        hub.offer(
+            replace(frame, image=noise),
+            shown,
+            replace(tracks, people=shown, track_ids=tracks.track_ids[: len(shown)], states=tracks.states[: len(shown)]),
+        )
+
+    offer(0, seen=True)
+    hidden = await hub.picture("cam", Mode.RAW)
+    hub.forget("cam")
+    offer(1, seen=True)
+    offer(2, seen=False)
+    assert await hub.picture("cam", Mode.RAW) == hidden
+    for seq in range(3, 30):  # more than a second later nobody can still be there
+        offer(seq, seen=False)
+    assert await hub.picture("cam", Mode.RAW) != hidden
+
+
 async def test_stale_verdicts_vanish(hub: LiveHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.offer(*scene())
     hub.on_scores(verdict(0.91))
     assert hub.camera_state("cam") == {"people": 2, "track_ids": [1, 2], "scores": {"fight": 0.91}}
     monkeypatch.setattr(live, "VERDICT_SHOWN_S", -1.0)
     assert hub.camera_state("cam")["scores"] == {}
+
+
+@pytest.mark.parametrize("probability", [float("nan"), float("inf"), -0.1, 1.5])
+def test_what_is_no_probability_is_no_verdict(hub: LiveHub, probability: float) -> None:
+    """JSON has no NaN: one would cost every viewer the whole page."""
+    hub.offer(*scene())
+    hub.on_scores(verdict(0.4))
+    hub.on_scores(verdict(probability))
+    assert hub.camera_state("cam")["scores"] == {"fight": 0.4}
 
 
 def test_an_unknown_camera_has_nobody_in_it(hub: LiveHub) -> None:

@@ -114,6 +114,23 @@ def test_machine_figures_and_unknown_ones_get_no_series(metrics: Metrics) -> Non
     assert ("recognizer_gpu_temperature_celsius", frozenset({("gpu_id", "0")})) not in samples(metrics)
 
 
+def test_a_gpu_that_says_nothing_more_loses_its_series(metrics: Metrics) -> None:
+    """The last temperature of a dead card must not look like one of now."""
+    said = {
+        "memory_used_bytes": 5,
+        "memory_total_bytes": 10,
+        "temperature_c": 80.0,
+        "utilisation": 0.3,
+        "clock_mhz": 9.0,
+    }
+    metrics.set_gpu("0", **said)
+    metrics.set_gpu("1", **said)
+    metrics.set_gpu("0", **dict.fromkeys(said))
+    metrics.set_gpu("0", **dict.fromkeys(said))
+    left = {labels for name, labels in samples(metrics) if name.startswith("recognizer_gpu_")}
+    assert left == {frozenset({("gpu_id", "1")})}
+
+
 def test_health_keeps_only_the_reasons_of_now(metrics: Metrics) -> None:
     metrics.set_health("degraded", {"mqtt_offline", "cpu_high"})
     metrics.set_health("failed", {"storage"})

@@ -1,5 +1,11 @@
 "use strict";
-// Polls the state once a second; pictures are MJPEG streams that the browser plays by itself.
+// Polls the state once a second, and each camera's picture as often as there is a new one. Pictures are no streams: a browser
+// opens six connections to one server, of all tabs together, and a stream that ends leaves its last picture standing.
+
+const PATIENCE_MS = 5000;
+const AGAIN_MS = 2000;
+const SHOWS_NOTHING_NEW = new Set(["connecting", "offline", "paused", "ended"]);
+let liveFps = 10;
 
 const byId = (id) => document.getElementById(id);
 
@@ -10,8 +16,35 @@ function element(tag, text, className) {
   return made;
 }
 
-function liveUrl(camera) {
-  return `/api/v1/cameras/${encodeURIComponent(camera)}/live.mjpg?mode=${byId("mode").value}&t=${Date.now()}`;
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+async function showPicture(card) {
+  const url = `/api/v1/cameras/${encodeURIComponent(card.dataset.id)}/snapshot.jpg?mode=${byId("mode").value}`;
+  const response = await fetch(url, { signal: AbortSignal.timeout(PATIENCE_MS) });
+  if (!response.ok) throw new Error(response.statusText);
+  const picture = await createImageBitmap(await response.blob());
+  const canvas = card.querySelector("canvas");
+  canvas.width = picture.width;
+  canvas.height = picture.height;
+  canvas.getContext("2d").drawImage(picture, 0, 0);
+  picture.close();
+}
+
+async function play(card) {
+  while (card.isConnected) {
+    const begun = performance.now();
+    try {
+      if (!document.hidden) {
+        await showPicture(card);
+        card.classList.remove("dark");
+      }
+    } catch (error) {
+      card.classList.add("dark"); // an old picture must not look live
+      await pause(AGAIN_MS);
+    }
+    const fps = Math.min(liveFps, Math.max(1, Number(card.dataset.fps) || 0));
+    await pause(begun + 1000 / fps - performance.now());
+  }
 }
 
 function cameraCard(camera) {
@@ -19,19 +52,21 @@ function cameraCard(camera) {
   if (!card) {
     card = element("article", undefined, "camera");
     card.dataset.id = camera.camera;
-    const picture = element("img");
-    picture.alt = `live picture of camera ${camera.camera}`;
-    picture.src = liveUrl(camera.camera);
-    picture.addEventListener("error", () => setTimeout(() => { picture.src = liveUrl(camera.camera); }, 2000));
+    const picture = element("canvas");
+    picture.setAttribute("role", "img");
+    picture.setAttribute("aria-label", `live picture of camera ${camera.camera}`);
     card.append(picture, element("p"));
     byId("cameras").append(card);
+    play(card);
   }
   return card;
 }
 
 function showCamera(camera, active) {
   const card = cameraCard(camera);
+  card.dataset.fps = camera.fps;
   card.classList.toggle("alarm", active.some((incident) => incident.camera === camera.camera));
+  card.classList.toggle("old", SHOWS_NOTHING_NEW.has(camera.state));
   const scores = Object.entries(camera.live.scores).map(([name, value]) => element("span", `${name} ${value.toFixed(2)}`));
   const people = camera.live.people === 1 ? "1 person" : `${camera.live.people} people`;
   card.querySelector("p").replaceChildren(
@@ -78,6 +113,7 @@ function showBox(state) {
 }
 
 function show(state) {
+  liveFps = state.live_fps;
   byId("device").textContent = state.device;
   const level = byId("level");
   level.textContent = state.health.level;
@@ -91,18 +127,13 @@ function show(state) {
   showBox(state);
 }
 
-function reloadPictures() {
-  document.querySelectorAll(".camera").forEach((card) => { card.querySelector("img").src = liveUrl(card.dataset.id); });
-}
-
 let lost = false;
 
 async function poll() {
   try {
-    const response = await fetch("/api/v1/state", { signal: AbortSignal.timeout(5000) });
+    const response = await fetch("/api/v1/state", { signal: AbortSignal.timeout(PATIENCE_MS) });
     if (!response.ok) throw new Error(response.statusText);
     show(await response.json());
-    if (lost) reloadPictures(); // a stream that broke off does not come back by itself
     lost = false;
   } catch (error) {
     lost = true;
@@ -114,5 +145,4 @@ async function poll() {
   setTimeout(poll, 1000);
 }
 
-byId("mode").addEventListener("change", reloadPictures);
 poll();
