@@ -6,6 +6,7 @@ Exit codes: 0 good, 1 it ran and something failed, 2 usage, 78 configuration.
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import re
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on it reports model names to its maker otherwise
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else its FFmpeg writes to stderr past every handler
     configure_logging(LogConfig(level="warning"))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does: a name that cannot be shown is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     return run_command(f"agent.commands.{args.module}", args)
 
 
@@ -39,6 +42,7 @@ def run_command(module: str, args: argparse.Namespace) -> int:
     """`run(args, environment)` of `module`; its exit code, or that of the error it raised, which is printed."""
     try:
         code: int = import_module(module).run(args, dict(os.environ))
+        _write_out()
     except ConfigError as error:
         for problem in error.problems:
             print(f"error: {mask_text(str(problem))}", file=sys.stderr)
@@ -48,13 +52,29 @@ def run_command(module: str, args: argparse.Namespace) -> int:
         return EXIT_FAILED
     except OSError as error:  # what the user named cannot be read or written
         if isinstance(error, BrokenPipeError):  # `recognizer-agent events list | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return EXIT_GOOD
         print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return code
+
+
+def _write_out() -> None:
+    """What is buffered, while an error can still be told. Raises OSError."""
+    if sys.stdout is None:  # closed: `>&-`
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+        raise
+
+
+def _drop_output() -> None:
+    """Else the interpreter tries again at its end, fails again, and sets an exit code of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import numpy as np
 
 from agent.config.delivery import PluginSinkConfig
 from agent.config.schema import CameraConfig, PoseConfig, ServiceConfig
 from agent.errors import ConfigError, ConfigProblem, ModelError, RecognizerError
 from agent.ports import ActionClassifier, EventSink, PoseEstimator, VideoSource
+from agent.types import FloatArray, People
 
 
 class Group(StrEnum):
@@ -27,6 +30,8 @@ _CONFIG_KEYS = {
     Group.POSE: "pose.estimator", Group.ACTION: "services.*.classifier", Group.SOURCE: "cameras.*.source",
     Group.SINK: "sinks.*.plugin",
 }  # fmt: skip
+
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ def load(group: Group, name: str, path: str = "") -> Callable[..., Any]:
     entry = importlib.metadata.EntryPoint(plugin.name, plugin.target, plugin.group.value)
     try:
         factory = entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"plug-in {plugin} cannot be loaded: {type(error).__name__}: {error}") from error
     if not callable(factory):
         raise ModelError(f"plug-in {plugin}: {plugin.target} is a {type(factory).__name__}, not a function")
@@ -115,12 +120,36 @@ def create_sink(name: str, config: PluginSinkConfig) -> EventSink:
     return made
 
 
+def check_people(model: str, answers: Sequence[object]) -> list[People]:
+    """What the estimator `model` returned for some pictures, looked at before anything counts on it. Raises ModelError."""
+    for answer in answers:
+        if not isinstance(answer, People):
+            raise ModelError(f"{model} returned a {type(answer).__name__}, expected People")
+        for array in (answer.boxes, answer.keypoints, answer.keypoint_scores, answer.scores):
+            if array.dtype.kind not in "fiu":
+                raise ModelError(f"{model} returned People with values of type {array.dtype}, expected numbers")
+    return list(answers)  # type: ignore[arg-type]  # looked at one by one
+
+
+def check_probabilities(model: str, answer: object, shape: tuple[int, int]) -> FloatArray:
+    """What the classifier `model` returned, looked at in the same way. shape: (B, K). Raises ModelError."""
+    try:
+        rows = np.asarray(answer, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{model} returned no numbers: {error}") from error
+    if rows.shape != shape:
+        raise ModelError(f"{model} returned probabilities of shape {rows.shape}, expected {shape}")
+    if not ((rows >= -_ROUNDING) & (rows <= 1 + _ROUNDING)).all():  # nor is NaN one
+        raise ModelError(f"{model} returned {rows.tolist()}, expected probabilities from 0 to 1")
+    return rows
+
+
 def _call(group: Group, name: str, factory: Callable[..., Any], *arguments: object) -> Any:
     try:
         return factory(*arguments)
     except RecognizerError:
         raise
-    except Exception as error:  # a plug-in's bug is not the agent's: name whose it is
+    except (Exception, SystemExit) as error:  # a plug-in's bug is not the agent's: name whose it is
         raise ModelError(f"plug-in {name!r} of {group.value} failed: {type(error).__name__}: {error}") from error
 
 

@@ -24,7 +24,7 @@ from agent.events.ids import Uuid7
 from agent.events.rules import EventRules
 from agent.pipeline.camera import CameraPipeline, Service
 from agent.pipeline.worker import BatchWorker
-from agent.plugins import create_action_classifier, create_pose_estimator
+from agent.plugins import check_people, check_probabilities, create_action_classifier, create_pose_estimator
 from agent.ports import ActionClassifier, FrameStream, PipelineListener, PoseEstimator
 from agent.runtime.bundle import Bundle
 from agent.runtime.engines import EngineProgress
@@ -316,7 +316,9 @@ def bundle_of(model: object) -> Bundle | None:
 
 def function_of(model: Model, labels: tuple[str, ...] | None = None) -> Callable[[list[Any]], Sequence[Any]]:
     """The model as a function of a list of pictures or windows; labels: the wanted order of a classifier's columns."""
-    return model.estimate if isinstance(model, PoseEstimator) else rows_of(model, labels)
+    if not isinstance(model, PoseEstimator):
+        return rows_of(model, labels)
+    return lambda images: check_people(model.name, model.estimate(images))
 
 
 def rows_of(
@@ -327,7 +329,8 @@ def rows_of(
     columns = None if labels is None or labels == own else [own.index(label) for label in labels]
 
     def classify(windows: list[FloatArray]) -> list[FloatArray]:
-        rows = classifier.classify(np.stack(windows))
+        answer = classifier.classify(np.stack(windows))
+        rows = check_probabilities(classifier.name, answer, (len(windows), len(own)))
         return list(rows if columns is None else rows[:, columns])
 
     return classify

@@ -83,6 +83,7 @@ class _Job:
     async def _record(self, video: Path, recorder: Recorder, listener: PipelineListener) -> None:
         try:
             with recorder:
+                _require_text(video)
                 if not self._progress.disable:
                     recorder.total_frames = await asyncio.to_thread(count_frames, video)
                 recorder.summary.error = await run_video(self._recognition, video, listener)
@@ -104,6 +105,14 @@ class _Job:
 
     def _tell(self, error: RecognizerError) -> None:
         self._progress.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+
+
+def _require_text(video: Path) -> None:
+    """Neither a decoder nor a configuration can be given a name that is no text. Raises SourceError."""
+    try:
+        str(video.absolute()).encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"{video}: its name is not UTF-8 (hint: rename it)") from None
 
 
 def output_names(videos: Sequence[Path]) -> list[str]:

@@ -19,7 +19,7 @@ class OutboxConfig(Section):
     commit_max_rows: int = Field(default=200, ge=1, le=10_000)
     commit_max_wait_ms: NonNegative = 2.0
     """Group commit: how long the writer gathers before it commits."""
-    history_days: Positive = Field(default=30.0, json_schema_extra=LIVE)
+    history_days: Positive = Field(default=30.0, le=36_500, json_schema_extra=LIVE)
     max_bytes: int = Field(default=2_000_000_000, ge=1_000_000, json_schema_extra=LIVE)
     """Of the database file; above it the oldest delivered events leave the history early."""
     reserve_bytes: int = Field(default=16_777_216, ge=0)

@@ -22,6 +22,12 @@ Document = TypeVar("Document", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
 _PRIVATE = re.compile(r"password|secret|\burl$")
 """Keys whose values no message repeats."""
+_MAX_VALUES = 100_000
+"""In one file. A configuration of a thousand cameras has a tenth of it; a few lines of aliases of aliases have millions."""
+
+
+class _TooManyError(Exception):
+    """More values than any configuration has."""
 
 
 def read_document(path: Path, model: type[Document], *, env: Mapping[str, str]) -> Document:
@@ -53,7 +59,10 @@ class Layer:
         except RecursionError:
             hint = "look for an alias (*name) inside what it stands for (&name)"
             self._fail("nested without end, or too deeply", hint=hint)
-            return {}
+        except _TooManyError:
+            hint = "look for aliases (*name) of lists that hold aliases themselves"
+            self._fail(f"more than {_MAX_VALUES:,} values", hint=hint)
+        return {}
 
     def _read(self) -> dict[str, Any]:
         root = self._compose()
@@ -84,6 +93,8 @@ class Layer:
         self.problems.append(ConfigProblem(message, file=str(self.path), line=line, hint=hint))
 
     def _build(self, node: yaml.Node, where: Location) -> Any:
+        if len(self.places) >= _MAX_VALUES:
+            raise _TooManyError
         self.places[where] = (str(self.path), node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             return self._build_mapping(node, where)
@@ -110,8 +121,10 @@ class Layer:
             tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
         try:
             value = loader.construct_object(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark))
-        except (yaml.YAMLError, ValueError) as error:
-            message = f"not a valid value: {' '.join(str(error).split())}"
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            told = isinstance(error, yaml.YAMLError | ValueError)  # PyYAML stumbles over the others: `!!bool maybe`
+            why = " ".join(str(error).split()) if told else f"{text!r} is no {tag.rpartition(':')[2]}"
+            message = f"not a valid value: {why}"
             self.problems.append(ConfigProblem(message, str(self.path), node.start_mark.line + 1, _dotted(where)))
             return None
         return LocatedStr(value, self.path.absolute().parent) if isinstance(value, str) else value

@@ -13,6 +13,8 @@ from agent.config.paths import PulledModels, models_dir, resource_dir
 from agent.config.schema import AgentConfig
 from agent.errors import ConfigError, ConfigProblem
 
+Places = dict[Location, tuple[str, int]]
+
 
 def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pulled_models: bool = True) -> AgentConfig:
     """The shipped `configs/default.yaml` with `files` laid over it, last one wins.
@@ -23,12 +25,12 @@ def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pull
     """
     layers = [Layer(path, env) for path in (resource_dir("configs") / "default.yaml", *files)]
     merged: Any = {}
-    places: dict[Location, tuple[str, int]] = {}
+    places: Places = {}
     problems: list[ConfigProblem] = []
     for layer in layers:
         tree = layer.read()
         problems += layer.problems
-        places |= layer.places
+        places = _laid_over(places, layer.places)
         merged = _merge(merged, tree)
     try:
         config = AgentConfig.model_validate(merged, context=_pulled_models(merged, env, required=need_pulled_models))
@@ -43,7 +45,17 @@ def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pull
 
 def _pulled_models(tree: dict[str, Any], env: Mapping[str, str], *, required: bool) -> PulledModels:
     state_dir = tree.get("state_dir") or AgentConfig.model_fields["state_dir"].default
-    return PulledModels(models_dir(state_dir, env), required)
+    try:
+        return PulledModels(models_dir(state_dir, env), required)
+    except ValueError:  # validation says what is wrong with state_dir; that nothing is in it is no news then
+        return PulledModels(Path(), required=False)
+
+
+def _laid_over(below: Places, above: Places) -> Places:
+    """Places of two layers together: with a list that is replaced goes what stood in it, or errors would be looked for there."""
+    lists = {where[:n] for where in above for n, part in enumerate(where) if isinstance(part, int)}
+    kept = {where: place for where, place in below.items() if not any(where[:n] in lists for n in range(len(where)))}
+    return kept | above
 
 
 def _merge(below: Any, above: Any) -> Any:

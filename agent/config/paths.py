@@ -12,7 +12,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from agent.errors import StorageError
+from agent.errors import ConfigError, ConfigProblem, StorageError
 
 SHIPPED = "shipped:"
 """`model: shipped:fight-stgcn` names a bundle that comes with the agent."""
@@ -53,13 +53,25 @@ def resource_dir(name: str) -> Path:
 
 
 def _absolute(text: str, folder: Path) -> str:
-    return str((folder / Path(text).expanduser()).absolute())
+    """Raises ValueError for what cannot be a path here."""
+    if "\0" in text:
+        raise ValueError("a path cannot hold a NUL character")
+    try:
+        return str((folder / Path(text).expanduser()).absolute())
+    except RuntimeError as error:  # an unknown user, or a user without an entry and without HOME, as in containers
+        raise ValueError("there is no home folder for its ~ (write the folder in full)") from error
 
 
 def models_dir(state_dir: object, env: Mapping[str, str]) -> Path:
-    """Folder of pulled models: the variable RECOGNIZER_MODELS, else `<state_dir>/models`; state_dir: as configured."""
-    if env.get(MODELS_VARIABLE):
-        return Path(env[MODELS_VARIABLE]).expanduser().absolute()
+    """Folder of pulled models: the variable RECOGNIZER_MODELS, else `<state_dir>/models`; state_dir: as configured.
+
+    Raises ConfigError for a variable, ValueError for a state_dir that cannot be a path.
+    """
+    if named := env.get(MODELS_VARIABLE):
+        try:
+            return Path(_absolute(named, Path()))
+        except ValueError as error:
+            raise ConfigError([ConfigProblem(str(error), path=MODELS_VARIABLE)]) from error
     resolved = _absolute(state_dir, state_dir.folder) if isinstance(state_dir, LocatedStr) else str(state_dir)
     return Path(resolved) / "models"
 

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+
+_LARGEST = 1e9
+
+
+def _bounded(value: float) -> float:
+    """What is endless or beyond all use overflows clocks and counters, at the latest in microseconds."""
+    if value > _LARGEST:
+        raise ValueError(f"expected a number up to {_LARGEST:.0f}")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0), AfterValidator(_bounded)]
+NonNegative = Annotated[float, Field(ge=0), AfterValidator(_bounded)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 """A name that is safe in topics, file names and metric labels."""
 

@@ -36,7 +36,7 @@ def network_errors(place: str, tls: Tls | None = None) -> Iterator[None]:
     """Translates what aiohttp raises while it speaks with the host `place`. tls: what it speaks with."""
     try:
         yield
-    except (aiohttp.ClientError, TimeoutError) as error:
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:  # ValueError: an address that is none
         raise _translate(error, place, tls or Tls()) from error
 
 
@@ -47,8 +47,9 @@ def _translate(error: Exception, place: str, tls: Tls) -> DownloadError | Refuse
         return DownloadError(text) if passes(error) else TlsError(text)
     if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
         return _connection_error(error, place)
-    if isinstance(error, aiohttp.InvalidURL):
-        return RefusedDownloadError(f"not a web address: {_text(error)}")
+    if isinstance(error, ValueError):  # ours have been looked at: it is the proxy's
+        hint = "that of a proxy looks like http://host:3128; see HTTPS_PROXY and HTTP_PROXY"
+        return RefusedDownloadError(f"not a web address: {_text(error)} (hint: {hint})")
     what = "stalled" if isinstance(error, TimeoutError) else f"broke off: {_text(error)}"
     return DownloadError(f"{place} {what}")
 

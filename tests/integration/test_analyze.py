@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -112,6 +113,20 @@ def test_a_bad_video_costs_its_own_results_and_exit_code_1(shell: Shell) -> None
     assert "Traceback" not in done.stderr
     assert len(lines(out / "good" / "poses.jsonl")) == FRAMES
     assert json.loads((out / "bad" / "summary.json").read_text())["error"]
+
+
+def test_a_name_that_is_no_text_costs_its_own_results_only(shell: Shell) -> None:
+    odd = shell.folder / os.fsdecode(b"caf\xe9.mp4")
+    os.link(video(shell, "good.mp4"), odd)
+    for more in ([], ["--json"]):
+        out = shell.folder / f"out{len(more)}"
+        command = shell.command(
+            "analyze", odd, shell.folder / "good.mp4", "--config", config(shell), "--out", out, *more
+        )
+        done = subprocess.run(command, env=shell.environment, capture_output=True, check=False, text=True)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+        assert r"caf\udce9.mp4: its name is not UTF-8 (hint: rename it)" in done.stdout
+        assert len(lines(out / "good" / "poses.jsonl")) == FRAMES
 
 
 def test_a_video_that_was_cut_off_keeps_what_it_holds_and_says_so(shell: Shell) -> None:

@@ -468,3 +468,20 @@ def test_demo_wants_the_plugin_and_its_model_together(shell: Shell) -> None:
     done = shell.run("demo", "--pose-plugin", "posenet")
     assert done.returncode == USAGE
     assert "--pose-plugin and --pose-model go together" in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_an_error_and_a_reader_that_has_gone_is_none(
+    shell: Shell, unbuffered: str
+) -> None:
+    """With buffers as without: the exit code is one of ours, and nothing is said twice."""
+    command = shell.command("check-config", shell.config({}), "--json")
+    environment = shell.environment | {"PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
+    readable, writable = os.pipe()
+    os.close(readable)
+    with os.fdopen(writable, "w") as gone:
+        done = subprocess.run(command, env=environment, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -468,6 +468,16 @@ def test_a_proxy_that_is_gone_or_refuses_is_named(
     assert server.requests == []
 
 
+@pytest.mark.parametrize("proxy", ["127.0.0.1:3128", "http://127.0.0.1:99999"])
+def test_a_proxy_whose_address_is_none_is_told_from_the_models_address(
+    model: Path, server: FileServer, store: ModelStore, watcher: Watcher, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(ModelError, match=r"not a web address: .*proxy looks like http://host:3128; see HTTPS_PROXY"):
+        pull(entry(model, server.url()), store, watcher, OPTIONS)
+    assert server.requests == []
+
+
 def test_a_server_that_does_not_speak_tls_is_no_reason_to_hang(
     model: Path, server: FileServer, store: ModelStore, watcher: Watcher
 ) -> None:

@@ -153,6 +153,11 @@ def test_reload_applies_thresholds_and_cameras_and_keeps_the_old_when_bad(make_a
         ),
         "the refusal",
     )
+    agent.config.write_text("state_dir: ~nobody-has-this-name/state\n")
+    agent.signal(signal.SIGHUP)
+    wait_for(
+        lambda: "no home folder" in str(agent.get("/health")["reasons"]), "the refusal of what is no path on this box"
+    )
     assert agent.camera_states() == {"cam": "streaming", "second": "streaming"}
 
 

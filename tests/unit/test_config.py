@@ -91,10 +91,33 @@ def test_all_errors_come_at_once_each_with_its_line(tmp_path: Path) -> None:
         ("cameras: [{id: a, source: '0', services: [dance]}]\n", "unknown service 'dance' (known: fall, fight)"),
         ("mqtt: {tls: {cert_file: a.pem}}\n", "cert_file and key_file go together"),
         ("cameras: [{id: a}]\n", "required key is missing"),
+        ("state_dir: ~nobody-has-this-name/x\n", "agent.yaml:1:state_dir: there is no home folder for its ~"),
+        ("pose: {model: ~nobody-has-this-name/m}\n", "agent.yaml:1:pose.model: there is no home folder for its ~"),
+        ('state_dir: "a\\0b"\n', "agent.yaml:1:state_dir: a path cannot hold a NUL character"),
+        ("log: {level: !!bool maybe}\n", "agent.yaml:1:log.level: not a valid value: 'maybe' is no bool"),
+        ('http: {port: !!int ""}\n', "agent.yaml:1:http.port: not a valid value: '' is no int"),
+        ("device_id: !!timestamp soon\n", "agent.yaml:1:device_id: not a valid value: 'soon' is no timestamp"),
+        ("health: {probe_interval_s: .inf}\n", "health.probe_interval_s: expected a number up to 1000000000"),
+        ("outbox: {history_days: 1.0e+300}\n", "outbox.history_days: Input should be less than or equal to 36500"),
+        ("cameras: [{id: a, source: '0', max_fps: .nan}]\n", "cameras.0.max_fps: Input should be greater than"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in "\n".join(problems(write(tmp_path, text)))
+
+
+def test_a_mistake_in_a_list_is_looked_for_in_the_file_whose_list_it_is(tmp_path: Path) -> None:
+    site = write(tmp_path, "cameras:\n  - id: a\n    source: '0'\nmqtt: {port: 0}\n", "site.yaml")
+    box = write(tmp_path, "cameras:\n\n\n  - id: b\n", "box.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config([site, box], env={})
+    found = [(Path(problem.file).name, problem.line, problem.path) for problem in caught.value.problems]
+    assert found == [("box.yaml", 4, "cameras.0.source"), ("site.yaml", 4, "mqtt.port")]
+
+
+def test_the_variable_for_models_is_named_where_it_is_no_path(tmp_path: Path) -> None:
+    (text,) = problems(write(tmp_path, "{}\n"), RECOGNIZER_MODELS="~nobody-has-this-name/models")
+    assert text.startswith("RECOGNIZER_MODELS: there is no home folder for its ~")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
@@ -112,6 +135,12 @@ def test_what_is_nested_without_end_is_refused_by_name(tmp_path: Path, text: str
     (tmp_path / "loop.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"loop\.yaml: nested without end, or too deeply"):
         load_config([tmp_path / "loop.yaml"], env={})
+
+
+def test_aliases_of_aliases_are_not_written_out(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9))]
+    (text,) = problems(write(tmp_path, "\n".join(lines)))
+    assert "agent.yaml: more than 100,000 values (hint: look for aliases" in text
 
 
 def test_relative_paths_belong_to_the_file_that_names_them(tmp_path: Path) -> None:

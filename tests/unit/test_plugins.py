@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes.graphs import rtmo_graph, stgcn_graph
 
@@ -24,6 +25,7 @@ from agent.plugins import (
 )
 from agent.ports import ActionClassifier
 from agent.pose.rtmo import RtmoEstimator
+from agent.recognition import function_of
 
 GOOD = """
 class Estimator:
@@ -128,6 +130,7 @@ def test_an_unknown_name_lists_the_known_ones(install: Callable[..., None]) -> N
         ("raise OSError('libtpu.so: cannot open')", "OSError: libtpu.so: cannot open"),
         ("def", "SyntaxError: "),
         ("", "AttributeError: "),
+        ("import sys; sys.exit('no licence')", "SystemExit: no licence"),
     ],
 )
 def test_an_import_that_fails_names_package_and_reason(install: Callable[..., None], code: str, reason: str) -> None:
@@ -155,3 +158,66 @@ def test_two_packages_with_the_same_name_are_not_guessed_between(install: Callab
     install("two", GOOD, {Group.POSE: {"same": "Estimator"}})
     with pytest.raises(ConfigError, match="two packages bring a plug-in 'same': one, two"):
         load(Group.POSE, "same")
+
+
+ANSWERS = """
+import numpy as np
+from agent.types import People
+
+def estimator(config): return Estimator()
+def classifier(name, config): return Classifier()
+
+class Estimator:
+    name, max_batch = "odd", 1
+    def estimate(self, images): return [{answer} for _ in images]
+    def close(self): pass
+
+class Classifier:
+    name, labels, input_shape = "odd", ("normal", "fight"), (1, 2, 17, 3)
+    def classify(self, batch): return [{answer} for _ in batch]
+    def close(self): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("None", "odd returned a NoneType, expected People"),
+        ("{'boxes': []}", "odd returned a dict, expected People"),
+        ("People(np.full((1, 4), 'a'), np.zeros((1, 17, 2)), np.zeros((1, 17)), np.zeros(1))", "values of type <U1"),
+    ],
+)
+def test_an_estimator_that_answers_something_else_is_a_model_error(
+    install: Callable[..., None], answer: str, reason: str
+) -> None:
+    install("odd", ANSWERS.replace("{answer}", answer), {Group.POSE: {"odd": "estimator"}})
+    estimate = function_of(create_pose_estimator(PoseConfig(estimator="odd")))
+    with pytest.raises(ModelError, match=reason):
+        estimate([np.zeros((4, 4, 3), np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("[0.9]", r"shape \(1, 1\), expected \(1, 2\)"),
+        ("0.9", r"shape \(1,\), expected \(1, 2\)"),
+        ("[0.1, 0.2, 0.7]", r"shape \(1, 3\), expected \(1, 2\)"),
+        ("[float('nan'), 0.9]", r"returned \[\[nan, 0\.8.*expected probabilities from 0 to 1"),
+        ("[-4.0, 5.0]", "expected probabilities from 0 to 1"),
+        ("['a', 'b']", "odd returned no numbers"),
+    ],
+)
+def test_a_classifier_that_answers_no_probabilities_is_a_model_error(
+    install: Callable[..., None], answer: str, reason: str
+) -> None:
+    install("odd", ANSWERS.replace("{answer}", answer), {Group.ACTION: {"odd": "classifier"}})
+    classify = function_of(create_action_classifier("fight", ServiceConfig(model=Path("m"), classifier="odd")))
+    with pytest.raises(ModelError, match=reason):
+        classify([np.zeros((1, 2, 17, 3), np.float32)])
+
+
+def test_a_classifier_may_answer_with_plain_lists(install: Callable[..., None]) -> None:
+    install("odd", ANSWERS.replace("{answer}", "[0.25, 0.75]"), {Group.ACTION: {"odd": "classifier"}})
+    classifier = create_action_classifier("fight", ServiceConfig(model=Path("m"), classifier="odd"))
+    (row,) = function_of(classifier, ("fight", "normal"))([np.zeros((1, 2, 17, 3), np.float32)])
+    assert row.tolist() == [0.75, 0.25]
