@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from agent.errors import AccessError, BusyError, ConfigError, ConfigProblem, DataError, TransientError
 from agent.hosts import is_loopback
@@ -40,15 +40,27 @@ def remote_of(args: argparse.Namespace, env: Mapping[str, str]) -> Remote:
     url = (args.server or env.get(SERVER_VARIABLE, "")).rstrip("/")
     if not url:
         raise _problem("which server?", "--server", f"--server URL, or {SERVER_VARIABLE} in the environment")
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise _problem(f"{url} is no address of a server", "--server", "http://HOST:PORT or https://HOST:PORT")
-    if parts.scheme == "http" and not args.allow_http and not is_loopback(parts.hostname):
+    parts = _parts_of(url)
+    if parts.scheme == "http" and not args.allow_http and not is_loopback(parts.hostname or ""):
         raise _problem("the token would go unencrypted over the network", "--server", "https://, or --allow-http")
     file = args.token_file or (Path(env[TOKEN_VARIABLE]) if env.get(TOKEN_VARIABLE) else None)
     if file is None:
         raise _problem("no token", "--token-file", f"--token-file FILE, or {TOKEN_VARIABLE} in the environment")
     return Remote(url, _token(file, env), _context(args.ca))
+
+
+def _parts_of(url: str) -> SplitResult:
+    """Raises ConfigError for what no request can be sent to."""
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna")
+        bare = not (parts.query or parts.fragment or "@" in parts.netloc)
+        writable = parts.path.isascii() and url.isprintable()
+        if parts.scheme in {"http", "https"} and host and parts.port != 0 and bare and writable:
+            return parts
+    except ValueError:  # brackets, the port, a part of the name that is empty or too long
+        pass
+    raise _problem(f"{url} is no address of a server", "--server", "http://HOST:PORT or https://HOST:PORT")
 
 
 def _token(file: Path, env: Mapping[str, str]) -> str:

@@ -85,12 +85,10 @@ def _token(remote: Remote, args: argparse.Namespace, path: str) -> None:
 
 
 def _print(args: argparse.Namespace, found: Any, draw: Any) -> None:
-    import json
-
-    from agent.commands.output import table_console
+    from agent.commands.output import print_json, table_console
 
     if args.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     console = table_console()
     for one in draw(found):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 
     remote = remote_of(args, env)
     if args.what == "create":
-        return _create(remote, args)
+        return _create(remote, args, plan_of(args, env))
     if args.what == "list":
         _print(args, remote.all_of("/rollouts", "rollouts", state=args.state), _list_table)
         return 0
@@ -98,26 +99,37 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 # --- create -----------------------------------------------------------------------------------------------------------
 
 
-def _create(remote: Remote, args: argparse.Namespace) -> int:
+def _create(remote: Remote, args: argparse.Namespace, plan: dict[str, Any]) -> int:
     from ota.remote import release_id
 
-    given = {"release": release_id(remote, args.release), "filter": args.filter, "plan": plan_of(args)}
+    given = {"release": release_id(remote, args.release), "filter": args.filter, "plan": plan}
     if args.dry_run:
         _print(args, remote.ask("POST", "/rollouts/preview", given), _preview_table)
         return 0
     made = remote.ask("POST", "/rollouts", {"name": args.name, **given})
     preview = made.pop("preview")
     if args.start:
-        made = remote.ask("POST", f"/rollouts/{made['id']}/start")
+        made = _start(remote, made["id"])
     if not args.json:
         print(_sentence(preview))
     _print(args, made if args.start else made | {"preview": preview}, _one_table)
     return 0
 
 
-def plan_of(args: argparse.Namespace) -> dict[str, Any]:
+def _start(remote: Remote, rollout_id: int) -> Any:
+    """Raises DataError: the rollout is there all the same."""
+    from agent.errors import DataError, TransientError
+
+    try:
+        return remote.ask("POST", f"/rollouts/{rollout_id}/start")
+    except (DataError, TransientError) as error:
+        hint = f"hint: recognizer-fleet rollout start {rollout_id}, or abort {rollout_id}"
+        raise DataError(f"rollout {rollout_id} now exists, but its start failed: {error} ({hint})") from error
+
+
+def plan_of(args: argparse.Namespace, env: Mapping[str, str]) -> dict[str, Any]:
     """The plan as JSON: of `--plan`, with the other options over it. Raises ConfigError."""
-    plan = _read_plan(args.plan) if args.plan else {}
+    plan = _read_plan(args.plan, env) if args.plan else {}
     if args.canary is not None:
         plan["groups"] = [{"name": "canary", "percent": args.canary, "error_percent": 10}, {"name": "rest"}]
     if args.approval:
@@ -130,62 +142,55 @@ def plan_of(args: argparse.Namespace) -> dict[str, Any]:
     return plan | {name: True for name in ("forced", "confirmation") if getattr(args, name)}
 
 
-def _read_plan(file: Path) -> dict[str, Any]:
-    import yaml
-    from pydantic import ValidationError
-
-    from agent.errors import ConfigError, ConfigProblem
+def _read_plan(file: Path, env: Mapping[str, str]) -> dict[str, Any]:
+    from agent.config.documents import read_document
     from ota.rollouts.plan import Plan
 
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        Plan.model_validate(found)
-    except yaml.YAMLError as error:
-        raise ConfigError([ConfigProblem(" ".join(str(error).split()), file=str(file))]) from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise ConfigError(_problems(file, error)) from error
-    plan: dict[str, Any] = Plan.model_validate(found).model_dump(mode="json", exclude_unset=True)
-    return plan
-
-
-def _problems(file: Path, error: Exception) -> list[Any]:
-    from pydantic import ValidationError
-
-    from agent.errors import ConfigProblem
-
-    if not isinstance(error, ValidationError):
-        return [ConfigProblem("not UTF-8", file=str(file))]
-    return [
-        ConfigProblem(item["msg"], file=str(file), path=".".join(str(part) for part in item["loc"]))
-        for item in error.errors(include_url=False)
-    ]
+    return read_document(file, Plan, env=env).model_dump(mode="json", exclude_unset=True)
 
 
 # --- show -------------------------------------------------------------------------------------------------------------
 
 
 def _show(remote: Remote, args: argparse.Namespace) -> int:
-    found = remote.get(f"/rollouts/{args.rollout}")
+    path = f"/rollouts/{args.rollout}"
+    found = remote.get(path)
     if args.wait is not None:
-        deadline = time.monotonic() + args.wait
-        while found["state"] not in {*ENDED, "paused"} and time.monotonic() < deadline:
-            time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
-            found = remote.get(f"/rollouts/{args.rollout}")
-    devices = remote.all_of(f"/rollouts/{args.rollout}/devices", "devices") if args.devices else None
+        found = _wait(remote, path, found, time.monotonic() + args.wait)
+    devices = remote.all_of(f"{path}/devices", "devices") if args.devices else None
     _print(args, found if devices is None else found | {"members": devices}, _one_table)
     return 0 if args.wait is None or found["state"] == "finished" else 1
+
+
+def _wait(remote: Remote, path: str, found: Any, deadline_s: float) -> Any:
+    """The rollout once it stands still, or as it is at the deadline; a server that does not answer may be restarting, and is asked
+    again. Raises DataError, AccessError, TransientError."""
+    from agent.errors import AccessError, TransientError
+
+    told = False
+    while found["state"] not in {*ENDED, "paused"} and (left_s := deadline_s - time.monotonic()) > 0:
+        time.sleep(min(_POLL_S, left_s))
+        try:
+            found, told = remote.get(path), False
+        except AccessError:
+            raise
+        except TransientError as error:
+            if time.monotonic() >= deadline_s:
+                raise
+            if not told:
+                print(f"{error}; trying again", file=sys.stderr, flush=True)
+            told = True
+    return found
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
 def _print(args: argparse.Namespace, found: Any, draw: Any) -> None:
-    import json
-
-    from agent.commands.output import table_console
+    from agent.commands.output import print_json, table_console
 
     if args.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     console = table_console()
     for one in draw(found):

@@ -138,6 +138,8 @@ def _begin(connection: Connection, stored: Stored, moment: Moment) -> Change:
     refuse_busy(choice)
     if not choice.total:
         raise ConflictError("the filter takes no device that could get this release")
+    if not choice.members[0]:  # it would be met at once, and the next group get the release unseen
+        raise ConflictError(f"the first group, {_name(stored, 0)}, takes no device: change its filter")
     records.set_members(connection, stored.id, choice.members)
     records.set_state(connection, stored.id, State.RUNNING, "", now_ms=moment.now_ms)
     return Change(stored.id, stored.name, State.RUNNING, f"{choice.total} devices")

@@ -183,7 +183,7 @@ def client_address(request: web.Request) -> str:
 
 
 def base_url(request: web.Request) -> str:
-    """What links in answers begin with: as configured, else as the device (or the proxy we trust) addressed us."""
+    """What links in answers begin with: as configured, else as the device (or the proxy we trust) addressed us. Raises 400."""
     services = request.app[SERVICES]
     if services.settings.public_url:
         return services.settings.public_url.rstrip("/")
@@ -191,6 +191,8 @@ def base_url(request: web.Request) -> str:
     if _is_trusted(request, request.remote or ""):
         scheme = request.headers.get("X-Forwarded-Proto", scheme)
         host = request.headers.get("X-Forwarded-Host", host)
+    if not (scheme + host).isascii():
+        raise web.HTTPBadRequest(reason="the Host header is no name or address")
     return f"{scheme}://{host}"
 
 

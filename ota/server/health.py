@@ -29,12 +29,13 @@ async def metrics(request: web.Request) -> web.Response:
     if not services.settings.open_metrics:
         await authorise_as(request, Role.VIEWER)
 
-    def look(connection: Connection) -> tuple[dict[str, int], dict[str, int]]:
-        return devices.counts(connection, seen_after_ms=online_after_ms(services)), actions.counts(connection)
+    def look(connection: Connection) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+        presence = devices.by_presence(connection, online_after_ms(services))
+        return presence, devices.by_update_status(connection), actions.counts(connection)
 
-    by_status, by_state = await services.store.read(look)
+    presence, by_status, by_state = await services.store.read(look)
     figures = services.metrics
-    figures.online.set(by_status.pop("online"))
+    figures.online.set(presence["online"])
     for status, number in by_status.items():
         figures.devices.labels(status).set(number)
     for state in ActionState:

@@ -84,6 +84,19 @@ async def list_devices(request: web.Request) -> web.Response:
     return listing("devices", items, total, offset)
 
 
+@routes.get("/api/v1/device-counts")
+@allowed(Role.VIEWER)
+async def count_devices(request: web.Request) -> web.Response:
+    """Of the whole fleet."""
+    services = request.app[SERVICES]
+
+    def look(connection: Connection) -> tuple[dict[str, int], dict[str, int]]:
+        return devices.by_presence(connection, online_after_ms(services)), devices.by_update_status(connection)
+
+    presence, by_status = await services.store.read(look)
+    return web.json_response({"total": sum(presence.values()), "status": presence, "update_status": by_status})
+
+
 @routes.get("/api/v1/devices/{device}")
 @allowed(Role.VIEWER)
 async def one_device(request: web.Request) -> web.Response:

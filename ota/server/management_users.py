@@ -7,12 +7,14 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
+from ota.rollouts.steps import SERVER
 from ota.server.auth import allowed, who
 from ota.server.bodies import read_body
 from ota.server.management import listing, moment, page_of
-from ota.server.services import SERVICES
+from ota.server.services import SERVICES, Services
 from ota.server.tokens import hash_of, new_token
 from ota.store import audit, settings, users
+from ota.store.errors import ConflictError
 from ota.store.rows import AuditRow, Role, User
 
 routes = web.RouteTableDef()
@@ -60,6 +62,8 @@ async def list_users(request: web.Request) -> web.Response:
 async def create_user(request: web.Request) -> web.Response:
     """The answer has the token, this once."""
     body, services, token = await read_body(request, NewUser), request.app[SERVICES], new_token()
+    if body.name.lower() == SERVER:
+        raise ConflictError(f"{SERVER} is the server itself in the audit log: choose another name")
     user = await services.change_with(
         request, "user.create", body.name, {"role": body.role}, users.create, body.name, body.role, hash_of(token),
         by=who(request).name, now_ms=services.clock_ms(),
@@ -107,6 +111,7 @@ async def gateway_state(request: web.Request) -> web.Response:
 async def renew_gateway_token(request: web.Request) -> web.Response:
     """Whoever has it can register devices; the answer has it, this once."""
     services, token = request.app[SERVICES], new_token()
+    _refuse_token_of_a_file(services)
     await services.change(request, "gateway.token", "gateway", settings.put, GATEWAY, hash_of(token))
     services.gateway_hash = hash_of(token)
     return web.json_response({"token": token}, status=201)
@@ -117,9 +122,19 @@ async def renew_gateway_token(request: web.Request) -> web.Response:
 async def drop_gateway_token(request: web.Request) -> web.Response:
     """No device can register itself any more, and none can sign in by it."""
     services = request.app[SERVICES]
+    _refuse_token_of_a_file(services)
     await services.change(request, "gateway.off", "gateway", settings.put, GATEWAY, None)
     services.gateway_hash = None
     return web.Response(status=204)
+
+
+def _refuse_token_of_a_file(services: Services) -> None:
+    """The next start would bring it back. Raises ConflictError."""
+    file = services.settings.gateway_token_file
+    if file is not None:
+        raise ConflictError(
+            f"the gateway's token is in {file} (gateway_token_file): change it there, or remove the setting, and restart the server"
+        )
 
 
 @routes.get("/api/v1/audit")

@@ -148,13 +148,18 @@ def remove(connection: Connection, device_id: int) -> None:
     connection.execute(delete(tables.devices).where(_T.id == device_id))
 
 
-def counts(connection: Connection, *, seen_after_ms: int) -> dict[str, int]:
-    """Devices by update status, and `online`: heard of after a time."""
+def by_update_status(connection: Connection) -> dict[str, int]:
+    """How many devices stand where."""
     by_status = connection.execute(select(_T.update_status, func.count()).group_by(_T.update_status))
-    found = {str(status): 0 for status in UpdateStatus} | dict(by_status.all())
-    online = select(func.count()).select_from(tables.devices).where(_T.last_seen_ms >= seen_after_ms)
-    found["online"] = connection.execute(online).scalar_one()
-    return found
+    return {str(status): 0 for status in UpdateStatus} | dict(by_status.all())
+
+
+def by_presence(connection: Connection, seen_after_ms: int) -> dict[str, int]:
+    """How many devices are online (heard of since then), offline, or were never heard of."""
+    presence = case((_T.last_seen_ms.is_(None), "never"), (_T.last_seen_ms >= seen_after_ms, "online"), else_="offline")
+    each = select(presence.label("presence")).subquery().c
+    counted = connection.execute(select(each.presence, func.count()).group_by(each.presence))
+    return {"online": 0, "offline": 0, "never": 0} | dict(counted.all())
 
 
 def settle_status(connection: Connection, device_id: int, outcome: ActionState) -> None:

@@ -10,14 +10,17 @@ const STATUS = { online: "good", offline: "bad", never: "soft" };
 const UPDATE = { unknown: "soft", registered: "soft", pending: "busy", in_sync: "good", error: "bad" };
 const ACTION = { finished: "good", error: "bad", canceled: "soft", canceling: "warn", warning: "warn" };
 const KEPT = 300;
-const PAGE_ROWS = 100;
+const MORE_ROWS = 200;
+const MOST_ROWS = 1000; // that the server gives at once
 
 let user = null;
 let feed = null;
 let heard = [];
-let rows = PAGE_ROWS;
+let further = 0; // rows beyond those that a page begins with
 let wanted = { filter: "", search: "" };
 let drawing = 0;
+let underway = 0; // drawings that wait for the server
+let late = false; // something happened meanwhile
 let again = null;
 
 // --- signing in ------------------------------------------------------------------------------------------------------
@@ -79,6 +82,7 @@ async function draw() {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   });
+  underway += 1;
   try {
     const made = await PAGES[name]();
     if (mine !== drawing) return;
@@ -86,6 +90,9 @@ async function draw() {
     tell("");
   } catch (error) {
     if (mine === drawing) fail(error);
+  } finally {
+    underway -= 1;
+    if (late) soon();
   }
 }
 
@@ -124,8 +131,10 @@ async function act(rollout, what, body) {
   }
 }
 
+/** Draws once more, but never while a drawing runs: over a large fleet one takes longer than events are apart. */
 function soon() {
-  if (again === null) again = setTimeout(() => { again = null; draw(); }, 700);
+  late = underway > 0;
+  if (!late && again === null) again = setTimeout(() => { again = null; if (underway) late = true; else draw(); }, 700);
 }
 
 function hear(event) {
@@ -136,13 +145,13 @@ function hear(event) {
   soon();
 }
 
-window.addEventListener("hashchange", () => { rows = PAGE_ROWS; draw(); });
+window.addEventListener("hashchange", () => { further = 0; draw(); });
 window.addEventListener("unhandledrejection", (event) => { // of what was clicked
   if (!(event.reason instanceof Refused)) return;
   event.preventDefault();
   fail(event.reason);
 });
-setInterval(() => { if (!byId("dialog").open) draw(); }, 15000); // "3 minutes ago" goes on, too
+setInterval(() => { if (!byId("dialog").open) soon(); }, 15000); // "3 minutes ago" goes on, too
 
 // --- the five pages --------------------------------------------------------------------------------------------------
 
@@ -150,11 +159,22 @@ function nothing(text) {
   return element("p", "card nothing", text);
 }
 
+const limit = (first) => Math.min(MOST_ROWS, first + further);
+
+/** A button for what is not shown, or the word that it is not. found: a list of the server's; elsewhere: where all of it is. */
+function remainder(found, shown, elsewhere) {
+  const left = found.total - shown;
+  if (!left || !shown) return [];
+  if (shown >= MOST_ROWS) return [element("p", "soft", `${left} more are not shown: ${elsewhere}`)];
+  return [button(`More (${left})`, "", () => { further += MORE_ROWS; draw(); })];
+}
+
 async function rollouts() {
   const reader = user; // who may have signed out by the time of the answer
-  const found = await get("/rollouts?limit=50");
+  const found = await get(`/rollouts?limit=${limit(50)}`);
   const cards = found.rollouts.map((rollout) => card(rollout, reader, (what, body) => act(rollout, what, body)));
   if (!cards.length) cards.push(nothing("No rollouts yet."));
+  cards.push(...remainder(found, found.rollouts.length, "recognizer-fleet rollout list"));
   return reader.role === "viewer" ? cards : [element("div", "tools", creator()), ...cards];
 }
 
@@ -173,27 +193,26 @@ async function devices() {
   let problem = null;
   let found = { devices: [], total: 0, next: null };
   try {
-    found = await get(`/devices?limit=${rows}${query}`);
+    found = await get(`/devices?limit=${limit(100)}${query}`);
   } catch (error) {
     if (error.status !== 400) throw error;
     problem = element("pre", "card bad problem", error.message);
   }
   const body = found.total ? element("div", "card scroll devices", deviceTable(found.devices)) : nothing(wanted.filter ? "No device fits." : "No devices yet.");
-  const more = found.next === null ? null : button(`More (${found.total - found.devices.length})`, "", () => { rows = Math.min(1000, rows + 200); draw(); });
-  return [await deviceTiles(), deviceTools(found), ...(problem ? [problem] : [body]), ...(more ? [more] : [])];
+  const tiles = deviceTiles(await get("/device-counts"));
+  return [tiles, deviceTools(found), problem ?? body, ...remainder(found, found.devices.length, "filter them, or recognizer-fleet devices list")];
 }
 
-async function deviceTiles() {
-  const ask = async (label, filter, look) => {
-    const { total } = await get(`/devices?limit=1${filter ? `&filter=${encodeURIComponent(filter)}` : ""}`);
-    const tile = button("", "card tile", () => { wanted.filter = filter; rows = PAGE_ROWS; draw(); });
-    tile.replaceChildren(element("strong", total && look ? look : "", String(total)), element("span", "soft", label));
-    return tile;
+function deviceTiles({ total, status, update_status: update }) {
+  const tile = (label, number, filter, look) => {
+    const made = button("", "card tile", () => { wanted.filter = filter; further = 0; draw(); });
+    made.replaceChildren(element("strong", number && look ? look : "", String(number)), element("span", "soft", label));
+    return made;
   };
-  return element("section", "tiles", ...await Promise.all([
-    ask("devices", "", ""), ask("online", "status==online", "good"), ask("offline", "status==offline", "bad"),
-    ask("updating", "update==pending", "busy"), ask("in sync", "update==in_sync", "good"), ask("failed", "update==error", "bad"),
-  ]));
+  return element("section", "tiles",
+    tile("devices", total, "", ""), tile("online", status.online, "status==online", "good"), tile("offline", status.offline, "status==offline", "bad"),
+    tile("updating", update.pending, "update==pending", "busy"), tile("in sync", update.in_sync, "update==in_sync", "good"), tile("failed", update.error, "update==error", "bad"),
+  );
 }
 
 function deviceTools(found) {
@@ -204,7 +223,7 @@ function deviceTools(found) {
   field.placeholder = "filter: site==berlin;pose.version=lt=0.7";
   field.setAttribute("aria-label", "Filter");
   field.spellcheck = false;
-  field.addEventListener("change", () => { wanted.filter = field.value.trim(); rows = PAGE_ROWS; draw(); });
+  field.addEventListener("change", () => { wanted.filter = field.value.trim(); further = 0; draw(); });
   return element("div", "tools", field, element("span", "soft", plural(found.total, "device")));
 }
 
@@ -263,14 +282,14 @@ async function showDevice(row) {
 }
 
 async function releases() {
-  const found = await get("/releases?limit=200&all=true");
+  const found = await get(`/releases?limit=${limit(200)}&all=true`);
   if (!found.total) return [nothing("No releases. Sign one and publish it: recognizer-fleet sign, recognizer-fleet publish")];
   return [element("div", "card scroll", table([
     ["Release", "near", (release) => element("strong", "", `${release.name} ${release.version}`)], ["Slot", "near", (release) => release.slot],
     ["Number", "number", (release) => String(release.number)], ["Size", "number near", (release) => bytes(release.length)],
     ["Signed", "near", (release) => (release.available ? element("span", "good", "yes") : element("span", "bad", "no longer"))],
     ["Known", "near", (release) => since(release.created)], ["SHA-256", "wrap", (release) => element("code", "soft", release.sha256.slice(0, 16))],
-  ], found.releases))];
+  ], found.releases)), ...remainder(found, found.releases.length, "/api/v1/releases has them")];
 }
 
 function sentence(event) {
@@ -295,14 +314,13 @@ async function events() {
 }
 
 async function audit() {
-  const found = await get(`/audit?limit=${rows}`);
-  const more = found.next === null ? null : button("Older ones", "", () => { rows = Math.min(1000, rows + 200); draw(); });
+  const found = await get(`/audit?limit=${limit(100)}`);
   const told = (detail) => Object.entries(detail).map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ");
   return [element("div", "card scroll", table([
     ["When", "near", (entry) => since(entry.at)], ["Who", "near", (entry) => [entry.who, " ", element("span", "soft", entry.address)]],
     ["What", "near", (entry) => element("code", "", entry.what)], ["Subject", "near", (entry) => entry.subject],
     ["Detail", "wrap", (entry) => element("span", "soft", told(entry.detail).slice(0, 300))],
-  ], found.audit)), ...(more ? [more] : [])];
+  ], found.audit)), ...remainder(found, found.audit.length, "/api/v1/audit has them")];
 }
 
 if (signedIn()) enter();

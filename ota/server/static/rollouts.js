@@ -182,10 +182,12 @@ async function showDevices(rollout) {
     ["Device", "near", (row) => row.id], ["Group", "", (row) => row.group], ["Stands", "near", (row) => WORDS[row.at]],
     ["Last words", "wrap", (row) => row.detail], ["When", "near", (row) => (row.updated ? since(row.updated) : "")],
   ], found.devices);
+  const left = found.total - found.devices.length;
   await dialog(element("div", "body",
     element("h2", "", `${rollout.name}: ${plural(found.total, "device")}`),
     definitions([["Roll-back", { none: "none: it pauses", group: "the failed group", all: "all groups" }[rollout.plan.roll_back]], ["Devices", rollout.plan.forced ? "install at once" : "wait for their window"]]),
-    element("div", "scroll", rows), element("div", "buttons", button("Close", "", () => close(""))),
+    element("div", "scroll", rows), left ? element("p", "soft", `${left} more are not shown: recognizer-fleet rollout show ${rollout.id} --devices`) : null,
+    element("div", "buttons", button("Close", "", () => close(""))),
   ));
 }
 

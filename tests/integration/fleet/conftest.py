@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from fakes.chromium import Browser
 from fakes.fleet_server import FleetServer, Repository, fleet_server
 from fakes.postgres import NEEDED, Postgres, available, running_postgres
 
@@ -23,6 +24,12 @@ async def fleet(tmp_path: Path, repository: Repository) -> AsyncIterator[FleetSe
     """With a TUF repository that has no release yet."""
     async with fleet_server(tmp_path, repository=repository) as server:
         yield server
+
+
+@pytest.fixture
+async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
+    async with Browser(tmp_path / "profile") as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

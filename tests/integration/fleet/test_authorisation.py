@@ -27,6 +27,7 @@ TABLE: tuple[tuple[str, str, Any, str, int], ...] = (
     ("GET", "/me", None, "viewer", 200),
     ("GET", "/devices", None, "viewer", 200),
     ("GET", "/devices/box-1", None, "viewer", 200),
+    ("GET", "/device-counts", None, "viewer", 200),
     ("GET", "/actions", None, "viewer", 200),
     ("GET", "/actions/1", None, "viewer", 200),
     ("GET", "/releases", None, "viewer", 200),
@@ -200,6 +201,11 @@ async def test_gateway_token_from_a_file(tmp_path: Path) -> None:
     async with fleet_server(tmp_path, gateway_token_file=file) as fleet:
         headers = {"Authorization": "GatewayToken a-token-that-is-long-enough"}
         assert (await fleet.ask("GET", "/default/controller/v1/x", headers=headers)).status == 200
+        for method in ("POST", "DELETE"):  # would last until the next start only
+            refused = await fleet.api(method, "/gateway-token")
+            assert (refused.status, str(file) in refused.json["error"]) == (409, True)
+        assert (await fleet.ask("GET", "/default/controller/v1/x", headers=headers)).status == 200
+        assert (await fleet.api("GET", "/audit?what=gateway")).json["total"] == 0
 
 
 async def test_guesser_is_made_to_wait_and_disturbs_nobody(fleet: FleetServer) -> None:

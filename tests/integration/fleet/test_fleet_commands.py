@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from fakes.commandline import call
-from fakes.fleet_server import FleetServer
+from fakes.fleet_server import FleetServer, Repository, fleet_server
 
 from ota.cli import main
 
@@ -123,9 +123,95 @@ async def test_a_plan_from_a_file(fleet: FleetServer, run: Run, tmp_path: Path) 
     plan.write_text("groups:\n- {name: bench, percent: 5}\n")
     wrong = await run("rollout", "create", "x", "--release", "1", "--plan", str(plan), code=78)
     assert "the last group takes what is left" in wrong.stderr
+    plan.write_text("groups:\n- {name: bench, percent: 5}\n- {name: rest, wait_s: soon}\n")
+    wrong = await run("rollout", "create", "x", "--release", "1", "--plan", str(plan), code=78)
+    assert f"{plan}:3:groups.1.wait_s: " in wrong.stderr
+    plan.write_text("roll_back: all\nstart_at: 2026-02-30T03:00:00+01:00\n")
+    wrong = await run("rollout", "create", "x", "--release", "1", "--plan", str(plan), code=78)
+    assert f"{plan}:2:start_at: " in wrong.stderr
+    plan.write_text("[" * 5000)
+    wrong = await run("rollout", "create", "x", "--release", "1", "--plan", str(plan), code=78)
+    assert "too deeply" in wrong.stderr
     plan.write_text("groups: [")
     assert str(plan) in (await run("rollout", "create", "x", "--release", "1", "--plan", str(plan), code=78)).stderr
     assert "it knows pose-nano 0.7.0" in (await run("rollout", "create", "x", "--release", "odd 1", code=1)).stderr
+
+
+async def test_a_start_that_is_refused_tells_that_the_rollout_is_there(fleet: FleetServer, run: Run) -> None:
+    await fleet.publish(7)
+    refused = await run("rollout", "create", "x", "--release", "1", "--start", code=1)
+    assert "rollout 1 now exists, but its start failed: the filter takes no device" in refused.stderr
+    assert "recognizer-fleet rollout start 1" in refused.stderr
+    await fleet.device("box-1")
+    assert "1 x is running" in (await run("rollout", "start", "1")).stdout
+
+
+async def test_waiting_outlives_a_restart_of_the_server(tmp_path: Path, repository: Repository) -> None:
+    async with fleet_server(tmp_path, repository=repository) as fleet:
+        await fleet.publish(7)
+        await fleet.device("box-1")
+        await fleet.api("POST", "/rollouts", {"name": "x", "release": 1})
+        await fleet.api("POST", "/rollouts/1/start")
+        words = ["rollout", "show", "1", "--wait", "60", "--server", fleet.url]
+        waiting = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "ota.cli", *words, "--token-file", str(write_token(tmp_path, fleet.admin)),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        figure = fleet.services.metrics.requests.labels("GET", "/api/v1/rollouts/{rollout}", 200)
+        async with asyncio.timeout(30):
+            while not any(sample.value for sample in figure.collect()[0].samples if sample.name.endswith("_count")):
+                await asyncio.sleep(0.05)
+    assert waiting.stderr is not None
+    async with asyncio.timeout(30):
+        assert b"does not answer" in await waiting.stderr.readline()
+    async with fleet_server(tmp_path, repository=repository, port=fleet.port) as fleet:
+        await fleet.api("POST", "/rollouts/1/pause")
+        async with asyncio.timeout(30):
+            stdout, _ = await waiting.communicate()
+    assert b"1 x is paused" in stdout
+    assert waiting.returncode == 1  # paused is not finished
+
+
+async def test_waiting_ends_at_its_deadline_without_a_server(run: Run) -> None:
+    asked = 0
+
+    async def once(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        if asked > 1 and request.transport is not None:
+            request.transport.abort()
+        return web.json_response({"state": "running"})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", once)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        assert "does not answer" in (await run("rollout", "show", "1", "--wait", "1", "--server", url, code=1)).stderr
+    finally:
+        await runner.cleanup()
+    assert asked == 2
+
+
+async def test_what_a_device_says_does_not_steer_the_terminal(fleet: FleetServer, run: Run) -> None:
+    box = await fleet.device("box-1")
+    said = {
+        "health": "\x1b]0;mine\x07\x1b[2J",
+        "site": "\x9b2J[b]here[/b]\rthere",
+        "b\x1b[31mar": "\u202eolleh",
+        "town": "K\u00f6ln",
+    }
+    assert (await box.ask("PUT", "/configData", {"mode": "merge", "data": said})).status == 200
+    listed, shown = (await run("devices", "list")).stdout, (await run("devices", "show", "box-1")).stdout
+    as_json = (await run("devices", "show", "box-1", "--json")).stdout
+    for text in (listed, shown, as_json):
+        assert not set(text) & set("\x1b\x07\r\x9b\u202e")
+        assert r"\u001b]0;mine\u0007\u001b[2J" in text
+    assert r"\u009b2J[b]here[/b]" in shown
+    assert "K\u00f6ln" in shown
+    assert json.loads(as_json)["attributes"] == said
 
 
 async def test_tokens_and_servers_that_do_not_do(fleet: FleetServer, run: Run, tmp_path: Path) -> None:
@@ -142,6 +228,18 @@ async def test_tokens_and_servers_that_do_not_do(fleet: FleetServer, run: Run, t
     assert "does not answer" in (await run("devices", "list", "--server", "http://127.0.0.1:9", code=1)).stderr
     assert "unencrypted" in (await run("devices", "list", "--server", "http://fleet.example", code=78)).stderr
     assert "no address" in (await run("devices", "list", "--server", "fleet", code=78)).stderr
+    for address in (
+        "http://[::1:8090",
+        f"http://{'a' * 64}.example",
+        "http://127.0.0.1:9/\u00e9",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:9?\u00e9",
+        "http://\u00e9@127.0.0.1:9",
+        "http://127.0.0.1:9\n?",
+    ):
+        assert "no address" in (await run("devices", "list", "--server", address, code=78)).stderr
+    doubled = await run("devices", "list", "--server", "http://a..b", "--allow-http", code=78)
+    assert "no address" in doubled.stderr
     assert "which server" in (await run("devices", "list", RECOGNIZER_FLEET_SERVER="", code=78)).stderr
     assert "no token" in (await run("devices", "list", RECOGNIZER_FLEET_TOKEN_FILE="", code=78)).stderr
     await run("devices", code=2)

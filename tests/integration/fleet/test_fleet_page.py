@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,6 @@ from ota.server.pages import PAGES
 
 STATIC = Path(__file__).parents[3] / "ota" / "server" / "static"
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-
-
-@pytest.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
-    async with Browser(tmp_path / "profile") as opened:
-        yield opened
 
 
 async def test_the_page_is_served_to_anybody_with_a_strict_policy(fleet: FleetServer) -> None:

@@ -98,6 +98,23 @@ async def test_controller_ids_that_are_none(fleet: FleetServer, name: str) -> No
     assert (await fleet.api("GET", "/devices")).json["total"] == 0
 
 
+@pytest.mark.parametrize("host", [b"\xff\xfe", "b\N{LATIN SMALL LETTER U WITH DIAERESIS}chse".encode()])
+async def test_a_host_that_is_none(fleet: FleetServer, caplog: pytest.LogCaptureFixture, host: bytes) -> None:
+    """Answers would have it in their links."""
+    device = await fleet.device()
+    reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port)
+    head = (
+        f"GET {device.base} HTTP/1.1\r\nAuthorization: {device.headers['Authorization']}\r\nConnection: close\r\nHost: "
+    )
+    writer.write(head.encode() + host + b"\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"Host" in answer.partition(b"\r\n\r\n")[2]
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_other_tenants_do_not_exist(fleet: FleetServer) -> None:
     device = await fleet.device()
     path = device.base.replace("default", "other")

@@ -42,6 +42,28 @@ async def test_device_is_online_while_it_asks(fleet: FleetServer) -> None:
     assert (await fleet.api("GET", "/devices/box-1")).json["status"] == "offline"
 
 
+async def test_devices_are_counted_as_filters_count_them(fleet: FleetServer) -> None:
+    (release,) = await fleet.publish(1)
+    boxes = [await fleet.device(f"box-{n}") for n in range(4)]
+    for box in boxes[:2]:
+        await box.poll()
+    await fleet.services.heard.flush()
+    later_ms = fleet.services.clock_ms() + 91_000
+    fleet.services.clock_ms = lambda: later_ms
+    await boxes[1].poll()
+    await boxes[2].poll()
+    await fleet.services.heard.flush()
+    await fleet.assign(boxes[0], release.id)
+    await boxes[1].report(await fleet.assign(boxes[1], release.id), "closed", "failure")
+    found = (await fleet.api("GET", "/device-counts")).json
+    assert found["total"] == 4
+    assert found["status"] == {"online": 2, "offline": 1, "never": 1}
+    assert found["update_status"] == {"unknown": 1, "registered": 1, "pending": 1, "in_sync": 0, "error": 1}
+    for field, name in (("status", "status"), ("update", "update_status")):
+        for value, number in found[name].items():
+            assert (await fleet.api("GET", f"/devices?filter={field}=={value}")).json["total"] == number
+
+
 async def test_token_of_its_own_for_a_device_that_has_one(fleet: FleetServer) -> None:
     body = {"id": "factory", "token": "token-of-the-factory-7"}
     assert (await fleet.api("POST", "/devices", body)).json["token"] == "token-of-the-factory-7"
@@ -98,6 +120,8 @@ async def test_a_deleted_canary_pauses_its_rollout(fleet: FleetServer) -> None:
         ("POST", "/users", {"name": "x", "role": "god"}, 400, "role"),
         ("POST", "/users", {"name": "a b", "role": "viewer"}, 400, "name"),
         ("POST", "/users", {"name": "admin", "role": "viewer"}, 409, "there is a user admin already"),
+        ("POST", "/users", {"name": "fleet-server", "role": "viewer"}, 409, "the server itself in the audit log"),
+        ("POST", "/users", {"name": "Fleet-Server", "role": "viewer"}, 409, "the server itself in the audit log"),
         ("PATCH", "/users/nobody", {"active": False}, 404, "no such user"),
         ("GET", "/nothing", None, 404, "Not Found"),
         ("PUT", "/devices", {}, 405, "Method Not Allowed"),

@@ -123,6 +123,7 @@ async def test_a_tour_of_all_operations_is_as_described(fleet: FleetServer) -> N
     await call("GET", "/actions?device=box-1&open=false")
     await call("GET", "/devices/box-1")
     await call("GET", "/devices?limit=1")
+    await call("GET", "/device-counts")
     other = await call("POST", "/devices/box-2/actions", {"release": second.id})
     await call("POST", f"/actions/{other['id']}/cancel?force=true")
 

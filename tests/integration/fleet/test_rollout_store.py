@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,22 @@ async def test_a_scheduled_rollout_begins_by_itself_once_it_can(world: World) ->
     await world.move(first, moves.abort, "anna")
     await world.driver.settle(rollout)
     assert await world.state(rollout) is State.RUNNING
+
+
+async def test_a_first_group_that_takes_nobody_keeps_the_rollout_from_starting(world: World) -> None:
+    """It would be met at once, and the next group get the release without a canary."""
+    await world.build(10)
+    groups = (GroupPlan(name="bench", filter="site==rome", percent=10), GroupPlan(name="rest"))
+    rollout = await world.create(Plan(groups=groups))
+    with pytest.raises(ConflictError, match="the first group, bench, takes no device"):
+        await world.move(rollout, moves.start)
+    assert await world.state(rollout) is State.READY
+    scheduled = await world.create(Plan(groups=groups, start_at=datetime.fromtimestamp(NOW / 1000, UTC)))
+    await world.driver.settle(scheduled)
+    stored = await world.get(scheduled)
+    assert stored.rollout.state is State.READY
+    assert "bench, takes no device" in stored.reason
+    assert await world.open_actions() == {}
 
 
 async def test_groups_wait_and_are_approved(world: World) -> None:

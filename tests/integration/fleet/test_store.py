@@ -208,8 +208,9 @@ async def test_devices(store: Store) -> None:
     await store.write(devices.saw, [Seen(box, NOW + 5, "10.0.0.7")])
     device = await store.read(devices.get, "box-1")
     assert (device.last_seen_ms, device.address, device.update_status) == (NOW + 5, "10.0.0.7", UpdateStatus.UNKNOWN)
-    counts = await store.read(devices.counts, seen_after_ms=NOW + 1)
-    assert (counts["online"], counts["unknown"], counts["registered"], counts["error"]) == (1, 1, 1, 0)
+    counts = await store.read(devices.by_update_status)
+    assert (counts["unknown"], counts["registered"], counts["error"]) == (1, 1, 0)
+    assert await store.read(devices.by_presence, NOW + 1) == {"online": 1, "offline": 1, "never": 0}
     with pytest.raises(LimitError):
         await store.write(devices.set_attributes, box, "merge", {str(n): "" for n in range(101)})
 
