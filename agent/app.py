@@ -38,6 +38,7 @@ from agent.events.ids import Uuid7
 from agent.health.probes import Probes
 from agent.health.reasons import HealthState, Reason
 from agent.http.server import HttpServer, describe
+from agent.masking import mask_text
 from agent.mqtt.topics import Topics
 from agent.observe.logging import set_level
 from agent.observe.metrics import Metrics
@@ -50,6 +51,9 @@ from agent.supervise import EDGE, ProgressWatch, Stage, StagedShutdown, feed_wat
 from agent.types import Event, Lane
 
 _log = structlog.get_logger(__name__)
+
+_REFUSED = (ConfigError, ModelError, TransientError, TrustError)
+"""A configuration that cannot be applied: the one before stays."""
 
 PATIENCE_S = 15 * 60.0
 """How long systemd is asked to wait for either half of a start: the database, then the models. A healthy one takes seconds."""
@@ -273,16 +277,24 @@ class Agent:
     async def _reload(self) -> Reloaded:
         try:
             change = compare(self.config, await asyncio.to_thread(self._load_whole))
+        except _REFUSED as error:
+            return self._refuse(str(error))
+        except Exception as error:  # noqa: BLE001 - nothing has changed yet: a bug there is no reason to stop watching
+            return self._refuse(mask_text(f"{type(error).__name__}: {error}"), bug=error)
+        try:
             await self.watching.apply(change.effective)
-        except (ConfigError, ModelError, TransientError, TrustError) as error:
-            _log.error("reload_refused", error=str(error))
-            self.health.raise_reason(Reason.CONFIG_RELOAD, f"not applied: {error}")
-            return Reloaded(error=str(error))
+        except _REFUSED as error:
+            return self._refuse(str(error))
         self._apply_config(change.effective)
         _log.info("reloaded", applied=change.live, needs_restart=change.restart)
         waiting = f"needs a restart: {', '.join(change.restart)}"
         self.health.set_reason(Reason.CONFIG_RELOAD, bool(change.restart), waiting)
         return Reloaded(needs_restart=change.restart)
+
+    def _refuse(self, error: str, bug: Exception | None = None) -> Reloaded:
+        _log.error("reload_refused", error=error, exc_info=bug)
+        self.health.raise_reason(Reason.CONFIG_RELOAD, f"not applied: {error}")
+        return Reloaded(error=error)
 
     def _load_whole(self) -> AgentConfig:
         return self.updates.with_layer(self._load())
@@ -298,6 +310,8 @@ class Agent:
         self.store.reconfigure(config.outbox)
         self.evidence_writer.update_config(config.evidence)
         self.live.reconfigure(config.http)
+        if self.http is not None:
+            self.http.reconfigure(config.http)
         self.monitor.reconfigure(config.health)
         if self.delivery is not None:
             self.delivery.reconfigure(config)

@@ -7,6 +7,11 @@ import re
 MASK = "***"
 # The first form: people write passwords with a slash or an @ in them, unescaped. Better one mask too many.
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,31}://)(?:[^\s/:@]+:[^\s'\"<>]*|[^\s/?#'\"<>]*)@")
+_ASSIGNMENT = re.compile(
+    r"(?i)(?<![a-z0-9])((?:password|passwd|passphrase|(?:login)?pass?|pwd|pw|secret|(?:access)?token|(?:api|private)[_-]?key|authorization)"
+    r"(?:\\*['\"])?\s*[=:]\s*)(?:(?:Bearer|Basic)\s+)?(\\*\"[^\"]*\"|\\*'[^']*'|[^\s&;,'\"}\])]+)",
+)
+_SCHEME = re.compile(r"\b(Bearer|Basic|TargetToken|GatewayToken)\s+(?=\S*[0-9A-Z=])[A-Za-z0-9._~+/=-]{6,}")
 
 
 def mask_userinfo(text: str) -> str:
@@ -16,3 +21,13 @@ def mask_userinfo(text: str) -> str:
     'rtsp://***@10.0.0.7/live is not there'
     """
     return _USERINFO.sub(rf"\1{MASK}@", text) if "@" in text else text
+
+
+def mask_text(text: str) -> str:
+    """`text` without credentials: URL user info, `password=...` and the like, authorization schemes.
+
+    >>> mask_text("cannot open rtsp://admin:s3cret@10.0.0.7/live?token=abc")
+    'cannot open rtsp://***@10.0.0.7/live?token=***'
+    """
+    text = _ASSIGNMENT.sub(rf"\1{MASK}", mask_userinfo(text))
+    return _SCHEME.sub(rf"\1 {MASK}", text)

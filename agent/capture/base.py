@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from agent.errors import SourceError
-from agent.masking import MASK
+from agent.masking import MASK, mask_text
 from agent.ports import StreamInfo, VideoSource
 from agent.types import ImageArray
 
@@ -51,6 +51,8 @@ class OneStepAdapter:
         picture = self._source.read()
         if picture is None:
             return None
+        if not isinstance(picture, tuple) or len(picture) != 2:
+            raise SourceError(f"read() gave a {type(picture).__name__}, expected an image and its time, or None")
         self._image, pts_ns = picture
         return pts_ns
 
@@ -84,10 +86,17 @@ def redact(url: str) -> str:
     'rtsp://cam.local:554/stream'
     >>> redact("rtsp://user:se/cret@cam.local/stream")
     'rtsp://***'
+    >>> redact("rtsp://cam.local/user=admin_password=secret_channel=1.sdp")
+    'rtsp://cam.local/user=admin_password=***'
     """
-    if "://" not in url:
-        return url
-    return _QUERY.sub("", _UNESCAPED.sub(MASK, _CREDENTIALS.sub("", url)))
+    if "://" in url:
+        url = _QUERY.sub("", _UNESCAPED.sub(MASK, _CREDENTIALS.sub("", url)))
+    return mask_text(url)
+
+
+def redact_in(text: str, source: str) -> str:
+    """`text`, which a library or a plug-in wrote about `source`, without the credentials in it."""
+    return mask_text(text.replace(source.strip(), redact(source.strip())))
 
 
 class GuardedSource(ABC):

@@ -9,16 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
+from typing import TypeVar
 
 import structlog
 
 from agent.backoff import full_jitter
-from agent.capture.base import NS_PER_S, ReportingSource, SourceDeniedError, in_two_steps, redact
+from agent.capture.base import NS_PER_S, ReportingSource, SourceDeniedError, in_two_steps, redact, redact_in
 from agent.capture.handover import Handover
 from agent.capture.timeline import RateMeter, Thinner, Timeline
 from agent.capture.watch import PictureWatch, View, sample_points
 from agent.config.schema import CameraConfig
-from agent.errors import SourceError
+from agent.errors import FatalError, SourceError
 from agent.ports import StreamInfo, VideoSource, as_image
 from agent.types import CameraPhase, Frame, FrameStamp, ImageArray
 
@@ -28,6 +29,7 @@ _MAX_LAG_NS = NS_PER_S
 """A paced file that is later than this plays on from now instead of hurrying after its schedule."""
 
 _log = structlog.get_logger("capture")
+_T = TypeVar("_T")
 
 
 def _utc_now() -> datetime:
@@ -118,7 +120,7 @@ class Decoder:
         self._stop.set()
         self._running.set()
         self._handover.finish()
-        self._source.close()
+        self._close()
 
     # --- the thread ---
 
@@ -133,7 +135,7 @@ class Decoder:
         except Exception as failure:  # noqa: BLE001  a thread's last frame: the consumer raises it, nothing is hidden
             self.phase, self.error, error = CameraPhase.OFFLINE, f"{type(failure).__name__}: {failure}", failure
         finally:
-            self._source.close()
+            self._close()
             self._handover.finish(error)
 
     def _serve(self) -> None:
@@ -146,7 +148,7 @@ class Decoder:
             try:
                 outcome = self._pass()
             except SourceError as error:
-                self._source.close()
+                self._close()
                 if self._stop.is_set():
                     return
                 if not self._endless:
@@ -156,7 +158,7 @@ class Decoder:
                 self._wait_after(error, attempt)
                 attempt += 1
                 continue
-            self._source.close()
+            self._close()
             if outcome is _Pass.STOPPED:
                 return
             if outcome is _Pass.ENDED and not self._config.loop:
@@ -180,7 +182,7 @@ class Decoder:
         """Open the source and read it until it ends, is paused or is stopped. Raises SourceError."""
         if self.phase is not CameraPhase.OFFLINE:
             self.phase = CameraPhase.CONNECTING
-        self.info = self._source.open()
+        self.info = self._ask(self._open)
         self.size = (self.info.width, self.info.height)
         self._timeline.start_pass(self.info.fps)
         self._watch.reset()
@@ -227,12 +229,12 @@ class Decoder:
 
     def _step(self) -> bool:
         """Read one picture and hand it on, unless it is thinned out. False at the end. Raises SourceError."""
-        pts_ns = self._pictures.grab()
+        pts_ns = self._ask(self._pictures.grab)
         if pts_ns is None:
             return False
         now_ns = self._clock.monotonic_ns()
         self.decoded.add(now_ns)
-        t_ns = max(now_ns, self._last_ns + 1) if self._endless else self._timeline.place(pts_ns)
+        t_ns = max(now_ns, self._last_ns + 1) if self._endless else self._ask(lambda: self._timeline.place(int(pts_ns)))
         self._last_ns = t_ns
         seq, self._seq = self._seq, self._seq + 1
         if self._live:
@@ -240,8 +242,37 @@ class Decoder:
                 self._keep_pace(t_ns)
             if not self._thinner.accept(t_ns):
                 return True
-        self._emit(self._picture(), seq, t_ns)
+        self._emit(self._ask(self._picture), seq, t_ns)
         return True
+
+    def _open(self) -> StreamInfo:
+        info = self._source.open()
+        if not isinstance(info, StreamInfo):
+            raise SourceError(f"open() gave a {type(info).__name__}, expected a StreamInfo")
+        return info
+
+    def _ask(self, call: Callable[[], _T]) -> _T:
+        """What a call into the source gives. Raises SourceError whatever a plug-in's code does there, `sys.exit` too: one
+        camera's trouble stays that camera's."""
+        try:
+            return call()
+        except FatalError:
+            raise
+        except SourceError as error:
+            error.args = (redact_in(str(error), self._config.source),)
+            raise
+        except BaseException as error:
+            text = redact_in(f"{type(error).__name__}: {error}", self._config.source)
+            if self.phase is not CameraPhase.OFFLINE:  # once per outage, not once per try
+                _log.error("source has a bug", camera=self._config.id, error=text, exc_info=error)
+            raise SourceError(text) from error
+
+    def _close(self) -> None:
+        try:
+            self._source.close()
+        except BaseException as error:  # noqa: BLE001 - a plug-in's bug; there is nothing more to do with it
+            text = redact_in(f"{type(error).__name__}: {error}", self._config.source)
+            _log.error("source not closed", camera=self._config.id, error=text, exc_info=error)
 
     def _picture(self) -> ImageArray:
         try:

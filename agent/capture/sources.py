@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import cast
 
-from agent.capture.base import redact
+from agent.capture.base import redact_in
 from agent.config.schema import CameraConfig
 from agent.errors import ConfigError, ConfigProblem, FatalError, TransientError
 from agent.ports import VideoSource
@@ -81,13 +81,13 @@ def _plugin(scheme: str, config: CameraConfig) -> VideoSource:
     entry = plugins[scheme]
     try:
         factory = cast("Callable[[CameraConfig], VideoSource]", entry.load())
-    except Exception as error:  # whatever its code does as it is imported
+    except (Exception, SystemExit) as error:  # whatever its code does as it is imported
         raise _fault(config, entry, f"cannot be loaded: {_text(config, error)}", f"reinstall {entry.value}") from error
     try:
         source = factory(config)
     except (ConfigError, FatalError, TransientError):
         raise
-    except Exception as error:  # a plug-in's bug, or its way to say that it does not like the address
+    except (Exception, SystemExit) as error:  # a plug-in's bug, or its way to say that it does not like the address
         raise _fault(config, entry, f"failed: {_text(config, error)}", f"see what {entry.value} expects") from error
     if not all(callable(getattr(source, method, None)) for method in ("open", "read", "close")):
         raise _fault(config, entry, f"made a {type(source).__name__}, which is no VideoSource", f"mend {entry.value}")
@@ -98,8 +98,8 @@ def _fault(config: CameraConfig, entry: EntryPoint, what: str, hint: str) -> Con
     return ConfigError([_problem(config, f"the plug-in for {entry.name.lower()!r} {what}", hint)])
 
 
-def _text(config: CameraConfig, error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".replace(config.source.strip(), redact(config.source.strip()))
+def _text(config: CameraConfig, error: BaseException) -> str:
+    return redact_in(f"{type(error).__name__}: {error}", config.source)
 
 
 def _problem(config: CameraConfig, message: str, hint: str) -> ConfigProblem:

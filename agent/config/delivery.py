@@ -68,7 +68,7 @@ class MqttConfig(Section):
     port: int = Field(default=1883, ge=1, le=65535)
     protocol: Literal["3.1.1", "5"] = "5"
     client_id: str = ""
-    """Empty = `recognizer-<device id>`."""
+    """Empty = `recognizer-<device id>`; where `base_topic` is not the default, with eight characters more that stand for it."""
     username: str = ""
     password: str = Field(default="", repr=False)
     password_file: ConfigPath | None = None

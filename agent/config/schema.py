@@ -213,6 +213,9 @@ class EvidenceConfig(Section):
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
 
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?$")]
+
+
 class HttpConfig(Section):
     """Health, metrics, state and the live page. Loopback unless told otherwise."""
 
@@ -220,6 +223,10 @@ class HttpConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     """0 = any free port."""
+    hosts: tuple[HostName, ...] = Field(default=(), json_schema_extra=LIVE)
+    """Names under which the page may be asked for, such as the one of a reverse proxy, without port. Addresses, `localhost` and the
+    machine's own name, also with `.local`, need no entry. Other names are refused (421): else any web page that a user of this
+    network opens could read the cameras by letting its own name lead here."""
     live_fps: Positive = Field(default=10.0, json_schema_extra=LIVE)
     blur_faces: bool = True
 

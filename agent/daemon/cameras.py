@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -26,6 +27,9 @@ _LIVE_KEYS = [name for name, info in CameraConfig.model_fields.items() if info.j
 
 DRAIN_S = 5.0
 """How long a camera that was told to stop may finish what it has taken."""
+
+CLOSE_S = 3.0
+"""How long the end of its incidents may take, when it has not finished by then: somewhat longer than a commit is tried."""
 
 _POLICY = RestartPolicy(restart_on=(TransientError, ConfigError))
 """As other core parts; and a source that was good when it was configured, and is not any more, is that camera's trouble alone."""
@@ -52,6 +56,15 @@ class _Entry:
 def _same(old: CameraConfig, new: CameraConfig | None) -> bool:
     """Whether a running camera can become `new` without being opened again: only live keys differ."""
     return new is not None and old.model_copy(update={key: getattr(new, key) for key in _LIVE_KEYS}) == new
+
+
+async def _close_incidents(run: CameraRun | None) -> None:
+    """Nobody must wait for their end until the agent starts anew."""
+    if run is None:
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_S):
+            await run.pipeline.close_events()
 
 
 def check_sources(configs: Sequence[CameraConfig]) -> None:
@@ -171,6 +184,10 @@ class Cameras:
                 )
                 self._slow(entry)
                 await entry.run.pipeline.run()
+            except asyncio.CancelledError:
+                if entry.stopping:  # it did not drain
+                    await _close_incidents(entry.run)
+                raise
             except TransientError:
                 if not entry.stopping:  # else there is nothing to try again
                     raise

@@ -132,8 +132,8 @@ class Monitor:
 
     def _take_leave(self, camera_id: str) -> None:
         """A camera that is watched no more must not stay `streaming` in a retained topic."""
-        metrics, last = self._camera_metrics.pop(camera_id)
-        metrics.streaming(False)
+        _, last = self._camera_metrics.pop(camera_id)
+        self._metrics.forget_camera(camera_id)
         self._published.pop(f"camera.{camera_id}", None)
         left = replace(last, phase=CameraPhase.OFFLINE, fps=0.0, error="not watched any more")
         self._ports.publish_camera(camera_id, camera_report(left))

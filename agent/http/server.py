@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
+import logging
+import re
+import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,6 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from agent.config.schema import HttpConfig
 from agent.errors import ConfigError, ConfigProblem, DataError, RecognizerError
@@ -23,6 +28,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _STARTED = web.RequestKey("started", float)
 MODES = ("full", "skeleton", "minimal", "raw")
 MAX_EVENTS = 1000
+IDLE_S = 75.0
+"""Longer than reverse proxies keep their connections."""
 _PAGE = {
     "": ("index.html", "text/html"),
     "live.css": ("live.css", "text/css"),
@@ -41,6 +48,35 @@ _HINTS = {
     errno.EADDRINUSE: "another program uses it; choose another port or http.enabled: false",
     errno.EACCES: "ports below 1024 need a privilege; choose a higher one",
 }
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether it tells of more than a request that is none: that is its sender's fault, who gets an answer."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
+
+
+_protocol_log = logging.getLogger("agent.http.protocol")
+_protocol_log.addFilter(_is_ours)
+
+
+def own_names() -> frozenset[str]:
+    """Under which this machine may be asked for in any network."""
+    name = socket.gethostname().lower()
+    return frozenset({"localhost", name, f"{name}.local"})
+
+
+def is_known_host(host: str, names: Collection[str]) -> bool:
+    """Whether the header `Host` holds an IP address, or one of `names`, whatever the port.
+
+    A page that lets its own name lead here (DNS rebinding) cannot ask by address: it would be another origin then.
+    """
+    name = re.sub(r":\d*$", "", host).lower().removesuffix(".")
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return name in {known.lower() for known in names}
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +125,22 @@ class AgentView(Protocol):
 
 
 class HttpServer:
-    """Serves until cancelled. `port` is known once `started` is set."""
+    """Serves until cancelled. `port` is known once `started` is set. idle_s: how long a connection may ask for nothing."""
 
-    def __init__(self, config: HttpConfig, view: AgentView) -> None:
+    def __init__(self, config: HttpConfig, view: AgentView, *, idle_s: float = IDLE_S) -> None:
         self._config = config
         self._view = view
+        self._idle_s = idle_s
+        self._own_names = own_names()
         self.port = 0
         self.started = asyncio.Event()
 
     async def run(self) -> None:
         """Raises ConfigError when the address cannot be had (port in use, not permitted)."""
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+        runner = web.AppRunner(
+            self._application(), access_log=None, shutdown_timeout=1.0, handler_cancellation=True,
+            keepalive_timeout=self._idle_s, logger=_protocol_log,
+        )  # fmt: skip
         await runner.setup()
         try:
             await web.TCPSite(runner, self._config.host, self._config.port).start()
@@ -118,6 +159,10 @@ class HttpServer:
             self.started.clear()
             await runner.cleanup()
 
+    def reconfigure(self, config: HttpConfig) -> None:
+        """Apply the keys that may change while running."""
+        self._config = config
+
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._translate_errors], client_max_size=1 << 16)
         app.on_response_prepare.append(self._before_answer)
@@ -135,6 +180,10 @@ class HttpServer:
     @web.middleware
     async def _translate_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         request[_STARTED] = time.perf_counter()
+        host = request.headers.get("Host")
+        if host is not None and not is_known_host(host, self._own_names | {self._config.host, *self._config.hosts}):
+            hint = "if that is a name of this agent, add it to http.hosts in its configuration"
+            return web.json_response({"error": f"nothing is served here as {host[:100]!r}; {hint}"}, status=421)
         try:
             return await handler(request)
         except web.HTTPException as error:

@@ -19,7 +19,7 @@ from agent.mqtt.connection import Connection
 from agent.mqtt.inbox import Handler, Inbox, InboxStats, Subscription
 from agent.mqtt.refusals import AliasTroubleError, FloodError, LoginRefusedError
 from agent.mqtt.spread import share
-from agent.mqtt.target import Target, read_password, tls_context
+from agent.mqtt.target import Target, default_client_id, read_password, tls_context
 from agent.mqtt.topics import Topics
 from agent.mqtt.transport import named
 from agent.mqtt.verdicts import FAILURE
@@ -337,7 +337,7 @@ class MqttClient:
             host=config.host,
             port=config.port,
             v5=config.protocol == "5",
-            client_id=config.client_id or f"recognizer-{self._topics.device}",
+            client_id=config.client_id or default_client_id(self._topics),
             keepalive_s=config.keepalive_s,
             username=config.username,
             password=read_password(config),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 from dataclasses import dataclass
 
 from agent.config.delivery import MqttConfig, TlsConfig
 from agent.errors import ConfigError, ConfigProblem
+from agent.mqtt.topics import Topics
 from agent.net import tls_client
 
 
@@ -45,6 +47,18 @@ class TlsSocket(ssl.SSLSocket):
         except BaseException:
             self.close()
             raise
+
+
+def default_client_id(topics: Topics) -> str:
+    """Under each base topic another one: two clients of one id throw each other out.
+
+    >>> default_client_id(Topics("recognizer", "gate-1")), default_client_id(Topics("site-a", "gate-1"))
+    ('recognizer-gate-1', 'recognizer-gate-1-d74a1ffe')
+    """
+    plain = f"recognizer-{topics.device}"
+    if topics.base == MqttConfig.model_fields["base_topic"].default:
+        return plain
+    return f"{plain}-{hashlib.sha256(topics.base.encode()).hexdigest()[:8]}"
 
 
 def read_password(config: MqttConfig) -> str:

@@ -18,31 +18,18 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from agent.config.schema import LogConfig
-from agent.masking import MASK, mask_userinfo
+from agent.masking import MASK, mask_text
+
+__all__ = ["configure_logging", "mask_text", "mask_value", "set_level"]
 
 _SECRET_KEY = re.compile(
     r"(?i)(^|[_.-])(password|passwd|pwd|passphrase|secret|token|authorization|api[_-]?key|private[_-]?key|cookie"
     r"|credentials?)$",
 )
-_ASSIGNMENT = re.compile(
-    r"(?i)(?<![a-z0-9])((?:password|passwd|passphrase|pwd|pw|secret|(?:access)?token|(?:api|private)[_-]?key|authorization)"
-    r"(?:\\*['\"])?\s*[=:]\s*)(?:(?:Bearer|Basic)\s+)?(\\*\"[^\"]*\"|\\*'[^']*'|[^\s&;,'\"}\])]+)",
-)
-_SCHEME = re.compile(r"\b(Bearer|Basic|TargetToken|GatewayToken)\s+(?=\S*[0-9A-Z=])[A-Za-z0-9._~+/=-]{6,}")
 _CHATTY = ("aiohttp.access", "amqtt", "transitions", "asyncio", "tuf", "urllib3")
 """Libraries whose `info` tells an operator nothing; heard in full at level debug."""
 _PRIORITY = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 """Syslog priorities; journald takes them from a `<N>` in front of the line."""
-
-
-def mask_text(text: str) -> str:
-    """`text` without credentials: URL user info, `password=...` and the like, authorization schemes.
-
-    >>> mask_text("cannot open rtsp://admin:s3cret@10.0.0.7/live?token=abc")
-    'cannot open rtsp://***@10.0.0.7/live?token=***'
-    """
-    text = _ASSIGNMENT.sub(rf"\1{MASK}", mask_userinfo(text))
-    return _SCHEME.sub(rf"\1 {MASK}", text)
 
 
 def mask_value(value: object, key: str = "") -> object:

@@ -155,6 +155,12 @@ class Metrics:
             self._camera_up.labels(camera),
         )
 
+    def forget_camera(self, camera: str) -> None:
+        """The camera is watched no more: its series end."""
+        for metric in (self._frames, self._dropped, self._reconnects, self._camera_up):
+            with suppress(KeyError):
+                metric.remove(camera)
+
     def count_inference_error(self, model: str) -> None:
         """A failed model call."""
         self._inference_errors.labels(model).inc()

@@ -194,7 +194,7 @@ class CameraPipeline:
             elif (scores := await self._scores(entry)) is not None:
                 self._listener.on_scores(scores)
                 await self._emit(entry.service.rules.step(scores))
-        await self._close_events()
+        await self.close_events()
 
     async def _scores(self, entry: _Classification) -> ActionScores | None:
         window = entry.window
@@ -228,7 +228,8 @@ class CameraPipeline:
                 now_utc = self._last.t_utc + timedelta(microseconds=silent_ns // 1000)
                 await self._verdicts.put(replace(self._last, t_mono_ns=self._last.t_mono_ns + silent_ns, t_utc=now_utc))
 
-    async def _close_events(self) -> None:
+    async def close_events(self) -> None:
+        """Close the incidents that are open: for one who has cancelled `run`, which does it itself when it ends."""
         if self._last is not None:
             for service in self._services.values():
                 await self._emit(service.rules.close(self._last.t_mono_ns, self._last.t_utc))

@@ -191,7 +191,7 @@ class BatchWorker(Generic[In, Out]):
             count = len(outputs)
         except RecognizerError:
             raise
-        except Exception as error:  # a plug-in's bug must cost its frame, not the camera
+        except BaseException as error:  # a plug-in's bug, or its `sys.exit`, must cost its frame, not the camera
             raise ModelError(f"{self.name} failed with {type(error).__name__}: {error}") from error
         if count != len(items):
             raise ModelError(f"{self.name} returned {count} results for {len(items)} inputs")

@@ -5,6 +5,7 @@ Entry points are found by name, so what they do lies in this module; `reset` beg
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -58,13 +59,30 @@ def create_estimator(config: PoseConfig) -> Estimator:
     return loaded[-1]
 
 
+class _Wrong(ScriptedSource):
+    """Reads as no source should."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__([numbered_image(0)])
+        self._kind = kind
+
+    def read(self) -> tuple[ImageArray, int] | None:
+        if self._kind == "raises":
+            raise KeyError("frame")
+        if self._kind == "exits":
+            sys.exit(3)
+        return numbered_image(0)  # type: ignore[return-value]
+
+
 def create_source(config: CameraConfig) -> ScriptedSource:
-    """Entry point `scripted`: `silent` gives five pictures and then nothing more; the others cannot be made, `moody`
-    only when it is looked at again and again."""
+    """Entry point `scripted`: `silent` gives five pictures and then nothing more; `raises`, `exits` and `silly` have a bug; the
+    others cannot be made, `moody` only when it is looked at again and again."""
     kind = config.source.partition("://")[2]
     built.append(kind)
     if kind == "refused" or (kind == "moody" and built.count(kind) > 2):
         raise ValueError("port missing")
+    if kind in ("raises", "exits", "silly"):
+        return _Wrong(kind)
     if kind == "absent":
         raise SourceError("no such device")
     return ScriptedSource([*(numbered_image(n) for n in range(5)), -1.0])

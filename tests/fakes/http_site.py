@@ -76,10 +76,11 @@ class PlainView:
 class Site:
     """A running server and a client for it."""
 
-    def __init__(self, client: aiohttp.ClientSession, view: PlainView, port: int) -> None:
+    def __init__(self, client: aiohttp.ClientSession, view: PlainView, server: HttpServer) -> None:
         self.client = client
         self.view = view
-        self.port = port
+        self.server = server
+        self.port = server.port
 
     async def get(self, path: str, method: str = "GET") -> tuple[int, Any, aiohttp.ClientResponse]:
         """Status, body (decoded where it is JSON) and response."""
@@ -90,13 +91,14 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(view: PlainView) -> AsyncIterator[Site]:
-    server = HttpServer(HttpConfig(port=0), view)
+async def serving(view: PlainView, *, idle_s: float = 60.0, **settings: Any) -> AsyncIterator[Site]:
+    """settings: of the section `http`."""
+    server = HttpServer(HttpConfig(port=0, **settings), view, idle_s=idle_s)
     task = asyncio.create_task(server.run())
     try:
         await asyncio.wait_for(server.started.wait(), 10)
         async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as client:
-            yield Site(client, view, server.port)
+            yield Site(client, view, server)
     finally:
         task.cancel()
         await asyncio.wait([task])

@@ -140,6 +140,99 @@ async def test_every_answer_carries_the_security_headers(site: Site) -> None:
         assert stream.headers["Referrer-Policy"] == "no-referrer"
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1:8080", "10.0.0.7", "[::1]:8080", "[fe80::1]", "localhost:8080", "LocalHost.", "cams.example", "CAMS.example:443",
+        socket.gethostname(), f"{socket.gethostname()}.local:8080",
+    ],
+)  # fmt: skip
+async def test_the_page_answers_to_its_names(host: str) -> None:
+    async with serving(PlainView(), hosts=("cams.example",)) as site:
+        response = await site.client.get("/api/v1/cameras/cam/snapshot.jpg", headers={"Host": host})
+        assert (response.status, await response.read()) == (200, JPEG)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8080",
+        "cams.example.evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "[evil]",
+        "a" * 5000,
+    ],
+)
+async def test_a_foreign_page_whose_name_leads_here_reads_nothing(host: str) -> None:
+    """DNS rebinding: to the browser it is the same origin, and the name that it asks for is all that tells."""
+    async with serving(PlainView(), hosts=("cams.example",)) as site:
+        for path in ("/", "/health", "/metrics", "/nothing", "/api/v1/state", "/api/v1/cameras/cam/snapshot.jpg"):
+            async with site.client.get(path, headers={"Host": host}) as response:
+                assert response.status == 421, path
+                assert "http.hosts" in (await response.json())["error"]
+                assert response.headers["Server"] == "recognizer-agent"
+        assert site.view.streams == 0
+
+
+async def test_a_name_may_be_added_while_it_runs(site: Site) -> None:
+    headers = {"Host": "cams.example"}
+    assert (await site.client.get("/health", headers=headers)).status == 421
+    site.server.reconfigure(HttpConfig(hosts=("cams.example",)))
+    assert (await site.client.get("/health", headers=headers)).status == 200
+
+
+async def test_who_names_no_host_is_no_browser(site: Site) -> None:
+    assert (await raw(site, b"GET /health HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.0 200 OK")
+
+
+async def raw(site: Site, data: bytes) -> bytes:
+    """What the server says to `data` until it closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    try:
+        writer.write(data)
+        async with asyncio.timeout(10):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: "])
+async def test_a_connection_that_asks_nothing_is_closed(begun: bytes) -> None:
+    async with serving(PlainView(), idle_s=0.2) as site:
+        assert await raw(site, begun) == b""
+
+
+async def test_a_viewer_is_not_idle() -> None:
+    async with serving(PlainView(), idle_s=0.05) as site, site.client.get("/api/v1/cameras/cam/live.mjpg") as response:
+        async with asyncio.timeout(10):
+            assert len(await read_parts(response, 30)) == 30  # one each 10 ms
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01blah\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Header\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 20000 + b"\r\n\r\n", b"OPTIONS\r\n\r\n", b"\0" * 99 + b"\r\n\r\n",
+        b"GET /" + b"a" * 20000 + b" HTTP/1.1\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\nzz\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+    ],
+)  # fmt: skip
+async def test_what_a_port_scanner_sends_is_answered_and_not_logged(
+    site: Site, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (await raw(site, data)).startswith((b"HTTP/1.0 400", b"HTTP/1.1 400", b"HTTP/1.1 405"))
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+async def test_a_bug_is_logged_with_its_traceback(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    site.view.fault = RuntimeError("no such luck")
+    await site.get("/api/v1/events")
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [site.view.fault]
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,23 @@ async def test_publishes_reach_a_subscriber_in_order(
     assert subscriber.payloads() == [b"%d" % n for n in range(200)]
 
 
+async def test_one_device_name_under_two_base_topics_is_two_clients(mosquitto: Mosquitto) -> None:
+    """Clients of one id would throw each other out for ever."""
+    config = MqttConfig(port=mosquitto.port, reconnect=FAST, spread_s=0)
+    async with contextlib.AsyncExitStack() as stack:
+        clients = []
+        for base in ("recognizer", "site-a", "site/a"):
+            clients.append(MqttClient(config, Topics(base, "box")))
+            task = asyncio.create_task(clients[-1].run())
+            stack.callback(task.cancel)
+            await asyncio.wait_for(clients[-1].wait_connected(), 10)
+        for _ in range(3):
+            async with asyncio.timeout(10):
+                await asyncio.gather(*(client.publish(f"a/{n}", b"x") for n, client in enumerate(clients)))
+        assert [client.status().connects for client in clients] == [1, 1, 1]
+    assert clients[0]._target().client_id == "recognizer-box"  # installations have their session under it
+
+
 async def test_status_is_online_while_connected_and_offline_after_a_clean_end(
     any_broker: AnyBroker, subscribe: Callable[..., Subscriber]
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from fakes import gated
 from fakes.plugin import install_gated
 
@@ -257,6 +258,33 @@ async def test_models_that_cannot_be_loaded_leave_the_configuration_as_it_was(tm
         assert (await desk.agent.reload()).error == ""
         assert list(desk.phases()) == ["cam"]
         assert "no_camera" not in desk.reasons()
+
+
+async def test_a_bug_as_the_configuration_is_read_leaves_it_as_it_was(tmp_path: Path) -> None:
+    async with running(tmp_path, camera()) as desk:
+        before, agent = desk.agent.config, desk.agent
+        bug = RecursionError("deeper than thought")
+
+        def broken() -> AgentConfig:
+            raise bug
+
+        agent._load = broken
+        with structlog.testing.capture_logs() as logs:
+            assert (await agent.reload()).error == "RecursionError: deeper than thought"
+        assert [log["exc_info"] for log in logs if log["event"] == "reload_refused"] == [bug]
+        assert agent.config is before
+        assert "config_reload" in desk.reasons()
+        agent._load = lambda: desk.wanted
+        assert (await agent.reload()).error == ""
+        assert desk.reasons() == []
+
+
+@pytest.mark.parametrize("kind", ["raises", "exits", "silly"])
+async def test_a_plug_in_with_a_bug_costs_its_own_camera_alone(tmp_path: Path, kind: str) -> None:
+    async with running(tmp_path, camera("odd", f"scripted://{kind}"), camera()) as desk:
+        await desk.until(lambda: "camera_offline:odd" in desk.reasons(), "it says so")
+        before = desk.frames()
+        await desk.until(lambda: desk.frames() > before + 3, "the other one delivers")
 
 
 @pytest.mark.parametrize("kind", ["absent", "moody"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -31,6 +32,8 @@ class Doubler:
             raise FatalError("dead device")
         if -3 in items:
             raise ZeroDivisionError("bug")
+        if -6 in items:
+            sys.exit("enough")
         if -5 in items:
             return None  # type: ignore[return-value]  # as a plug-in's bug may
         return [2 * item for item in items if item != -4]
@@ -74,6 +77,11 @@ async def test_bad_item_costs_only_itself() -> None:
 async def test_bug_in_a_plug_in_is_a_model_error() -> None:
     assert await run(Doubler(), [1, -3, 2]) == [2, "ModelError", 4]
     assert await run(Doubler(), [1, -5, 2]) == [2, "ModelError", 4]
+
+
+async def test_a_plug_in_that_would_end_the_process_costs_its_item_and_not_the_thread() -> None:
+    async with asyncio.timeout(5):
+        assert await run(Doubler(), [1, -6, 2]) == [2, "ModelError", 4]
 
 
 async def test_wrong_number_of_results_is_a_model_error() -> None:

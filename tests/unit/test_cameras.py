@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+import structlog
+from fakes.plugin import create_classifier
 from fakes.replay import RecordingListener, ReplayEstimator, walkers
 from fakes.video import make_video
 
@@ -19,8 +22,17 @@ from agent.errors import ConfigError
 from agent.health.governor import LADDER
 from agent.health.reasons import HealthState
 from agent.pipeline.worker import BatchWorker
-from agent.recognition import Recognition
-from agent.types import POSE_SLOT, CameraPhase, CameraStatus
+from agent.recognition import Recognition, function_of
+from agent.types import POSE_SLOT, CameraPhase, CameraStatus, EventPhase, ImageArray, People, action_slot
+
+FIGHT = action_slot("fight")
+CONFIG = AgentConfig.model_validate({
+    "tracking": {"min_box_area_px": 0},
+    "services": {"fight": {
+        "classifier": "scripted", "model": "/none", "options": {"script": [0.9]}, "rules": {"alert_count": 1},
+        "window": {"length": 4, "stride": 2, "min_track_frames": 1},
+    }},
+})  # fmt: skip
 
 
 class Desk:
@@ -35,6 +47,8 @@ class Desk:
         self.removed: list[str] = []
         self.restarted: list[str] = []
         self.listener: RecordingListener
+        self.gate = threading.Event()  # set: the model answers
+        self.held = threading.Event()  # it has a picture and does not
 
     def camera(self, camera_id: str, **settings: Any) -> CameraConfig:
         video = self.folder / f"{camera_id}.mp4"
@@ -65,24 +79,57 @@ class Desk:
 @pytest_asyncio.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     estimator = ReplayEstimator(walkers(2, 50, size=(48, 64)))
-    pose: BatchWorker[Any, Any] = BatchWorker("pose", estimator.estimate, max_batch=8)
+    gate, held = threading.Event(), threading.Event()
+    gate.set()
+
+    def estimate(images: Sequence[ImageArray]) -> list[People]:
+        if not gate.is_set():
+            held.set()
+            gate.wait(30)
+        return estimator.estimate(images)
+
+    pose: BatchWorker[Any, Any] = BatchWorker("pose", estimate, max_batch=8)
+    classifier = create_classifier("fight", CONFIG.services["fight"])
+    action: BatchWorker[Any, Any] = BatchWorker("fight", function_of(classifier))
     pose.start()
+    action.start()
     async with asyncio.TaskGroup() as group:
         ended: list[str] = []
         removed: list[str] = []
         restarted: list[str] = []
         listener, health = RecordingListener(), HealthState()
-        recognition = Recognition(AgentConfig(), {POSE_SLOT: estimator}, {POSE_SLOT: pose})
+        models, workers = {POSE_SLOT: estimator, FIGHT: classifier}, {POSE_SLOT: pose, FIGHT: action}
+        recognition = Recognition(CONFIG, models, workers)
         cameras = Cameras(
             recognition, listener, group=group, health=health, on_restart=restarted.append, on_ended=ended.append,
             on_removed=removed.append,
         )  # fmt: skip
         made = Desk(cameras, pose, tmp_path)
-        made.removed = removed
+        made.removed, made.gate, made.held = removed, gate, held
         made.listener, made.health, made.ended, made.restarted = listener, health, ended, restarted
         yield made
         await cameras.drain()
     await pose.close()
+    await action.close()
+
+
+async def test_an_open_incident_of_a_camera_that_does_not_drain_is_closed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.daemon.cameras.DRAIN_S", 0.1)
+    await desk.cameras.apply([desk.camera("one")])
+    await desk.until(lambda: bool(desk.listener.events), "an incident opens")
+    desk.gate.clear()  # the model answers no more
+    await desk.until(desk.held.is_set, "a frame waits for it")
+    with structlog.testing.capture_logs() as logs:
+        await desk.cameras.apply([])
+    desk.gate.set()
+    assert "camera_did_not_drain" in [log["event"] for log in logs]
+    first, last = desk.listener.events[0], desk.listener.events[-1]
+    assert (last.phase, last.incident_id, last.attributes) == (
+        EventPhase.RESOLVED, first.incident_id, {"reason": "closed"}
+    )  # fmt: skip
+    assert desk.removed == ["one"]
 
 
 async def test_unchanged_cameras_go_on_undisturbed(desk: Desk) -> None:
@@ -142,7 +189,10 @@ async def test_every_life_of_a_camera_that_is_over_is_told(desk: Desk) -> None:
 
 
 async def test_time_goes_on_for_silent_cameras_that_are_live(desk: Desk) -> None:
-    missing = {"source": str(desk.folder / "none.mp4")}
+    missing = {
+        "source": str(desk.folder / "none.mp4"),
+        "pace": False,
+    }  # live, it would be silent during each of its tries
     await desk.cameras.apply([desk.camera("paced"), desk.camera("file", pace=False), desk.camera("gone", **missing)])
     await desk.streaming("paced", "file")
     await desk.until(lambda: desk.status("gone").phase is CameraPhase.OFFLINE, "offline")

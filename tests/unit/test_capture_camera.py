@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 from fakes.video import ScriptedSource, Step, make_video, number_of, numbered_image
 
 from agent.capture.base import SourceDeniedError
 from agent.capture.camera import Camera, open_camera
 from agent.capture.decoder import Clock
 from agent.config.schema import CameraConfig
-from agent.errors import SourceError
+from agent.errors import FatalError, SourceError
 from agent.ports import FrameStream
 from agent.types import CameraPhase, Frame
 
@@ -330,13 +332,80 @@ async def test_a_source_that_gives_no_images_is_offline_with_the_reason() -> Non
         assert len(await collect(stream, 1)) == 1
 
 
-async def test_a_bug_in_a_source_reaches_the_consumer() -> None:
-    class Broken(ScriptedSource):
-        def read(self) -> None:
-            raise ZeroDivisionError("bug")
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize(
+    ("method", "fault", "shown"),
+    [
+        ("open", ValueError("boom"), "ValueError: boom"),
+        ("open", None, "open() gave a NoneType, expected a StreamInfo"),
+        ("open", SystemExit(5), "SystemExit: 5"),
+        ("read", KeyError("x"), "KeyError: 'x'"),
+        ("read", PICTURES[0], "read() gave a ndarray, expected an image and its time, or None"),
+        ("read", (numbered_image(1).tolist(), 0), "AttributeError: 'list' object has no attribute"),
+        ("read", SystemExit(3), "SystemExit: 3"),
+    ],
+)
+async def test_what_a_plug_in_does_wrong_is_its_cameras_trouble_alone(
+    method: str, fault: object, shown: str, live: bool
+) -> None:
+    """Its camera is offline with the reason, logged once with its traceback, and tried again."""
 
-    async with camera(Broken([])) as stream:
-        with pytest.raises(ZeroDivisionError):
+    class Wrong(ScriptedSource):
+        faults = 2
+
+    def wrong(self: Wrong) -> object:
+        if not self.faults:
+            return getattr(ScriptedSource, method)(self)
+        self.faults -= 1
+        if isinstance(fault, BaseException):
+            raise fault
+        return fault
+
+    setattr(Wrong, method, wrong)
+    with structlog.testing.capture_logs() as logs:
+        source = Wrong(PICTURES, live=live)
+        async with camera(source, endless=live) as stream:
+            if live:
+                assert await collect(stream, 3)
+                assert not source.faults
+            else:
+                with pytest.raises(SourceError, match=re.escape(shown)):
+                    await collect(stream)
+                assert shown in stream.status().error
+    told = [log for log in logs if shown in str(log.get("error"))]
+    assert told
+    if isinstance(fault, BaseException):
+        assert told[0]["exc_info"] is fault
+
+
+async def test_a_source_that_cannot_be_closed_ends_all_the_same() -> None:
+    class Stuck(ScriptedSource):
+        def close(self) -> None:
+            super().close()
+            raise ValueError("boom")
+
+    with structlog.testing.capture_logs() as logs:
+        async with camera(Stuck(PICTURES)) as stream:
+            assert await collect(stream, 3)
+    assert any(log["event"] == "source not closed" and log["error"] == "ValueError: boom" for log in logs)
+
+
+async def test_the_error_of_a_plug_in_shows_no_password() -> None:
+    secret = "rtsp://h/user=admin_password=tlJwpbo6_channel=1.sdp"
+    source = ScriptedSource([SourceError(f"cannot open {secret} nor rtsp://admin:tlJwpbo6@h/")])
+    async with Camera(config(secret), source, endless=True) as stream:
+        await until(lambda: stream.status().phase is CameraPhase.OFFLINE)
+        assert "cannot open rtsp://h/user=admin_password=***" in stream.status().error
+        assert "tlJwpbo6" not in stream.status().error
+
+
+async def test_only_a_fresh_process_helps_where_a_source_says_so() -> None:
+    class Dead(ScriptedSource):
+        def read(self) -> None:
+            raise FatalError("the device is gone")
+
+    async with camera(Dead(PICTURES)) as stream:
+        with pytest.raises(FatalError):
             await collect(stream)
 
 

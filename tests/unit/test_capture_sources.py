@@ -149,6 +149,15 @@ def test_what_is_no_source_is_refused() -> None:
         ("rtsp://user:se cret@10.0.0.1/a", "rtsp://10.0.0.1/a"),
         ("http://10.0.0.1/a?password=two words", "http://10.0.0.1/a"),
         ("/data/what?.mp4", "/data/what?.mp4"),
+        ("rtsp://h/user=admin_password=tlJwpbo6_channel=1_stream=0.sdp", "rtsp://h/user=admin_password=***"),
+        (
+            "gst: rtspsrc location=rtsp://10.0.0.1/x user-id=admin user-pw=s3cret ! decodebin",
+            "gst: rtspsrc location=rtsp://10.0.0.1/x user-id=admin user-pw=*** ! decodebin",
+        ),
+        (
+            "http://h/videostream.cgi&loginuse=admin&loginpas=abc",
+            "http://h/videostream.cgi&loginuse=admin&loginpas=***",
+        ),
     ],
 )
 def test_credentials_never_show(url: str, shown: str) -> None:
