@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.action.change import RESTLESS
 from agent.types import NUM_KEYPOINTS, FloatArray, FrameStamp, IntArray, Tracks
 
 BoolArray = NDArray[np.bool_]
@@ -22,6 +23,7 @@ class TrackHistory:
 
     track_ids: (N,) int64; keypoints: (N, F, 17, 3) float32, x and y in px and the score 0-1, zeros where the joint or
     the person was not seen; seen: (N, F) bool; t_ns: (F,) int64, ascending; width, height: of the frames, px.
+    change: (F, RESTLESS, 17) float32 of `change.PictureChange`, or None.
     """
 
     track_ids: IntArray
@@ -30,6 +32,7 @@ class TrackHistory:
     t_ns: IntArray
     width: int
     height: int
+    change: FloatArray | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.track_ids), len(self.t_ns))
@@ -45,7 +48,13 @@ class TrackHistory:
     def take(self, index: NDArray[np.integer] | BoolArray) -> TrackHistory:
         """The tracks at `index` (integer or boolean array), in that order."""
         return TrackHistory(
-            self.track_ids[index], self.keypoints[index], self.seen[index], self.t_ns, self.width, self.height
+            self.track_ids[index],
+            self.keypoints[index],
+            self.seen[index],
+            self.t_ns,
+            self.width,
+            self.height,
+            self.change,
         )
 
 
@@ -57,13 +66,15 @@ class TrackBuffer:
     tracker says: `max_tracks * capacity * 204` bytes.
     """
 
-    def __init__(self, capacity: int, max_tracks: int = 256) -> None:
+    def __init__(self, capacity: int, max_tracks: int = 256, *, change: bool = False) -> None:
+        """change: keep what `change.PictureChange` says of each frame, too."""
         if capacity < 2 or max_tracks < 1:
             raise ValueError(f"expected capacity >= 2 and max_tracks >= 1, got {capacity} and {max_tracks}")
         self._capacity = capacity
         self._max_tracks = max_tracks
         self._allocate(min(_FIRST_SLOTS, max_tracks))
         self._t_ns = np.zeros(capacity, np.int64)
+        self._change = np.zeros((capacity, RESTLESS, NUM_KEYPOINTS), np.float32) if change else None
         self._slot_of: dict[int, int] = {}
         self._frames = 0
         self._size = (0, 0)
@@ -91,12 +102,16 @@ class TrackBuffer:
         self._free = list(range(len(self._seen)))[::-1]
         self._frames = 0
 
-    def push(self, tracks: Tracks) -> None:
+    def push(self, tracks: Tracks, change: FloatArray | None = None) -> None:
         """Append one frame, later than the newest one held. Key points that are not finite count as missing.
+
+        change: (RESTLESS, 17) float32, see `change.PictureChange`; None = unknown.
 
         Frames of another size than before start the buffer anew: positions of the two do not compare.
         """
         column = self._start_frame(tracks.stamp)
+        if self._change is not None:
+            self._change[column] = 0.0 if change is None else change
         if len(tracks.track_ids) == 0:
             return
         people = tracks.people
@@ -200,4 +215,5 @@ class TrackBuffer:
         joints = self._joints[slots[:, None], order]
         joints[~seen] = 0.0
         width, height = self._size
-        return TrackHistory(ids, joints, seen, times, width, height)
+        change = None if self._change is None else self._change[order]
+        return TrackHistory(ids, joints, seen, times, width, height, change)

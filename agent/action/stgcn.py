@@ -132,8 +132,9 @@ class StgcnClassifier:
         if self._options.engine_cache is None:
             return
         smallest, largest = self._fixed_batch or 1, self._fixed_batch or self._options.max_batch
+        shape = (*self._shape[:3], self._input.shape[-1] or self._shape[3])
         self._session.begin_upgrade(
-            {self._input.name: ((smallest, *self._shape), (largest, *self._shape))},
+            {self._input.name: ((smallest, *shape), (largest, *shape))},
             model_sha256=self._bundle.model_sha256,
             engine_cache=self._options.engine_cache,
             check=lambda candidate: check_golden(self._bundle, candidate, reduced_precision=True),
@@ -147,7 +148,8 @@ class StgcnClassifier:
             raise DataError("a window has values that are not finite")
         if not len(batch):
             return np.zeros((0, len(self._labels)), np.float32)
-        parts = self._limiter.run(len(batch), lambda start, stop: self._classify_batch(batch[start:stop]))
+        known = np.ascontiguousarray(batch[..., : self._input.shape[-1]])
+        parts = self._limiter.run(len(known), lambda start, stop: self._classify_batch(known[start:stop]))
         return np.concatenate(parts)
 
     def close(self) -> None:
@@ -156,7 +158,7 @@ class StgcnClassifier:
     def _classify_batch(self, batch: FloatArray) -> FloatArray:
         count = len(batch)
         if self._fixed_batch and count < self._fixed_batch:
-            batch = np.concatenate([batch, np.zeros((self._fixed_batch - count, *self._shape), np.float32)])
+            batch = np.concatenate([batch, np.zeros((self._fixed_batch - count, *batch.shape[1:]), np.float32)])
         (scores,) = self._session.run({self._input.name: batch.astype(self._input.dtype, copy=False)})
         if scores.shape != (len(batch), len(self._labels)):
             raise ModelError(
@@ -234,7 +236,7 @@ def _labels(service: str, config: ServiceConfig, options: StgcnOptions, bundle: 
 
 
 def _window_shape(service: str, config: ServiceConfig, spec: TensorSpec) -> WindowShape:
-    """(M, T, V, C) of the service, which the graph has to take."""
+    """(M, T, V, C) of the service, which the graph has to take; of more channels than it has, it takes the first."""
     window = config.window
     wanted = (window.people, window.length, NUM_KEYPOINTS, window.channels)
     keys = ("people", "length", "", "channels")
@@ -245,7 +247,7 @@ def _window_shape(service: str, config: ServiceConfig, spec: TensorSpec) -> Wind
             hint=f"set {key}: {have}, or use a model trained for {want}",
         )
         for key, want, have in zip(keys, wanted, spec.shape[1:], strict=True)
-        if have not in {None, want}
+        if have not in {None, want} and not (key == "channels" and have in range(2, want))
     ]
     if problems:
         raise ConfigError(problems)

@@ -14,10 +14,11 @@ from datetime import datetime
 
 import numpy as np
 
+from agent.action.change import RESTLESS, PictureChange
 from agent.action.history import BoolArray, TrackBuffer, TrackHistory
 from agent.action.selection import Candidates
 from agent.config.schema import ServiceConfig, WindowConfig
-from agent.types import NUM_KEYPOINTS, FloatArray, IntArray, Tracks, Window
+from agent.types import NUM_KEYPOINTS, FloatArray, ImageArray, IntArray, People, Tracks, Window
 
 MAX_FPS = 60.0
 """Frames a second that the buffer has room for; a faster camera gets shorter windows where `rate_hz` is set."""
@@ -26,6 +27,8 @@ MAX_HOLE_S = 0.4
 no holes between its frames, see `bridged_ns`."""
 SLOWEST_HZ = 1.0
 """Of a camera that sees less often, nobody can say how people moved from one frame to the next."""
+WITHOUT_CHANGE = 3
+"""Channels of a window that says nothing of the picture: x, y, score."""
 RESTART_AFTER_S = 3.0
 """After so long without a frame the past is dropped: what came before and after a reconnect is not one movement."""
 
@@ -41,7 +44,9 @@ class ActionWindows:
         self._camera_id = camera_id
         self._plans = {name: _Plan(name, service) for name, service in services.items()}
         capacity = max((plan.capacity for plan in self._plans.values()), default=2)
-        self._buffer = TrackBuffer(capacity, max_tracks)
+        looks = any(plan.window.channels > WITHOUT_CHANGE for plan in self._plans.values())
+        self._change = PictureChange() if looks else None
+        self._buffer = TrackBuffer(capacity, max_tracks, change=looks)
         self._newest_utc: datetime | None = None
 
     @property
@@ -49,8 +54,11 @@ class ActionWindows:
         """Tracks left out so far because more than `max_tracks` were in the buffer at once."""
         return self._buffer.refused
 
-    def push(self, tracks: Tracks) -> list[Window]:
+    def push(self, tracks: Tracks, image: ImageArray | None = None, people: People | None = None) -> list[Window]:
         """Take one frame's tracks; returns the windows that are due with it, in the order of the services.
+
+        image, people: the frame itself and all that were reported in it, for services that look at its change; without them
+        nothing changes.
 
         A frame whose time does not advance is ignored. A step back in time, a hole of `RESTART_AFTER_S` or another frame
         size starts anew.
@@ -63,7 +71,10 @@ class ActionWindows:
             changed = (stamp.width, stamp.height) != self._buffer.frame_size
             if advance_ns < 0 or advance_ns > RESTART_AFTER_S * 1e9 or changed:
                 self.reset()
-        self._buffer.push(tracks)
+        change = None
+        if self._change is not None and image is not None and people is not None:
+            change = self._change.push(stamp.t_mono_ns, image, people.keypoints)
+        self._buffer.push(tracks, change)
         self._newest_utc = stamp.t_utc
         due = [plan for plan in self._plans.values() if plan.advance(stamp.t_mono_ns)]
         return self._make(due, partial=False)
@@ -83,6 +94,8 @@ class ActionWindows:
     def reset(self) -> None:
         """Forget all frames; the next window needs a full length again."""
         self._buffer.reset()
+        if self._change is not None:
+            self._change.reset()
         for plan in self._plans.values():
             plan.reset()
 
@@ -219,22 +232,43 @@ def window_tensor(chosen: TrackHistory, window: WindowConfig) -> FloatArray:
     would. Without a rate each frame is one step; with one, step i is at `newest - (T - 1 - i) / rate_hz`.
     x, y: -1..1 over the picture (PreNormalize2D of PYSKL: (x - w / 2) / (w / 2)), score as third channel; joints with a
     score of 0.01 or less are zeros, set after normalising, so (0, 0) with score 0 is "not seen" and not the middle.
+    The fourth channel is of the frame and not of the tracks: row m is the m-th most restless of all people in it, 0 to 1 a joint.
     """
-    tensor = np.zeros((window.people, window.length, NUM_KEYPOINTS, 3), np.float32)
-    frames = min(len(chosen.t_ns), window.length)
+    tensor = np.zeros((window.people, window.length, NUM_KEYPOINTS, 4), np.float32)
+    skeletons, change = tensor[..., :3], chosen.change if window.channels > WITHOUT_CHANGE else None
     if not window.rate_hz:
-        tensor[: len(chosen), window.length - frames :] = chosen.keypoints[: window.people, -frames:]
+        frames = min(len(chosen.t_ns), window.length)
+        skeletons[: len(chosen), window.length - frames :] = chosen.keypoints[: window.people, -frames:]
+        if change is not None:
+            tensor[..., 3][:RESTLESS, window.length - frames :] = _by_row(change[-frames:], window)
     else:
-        step_ns = 1e9 / window.rate_hz
         hole_ns = bridged_ns(chosen.t_ns)
-        grid = chosen.t_ns[-1] - np.round(np.arange(window.length - 1, -1, -1) * step_ns).astype(np.int64)
+        grid = chosen.t_ns[-1] - np.round(np.arange(window.length - 1, -1, -1) * 1e9 / window.rate_hz).astype(np.int64)
         for row in range(min(len(chosen), window.people)):
-            tensor[row] = resample(chosen.t_ns, chosen.keypoints[row], chosen.seen[row], grid, hole_ns)
+            skeletons[row] = resample(chosen.t_ns, chosen.keypoints[row], chosen.seen[row], grid, hole_ns)
+        if change is not None:
+            nearest, near = nearest_frames(chosen.t_ns, grid, hole_ns)
+            tensor[..., 3][:RESTLESS, near] = _by_row(change[nearest[near]], window)
     half = np.array([chosen.width / 2, chosen.height / 2], np.float32)
-    missing = tensor[..., 2] <= 0
-    tensor[..., :2] = (tensor[..., :2] - half) / half
-    tensor[missing] = 0.0
+    missing = skeletons[..., 2] <= 0
+    skeletons[..., :2] = (skeletons[..., :2] - half) / half
+    skeletons[missing] = 0.0
     return np.ascontiguousarray(tensor[..., : window.channels])
+
+
+def _by_row(change: FloatArray, window: WindowConfig) -> FloatArray:
+    """(F, RESTLESS, 17) -> (RESTLESS or M, F, 17), whichever is less."""
+    return change.transpose(1, 0, 2)[: window.people]
+
+
+def nearest_frames(t_ns: IntArray, grid_ns: IntArray, hole_ns: float) -> tuple[IntArray, BoolArray]:
+    """(T,) index of the frame nearest to each time, and whether it speaks for it: in no hole, and not before the first."""
+    after = np.clip(np.searchsorted(t_ns, grid_ns), 1, max(len(t_ns) - 1, 1))
+    before = after - 1
+    after = np.minimum(after, len(t_ns) - 1)
+    nearest = np.where(grid_ns - t_ns[before] <= t_ns[after] - grid_ns, before, after)
+    half_step = (grid_ns[-1] - grid_ns[0]) / max(len(grid_ns) - 1, 1) / 2
+    return nearest, (np.abs(grid_ns - t_ns[nearest]) <= hole_ns / 2) & (grid_ns >= t_ns[0] - half_step)
 
 
 def bridged_ns(t_ns: IntArray) -> float:

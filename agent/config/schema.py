@@ -124,7 +124,8 @@ class WindowConfig(Section):
     """0 = one time step per frame. Else tracks are resampled to this rate, so that a slowed camera keeps its motion."""
     people: int = Field(default=4, ge=1, le=32)
     """M."""
-    channels: Literal[2, 3] = 3
+    channels: Literal[2, 3, 4] = 3
+    """x, y and score of each key point; the fourth: how the picture changes where people are. A model of fewer gets the first."""
     min_track_frames: int = Field(default=10, ge=1)
     """Tracks with fewer observed frames in the window are not people to judge by."""
     min_mean_score: Probability = 0.1

@@ -40,7 +40,7 @@ class Tracker(Protocol):
 class WindowBuffer(Protocol):
     """Pure sliding windows of all services of one camera."""
 
-    def push(self, tracks: Tracks) -> list[Window]: ...
+    def push(self, tracks: Tracks, image: ImageArray | None = None, people: People | None = None) -> list[Window]: ...
 
     def flush(self) -> list[Window]: ...
 
@@ -150,7 +150,7 @@ class CameraPipeline:
             started = time.perf_counter()
             tracks = tracker.update(frame.stamp, people)
             self._listener.on_tracks(frame, people, tracks, time.perf_counter() - started)
-            for window in self._windows.push(tracks):
+            for window in self._windows.push(tracks, frame.image, people):
                 await self._classify(window)
             if frame.stamp.t_mono_ns >= next_tick_ns:
                 next_tick_ns = frame.stamp.t_mono_ns + TICK_NS

@@ -30,7 +30,7 @@ class SkeletonInput(_Part):
     """Windows of skeletons: which channels, how normalised, at which rate the model was trained."""
 
     kind: Literal["skeleton"] = "skeleton"
-    channels: tuple[Literal["x", "y", "score"], ...] = ("x", "y", "score")
+    channels: tuple[Literal["x", "y", "score", "change"], ...] = ("x", "y", "score")
     normalisation: Literal["prenormalize2d"] = "prenormalize2d"
     missing_below_score: float = Field(default=0.01, ge=0, le=1)
     rate_hz: float = Field(default=0.0, ge=0)

@@ -3,18 +3,19 @@ see the same tensors by construction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.action.windows import ActionWindows
+from agent.action.windows import WITHOUT_CHANGE, ActionWindows
 from agent.config.schema import ServiceConfig, TrackingConfig
 from agent.tracking.bytetrack import ByteTracker
-from agent.types import FrameStamp, People, Poses, Tracks, Window
+from agent.types import FrameStamp, ImageArray, People, Poses, Tracks, Window
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -29,7 +30,7 @@ _COLUMNS = ("tensor", "label", "clip", "variant", "t_end_s", "regular")
 class Samples:
     """Windows with what is known about them; row i of every array belongs to window i.
 
-    tensor: (N, M, T, V, 3) float16; label: (N,) int8, 1 = the action, 0 = not, -1 = leave out of training;
+    tensor: (N, M, T, V, C) float16, C as the recipe's window; label: (N,) int8, 1 = the action, 0 = not, -1 = leave out of training;
     clip: (N,) index into `files`; variant: (N,) the estimator and rate it came from; t_end_s: (N,); regular: (N,) bool, the
     agent itself would make this window (the others end elsewhere and are for training).
     """
@@ -47,9 +48,11 @@ class Samples:
         np.savez_compressed(file, files=np.array(self.files), **arrays)
 
     @classmethod
-    def load(cls, file: Path) -> Samples:
+    def load(cls, file: Path, channels: int = WITHOUT_CHANGE) -> Samples:
+        """channels: the first so many of the windows."""
         with np.load(file) as data:
             arrays = {name: data[name] for name in _COLUMNS}
+            arrays["tensor"] = arrays["tensor"][..., :channels]
             return cls(files=tuple(data["files"].tolist()), **arrays)
 
 
@@ -78,10 +81,13 @@ def tracks_of(poses: Sequence[Poses], tracking: TrackingConfig = TRACKING) -> It
         yield tracker.update(frame.stamp, frame.people)
 
 
-def windows_of(tracks: Sequence[Tracks], service: ServiceConfig) -> list[Window]:
-    """The windows the agent would classify."""
+def windows_of(
+    tracks: Sequence[Tracks], service: ServiceConfig, frames: Iterable[tuple[ImageArray, People] | None] = repeat(None)
+) -> list[Window]:
+    """The windows the agent would classify. frames: pictures and all people in them, for services that look at their change."""
     windows = ActionWindows("clip", {"s": service})
-    return [window for frame in tracks for window in windows.push(frame)] + windows.flush()
+    found = [w for one, frame in zip(tracks, frames, strict=False) for w in windows.push(one, *(frame or ()))]
+    return found + windows.flush()
 
 
 def extra_windows_of(tracks: Sequence[Tracks], service: ServiceConfig, every: int) -> list[Window]:

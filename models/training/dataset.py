@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, repeat
 from pathlib import Path
 
+import cv2
 import numpy as np
 from clips import Samples, extra_windows_of, load_poses, tracks_of, windows_of
+from extract_poses import pictures
 from recipes import RECIPES, WINDOW, Recipe
 
-from agent.types import Window
+from agent.action.windows import WITHOUT_CHANGE
+from agent.types import ImageArray, People, Poses, Window
 
 WINDOW_S = WINDOW.length / WINDOW.rate_hz
 
@@ -55,7 +59,8 @@ def variants(poses: Path, data: str, file: str) -> Iterator[tuple[str, Path, int
 class Builder:
     """Collects windows."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, data: Path) -> None:
+        self._data = data
         self._service = recipe.service_config()
         self._rows: list[tuple[Window, int, int, str, bool]] = []
         self._files: list[str] = []
@@ -64,13 +69,23 @@ class Builder:
         """All windows of one clip. label None: by `onset_s`. ends: extra windows end every so many frames; 0 = none."""
         self._files.append(f"{data}/{file}")
         for name, source, every in variants(poses, data, file):
-            tracks = list(tracks_of(load_poses(source, every)))
-            regular = windows_of(tracks, self._service)
+            poses_seen = load_poses(source, every)
+            tracks = list(tracks_of(poses_seen))
+            regular = windows_of(tracks, self._service, self._frames(data, file, every, poses_seen))
             extra = extra_windows_of(tracks, self._service, -(-ends // every)) if ends else []
             for number, window in enumerate(regular + extra):
                 end_s = window.t_end_ns * 1e-9
                 mark = fall_label(max(0.0, end_s - WINDOW_S), end_s, onset_s) if label is None else label
                 self._rows.append((window, mark, len(self._files) - 1, name, number < len(regular)))
+
+    def _frames(
+        self, data: str, file: str, every: int, poses: Sequence[Poses]
+    ) -> Iterable[tuple[ImageArray, People] | None]:
+        """The pictures, where windows look at their change."""
+        if self._service.window.channels == WITHOUT_CHANGE:
+            return repeat(None)
+        images = islice(pictures(cv2.VideoCapture(str(self._data / data / file))), 0, None, every)
+        return ((image, frame.people) for image, frame in zip(images, poses, strict=False))
 
     def samples(self) -> Samples:
         return Samples(
@@ -86,7 +101,7 @@ class Builder:
 
 def build(recipe: Recipe, poses: Path, data: Path) -> Samples:
     """The windows of `recipe`'s service."""
-    builder = Builder(recipe)
+    builder = Builder(recipe, data)
     with (data / "fight" / "clips.csv").open(newline="") as stream:
         fight_clips = list(csv.DictReader(stream))
     if recipe.service == "fight":

@@ -55,7 +55,7 @@ def scene_windows(seed: int, config: AgentConfig, estimator: PoseEstimator) -> l
         stamp = FrameStamp("drawn", number, round(t_s * 1e9), EPOCH + timedelta(seconds=t_s), width, height)
         tracks = tracker.update(stamp, people)
         _count_actors(shown, tracks, shot.truth)
-        found += windows.push(tracks)
+        found += windows.push(tracks, shot.image, people)
     found += windows.flush()
     actor_of = {
         track: {actor for actor, count in actors.items() if count >= _OFTEN * actors.total()}

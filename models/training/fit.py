@@ -88,12 +88,12 @@ def _smoothed(label: NDArray[np.int8], doubt: NDArray[np.float64]) -> Tensor:
 
 def margins(model: Mixture, tensor: NDArray[np.float16], batch: int = 64) -> NDArray[np.float64]:
     """(N,) logit of the action minus logit of the rest."""
-    return _in_batches(model.margin, tensor, batch)
+    return in_batches(model.margin, tensor, batch)
 
 
 def statistics(tensor: NDArray[np.float16], batch: int = 64) -> NDArray[np.float64]:
     """(N, F): what a forest is grown on."""
-    return _in_batches(MotionStatistics(), tensor, batch)
+    return in_batches(MotionStatistics(), tensor, batch)
 
 
 def augmented(tensor: NDArray[np.float16], seed: int, batch: int = 64) -> NDArray[np.float16]:
@@ -106,7 +106,10 @@ def augmented(tensor: NDArray[np.float16], seed: int, batch: int = 64) -> NDArra
     return np.concatenate(parts).astype(np.float16)
 
 
-def _in_batches(function: Callable[[Tensor], Tensor], tensor: NDArray[np.float16], batch: int) -> NDArray[np.float64]:
+def in_batches(
+    function: Callable[[Tensor], Tensor], tensor: NDArray[np.float16], batch: int = 64
+) -> NDArray[np.float64]:
+    """`function` of every window."""
     with torch.inference_mode():
         parts = [
             function(torch.from_numpy(tensor[start : start + batch].astype(np.float32))).double().numpy()

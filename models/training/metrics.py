@@ -27,7 +27,13 @@ def calibrate(
     """
     weight = np.ones(len(margin)) if weight is None else weight
     design = np.stack((margin, np.ones_like(margin)), axis=1)
-    start = np.array((1.0, 0.0))
+    found = logistic(design, label, weight, np.array((1.0, 0.0)), prior)
+    slope, offset = max(float(found[0]), 0.05), float(found[1])
+    return 1 / slope, offset / slope
+
+
+def logistic(design: Array, label: NDArray[np.integer], weight: Array, start: Array, prior: float) -> Array:
+    """(K,): the line over the columns of `design` (N, K) whose log-odds fit the labels best, drawn towards `start`."""
 
     def loss(line: Array) -> float:
         logit = design @ line
@@ -38,15 +44,14 @@ def calibrate(
     for _ in range(100):  # Newton; a full step may overshoot where margins are large, so it is halved until it helps
         p = sigmoid(design @ found)
         gradient = design.T @ (weight * (p - label)) + prior * 0.25 * (found - start)
-        hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + prior * 0.25 * np.eye(2)
+        hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + prior * 0.25 * np.eye(len(start))
         step = np.linalg.solve(hessian, gradient)
         while np.abs(step).max() > _STILL and loss(found - step) > loss(found):
             step = step / 2
         found = found - step
         if np.abs(step).max() <= _STILL:
             break
-    slope, offset = max(float(found[0]), 0.05), float(found[1])
-    return 1 / slope, offset / slope
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,6 +11,8 @@ from clipset import Clips
 from fit import Pool
 from numpy.typing import NDArray
 
+from agent.action.windows import WITHOUT_CHANGE
+
 REAL_DOUBT = 0.05
 """Label smoothing (Szegedy et al. 2016) of windows of real clips."""
 
@@ -56,14 +58,14 @@ def seeds_of(files: Sequence[Path]) -> set[int]:
     return seeds
 
 
-def simulated_pool(files: Sequence[Path], service: str, most: int = 0) -> Pool:
+def simulated_pool(files: Sequence[Path], service: str, most: int = 0, *, channels: int = WITHOUT_CHANGE) -> Pool:
     """The windows of files of simulated.py for `service` that are clearly one or the other; both labels alike, and among the
-    negatives each scenario. most: windows of each label at the most, drawn at random; 0 = all."""
+    negatives each scenario. most: windows of each label at the most, drawn at random; 0 = all. channels: the first so many."""
     parts: list[tuple[NDArray[np.float16], NDArray[np.int8], NDArray[np.str_]]] = []
     for file in files:
         with np.load(file) as arrays:
             rows = np.flatnonzero((arrays["service"] == service) & (arrays["label"] >= 0))
-            parts.append((arrays["tensor"][rows], arrays["label"][rows], arrays["scenario"][rows]))
+            parts.append((arrays["tensor"][rows][..., :channels], arrays["label"][rows], arrays["scenario"][rows]))
     tensor, label, scenario = (np.concatenate(column) for column in zip(*parts, strict=True))
     if most:
         rng = np.random.default_rng(0)

@@ -285,7 +285,7 @@ def save_windows(file: Path, rows: Sequence[tuple[str, Window, int, int]]) -> No
     label = np.array([row[2] for row in rows], np.int8)
     service = np.array([row[0] for row in rows])
     arrays = {
-        "tensor": np.stack([row[1].tensor.astype(np.float16) for row in rows]),
+        "tensor": np.stack([_four_channels(row[1].tensor) for row in rows]),
         "service": service,
         "label": label,
         "seed": np.array([row[3] for row in rows], np.int32),
@@ -294,6 +294,12 @@ def save_windows(file: Path, rows: Sequence[tuple[str, Window, int, int]]) -> No
     save(arrays, file)
     for name in SERVICES:
         print(name, np.unique(label[service == name], return_counts=True))
+
+
+def _four_channels(tensor: NDArray[np.float32]) -> NDArray[np.float16]:
+    """(M, T, V, C) -> (M, T, V, 4): no change where the service does not ask for it."""
+    missing = 4 - tensor.shape[-1]
+    return np.pad(tensor, ((0, 0), (0, 0), (0, 0), (0, missing))).astype(np.float16)
 
 
 def main() -> None:

@@ -125,6 +125,22 @@ def test_a_window_that_is_not_the_models_names_both(
     assert f"services.fight.window.{key}: the window has {key} = {want}, the model takes {have}" in str(caught.value)
 
 
+def test_of_more_channels_than_it_knows_a_model_takes_the_first(tmp_path: Path) -> None:
+    config = service(stgcn_graph(tmp_path / "s.onnx"), window={"channels": 4})
+    classifier = create("fight", config)
+    assert classifier.input_shape == (4, 100, 17, 4)
+    batch = windows(1.0)
+    change = np.full((*batch.shape[:-1], 1), 7.0, np.float32)
+    alone = create("fight", service(stgcn_graph(tmp_path / "s.onnx"))).classify(batch)
+    np.testing.assert_array_equal(classifier.classify(np.concatenate((batch, change), -1)), alone)
+
+
+def test_a_model_of_four_channels_needs_them(tmp_path: Path) -> None:
+    model = stgcn_graph(tmp_path / "s.onnx", window=(4, 100, 17, 4))
+    with pytest.raises(ConfigError, match=r"the window has channels = 3, the model takes 4.*hint: set channels: 4"):
+        create("fight", service(model))
+
+
 def test_all_mismatches_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         create("fight", service(stgcn_graph(tmp_path / "s.onnx"), window={"people": 2, "length": 64, "channels": 2}))

@@ -12,7 +12,7 @@ import pytest
 from agent.action.history import TrackBuffer
 from agent.action.windows import ActionWindows, resample
 from agent.config.schema import ServiceConfig, WindowConfig
-from agent.types import FloatArray, FrameStamp, People, Tracks, TrackState, Window
+from agent.types import FloatArray, FrameStamp, ImageArray, People, Tracks, TrackState, Window
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WIDTH, HEIGHT = 640, 480
@@ -297,3 +297,66 @@ class TestResample:
 
     def test_a_person_never_seen_is_zero(self) -> None:
         assert not resample(self.TIMES, self.joints(), np.zeros(4, bool), self.TIMES).any()
+
+
+class TestChange:
+    """The fourth channel: how the picture changes."""
+
+    def brighter(self, seq: int) -> ImageArray:
+        return np.full((HEIGHT, WIDTH, 3), 4 * seq, np.uint8)
+
+    def run(self, services: dict[str, ServiceConfig], fps: float = 10.0, count: int = 25) -> list[Window]:
+        windows = ActionWindows("cam", services)
+        made = []
+        for seq in range(count):
+            tracks = frame(seq, fps=fps)
+            made += windows.push(tracks, self.brighter(seq), tracks.people)
+        return made
+
+    def test_each_step_says_how_much_its_frame_changed(self) -> None:
+        tensor = self.run({"fight": service(channels=4)})[0].tensor
+        assert tensor.shape == (4, 20, 17, 4)
+        assert not tensor[0, 0, :, 3].any()  # the very first frame
+        np.testing.assert_allclose(tensor[0, 1:, :, 3], 4 / 255)
+        assert not tensor[1:].any()
+
+    def test_steps_between_frames_say_what_the_nearest_does(self) -> None:
+        tensor = self.run({"fight": service(channels=4, rate_hz=30, length=45)})[0].tensor
+        np.testing.assert_allclose(tensor[0, 3:, :, 3], 4 / 255)
+
+    def test_people_without_a_track_count_too(self) -> None:
+        windows = ActionWindows("cam", {"fight": service(channels=4)})
+        made = []
+        for seq in range(20):
+            everybody = frame(seq, (1, 2, 3), fps=10).people
+            made += windows.push(frame(seq, fps=10), self.brighter(seq), everybody)
+        assert [bool(row.any()) for row in one(made).tensor[..., 3]] == [True, True, True, False]
+        assert not one(made).tensor[1:, ..., :3].any()
+
+    def test_a_service_that_does_not_ask_is_not_told(self) -> None:
+        both = self.run({"fight": service(channels=4), "fall": service()})
+        assert {window.service: window.tensor.shape[-1] for window in both} == {"fight": 4, "fall": 3}
+        alone = self.run({"fall": service()})
+        np.testing.assert_array_equal([w.tensor for w in both if w.service == "fall"], [w.tensor for w in alone])
+
+    def test_without_pictures_nothing_changes(self) -> None:
+        tensor = run(ActionWindows("cam", {"fight": service(channels=4)}), [frame(i) for i in range(20)])[0][1].tensor
+        assert tensor.shape[-1] == 4
+        assert not tensor[..., 3].any()
+        assert tensor[0, ..., 2].all()
+
+    def test_a_hole_says_nothing(self) -> None:
+        windows = ActionWindows("cam", {"fight": service(channels=4, rate_hz=30, length=60)})
+        made = []
+        for seq in [*range(10), *range(20, 30)]:
+            tracks = frame(seq, fps=10)
+            made += windows.push(tracks, self.brighter(seq), tracks.people)
+        steps = made[-1].tensor[0, :, 0, 3] > 0
+        assert steps[-20:].all()
+        assert not steps[-46:-36].any()
+        assert steps[-60:-55].all()
+
+    def test_fewer_people_than_are_told_are_the_most_restless(self) -> None:
+        tensor = self.run({"fight": service(channels=4, people=1)})[0].tensor
+        assert tensor.shape == (1, 20, 17, 4)
+        assert tensor[0, 5, :, 3].all()

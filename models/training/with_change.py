@@ -1,0 +1,332 @@
+"""A bundle of skeletons and the windows' change of the picture -> a bundle that judges by both.
+
+    python models/training/with_change.py fight --windows runs/fight.npz --data DATA --drawn runs/drawn-*.npz \
+        --base runs/fight-stgcn --folds docs/reports/folds/fight-skeletons.csv --out docs/reports/folds/fight.csv \
+        --bundle models/fight-stgcn --version 0.4.0
+
+The graph of `--base` stays as it is. A forest over `change.ChangeStatistics` is grown on real windows and drawn ones, and where
+there is a change at all the log-odds become `slope * skeletons + weight * forest + shift`, which are fitted to clips and drawn scenes
+that neither has seen. Where there is none (no pictures, a camera below 8 frames/s) the graph of `--base` speaks alone.
+
+--folds: what models of skeletons say of every clip that they did not train on (`train.py --stage cross`). The same folds are
+used here: a clip is judged by a forest that saw nothing of its source, and for `--out` mixed by figures fitted to the other folds. What ships
+is grown and fitted on training clips alone; the development clips are for `evaluate action`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from change import ChangeStatistics
+from clips import Samples
+from clipset import Clips
+from export import INPUT, OUTPUT, SHAPE, golden_input, manifest_fields, milliseconds
+from fit import in_batches
+from forest import Forest, grow
+from metrics import figures, logistic, sigmoid
+from numpy.typing import NDArray
+from onnx import compose, helper
+from pools import real_rows, simulated_pool
+from recipes import RECIPES, Recipe
+from torch import Tensor, nn
+from train import NOBODY, TEST_VARIANT, by_group
+
+from agent.runtime.bundle import GOLDEN, load_bundle, seal_bundle, write_golden
+
+Array = NDArray[np.float64]
+TREES, LEAF, SHARE = 150, 2.0, 0.2
+START = np.array((1.0, 0.5, 0.0))
+"""Slope, weight and shift before anything is known."""
+PRIOR = 4.0
+_LEAST = 1e-3  # of a probability that becomes log-odds
+_SKELETON = "skeleton"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """Windows of drawn scenes: change figures (N, F), labels and weights (N,), log-odds of the skeletons, and a fold by scene."""
+
+    features: Array
+    label: NDArray[np.int8]
+    weight: Array
+    skeletons: Array
+    fold: NDArray[np.int64]
+
+
+class ChangeBranch(nn.Module):
+    """(B, M, T, 17, 4) -> skeletons for the base; (B, 1) by which its log-odds are multiplied, and (B, 2) what is added to its logits."""
+
+    def __init__(self, forest: Forest, line: Array) -> None:
+        """line: slope, weight, shift."""
+        super().__init__()
+        self.statistics, self.forest = ChangeStatistics(), forest
+        self.slope, self.weight, self.shift = (float(value) for value in line)
+
+    def forward(self, input_tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        changes = (input_tensor[..., 3].amax((1, 2, 3)) > 0).to(input_tensor.dtype)[:, None]
+        margin = self.forest.margin(self.statistics(input_tensor))[:, None]
+        half = changes * (self.weight * margin + self.shift) / 2
+        return input_tensor[..., :3], 1 + changes * (self.slope - 1), torch.cat((-half, half), 1)
+
+
+def read_folds(file: Path, samples: Samples, clips: Clips) -> Array:
+    """(clips,) calibrated log-odds of the skeletons, `NOBODY` where there was no window. Raises SystemExit for other clips or folds."""
+    with file.open(newline="") as stream:
+        rows = {row["file"]: row for row in csv.DictReader(stream)}
+    if set(rows) != set(samples.files) or [int(rows[name]["fold"]) for name in samples.files] != clips.fold.tolist():
+        raise SystemExit(f"{file}: not the clips and folds of the windows (train.py --stage cross makes it)")
+    probability = np.array([float(rows[name]["probability"]) for name in samples.files])
+    return np.where(probability > 0, log_odds(probability), NOBODY)
+
+
+def log_odds(probability: Array) -> Array:
+    """Within what 0.001 and 0.999 have."""
+    p = np.clip(probability, _LEAST, 1 - _LEAST)
+    return np.log(p) - np.log(1 - p)
+
+
+def read_drawn(files: list[Path], recipe: Recipe, base: onnxruntime.InferenceSession, temperature: float) -> Drawn:
+    """Each file is a part of the folds by itself: its scenes are of other seeds."""
+    pools = [simulated_pool([file], recipe.service, channels=recipe.window.channels) for file in files]
+    tensor = np.concatenate([pool.tensor for pool in pools])
+    logits = np.concatenate([
+        base.run(None, {INPUT: np.ascontiguousarray(tensor[i : i + 64, ..., :3].astype(np.float32))})[0]
+        for i in range(0, len(tensor), 64)
+    ])  # fmt: skip
+    return Drawn(
+        features=in_batches(ChangeStatistics(), tensor),
+        label=np.concatenate([pool.label for pool in pools]),
+        weight=np.concatenate([pool.weight for pool in pools]),
+        skeletons=(logits[:, 1] - logits[:, 0]).astype(np.float64) / temperature,
+        fold=np.repeat(np.arange(len(pools)), [len(pool.label) for pool in pools]),
+    )
+
+
+class Mixer:
+    """Grows forests on chosen clips and drawn scenes, and fits how much they say."""
+
+    def __init__(self, recipe: Recipe, samples: Samples, clips: Clips, skeletons: Array, drawn: Drawn) -> None:
+        self._recipe, self._samples, self._clips = recipe, samples, clips
+        self._skeletons, self._drawn = skeletons, drawn
+        self._features = in_batches(ChangeStatistics(), samples.tensor)
+
+    def forest(self, use: NDArray[np.bool_], scenes: NDArray[np.bool_]) -> Forest:
+        """On the clips in `use` and the drawn windows in `scenes`."""
+        rows, weight = real_rows(self._recipe.service, self._samples, self._clips, use)
+        share, drawn = self._recipe.forest_simulated, self._drawn
+        scale = weight.sum() * share / (1 - share) / drawn.weight[scenes].sum()
+        return grow(
+            np.concatenate((self._features[rows], drawn.features[scenes])),
+            np.concatenate((self._samples.label[rows], drawn.label[scenes])),
+            np.concatenate((weight, drawn.weight[scenes] * scale)),
+            trees=TREES, leaf=LEAF, share=SHARE, seed=0,
+        )  # fmt: skip
+
+    def judged(self, use: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """What forests that saw nothing of a clip's source, or of a drawn scene, say: (clips,) log-odds, and (drawn windows,).
+
+        Of the clips in `use` alone; the others, and those without a window, have `NOBODY`.
+        """
+        clips, drawn = self._clips, self._drawn
+        found, scenes = np.full(len(clips.fold), NOBODY), np.zeros(len(drawn.label))
+        parts = drawn.fold.max() + 1
+        for number in np.unique(clips.fold[use]).tolist():
+            held, held_scenes = clips.fold == number, drawn.fold == number % parts
+            forest = self.forest(use & ~held, ~held_scenes)
+            rows = self._tested(use & held)
+            np.maximum.at(found, self._samples.clip[rows], _margins(forest, self._features[rows]))
+            scenes[held_scenes] = _margins(forest, drawn.features[held_scenes])
+        return found, scenes
+
+    def fitted(self, use: NDArray[np.bool_], clips: Array, scenes: Array) -> Array:
+        """(3,) slope, weight, shift from clips (those in `use` that have a window) and drawn windows."""
+        rows, drawn = use & (clips > NOBODY) & (self._skeletons > NOBODY), self._drawn
+        share = self._recipe.calibration_simulated
+        weight = drawn.weight / drawn.weight.sum() * rows.sum() * share / (1 - share)
+        design = np.concatenate((_design(self._skeletons[rows], clips[rows]), _design(drawn.skeletons, scenes)))
+        label = np.concatenate((self._clips.label[rows], drawn.label))
+        return logistic(design, label, np.concatenate((np.ones(rows.sum()), weight)), START, PRIOR)
+
+    def mixed(self, line: Array, clips: Array) -> Array:
+        """(clips,) probabilities; 0 without a window."""
+        seen = (self._skeletons > NOBODY) & (clips > NOBODY)
+        return np.where(seen, sigmoid(_design(self._skeletons, clips) @ line), 0.0)
+
+    def mixed_scenes(self, line: Array, scenes: Array) -> Array:
+        """(drawn windows,) probabilities."""
+        return sigmoid(_design(self._drawn.skeletons, scenes) @ line)
+
+    def _tested(self, use: NDArray[np.bool_]) -> NDArray[np.intp]:
+        samples = self._samples
+        return np.flatnonzero(use[samples.clip] & (samples.variant == TEST_VARIANT) & samples.regular)
+
+
+def _margins(forest: Forest, features: Array) -> Array:
+    with torch.inference_mode():
+        return forest.margin(torch.from_numpy(features).float()).double().numpy()
+
+
+def _design(skeletons: Array, change: Array) -> Array:
+    return np.stack((skeletons, change, np.ones_like(change)), axis=1)
+
+
+def merge(base: onnx.ModelProto, temperature: float, branch: onnx.ModelProto) -> onnx.ModelProto:
+    """One graph of both, with the contract of `base` but for the fourth channel; the temperature is in it."""
+    joined = compose.merge_models(
+        compose.add_prefix(branch, "change/"), compose.add_prefix(base, "base/"),
+        io_map=[(f"change/{_SKELETON}", f"base/{INPUT}")],
+        outputs=["change/gain", "change/extra", f"base/{OUTPUT}"],
+    )  # fmt: skip
+    graph = joined.graph
+    graph.initializer.append(helper.make_tensor("temperature", onnx.TensorProto.FLOAT, [1], [temperature]))
+    graph.node.extend([
+        helper.make_node("Div", [f"base/{OUTPUT}", "temperature"], ["calibrated"]),
+        helper.make_node("Mul", ["calibrated", "change/gain"], ["kept"]),
+        helper.make_node("Add", ["kept", "change/extra"], [OUTPUT]),
+    ])  # fmt: skip
+    for node in graph.node:
+        node.input[:] = [INPUT if name == f"change/{INPUT}" else name for name in node.input]
+    graph.input[0].name = INPUT
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, ["batch", 2]))
+    onnx.checker.check_model(joined, full_check=True)
+    return joined
+
+
+def example() -> NDArray[np.float32]:
+    """(3, M, T, V, 4): `export.golden_input`; the first window changes a lot, the second a little, the last not at all."""
+    T = SHAPE[1]
+    change = np.zeros((3, *SHAPE[:-1], 1), np.float32)
+    wave = 0.1 + 0.1 * np.abs(np.sin(np.arange(T) / 3))[:, None] * (1 + np.arange(17) / 17)
+    change[0, 0, ..., 0], change[0, 1, ..., 0], change[1, 0, ..., 0] = wave, wave / 2, wave / 8
+    return np.concatenate((golden_input(), np.round(change, 3)), axis=-1)
+
+
+def exported(branch: ChangeBranch, file: Path) -> onnx.ModelProto:
+    """As a graph by itself, also left in `file`."""
+    names = [_SKELETON, "gain", "extra"]
+    torch.onnx.export(
+        branch, (torch.from_numpy(example()),), str(file), input_names=[INPUT], output_names=names, opset_version=17,
+        dynamic_axes={name: {0: "batch"} for name in (INPUT, *names)}, dynamo=False,
+    )  # fmt: skip
+    return onnx.load(file)
+
+
+def write_graph(bundle: Path, base: Path, temperature: float, forest: Forest, line: Array) -> None:
+    """model.onnx and golden.npz of `bundle`; compared with its parts before."""
+    branch, window = ChangeBranch(forest, line).eval(), example()
+    bundle.mkdir(parents=True, exist_ok=True)
+    file = bundle / "model.onnx"
+    parts = exported(branch, file)
+    skeletons = onnx.load(base / "model.onnx")
+    parts.ir_version = skeletons.ir_version
+    onnx.save(merge(skeletons, temperature, parts), file)
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(0, 1, (5, *window.shape[1:])).astype(np.float32)
+    mixed, alone = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (file, base / "model.onnx")
+    )
+    for given in (window, noise):
+        with torch.inference_mode():
+            bare, gain, extra = (part.numpy() for part in branch(torch.from_numpy(given)))
+        expected = alone.run(None, {INPUT: np.ascontiguousarray(bare)})[0] / temperature * gain + extra
+        worst = float(np.abs(mixed.run(None, {INPUT: given})[0] - expected).max())
+        print(f"the graph against its parts, batch {len(given)}: at most {worst:.2e} apart")
+        if worst > 1e-4:
+            raise SystemExit("the graph does not compute what its parts do")
+    write_golden(bundle / GOLDEN, {INPUT: window}, {OUTPUT: mixed.run(None, {INPUT: window})[0]})
+
+
+def seal(bundle: Path, recipe: Recipe, version: str, found: dict[str, object]) -> None:
+    """The manifest. The figures on the development clips are those of `evaluate action`, see the card."""
+    fields = manifest_fields(
+        recipe,
+        version,
+        1.0,
+        {**found, "ms_per_window_one_core": round(_milliseconds(bundle), 2), "recipe": recipe.digest},
+    )
+    preprocessing = {"kind": "skeleton", "channels": ["x", "y", "score", "change"], "rate_hz": recipe.window.rate_hz}
+    fields["inputs"] = [{"name": INPUT, "shape": ["batch", *SHAPE[:-1], 4], "preprocessing": preprocessing}]
+    seal_bundle(bundle, fields)
+    print(load_bundle(bundle).title)
+
+
+def _milliseconds(bundle: Path) -> float:
+    return milliseconds(bundle, example()[:1])
+
+
+def write_folds(file: Path, recipe: Recipe, samples: Samples, clips: Clips, probability: Array) -> None:
+    """As `train.py` writes them."""
+    with file.open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(("file", "label", "source", "fold", "probability", "recipe"))
+        for row, name in enumerate(samples.files):
+            label = recipe.service if clips.label[row] else recipe.negative
+            source = clips.group[row].partition(":")[2]
+            table.writerow((name, label, source, clips.fold[row], f"{probability[row]:.4f}", recipe.digest))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("service", choices=sorted(RECIPES))
+    for name in ("windows", "data", "base", "folds", "out", "bundle"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--drawn", type=Path, nargs="+", required=True, help="of drawn.py; two files or more")
+    parser.add_argument("--version", required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe, samples = RECIPES[arguments.service], Samples.load(arguments.windows, channels=4)
+    clips = Clips(arguments.service, samples, arguments.data, dev_too=True)
+    skeletons = read_folds(arguments.folds, samples, clips)
+    manifest = load_bundle(arguments.base).manifest
+    temperature = manifest.outputs[0].temperature
+    session = onnxruntime.InferenceSession(arguments.base / "model.onnx", providers=["CPUExecutionProvider"])
+    drawn = read_drawn(arguments.drawn, recipe, session, temperature)
+    mixer = Mixer(recipe, samples, clips, skeletons, drawn)
+
+    everyone = np.ones(len(clips.fold), bool)
+    found, scenes = mixer.judged(everyone)
+    probability = np.zeros(len(found))
+    for number in np.unique(clips.fold).tolist():
+        held = clips.fold == number
+        probability[held] = mixer.mixed(mixer.fitted(~held, found, scenes), found)[held]
+    write_folds(arguments.out, recipe, samples, clips, probability)
+
+    train = clips.split == "train"
+    found, scenes = mixer.judged(train)
+    line = mixer.fitted(train, found, scenes)
+    forest = mixer.forest(train, np.ones(len(drawn.label), bool))
+    write_graph(arguments.bundle, arguments.base, temperature, forest, line)
+    results: dict[str, dict[str, object]] = {
+        "cross": dict(figures(probability, clips.label)),
+        "folds": dict(figures(mixer.mixed(line, found)[train], clips.label[train])),
+        "folds, skeletons alone": dict(
+            figures(np.where(skeletons > NOBODY, sigmoid(skeletons), 0.0)[train], clips.label[train])
+        ),
+        "drawn": dict(figures(mixer.mixed_scenes(line, scenes), drawn.label)),
+        "drawn, skeletons alone": dict(figures(sigmoid(drawn.skeletons), drawn.label)),
+        "drawn, change alone": dict(figures(sigmoid(scenes), drawn.label)),
+    }
+    for name, result in results.items():
+        print(name, json.dumps({key: round(value, 4) for key, value in result.items() if isinstance(value, float)}))
+    shares = {"slope": float(line[0]), "weight": float(line[1]), "shift": float(line[2])}
+    rounded = {
+        name: {key: round(value, 4) for key, value in results[name].items() if isinstance(value, float)}
+        for name in ("cross", "folds")
+    }
+    seal(
+        arguments.bundle, recipe, arguments.version, {**rounded, "change": {k: round(v, 4) for k, v in shares.items()}}
+    )
+    print("slope, weight, shift", np.round(line, 3), "by source", by_group(clips.group, probability, clips.label))
+
+
+if __name__ == "__main__":
+    main()
