@@ -204,12 +204,13 @@ cmd_test() {
   local -a pytest=(env "PATH=$PATH:/usr/sbin" "$venv/bin/python" -m pytest -rs ${coverage:+--cov})
   if [ $# -gt 0 ]; then
     run_tests "pytest" ${coverage:+--cov-report=term} "$@"
-  else # a process per core where nobody watches the clock, then, one at a time, what works with cameras, brokers and processes
+  else # a process per core where nobody watches the clock, then, two at a time, what works with cameras, brokers and processes: it mostly waits
     local -a together=(tests/unit tests/property examples tests/integration/fleet tests/integration/test_{release,trust,update}_*.py
       tests/integration/test_{analyze,cli,evaluate,model_probe,models_pull,posenet_plugin,rtmo,self_test,shipped_models,tracking_mot}.py
       tests/system/test_{models_command,reports}.py)
     run_tests "pytest: together" ${coverage:+--cov-report=} -n auto --maxprocesses 4 --dist loadfile "${together[@]}"
-    run_tests "pytest: alone" ${coverage:+--cov-append --cov-report=term} tests/integration tests/system "${together[@]/#/--ignore=}"
+    run_tests "pytest: two at a time" ${coverage:+--cov-append --cov-report=term} -n 2 --dist loadfile tests/integration tests/system \
+      "${together[@]/#/--ignore=}"
   fi
   say "summary"
   printf '    %s\n' "${summary[@]}" >&2

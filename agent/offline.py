@@ -38,7 +38,7 @@ async def run_video(
     Raises SourceError when it cannot be read, FatalError and bugs of the pipeline.
     """
     async with open_camera(_as_camera(path)) as camera:
-        run = recognition.camera(camera, listener, services=services, fps=lambda: camera.report().nominal_fps)
+        run = recognition.camera(camera, listener, services=services, fps=lambda: camera.report().expected_fps)
         try:
             await run.pipeline.run()
         except BaseExceptionGroup as group:

@@ -41,6 +41,11 @@ class CaptureReport:
     max_fps: float
     errors: int
 
+    @property
+    def expected_fps(self) -> float:
+        """Frames a second that a consumer may expect, after thinning; 0 = unknown."""
+        return min((rate for rate in (self.nominal_fps, self.max_fps) if rate > 0), default=0.0)
+
 
 def open_camera(config: CameraConfig, *, clock: Clock | None = None) -> Camera:
     """The camera that `config` describes, not started yet: `async with open_camera(config) as camera`.

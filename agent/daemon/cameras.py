@@ -180,7 +180,7 @@ class Cameras:
             entry.camera = camera
             try:
                 entry.run = self._recognition.camera(
-                    camera, self._listener, services=config.services, fps=lambda: camera.report().nominal_fps
+                    camera, self._listener, services=config.services, fps=lambda: camera.report().expected_fps
                 )
                 self._slow(entry)
                 await entry.run.pipeline.run()

@@ -15,6 +15,8 @@ from agent.drift.charts import Alarm, gaussian_llr, poisson_llr
 
 EWMA_WEIGHT = 0.1
 """Of the newest block in the value that is shown (Roberts 1959)."""
+RARE_HITS = 10.0
+"""Of something rare as many happenings, not as many blocks, make the value that is shown."""
 MAX_WARMUPS = 7.0
 """A mean too noisy to be known exactly enough is learned no longer than this many warm-ups."""
 MAX_LEARNED = 4096
@@ -198,7 +200,11 @@ class MeanSignal:
 
 
 class RateSignal:
-    """How often something happens per observation: a Poisson CUSUM for a rise and one for a fall, by the same factor."""
+    """How often something happens per observation: a Poisson CUSUM for a rise and one for a fall, by the same factor.
+
+    The rise is held against the highest rate that what was learned allows, the fall against the lowest, one standard error
+    away: of three fights in a week nobody knows whether two or five are usual.
+    """
 
     def __init__(self, pace: Pace, factor: float) -> None:
         self._pace = pace
@@ -208,8 +214,9 @@ class RateSignal:
         self._began_s: float | None = None
         self._learned: list[tuple[int, int]] = []
         self._rate: float | None = None
+        self._bounds = (0.0, 0.0)  # lowest and highest rate
         self._dispersion = 1.0
-        self._alarms = (pace.alarm(), pace.alarm())
+        self._alarms = (pace.alarm(), pace.alarm())  # of a rise, of a fall
         self._smooth = 0.0
         self._blocks = 0
 
@@ -242,14 +249,16 @@ class RateSignal:
         excess = sum((have - rate * of) ** 2 / (rate * of) for have, of in self._learned)
         self._rate, self._smooth = rate, rate
         self._dispersion = max(1.0, excess / (len(self._learned) - 1))
+        error = math.sqrt(self._dispersion * (hits + 1))
+        self._bounds = max(0.0, hits - error) / samples, (hits + 1 + error) / samples
         self._learned, self._blocks = [], 0
 
     def _judge(self, rate: float, hits: int, samples: int, t_s: float) -> bool:
         self._blocks += 1
-        self._smooth += EWMA_WEIGHT * (hits / samples - self._smooth)
-        before = self.active
-        for alarm, factor in zip(self._alarms, (self._factor, 1 / self._factor), strict=True):
-            alarm.update(poisson_llr(hits, rate * samples, factor, self._dispersion), t_s)
+        self._smooth += min(EWMA_WEIGHT, rate * samples / RARE_HITS) * (hits / samples - self._smooth)
+        before, (lowest, highest) = self.active, self._bounds
+        for alarm, known, factor in zip(self._alarms, (highest, lowest), (self._factor, 1 / self._factor), strict=True):
+            alarm.update(poisson_llr(hits, known * samples, factor, self._dispersion), t_s)
         return self.active != before
 
     @property
@@ -272,14 +281,17 @@ class RateSignal:
 
     def state(self) -> dict[str, Any]:
         return {
-            "began_s": self._began_s, "learned": list(self._learned), "rate": self._rate, "dispersion": self._dispersion,
-            "blocks": self._blocks, "smooth": self._smooth, "alarms": [alarm.state() for alarm in self._alarms],
+            "began_s": self._began_s, "learned": list(self._learned), "rate": self._rate, "bounds": list(self._bounds),
+            "dispersion": self._dispersion, "blocks": self._blocks, "smooth": self._smooth,
+            "alarms": [alarm.state() for alarm in self._alarms],
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         self._began_s = optional(state["began_s"])
         self._learned = [(int(hits), int(samples)) for hits, samples in state["learned"]]
         self._rate, self._dispersion = optional(state["rate"]), float(state["dispersion"])
+        lowest, highest = state.get("bounds") or (self._rate or 0.0, self._rate or 0.0)  # earlier files have none
+        self._bounds = float(lowest), float(highest)
         self._blocks, self._smooth = int(state["blocks"]), float(state["smooth"])
         for alarm, known in zip(self._alarms, state["alarms"], strict=True):
             alarm.restore(known)

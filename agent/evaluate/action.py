@@ -90,6 +90,7 @@ def read_predictions(table: Path, columns: ClipColumns | None = None) -> list[Cl
     for line, row in _read(table, ("file", columns.label, "probability", *columns.where)):
         if any(row[name] != value for name, value in columns.where.items()):
             continue
+        problems += _empty(table, line, row, columns.label)
         try:
             probability = float(row["probability"])
         except ValueError:
@@ -123,10 +124,14 @@ def _read(table: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]
 
 
 def _problems(table: Path, line: int, row: Mapping[str, str], label: str) -> list[ConfigProblem]:
-    found = [ConfigProblem(f"no {name}", str(table), line) for name in ("file", label) if not row[name]]
+    found = _empty(table, line, row, label)
     if not found and not (table.parent / row["file"]).is_file():
         found.append(ConfigProblem(f"no such file: {row['file']}", str(table), line, hint="relative to the CSV file"))
     return found
+
+
+def _empty(table: Path, line: int, row: Mapping[str, str], label: str) -> list[ConfigProblem]:
+    return [ConfigProblem(f"no {name}", str(table), line) for name in ("file", label) if not row[name]]
 
 
 def action_report(clips: Sequence[ClipResult], service: str, threshold: float = 0.5) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from agent.types import Tracks
 _COLUMNS = "frame,id,left,top,width,height,score[,x,y,z]"
 _MIN_COLUMNS = 7
 _MAX_COLUMNS = 10
+_MAX_WHOLE = float(1 << 53)
+"""Up to here every whole number is a float of its own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,7 +165,9 @@ def _values(path: Path, line: int, row: str) -> list[float]:
         raise _problem(path, line, str(error), f"every column is a number: {_COLUMNS}") from error
     if not all(map(math.isfinite, values)):
         raise _problem(path, line, "a number that is not finite", "leave such a row out")
-    if not values[0].is_integer() or values[0] < 0 or not values[1].is_integer():
+    frame, identity = values[:2]
+    whole = frame.is_integer() and identity.is_integer()
+    if not (whole and 0 <= frame <= _MAX_WHOLE and abs(identity) <= _MAX_WHOLE):
         raise _problem(path, line, f"frame {fields[0]}, id {fields[1]}", "whole numbers, frames from 1")
     return values
 

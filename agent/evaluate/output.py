@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,13 @@ from agent.evaluate.pictures import draw
 
 def prepare(path: Path) -> None:
     """Find out at the start whether the report can be written: an hour of work must not end there. Raises OSError."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.suffix == ".md":
+        raise OSError(errno.EINVAL, "the page for people goes there (hint: OUT.json)", str(path))
+    pictures = pictures_of(path)
+    if pictures.exists() and not pictures.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "the folder of the pictures goes there", str(pictures))
     path.parent.mkdir(parents=True, exist_ok=True)
     _partial(path).touch()
     _partial(path).unlink()

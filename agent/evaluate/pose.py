@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ CURVE_OKS = (0.5, 0.75)
 """Thresholds whose precision-recall curves stand in the report."""
 _NAMED = 10
 _CURVE_STEP = 5  # COCO's 101 recall points, thinned for the report
+_NOWHERE_PX = -1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def read_coco(sets: Sequence[tuple[Path, Path]]) -> CocoTruth:
         content = _read_json(file)
         try:
             _append(dataset, paths, content, folder, name)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"
             raise DataError(f"{file}: not COCO key-point annotations ({what})") from error
     absent = [str(path) for path in paths.values() if not path.is_file()]
@@ -137,6 +139,8 @@ def _append(dataset: dict[str, Any], paths: dict[int, Path], content: Any, folde
         if len(keypoints) != NUM_KEYPOINTS * 3:
             raise ValueError(f"annotation {item.get('id')}: {len(keypoints)} key-point values, not {NUM_KEYPOINTS * 3}")
         x, y, width, height = (float(value) for value in item["bbox"])
+        if not all(map(math.isfinite, (*keypoints, x, y, width, height))):
+            raise ValueError(f"annotation {item.get('id')}: a value that is not finite")
         dataset["annotations"].append({
             "id": len(dataset["annotations"]) + 1,
             "image_id": new_ids[item["image_id"]],
@@ -200,11 +204,14 @@ def _evaluated(truth: CocoTruth, rows: list[dict[str, Any]]) -> Any:
 
 
 def _rows(image_id: int, people: People) -> list[dict[str, Any]]:
-    """COCO's result records of one image."""
+    """COCO's result records of one image, without people whose score is no number."""
     triples = np.concatenate([people.keypoints, people.keypoint_scores[..., None]], axis=2).astype(np.float64)
+    # pycocotools takes a distance that is no number for a perfect hit.
+    triples[~np.isfinite(triples).all(axis=2)] = _NOWHERE_PX, _NOWHERE_PX, 0.0
     return [
         {"image_id": image_id, "category_id": PERSON, "keypoints": triple.ravel().tolist(), "score": float(score)}
         for triple, score in zip(triples, people.scores, strict=True)
+        if math.isfinite(score)
     ]
 
 

@@ -126,8 +126,9 @@ def parse(payload: bytes) -> ReceivedEvent:
         KeyError,
         TypeError,
         ValueError,
+        OverflowError,
         RecursionError,
-    ) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    ) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors; JSON's 1e999 is an infinite number
         raise DataError(f"not a Recognizer event: {error!r}") from error
 
 

@@ -81,5 +81,5 @@ def parse_gap(payload: bytes) -> ReceivedGap:
         )
         emitted_utc = datetime.fromisoformat(message["time"]).astimezone(UTC)
         return ReceivedGap(message["id"], data["device"], int(data["sequence"]), emitted_utc, loss)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"not a gap of a Recognizer: {error!r}") from error

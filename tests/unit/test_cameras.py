@@ -16,6 +16,7 @@ from fakes.plugin import create_classifier
 from fakes.replay import RecordingListener, ReplayEstimator, walkers
 from fakes.video import make_video
 
+from agent import recognition
 from agent.config.schema import AgentConfig, CameraConfig
 from agent.daemon.cameras import DRAIN_S, Cameras
 from agent.errors import ConfigError
@@ -23,6 +24,7 @@ from agent.health.governor import LADDER
 from agent.health.reasons import HealthState
 from agent.pipeline.worker import BatchWorker
 from agent.recognition import Recognition, function_of
+from agent.tracking.bytetrack import ByteTracker
 from agent.types import POSE_SLOT, CameraPhase, CameraStatus, EventPhase, ImageArray, People, action_slot
 
 FIGHT = action_slot("fight")
@@ -287,3 +289,20 @@ async def test_batches_wait_only_for_cameras_that_deliver(desk: Desk) -> None:
     await desk.until(lambda: desk.status("gone").phase is CameraPhase.OFFLINE, "offline")
     desk.cameras.report_health()
     assert desk.pose.submitters == 1
+
+
+async def test_the_tracker_of_a_thinned_camera_counts_the_frames_that_are_left(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else somebody lost would be kept for six seconds where one is configured."""
+    rates = []
+    tracker = recognition.ByteTracker
+
+    def noted(*arguments: Any, fps: float) -> ByteTracker:
+        rates.append(fps)
+        return tracker(*arguments, fps=fps)
+
+    monkeypatch.setattr(recognition, "ByteTracker", noted)
+    await desk.cameras.apply([desk.camera("one", max_fps=5)])
+    await desk.streaming("one")
+    assert rates == [5.0]

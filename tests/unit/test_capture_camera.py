@@ -16,7 +16,7 @@ import structlog
 from fakes.video import ScriptedSource, Step, make_video, number_of, numbered_image
 
 from agent.capture.base import SourceDeniedError
-from agent.capture.camera import Camera, open_camera
+from agent.capture.camera import Camera, CaptureReport, open_camera
 from agent.capture.decoder import Clock
 from agent.config.schema import CameraConfig
 from agent.errors import FatalError, SourceError
@@ -452,3 +452,11 @@ def test_a_loop_that_goes_away_does_not_strand_the_thread() -> None:
     assert thread is not None
     thread.join(3)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("nominal", "most", "expected"),
+    [(30.0, 0.0, 30.0), (30.0, 5.0, 5.0), (25.0, 60.0, 25.0), (0.0, 5.0, 5.0), (0.0, 0.0, 0.0)],
+)
+def test_what_a_consumer_may_expect_is_what_thinning_leaves(nominal: float, most: float, expected: float) -> None:
+    assert CaptureReport(nominal, 0.0, most, 0).expected_fps == expected

@@ -8,6 +8,7 @@ import string
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -184,6 +185,14 @@ def test_parse_refuses_a_message_with_a_field_missing() -> None:
     del decoded["data"]["phase"]  # type: ignore[attr-defined]
     with pytest.raises(DataError, match="phase"):
         parse(json.dumps(decoded).encode())
+
+
+@pytest.mark.parametrize("field", ["sequence", "track_ids"])
+def test_parse_refuses_a_number_beyond_all_bounds(field: str) -> None:
+    decoded: Any = message()
+    decoded["data"][field] = ["beyond"] if field == "track_ids" else "beyond"
+    with pytest.raises(DataError, match="not a Recognizer event"):
+        parse(json.dumps(decoded).replace('"beyond"', "1e999").encode())
 
 
 def test_the_example_in_the_documentation_is_valid_and_every_field_is_explained(repo_dir: Path) -> None:

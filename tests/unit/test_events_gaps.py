@@ -76,6 +76,22 @@ def test_what_is_no_gap_is_refused(payload: bytes) -> None:
         parse_gap(payload)
 
 
+@pytest.mark.parametrize(
+    ("good", "beyond"),
+    [
+        (b'"lost":77', b'"lost":1e999'),
+        (b'"sequence":4801', b'"sequence":1e999'),
+        (b"[4753,4790]", b"[4753,1e999]"),
+        (b"2026-11-26T12:00:00.250Z", b"0001-01-01T00:00:00+23:59"),
+    ],
+)
+def test_a_gap_with_a_value_beyond_all_bounds_is_refused(good: bytes, beyond: bytes) -> None:
+    payload = rendered(LOSS)
+    assert good in payload
+    with pytest.raises(DataError, match="not a gap"):
+        parse_gap(payload.replace(good, beyond))
+
+
 def test_events_and_gaps_are_told_apart() -> None:
     with pytest.raises(DataError, match="not a Recognizer event"):
         parse(rendered(LOSS))

@@ -53,6 +53,8 @@ def test_truth_leaves_out_rows_flagged_zero(tmp_path: Path) -> None:
         ("1,-1,10,nan,30,40,0.9", "not finite"),
         ("1.5,-1,10,20,30,40,0.9", "frame 1.5"),
         ("-1,-1,10,20,30,40,0.9", "frame -1"),
+        ("1e19,-1,10,20,30,40,0.9", "frame 1e19, id -1"),
+        ("1,-1e19,10,20,30,40,0.9", "frame 1, id -1e19"),
     ],
 )
 def test_malformed_row_is_named_with_file_line_and_hint(tmp_path: Path, row: str, message: str) -> None:

@@ -192,6 +192,49 @@ def test_class_rate_alarms_when_nothing_is_found_any_more() -> None:
     assert 0 < block - 20 * DAY < 2 * DAY
 
 
+def quiet_place(begins: NDArray[np.int64]) -> tuple[RateSignal, bool]:
+    """The signal after one window a block, of which those above 0 begin something; whether it ever alarmed."""
+    signal, alarmed = RateSignal(WEEK_PACE, 3.0), False
+    signal.tick(0.0)
+    for block, count in enumerate(begins.tolist()):
+        signal.observe(count > 0)
+        if signal.tick((block + 1) * BLOCK_S):
+            alarmed = True
+    return signal, alarmed
+
+
+def test_class_rate_where_nothing_ever_happens_does_not_alarm_because_nothing_happens() -> None:
+    assert not quiet_place(np.zeros(365 * DAY, np.int64))[1]
+
+
+@pytest.mark.parametrize("a_week", [1, 5])
+def test_class_rate_of_a_quiet_place_does_not_alarm_for_the_luck_of_its_first_week(a_week: int) -> None:
+    random = np.random.default_rng(31)
+    years = [random.poisson(a_week / (7 * DAY), 365 * DAY) for _ in range(12)]
+    assert sum(alarmed for _, alarmed in map(quiet_place, years)) <= 1
+
+
+def test_class_rate_shows_the_rate_and_not_the_latest_hour() -> None:
+    begins = np.zeros(31 * DAY, np.int64)
+    begins[:: DAY // 2] = 1  # two a day
+    after_one, _ = quiet_place(begins[: 30 * DAY + 1])
+    hours_later, _ = quiet_place(begins[: 30 * DAY + DAY // 2])
+    for signal in (after_one, hours_later):
+        assert signal.reading.current == pytest.approx(2 / DAY, rel=0.25)
+        assert signal.reading.strength < 0.5
+
+
+def test_what_is_known_of_a_rate_outlives_a_restart() -> None:
+    begins = np.random.default_rng(32).poisson(5 / (7 * DAY), 8 * DAY)
+    signal, _ = quiet_place(begins)
+    again = RateSignal(WEEK_PACE, 3.0)
+    again.restore(json.loads(json.dumps(signal.state())))
+    assert again.state() == signal.state()
+    older = {name: value for name, value in signal.state().items() if name != "bounds"}
+    again.restore(older)  # as written before there were bounds
+    assert again.reading.baseline == signal.reading.baseline
+
+
 def crowd(hours: int, *, seed: int, factor_after: int | None = None) -> list[list[int]]:
     """Counts of people by hour: a slowly wandering crowd, few at night, fewer on two days a week."""
     random = np.random.default_rng(seed)

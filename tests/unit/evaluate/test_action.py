@@ -153,6 +153,12 @@ def test_predictions_need_no_files_but_probabilities(tmp_path: Path) -> None:
         (2, "probability '1.5' is not 0-1"),
         (3, "probability 'high' is not 0-1"),
     ]
+    path.write_text("file,label,probability\nx.mp4,fight,0.5\ny.mp4,,0.5\n,fight,0.5\nz.mp4\n")
+    with pytest.raises(ConfigError) as caught:
+        read_predictions(path)
+    assert [(problem.line, problem.message) for problem in caught.value.problems] == [
+        (3, "no label"), (4, "no file"), (5, "no label"), (5, "probability '' is not 0-1"),
+    ]  # fmt: skip
 
 
 def test_a_report_by_source() -> None:

@@ -135,6 +135,22 @@ def test_a_place_that_cannot_be_written_is_known_at_the_start(tmp_path: Path) ->
         prepare(tmp_path / "file" / "out.json")
 
 
+@pytest.mark.parametrize("name", ["folder", "folder/.", "page.md", "taken.json"])
+def test_a_report_that_has_no_place_is_known_at_the_start(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "taken").touch()  # where the pictures of taken.json would go
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError, match=r"folder|page\.md|taken"):
+        prepare(tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_present_folder_is_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="Is a directory"):
+        prepare(Path())
+
+
 def test_pictures_of_the_last_run_go_and_nothing_else_does(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     folder = pictures_of(path)

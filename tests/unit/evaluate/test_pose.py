@@ -83,6 +83,23 @@ def test_a_sure_false_person_costs_precision_an_unsure_one_does_not(write: Write
     assert pose_report(truth, {1: people((10, 10, 0.5), (400, 400, 0.1))})["AP"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("joints", [1, NUM_KEYPOINTS])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_key_point_that_is_no_place_hits_nothing(write: Write, joints: int, value: float) -> None:
+    truth = read_coco([write([annotation(1, 70, 10, 10)], images=1)])
+    found = people((10, 10, 0.9))
+    keypoints = found.keypoints.copy()
+    keypoints[0, :joints] = value
+    report = pose_report(truth, {1: People(found.boxes, keypoints, found.keypoint_scores, found.scores)})
+    hits = 1 - joints / NUM_KEYPOINTS  # the object key-point similarity that is left
+    assert report["AP"] == pytest.approx(sum(oks <= hits for oks in np.arange(0.5, 0.96, 0.05)) / 10)
+
+
+def test_a_person_whose_score_is_no_number_is_nobody(write: Write) -> None:
+    truth = read_coco([write([annotation(1, 70, 10, 10)], images=1)])
+    assert pose_report(truth, {1: people((10, 10, np.nan))})["AP"] == 0
+
+
 def test_nobody_found_is_zero(write: Write) -> None:
     truth = read_coco([write([annotation(1, 70, 10, 10)])])
     report = pose_report(truth, {1: People.empty(), 2: People.empty()})
@@ -165,6 +182,10 @@ def test_absent_images_are_named(write: Write) -> None:
         ('{"images": [], "annotations": []}', "no person"),
         ('{"images": [{"id": 1, "file_name": "x"}], "annotations": [{"image_id": 2, "bbox": [0, 0, 1, 1]}]}', "KeyError: 2"),
         ('{"images": [], "annotations": [{"keypoints": [1, 2], "bbox": [0, 0, 1, 1]}]}', "2 key-point values, not 51"),
+        ('{"images": [], "annotations": [null]}', "not COCO"),
+        ('{"images": [], "annotations": ["x"]}', "not COCO"),
+        ('{"images": [{"id": 1, "file_name": "x"}], "annotations": [{"id": 4, "image_id": 1, "bbox": [0, 0, NaN, 1]}]}',
+         "annotation 4: a value that is not finite"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_annotation_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
