@@ -89,7 +89,7 @@ def test_sealed_means_are_the_card_of_the_opened_model(
         assert estimator.card == baseline
         estimator.close()
     else:
-        window = WindowConfig(length=100, stride=50, rate_hz=30)
+        window = WindowConfig(length=100, stride=50, rate_hz=30, channels=4)
         config = ServiceConfig(model=bundle, device="cpu", window=window)
         classifier = create_classifier(name.partition("-")[0], config)
         assert classifier.card == baseline
