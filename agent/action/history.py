@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,15 +47,7 @@ class TrackHistory:
 
     def take(self, index: NDArray[np.integer] | BoolArray) -> TrackHistory:
         """The tracks at `index` (integer or boolean array), in that order."""
-        return TrackHistory(
-            self.track_ids[index],
-            self.keypoints[index],
-            self.seen[index],
-            self.t_ns,
-            self.width,
-            self.height,
-            self.change,
-        )
+        return replace(self, track_ids=self.track_ids[index], keypoints=self.keypoints[index], seen=self.seen[index])
 
 
 class TrackBuffer:

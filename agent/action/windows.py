@@ -234,7 +234,8 @@ def window_tensor(chosen: TrackHistory, window: WindowConfig) -> FloatArray:
     score of 0.01 or less are zeros, set after normalising, so (0, 0) with score 0 is "not seen" and not the middle.
     The fourth channel is of the frame and not of the tracks: row m is the m-th most restless of all people in it, 0 to 1 a joint.
     """
-    tensor = np.zeros((window.people, window.length, NUM_KEYPOINTS, 4), np.float32)
+    channels = max(WITHOUT_CHANGE, window.channels)
+    tensor = np.zeros((window.people, window.length, NUM_KEYPOINTS, channels), np.float32)
     skeletons, change = tensor[..., :3], chosen.change if window.channels > WITHOUT_CHANGE else None
     if not window.rate_hz:
         frames = min(len(chosen.t_ns), window.length)

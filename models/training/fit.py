@@ -107,9 +107,9 @@ def augmented(tensor: NDArray[np.float16], seed: int, batch: int = 64) -> NDArra
 
 
 def in_batches(
-    function: Callable[[Tensor], Tensor], tensor: NDArray[np.float16], batch: int = 64
+    function: Callable[[Tensor], Tensor], tensor: NDArray[np.floating], batch: int = 64
 ) -> NDArray[np.float64]:
-    """`function` of every window."""
+    """`function` of every row, which it gets as float32."""
     with torch.inference_mode():
         parts = [
             function(torch.from_numpy(tensor[start : start + batch].astype(np.float32))).double().numpy()

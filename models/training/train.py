@@ -154,12 +154,17 @@ def _save(module: torch.nn.Module, file: Path) -> None:
     torch.save(module.state_dict(), file)
 
 
+def tested_rows(samples: Samples, use: NDArray[np.bool_], variant: str) -> NDArray[np.intp]:
+    """The windows that the agent itself would make of the clips in `use`, with the poses `variant`."""
+    return np.flatnonzero(use[samples.clip] & (samples.variant == variant) & samples.regular)
+
+
 def clip_margins(model: Mixture, samples: Samples, use: NDArray[np.bool_], variant: str) -> dict[int, float]:
     """Highest margin over a clip's windows at the recipe's stride; clips without a window are missing.
 
     The shipped stride is shorter, so `evaluate action` sees more windows of a clip that is longer than one.
     """
-    rows = np.flatnonzero(use[samples.clip] & (samples.variant == variant) & samples.regular)
+    rows = tested_rows(samples, use, variant)
     best: dict[int, float] = {}
     for row, value in zip(rows.tolist(), margins(model, samples.tensor[rows]).tolist(), strict=True):
         clip = int(samples.clip[row])
@@ -207,13 +212,14 @@ def run_folds(trainer: Trainer, stage: str, members: int) -> None:
         "margins": {samples.files[i]: float(margin[i]) for i in np.flatnonzero(seen).tolist()},
     }
     (trainer.files.out / f"{stage}.json").write_text(json.dumps(result, indent=1))
-    _write_predictions(trainer.files.out / f"{stage}.csv", trainer, calibrated)
+    write_predictions(trainer.files.out / f"{stage}.csv", trainer.recipe, samples, clips, calibrated)
     print(json.dumps({key: result[key] for key in ("raw", "cross_fitted", "made", "temperature", "shift")}, indent=1))
 
 
-def _write_predictions(file: Path, trainer: Trainer, probability: NDArray[np.float64]) -> None:
+def write_predictions(
+    file: Path, recipe: Recipe, samples: Samples, clips: Clips, probability: NDArray[np.float64]
+) -> None:
     """Every clip as judged by a model that saw nothing of its source: what `evaluate action --predictions` reads."""
-    clips, recipe = trainer.clips, trainer.recipe
     with file.open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(("file", "label", "source", "fold", "probability", "recipe"))
@@ -221,7 +227,7 @@ def _write_predictions(file: Path, trainer: Trainer, probability: NDArray[np.flo
             label = recipe.service if clips.label[row] else recipe.negative
             source = clips.group[row].partition(":")[2]
             table.writerow(
-                (trainer.samples.files[row], label, source, clips.fold[row], f"{probability[row]:.4f}", recipe.digest)
+                (samples.files[row], label, source, clips.fold[row], f"{probability[row]:.4f}", recipe.digest)
             )
 
 

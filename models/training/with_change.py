@@ -37,7 +37,7 @@ from onnx import compose, helper
 from pools import real_rows, simulated_pool
 from recipes import RECIPES, Recipe
 from torch import Tensor, nn
-from train import NOBODY, TEST_VARIANT, by_group
+from train import NOBODY, TEST_VARIANT, by_group, tested_rows, write_predictions
 
 from agent.runtime.bundle import GOLDEN, load_bundle, seal_bundle, write_golden
 
@@ -97,15 +97,12 @@ def read_drawn(files: list[Path], recipe: Recipe, base: onnxruntime.InferenceSes
     """Each file is a part of the folds by itself: its scenes are of other seeds."""
     pools = [simulated_pool([file], recipe.service, channels=recipe.window.channels) for file in files]
     tensor = np.concatenate([pool.tensor for pool in pools])
-    logits = np.concatenate([
-        base.run(None, {INPUT: np.ascontiguousarray(tensor[i : i + 64, ..., :3].astype(np.float32))})[0]
-        for i in range(0, len(tensor), 64)
-    ])  # fmt: skip
+    logits = in_batches(lambda part: torch.from_numpy(base.run(None, {INPUT: part.numpy()})[0]), tensor[..., :3])
     return Drawn(
         features=in_batches(ChangeStatistics(), tensor),
         label=np.concatenate([pool.label for pool in pools]),
         weight=np.concatenate([pool.weight for pool in pools]),
-        skeletons=(logits[:, 1] - logits[:, 0]).astype(np.float64) / temperature,
+        skeletons=(logits[:, 1] - logits[:, 0]) / temperature,
         fold=np.repeat(np.arange(len(pools)), [len(pool.label) for pool in pools]),
     )
 
@@ -141,9 +138,9 @@ class Mixer:
         for number in np.unique(clips.fold[use]).tolist():
             held, held_scenes = clips.fold == number, drawn.fold == number % parts
             forest = self.forest(use & ~held, ~held_scenes)
-            rows = self._tested(use & held)
-            np.maximum.at(found, self._samples.clip[rows], _margins(forest, self._features[rows]))
-            scenes[held_scenes] = _margins(forest, drawn.features[held_scenes])
+            rows = tested_rows(self._samples, use & held, TEST_VARIANT)
+            np.maximum.at(found, self._samples.clip[rows], in_batches(forest.margin, self._features[rows]))
+            scenes[held_scenes] = in_batches(forest.margin, drawn.features[held_scenes])
         return found, scenes
 
     def fitted(self, use: NDArray[np.bool_], clips: Array, scenes: Array) -> Array:
@@ -163,15 +160,6 @@ class Mixer:
     def mixed_scenes(self, line: Array, scenes: Array) -> Array:
         """(drawn windows,) probabilities."""
         return sigmoid(_design(self._drawn.skeletons, scenes) @ line)
-
-    def _tested(self, use: NDArray[np.bool_]) -> NDArray[np.intp]:
-        samples = self._samples
-        return np.flatnonzero(use[samples.clip] & (samples.variant == TEST_VARIANT) & samples.regular)
-
-
-def _margins(forest: Forest, features: Array) -> Array:
-    with torch.inference_mode():
-        return forest.margin(torch.from_numpy(features).float()).double().numpy()
 
 
 def _design(skeletons: Array, change: Array) -> Array:
@@ -263,15 +251,19 @@ def _milliseconds(bundle: Path) -> float:
     return milliseconds(bundle, example()[:1])
 
 
-def write_folds(file: Path, recipe: Recipe, samples: Samples, clips: Clips, probability: Array) -> None:
-    """As `train.py` writes them."""
-    with file.open("w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(("file", "label", "source", "fold", "probability", "recipe"))
-        for row, name in enumerate(samples.files):
-            label = recipe.service if clips.label[row] else recipe.negative
-            source = clips.group[row].partition(":")[2]
-            table.writerow((name, label, source, clips.fold[row], f"{probability[row]:.4f}", recipe.digest))
+def cross_probabilities(mixer: Mixer, clips: Clips) -> Array:
+    """(clips,): each fold mixed by figures that are fitted to the others."""
+    found, scenes = mixer.judged(np.ones(len(clips.fold), bool))
+    probability = np.zeros(len(found))
+    for number in np.unique(clips.fold).tolist():
+        held = clips.fold == number
+        probability[held] = mixer.mixed(mixer.fitted(~held, found, scenes), found)[held]
+    return probability
+
+
+def rounded(probability: Array, label: NDArray[np.integer]) -> dict[str, float]:
+    """The figures, short."""
+    return {name: round(value, 4) for name, value in figures(probability, label).items() if isinstance(value, float)}
 
 
 def main() -> None:
@@ -292,40 +284,28 @@ def main() -> None:
     drawn = read_drawn(arguments.drawn, recipe, session, temperature)
     mixer = Mixer(recipe, samples, clips, skeletons, drawn)
 
-    everyone = np.ones(len(clips.fold), bool)
-    found, scenes = mixer.judged(everyone)
-    probability = np.zeros(len(found))
-    for number in np.unique(clips.fold).tolist():
-        held = clips.fold == number
-        probability[held] = mixer.mixed(mixer.fitted(~held, found, scenes), found)[held]
-    write_folds(arguments.out, recipe, samples, clips, probability)
-
+    probability = cross_probabilities(mixer, clips)
+    write_predictions(arguments.out, recipe, samples, clips, probability)
     train = clips.split == "train"
     found, scenes = mixer.judged(train)
     line = mixer.fitted(train, found, scenes)
     forest = mixer.forest(train, np.ones(len(drawn.label), bool))
     write_graph(arguments.bundle, arguments.base, temperature, forest, line)
-    results: dict[str, dict[str, object]] = {
-        "cross": dict(figures(probability, clips.label)),
-        "folds": dict(figures(mixer.mixed(line, found)[train], clips.label[train])),
-        "folds, skeletons alone": dict(
-            figures(np.where(skeletons > NOBODY, sigmoid(skeletons), 0.0)[train], clips.label[train])
-        ),
-        "drawn": dict(figures(mixer.mixed_scenes(line, scenes), drawn.label)),
-        "drawn, skeletons alone": dict(figures(sigmoid(drawn.skeletons), drawn.label)),
-        "drawn, change alone": dict(figures(sigmoid(scenes), drawn.label)),
+    alone = np.where(skeletons > NOBODY, sigmoid(skeletons), 0.0)
+    results: dict[str, object] = {
+        "cross": rounded(probability, clips.label),
+        "folds": rounded(mixer.mixed(line, found)[train], clips.label[train]),
+        "change": dict(zip(("slope", "weight", "shift"), np.round(line, 4).tolist(), strict=True)),
     }
-    for name, result in results.items():
-        print(name, json.dumps({key: round(value, 4) for key, value in result.items() if isinstance(value, float)}))
-    shares = {"slope": float(line[0]), "weight": float(line[1]), "shift": float(line[2])}
-    rounded = {
-        name: {key: round(value, 4) for key, value in results[name].items() if isinstance(value, float)}
-        for name in ("cross", "folds")
+    seal(arguments.bundle, recipe, arguments.version, results)
+    results |= {
+        "folds, skeletons alone": rounded(alone[train], clips.label[train]),
+        "drawn": rounded(mixer.mixed_scenes(line, scenes), drawn.label),
+        "drawn, skeletons alone": rounded(sigmoid(drawn.skeletons), drawn.label),
+        "drawn, change alone": rounded(sigmoid(scenes), drawn.label),
+        "by source": by_group(clips.group, probability, clips.label),
     }
-    seal(
-        arguments.bundle, recipe, arguments.version, {**rounded, "change": {k: round(v, 4) for k, v in shares.items()}}
-    )
-    print("slope, weight, shift", np.round(line, 3), "by source", by_group(clips.group, probability, clips.label))
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 from fakes.brokers import OPENSSL, TlsFiles
 from fakes.fleet_server import FleetServer, fleet_server
 
@@ -93,16 +94,11 @@ async def test_route_without_a_role_answers_nobody(fleet: FleetServer) -> None:
 
     app = create_app(fleet.services, ())
     app.router.add_get("/api/v1/forgotten", forgotten)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}/api/v1/forgotten"
+    async with TestServer(app) as server:
+        url = f"http://127.0.0.1:{server.port}/api/v1/forgotten"
         async with fleet.session.get(url, headers={"Authorization": f"Bearer {fleet.admin}"}) as answer:
             assert answer.status == 403
             assert "secret" not in await answer.text()
-    finally:
-        await runner.cleanup()
 
 
 async def test_dismissed_user_and_renewed_token(fleet: FleetServer) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 from fakes.commandline import call
 from fakes.fleet_server import FleetServer, Repository, fleet_server
 
@@ -184,14 +185,9 @@ async def test_waiting_ends_at_its_deadline_without_a_server(run: Run) -> None:
 
     app = web.Application()
     app.router.add_get("/{path:.*}", once)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with TestServer(app) as server:
+        url = f"http://127.0.0.1:{server.port}"
         assert "does not answer" in (await run("rollout", "show", "1", "--wait", "1", "--server", url, code=1)).stderr
-    finally:
-        await runner.cleanup()
     assert asked == 2
 
 
@@ -255,14 +251,9 @@ async def test_a_redirect_does_not_take_the_token_along(fleet: FleetServer, run:
 
     app = web.Application()
     app.router.add_get("/{path:.*}", elsewhere)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port = runner.addresses[0][1]
-        assert "302" in (await run("devices", "list", "--server", f"http://127.0.0.1:{port}", code=1)).stderr
-    finally:
-        await runner.cleanup()
+    async with TestServer(app) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        assert "302" in (await run("devices", "list", "--server", url, code=1)).stderr
     assert len(seen) == 1
 
 
