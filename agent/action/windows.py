@@ -20,8 +20,11 @@ from agent.action.selection import Candidates
 from agent.config.schema import ServiceConfig, WindowConfig
 from agent.types import NUM_KEYPOINTS, FloatArray, ImageArray, IntArray, People, Tracks, Window
 
-MAX_FPS = 60.0
-"""Frames a second that the buffer has room for; a faster camera gets shorter windows where `rate_hz` is set."""
+MAX_FPS = 64.0
+"""Frames a second that the buffer has room for: 60, and what clocks differ by. Of a faster camera some are left out, where all its
+services have a `rate_hz`."""
+BURST = 30
+"""Frames that may come at once without any being left out: what was late comes together."""
 MAX_HOLE_S = 0.4
 """Resampling bridges holes in a track up to this; the person is absent in longer ones. A camera that sees less often than that has
 no holes between its frames, see `bridged_ns`."""
@@ -47,6 +50,7 @@ class ActionWindows:
         looks = any(plan.window.channels > WITHOUT_CHANGE for plan in self._plans.values())
         self._change = PictureChange() if looks else None
         self._buffer = TrackBuffer(capacity, max_tracks, change=looks)
+        self._thinning = _Thinning() if all(plan.window.rate_hz for plan in self._plans.values()) else None
         self._newest_utc: datetime | None = None
 
     @property
@@ -60,8 +64,8 @@ class ActionWindows:
         image, people: the frame itself and all that were reported in it, for services that look at its change; without them
         nothing changes.
 
-        A frame whose time does not advance is ignored. A step back in time, a hole of `RESTART_AFTER_S` or another frame
-        size starts anew.
+        A frame whose time does not advance is ignored, and so is what comes faster than `MAX_FPS`. A step back in time, a hole of
+        `RESTART_AFTER_S` or another frame size starts anew.
         """
         stamp = tracks.stamp
         if len(self._buffer):
@@ -71,6 +75,8 @@ class ActionWindows:
             changed = (stamp.width, stamp.height) != self._buffer.frame_size
             if advance_ns < 0 or advance_ns > RESTART_AFTER_S * 1e9 or changed:
                 self.reset()
+        if self._thinning is not None and not self._thinning.takes(stamp.t_mono_ns):
+            return []
         change = None
         if self._change is not None and image is not None and people is not None:
             change = self._change.push(stamp.t_mono_ns, image, people.keypoints)
@@ -96,6 +102,8 @@ class ActionWindows:
         self._buffer.reset()
         if self._change is not None:
             self._change.reset()
+        if self._thinning is not None:
+            self._thinning.reset()
         for plan in self._plans.values():
             plan.reset()
 
@@ -130,6 +138,27 @@ class ActionWindows:
                 )
             )
         return made
+
+
+class _Thinning:
+    """Says which frames to take, so that there are at most `BURST` more of them in any stretch of time than `MAX_FPS` allows."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._left = float(BURST)
+        self._t_ns: int | None = None
+
+    def takes(self, t_ns: int) -> bool:
+        """Of frames in ascending order."""
+        if self._t_ns is not None:
+            self._left = min(float(BURST), self._left + (t_ns - self._t_ns) * 1e-9 * MAX_FPS)
+        self._t_ns = t_ns
+        taken = self._left >= 1.0
+        if taken:
+            self._left -= 1.0
+        return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +211,7 @@ class _Plan:
         """Frames of the past a window needs."""
         if not self._step_ns:
             return self.window.length
-        return math.ceil(self.window.length * self._step_ns * 1e-9 * MAX_FPS) + 2
+        return math.ceil(self.window.length * self._step_ns * 1e-9 * MAX_FPS) + BURST + 2
 
     @property
     def full(self) -> bool:

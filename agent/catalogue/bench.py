@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.catalogue.picture import people_picture
-from agent.errors import ModelError
+from agent.errors import DeviceMemoryError, ModelError
 from agent.runtime.backend import TensorSpec
 from agent.runtime.bundle import Bundle
 from agent.runtime.devices import PROVIDERS, Device, Kind, core_count, parse_device
+from agent.runtime.faults import ort_errors, translate
 from agent.runtime.manifest import InputInfo
 from agent.runtime.session import InferenceSession
 
@@ -42,21 +45,39 @@ class Measurement:
 
 
 def measure(
-    bundle: Bundle, session: InferenceSession, batches: Sequence[int], *, seconds: float, threads: int = 0
+    bundle: Bundle,
+    session: InferenceSession,
+    batches: Sequence[int],
+    *,
+    seconds: float,
+    memory_bytes: int,
+    threads: int = 0,
 ) -> Iterator[Measurement]:
     """One measurement per batch size, both sessions in turn on the same input for `seconds`.
 
-    A graph of fixed batch is measured at that one. threads: of the CPU, 0 = one per core, for both sessions alike; all
+    A graph of fixed batch is measured at that one. memory_bytes: the most that the input may take; threads: of the CPU, 0 = one per core, for both sessions alike; all
     else in the bare session is onnxruntime's default. Its device is CUDA where the agent's is TensorRT.
+    Raises ModelError, DeviceMemoryError (a batch that is too large), FatalError.
     """
     served = parse_device(session.device) or Device(Kind.CPU)
     other = Device(Kind.CUDA, served.index) if served.kind is Kind.TENSORRT else served
     bare = _bare(bundle, other, threads)
-    fixed = session.inputs[0].shape[0]
+    fixed = _fixed_batch(bundle, session)
     for batch in (fixed,) if fixed else batches:
-        feeds = example(session.inputs, bundle, batch)
         what = (session.device, str(other), batch)
-        yield _measure_batch(partial(session.run, feeds), partial(bare, feeds), seconds, what)
+        try:
+            feeds = example(session.inputs, bundle, batch, memory_bytes)
+            yield _measure_batch(partial(session.run, feeds), partial(bare, feeds), seconds, what)
+        except DeviceMemoryError as error:
+            raise DeviceMemoryError(f"a batch of {batch} is too large: {error} (hint: a smaller --batch)") from error
+
+
+def _fixed_batch(bundle: Bundle, session: InferenceSession) -> int | None:
+    """The batch that the graph is made for; None = any. Raises ModelError for one that takes no batches."""
+    if not session.inputs or not session.inputs[0].shape:
+        have = ", ".join(map(str, session.inputs)) or "nothing"
+        raise ModelError(f"{bundle.title}: the first size of the input should be the batch, the graph takes {have}")
+    return session.inputs[0].shape[0]
 
 
 def _measure_batch(
@@ -96,28 +117,52 @@ def _bare(bundle: Bundle, device: Device, threads: int) -> Callable[[Feeds], obj
     options.intra_op_num_threads = threads or core_count()
     options.log_severity_level = 3
     provider = (PROVIDERS[device.kind], {} if device.kind is Kind.CPU else {"device_id": str(device.index)})
-    session = onnxruntime.InferenceSession(str(bundle.model), options, providers=[provider])
-    return lambda feeds: session.run(None, dict(feeds))
+    where = f"{bundle.model.name} in a bare session on {device}"
+    with _translated(f"loading {where}"):
+        session = onnxruntime.InferenceSession(str(bundle.model), options, providers=[provider])
+
+    def run(feeds: Feeds) -> object:
+        with _translated(f"running {where}"):
+            return session.run(None, dict(feeds))
+
+    return run
 
 
-def example(inputs: Sequence[TensorSpec], bundle: Bundle, batch: int) -> dict[str, NDArray[Any]]:
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    """onnxruntime's errors as the agent's."""
+    try:
+        yield
+    except ort_errors() as error:
+        raise translate(error, doing) from error
+
+
+def example(inputs: Sequence[TensorSpec], bundle: Bundle, batch: int, memory_bytes: int) -> dict[str, NDArray[Any]]:
     """Inputs of `batch` items: the picture where the model takes pictures, else noise.
 
-    Raises ModelError for sizes that neither the graph nor the manifest fixes.
+    Raises ModelError for sizes that neither the graph nor the manifest fixes, DeviceMemoryError for more than `memory_bytes`.
     """
     known = {info.name: info for info in bundle.manifest.inputs} if bundle.manifest else {}
-    return {spec.name: _example(spec, known.get(spec.name), batch) for spec in inputs}
+    return {spec.name: _example(spec, known.get(spec.name), batch, memory_bytes) for spec in inputs}
 
 
-def _example(spec: TensorSpec, info: InputInfo | None, batch: int) -> NDArray[Any]:
+def _example(spec: TensorSpec, info: InputInfo | None, batch: int, memory_bytes: int) -> NDArray[Any]:
     said = info.shape[1:] if info else (None,) * (len(spec.shape) - 1)
     sizes = [have or want for have, want in zip(spec.shape[1:], said, strict=True)]
     shape = [size for size in sizes if isinstance(size, int)]
     if len(shape) < len(sizes):
         raise ModelError(f"the graph leaves its input size open: {spec} (hint: use a bundle whose manifest says it)")
+    wanted_bytes = batch * math.prod(shape) * spec.dtype.itemsize
+    if wanted_bytes > memory_bytes:  # asked for all the same, the kernel might end this process, or another
+        raise DeviceMemoryError(
+            f"{spec} takes {wanted_bytes / 1e9:,.1f} GB, the memory here has room for {memory_bytes / 1e9:.1f} GB of it"
+        )
     item: NDArray[Any]
-    if len(shape) == 3 and shape[0] == 3:
-        item = people_picture(shape[1], shape[2]).transpose(2, 0, 1)
-    else:
-        item = np.random.default_rng(0).uniform(-1, 1, shape)
-    return np.ascontiguousarray(np.broadcast_to(item, (batch, *shape)).astype(spec.dtype))
+    try:
+        if len(shape) == 3 and shape[0] == 3:
+            item = people_picture(shape[1], shape[2]).transpose(2, 0, 1)
+        else:
+            item = np.random.default_rng(0).uniform(-1, 1, shape)
+        return np.ascontiguousarray(np.broadcast_to(item.astype(spec.dtype), (batch, *shape)))
+    except MemoryError as error:  # a limit of this process
+        raise DeviceMemoryError(str(error)) from error

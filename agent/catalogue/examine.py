@@ -37,7 +37,7 @@ def examine(path: Path, *, device: str = "cpu") -> Examination:
 
     Raises ConfigError when `device` is absent, FatalError; everything else becomes a problem.
     """
-    found = Examination(path, path.name)
+    found = Examination(path, path.absolute().name or str(path))  # of `.` the folder's own name
     try:
         bundle = read_bundle(path)
     except (ModelError, OSError) as error:

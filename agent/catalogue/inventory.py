@@ -66,15 +66,16 @@ def find_model(text: str, shipped: Path, store: ModelStore, catalogue: Catalogue
     name = text.removeprefix(CATALOGUE).removeprefix(SHIPPED)
     if not text.startswith(SHIPPED) and (pulled := store.find(name)):
         return pulled
-    if not text.startswith(CATALOGUE) and (shipped / name / MANIFEST).is_file():
-        return shipped / name
-    if Path(text).exists():
+    ships = {folder.name: folder for folder in shipped_bundles(shipped)}
+    if not text.startswith(CATALOGUE) and name in ships:
+        return ships[name]
+    if text and Path(text).exists():
         return Path(text)
     if catalogue.find(name) and not text.startswith(SHIPPED):
         raise ModelError(f"{name} is not on this machine yet (hint: recognizer-agent models pull {name})")
-    known = [folder.name for folder in shipped_bundles(shipped)] + list(store.names())
+    known = [*ships, *store.names()]
     raise ModelError(
-        f"{text}: no such model (hint: {', '.join(known) or 'none here'}; or the path of a bundle or .onnx file)"
+        f"{text or 'empty name'}: no such model (hint: {', '.join(known) or 'none here'}; or the path of a bundle or .onnx file)"
     )
 
 

@@ -8,7 +8,8 @@ import lzma
 import shutil
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -70,7 +71,7 @@ def pull(entry: Entry, store: ModelStore, progress: Progress, options: PullOptio
 def pull_file(
     entry: Entry, file: Path, store: ModelStore, progress: Progress, options: PullOptions | None = None
 ) -> Path:
-    """As `pull`, from a file that somebody brought: the model itself, or the archive with it."""
+    """As `pull`, from a file that somebody brought: the model itself, or the archive with it. Errors name `file`."""
     with store.lock(entry.name):
         return _Pull(entry, store, progress, options or PullOptions()).from_file(file)
 
@@ -89,10 +90,11 @@ class _Pull:
         with self.store.staging() as folder:
             fetch = self._fetch_model if source.same_file else self._fetch_archive
             asyncio.run(fetch(source, folder / MODEL))
-            return self._install(folder, source.url, source.revision)
+            with _spoken_of("", folder):
+                return self._install(folder, source.url, source.revision)
 
     def from_file(self, file: Path) -> Path:
-        with self.store.staging() as folder:
+        with self.store.staging() as folder, _spoken_of(f"{file}: ", folder):
             if zipfile.is_zipfile(file):
                 _extract(file, _MEMBER, folder / MODEL, max(source.max_bytes for source in self.entry.sources))
             else:
@@ -173,6 +175,15 @@ def _sources(entry: Entry, wish: str) -> Sequence[Source]:
         return (Source(name="mirror", url=wish, member=_MEMBER if wish.partition("?")[0].endswith(".zip") else ""),)
     except ValidationError as error:
         raise ModelError(f"{wish}: {error.errors()[0]['msg']}") from error
+
+
+@contextmanager
+def _spoken_of(name: str, folder: Path) -> Iterator[None]:
+    """Errors begin with `name`, and leave out where in `folder` the model lies: the user knows nothing of that place."""
+    try:
+        yield
+    except (ModelError, TrustError) as error:
+        raise type(error)(name + str(error).replace(f"{folder / MODEL}: ", "")) from error
 
 
 def _extract(archive: Path, member: str, model: Path, max_bytes: int) -> None:

@@ -39,8 +39,8 @@ class ModelStore:
 
     def find(self, name: str) -> Path | None:
         """Folder of the pulled bundle `name`, if there is one."""
-        link = self.root / PULLED / name
-        return link if link.is_dir() else None
+        link = self.names().get(name)  # not by its path: `.` and `..` are folders, and no names
+        return link if link is not None and link.is_dir() else None
 
     def partial(self, key: str) -> Path:
         """Where the unfinished download `key` lies or will lie."""

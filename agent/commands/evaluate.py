@@ -18,7 +18,7 @@ from agent.cli import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE
 from agent.commands.trial import load_trial_config
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig
-from agent.evaluate.action import ClipColumns, action_report, read_clips, read_predictions
+from agent.evaluate.action import ClipColumns, action_report, none_positive, read_clips, read_predictions
 from agent.evaluate.gate import check, read_bars
 from agent.evaluate.output import clear_pictures, pictures_of, prepare, write_page, write_report
 from agent.evaluate.pose import read_coco
@@ -61,8 +61,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     write_report(args.report, report)
     missing = write_page(args.report, args.what, report, extra=measured.pictures, gate=outcomes)
     _print_figures(report)
-    if missing:
-        _tell(f"warning: {missing}")
+    _warn(missing)
     missed = [one for one in outcomes or () if not one.passed]
     for one in missed:
         _tell(f"missed: {one}")
@@ -77,6 +76,11 @@ def _estimates_poses(args: argparse.Namespace) -> bool:
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def _warn(what: str) -> None:
+    if what:
+        _tell(f"warning: {what}")
 
 
 def _about(measured: Measured, note: str) -> dict[str, Any]:
@@ -148,9 +152,11 @@ def _action(config: AgentConfig, args: argparse.Namespace) -> Measured:
     columns = ClipColumns(args.label_column, args.source_column, dict(args.where))
     if args.predictions is not None:
         results = read_predictions(args.predictions, columns)
+        _warn(none_positive((one.label for one in results), args.service))
         return Measured(action_report(results, args.service, threshold=args.threshold))
     only = only_service(config, args.service)
     clips = read_clips(args.data, columns, args.sources)
+    _warn(none_positive((clip.label for clip in clips), args.service))
     clear_pictures(args.report)
     run = asyncio.run(
         run_clips(

@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
 from agent.catalogue.bench import Measurement, measure
+from agent.catalogue.examine import contract_problems
 from agent.cli import EXIT_GOOD
 from agent.commands.models_build import wait_for_engine
 from agent.commands.output import table_console
 from agent.config.schema import AgentConfig
 from agent.errors import ModelError
+from agent.health.probes import free_bytes
 from agent.runtime.backend import SessionSettings
 from agent.runtime.bundle import Bundle, load_bundle
 from agent.runtime.devices import Kind, parse_device, probe_accelerators
@@ -24,14 +26,30 @@ from agent.runtime.session import InferenceSession, create_session
 
 
 def run(args: argparse.Namespace, config: AgentConfig, path: Path) -> int:
-    """Measure and print. Raises ConfigError for a provider that is not here, ModelError, TrustError."""
+    """Measure and print.
+
+    Raises ConfigError for a provider that is not here, ModelError, TrustError, DeviceMemoryError, FatalError.
+    """
     bundle = load_bundle(path)
     devices = args.provider or (["cpu", "cuda"] if probe_accelerators().has(Kind.CUDA) else ["cpu"])
     found: list[Measurement] = []
     for device in devices:
-        session = _session(bundle, device, args, config)
+        engines = _engines(config) if _is_tensorrt(device) else None
+        settings = SessionSettings(threads=args.threads)
+        session = create_session(
+            bundle.model, device=device, settings=settings, engine_cache=engines, config_path="--provider"
+        )
         try:
-            found += _watched(measure(bundle, session, args.batch, seconds=args.seconds, threads=args.threads))
+            _check_contract(bundle, session)
+            if engines:
+                _build_engine(bundle, session, args.batch, engines)
+            found += _watched(
+                measure(
+                    bundle, session, args.batch,
+                    seconds=args.seconds, threads=args.threads,
+                    memory_bytes=free_bytes() // 2,  # what a graph computes on the way takes as much again, or more
+                )
+            )  # fmt: skip
         finally:
             session.close()
     if args.json:
@@ -45,26 +63,33 @@ def run(args: argparse.Namespace, config: AgentConfig, path: Path) -> int:
     return EXIT_GOOD
 
 
-def _session(bundle: Bundle, device: str, args: argparse.Namespace, config: AgentConfig) -> InferenceSession:
-    engines = config.pose.engine_cache or config.state_dir / "engines"
+def _engines(config: AgentConfig) -> Path:
+    return config.pose.engine_cache or config.state_dir / "engines"
+
+
+def _is_tensorrt(device: str) -> bool:
     chosen = parse_device(device)
-    tensorrt = chosen is not None and chosen.kind is Kind.TENSORRT
-    session = create_session(
-        bundle.model,
-        device=device,
-        settings=SessionSettings(threads=args.threads),
-        engine_cache=engines if tensorrt else None,
-        config_path="--provider",
-    )
-    if tensorrt:
-        shape = _shape(session, bundle)
-        smallest, largest = min(args.batch), max(args.batch)
-        shapes = {session.inputs[0].name: ((smallest, *shape), (largest, *shape))}
-        session.begin_upgrade(shapes, model_sha256=bundle.model_sha256, engine_cache=engines)
-        if wait_for_engine(bundle.title, lambda: session.upgrade):
-            session.close()
-            raise ModelError(f"{bundle.title}: no TensorRT engine to measure")
-    return session
+    return chosen is not None and chosen.kind is Kind.TENSORRT
+
+
+def _check_contract(bundle: Bundle, session: InferenceSession) -> None:
+    """Raises ModelError when the graph is not what the manifest says."""
+    if bundle.manifest is None:
+        return
+    if problems := list(contract_problems(session.inputs, session.outputs, bundle.manifest)):
+        raise ModelError(
+            f"{bundle.path}: the graph is not what the manifest says: {'; '.join(problems)} "
+            f"(hint: mend the manifest, then `recognizer-agent models verify {bundle.path}`)"
+        )
+
+
+def _build_engine(bundle: Bundle, session: InferenceSession, batches: Sequence[int], engines: Path) -> None:
+    """Move the session to TensorRT. Raises ModelError."""
+    shape = _shape(session, bundle)
+    shapes = {session.inputs[0].name: ((min(batches), *shape), (max(batches), *shape))}
+    session.begin_upgrade(shapes, model_sha256=bundle.model_sha256, engine_cache=engines)
+    if wait_for_engine(bundle.title, lambda: session.upgrade):
+        raise ModelError(f"{bundle.title}: no TensorRT engine to measure")
 
 
 def _shape(session: InferenceSession, bundle: Bundle) -> tuple[int, ...]:

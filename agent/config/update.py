@@ -80,6 +80,9 @@ class UpdateConfig(Section):
     """Models are swapped only in one of these windows; empty = at any time."""
     shadow_s: NonNegative = Field(default=300.0, json_schema_extra=LIVE)
     """How long a candidate runs beside the model in use before it may take its place; 0 = not at all."""
+    shadow_max_s: NonNegative = Field(default=259_200.0, json_schema_extra=LIVE)
+    """How long it goes on where there is too little to compare, as with nobody in view; then the update is refused. Three days: a night,
+    or a weekend."""
     probation_s: NonNegative = Field(default=900.0, json_schema_extra=LIVE)
     """How long it is watched afterwards, with the way back open."""
     keep: int = Field(default=2, ge=2, le=10)

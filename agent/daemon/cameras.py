@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -29,7 +28,7 @@ DRAIN_S = 5.0
 """How long a camera that was told to stop may finish what it has taken."""
 
 CLOSE_S = 3.0
-"""How long the end of its incidents may take, when it has not finished by then: somewhat longer than a commit is tried."""
+"""How long the end of its incidents is waited for, when it has not finished by then: somewhat longer than a commit is tried."""
 
 _POLICY = RestartPolicy(restart_on=(TransientError, ConfigError))
 """As other core parts; and a source that was good when it was configured, and is not any more, is that camera's trouble alone."""
@@ -56,15 +55,6 @@ class _Entry:
 def _same(old: CameraConfig, new: CameraConfig | None) -> bool:
     """Whether a running camera can become `new` without being opened again: only live keys differ."""
     return new is not None and old.model_copy(update={key: getattr(new, key) for key in _LIVE_KEYS}) == new
-
-
-async def _close_incidents(run: CameraRun | None) -> None:
-    """Nobody must wait for their end until the agent starts anew."""
-    if run is None:
-        return
-    with suppress(TimeoutError):
-        async with asyncio.timeout(CLOSE_S):
-            await run.pipeline.close_events()
 
 
 def check_sources(configs: Sequence[CameraConfig]) -> None:
@@ -110,6 +100,9 @@ class Cameras:
         self._step = LADDER[0]
         self._changing = asyncio.Lock()  # two reloads, or a reload and the end, must not meet half-way
         self._closed = False
+        self._closing: set[asyncio.Task[None]] = (
+            set()
+        )  # incidents of cameras that are gone, on their way to a store that hangs
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
@@ -140,7 +133,13 @@ class Cameras:
         """
         async with self._changing:
             self._closed = True
-            await asyncio.gather(*(self._stop(entry) for entry in self._entries.values()))
+            try:
+                await asyncio.gather(*(self._stop(entry) for entry in self._entries.values()))
+                if self._closing:
+                    await asyncio.wait(self._closing, timeout=CLOSE_S)
+            finally:
+                for closing in self._closing:
+                    closing.cancel()
 
     async def close_sources(self) -> None:
         """Take no new frames; the pipelines finish on their own (`drain` waits for them)."""
@@ -186,7 +185,7 @@ class Cameras:
                 await entry.run.pipeline.run()
             except asyncio.CancelledError:
                 if entry.stopping:  # it did not drain
-                    await _close_incidents(entry.run)
+                    await self._close_incidents(entry)
                 raise
             except TransientError:
                 if not entry.stopping:  # else there is nothing to try again
@@ -195,6 +194,20 @@ class Cameras:
                 entry.status = replace(camera.status(), fps=0.0)
                 entry.run = entry.camera = None
                 self._on_ended(config.id)
+
+    async def _close_incidents(self, entry: _Entry) -> None:
+        """Nobody must wait for their end until the agent starts anew: where the store hangs, they are written when it answers."""
+        if entry.run is None:
+            return
+        name = entry.config.id
+        closing = asyncio.create_task(entry.run.pipeline.close_events(), name=f"camera.{name}.close")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        _, late = await asyncio.wait({closing}, timeout=CLOSE_S)
+        if late:
+            _log.warning("camera_incidents_not_closed_yet", camera=name)
+        else:
+            closing.result()
 
     # --- adjusting ----------------------------------------------------------------------------------------------------
 

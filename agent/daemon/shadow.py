@@ -26,8 +26,9 @@ class Shadow(Generic[In, Out]):
     """Runs `function` on what the running model has just answered, and shows both answers to `compare`.
 
     function: as that of a `BatchWorker`, given one item at a time; must compute on the thread that calls it. depth: items that
-    wait; a newer one takes the place of the oldest. `offer` is the tap of the running model's worker. samples, failures: so far;
-    dead: nothing works any more (FatalError), and it has ended.
+    wait; a newer one takes the place of the oldest. worth: whether there is something to compare in an answer of the running model,
+    from any thread; it is asked while `sparing`, and the others are left alone. `offer` is the tap of the running model's worker.
+    samples, failures: so far; dead: nothing works any more (FatalError), and it has ended.
     """
 
     def __init__(
@@ -37,15 +38,18 @@ class Shadow(Generic[In, Out]):
         *,
         depth: int = 1,
         duty: float = DUTY,
+        worth: Callable[[Out], object] = lambda _: True,
     ) -> None:
         self._function = function
         self._compare = compare
         self._duty = duty
+        self._worth = worth
         self._waiting: deque[tuple[In, Out]] = deque(maxlen=depth)
         self._stopping = threading.Event()
         self._news = threading.Condition()
         self._turn = 0
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
+        self.sparing = False
         self.samples = 0
         self.failures = 0
         self.dead = False
@@ -60,6 +64,8 @@ class Shadow(Generic[In, Out]):
         """One batch that the running model has answered; of several items each gets its turn. From any thread; takes no time."""
         self._turn += 1
         index = self._turn % len(items)
+        if self.sparing and not self._worth(outputs[index]):
+            return
         with self._news:
             self._waiting.append((items[index], outputs[index]))
             self._news.notify()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 from agent.config.schema import AgentConfig
+from agent.config.update import UpdateConfig
 from agent.daemon.shadow import Shadow
 from agent.errors import ModelError
 from agent.recognition import Model, Recognition
@@ -25,25 +27,28 @@ POSITIVE_FLOOR = 0.3
 WANTED_PEOPLE = 100
 WANTED_WINDOWS = 30
 LONGER = 3.0
-"""So many times the configured time a run waits for people."""
+"""So many times the configured time a run waits for as many as are wanted; for the fewest that prove anything up to `update.shadow_max_s`."""
 WINDOWS_WAITING = 16
 LOOK_S = 0.5
+SPARING_LOOK_S = 5.0
 MAX_FAILURES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """shadow_s: least duration; floor: least agreement, 0-1; wanted: people or windows that are enough to judge by."""
+    """shadow_s, longest_s: least and most duration; floor: least agreement, 0-1; wanted: people or windows that are enough to judge by."""
 
     shadow_s: float
+    longest_s: float
     floor: float
     wanted: int
 
     @classmethod
-    def of(cls, slot: str, minimum: Minimum, shadow_s: float) -> Terms:
+    def of(cls, slot: str, minimum: Minimum, config: UpdateConfig) -> Terms:
         """Those of a release."""
         usual, wanted = (POSE_FLOOR, WANTED_PEOPLE) if slot == POSE_SLOT else (ACTION_FLOOR, WANTED_WINDOWS)
-        return cls(shadow_s, usual if minimum.agreement is None else minimum.agreement, wanted)
+        floor = usual if minimum.agreement is None else minimum.agreement
+        return cls(config.shadow_s, max(config.shadow_s, config.shadow_max_s), floor, wanted)
 
 
 class Tally(Protocol):
@@ -55,7 +60,8 @@ class Tally(Protocol):
 
 
 async def run_shadow(recognition: Recognition, slot: str, model: Model, terms: Terms, tell: Tell) -> Figures | Refusal:
-    """At least `terms.shadow_s`; longer while nobody is in view, up to `LONGER` times. The model is not used any more afterwards.
+    """At least `terms.shadow_s`; longer while hardly anybody is in view, up to `LONGER` times; as long as `terms.longest_s` while there
+    is too little to say anything for the candidate, and then it is refused. The model is not used any more afterwards.
 
     Raises ModelError when somebody else looks on already.
     """
@@ -63,7 +69,8 @@ async def run_shadow(recognition: Recognition, slot: str, model: Model, terms: T
     if worker.tap is not None:
         raise ModelError(f"a shadow run of the slot {slot!r} is under way")
     tally, compare = _tally(recognition, slot)
-    shadow = Shadow(recognition.function(slot, model), compare, depth=1 if slot == POSE_SLOT else WINDOWS_WAITING)
+    how: dict[str, Any] = {"worth": len} if slot == POSE_SLOT else {"depth": WINDOWS_WAITING}
+    shadow = Shadow(recognition.function(slot, model), compare, **how)
     shadow.start()
     worker.tap = shadow.offer
     try:
@@ -78,17 +85,23 @@ async def run_shadow(recognition: Recognition, slot: str, model: Model, terms: T
 
 async def _wait(shadow: Shadow[Any, Any], tally: Tally, terms: Terms, tell: Tell) -> float:
     waited_s, shadow_s = 0.0, terms.shadow_s
-    while waited_s < LONGER * shadow_s:
-        if waited_s >= shadow_s and tally.opinion(terms.floor, terms.wanted).enough:
-            break
-        if shadow.dead or (shadow.failures >= MAX_FAILURES and shadow.failures > shadow.samples):
-            break
-        step_s = min(LOOK_S, LONGER * shadow_s - waited_s)
+    while waited_s < terms.longest_s and not _seen_enough(shadow, tally, terms, waited_s):
+        shadow.sparing = waited_s >= LONGER * shadow_s
+        step_s = min(SPARING_LOOK_S if shadow.sparing else LOOK_S, terms.longest_s - waited_s)
         await asyncio.sleep(step_s)
         waited_s += step_s
         late = waited_s > shadow_s
         tell("shadow: waiting for people" if late else "shadow", min(1.0, waited_s / shadow_s) * (0.9 if late else 1.0))
     return waited_s
+
+
+def _seen_enough(shadow: Shadow[Any, Any], tally: Tally, terms: Terms, waited_s: float) -> bool:
+    if shadow.dead or (shadow.failures >= MAX_FAILURES and shadow.failures > shadow.samples):
+        return True
+    opinion = tally.opinion(terms.floor, terms.wanted)
+    if waited_s >= LONGER * terms.shadow_s:
+        return opinion.proven or not opinion.good
+    return waited_s >= terms.shadow_s and opinion.enough
 
 
 def _verdict(shadow: Shadow[Any, Any], tally: Tally, terms: Terms, waited_s: float) -> Figures | Refusal:
@@ -103,6 +116,9 @@ def _verdict(shadow: Shadow[Any, Any], tally: Tally, terms: Terms, waited_s: flo
     opinion = tally.opinion(terms.floor, terms.wanted)
     if not opinion.good:
         return Refusal("worse", opinion.text, figures)
+    if not opinion.proven:
+        text = f"compared {shadow.samples} times in {timedelta(seconds=round(waited_s))}, too few to judge by: {opinion.text}"
+        return Refusal("unproven", text, figures)
     return figures if opinion.enough else {**figures, "note": opinion.text}
 
 

@@ -149,7 +149,7 @@ class AgentTrials:
     async def shadow(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
         """See `Trials`."""
         recognition, slot = self._ports.recognition(), candidate.release.slot
-        terms = Terms.of(slot, candidate.release.minimum, self._ports.config().update.shadow_s)
+        terms = Terms.of(slot, candidate.release.minimum, self._ports.config().update)
         if recognition is None or slot not in recognition.slots:
             return Refusal("contract", f"this device has no slot {slot!r} that is served")
         if not terms.shadow_s:

@@ -46,8 +46,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class _Incident:
+    """model: the one that drifts; another may be in the slot when it ends."""
+
     incident_id: str
     onset_utc: datetime
+    model: str
     reading: Reading
 
 
@@ -166,15 +169,18 @@ class DriftWatch:
 
     def _turn(self, key: Key, reading: Reading, now_utc: datetime) -> Event:
         if not reading.active:
-            known = self._incidents.pop(key, None) or _Incident(self._new_id(), now_utc, reading)
+            known = self._incidents.pop(key, None) or self._incident(key, now_utc, reading)
             return self._event(key, replace(known, reading=reading), now_utc, EventPhase.RESOLVED, "recovered")
         age_s = self._t_s - reading.onset_s if reading.onset_s is not None else 0.0
-        incident = _Incident(self._new_id(), now_utc - timedelta(seconds=age_s), reading)
+        incident = self._incident(key, now_utc - timedelta(seconds=age_s), reading)
         self._incidents[key] = incident
         return self._event(key, incident, now_utc, EventPhase.DETECTED, "drift")
 
+    def _incident(self, key: Key, onset_utc: datetime, reading: Reading) -> _Incident:
+        return _Incident(self._new_id(), onset_utc, self._model_name(key.slot), reading)
+
     def _event(self, key: Key, incident: _Incident, now_utc: datetime, phase: EventPhase, reason: str) -> Event:
-        reading, model = incident.reading, self._model_name(key.slot)
+        reading = incident.reading
         return Event(
             event_id=self._new_id(),
             incident_id=incident.incident_id,
@@ -188,7 +194,7 @@ class DriftWatch:
             duration_s=max(0.0, (now_utc - incident.onset_utc).total_seconds()),
             confidence=1.0,
             attributes={
-                "signal": key.signal, "slot": key.slot, "model": model, "reason": reason,
+                "signal": key.signal, "slot": key.slot, "model": incident.model, "reason": reason,
                 "baseline": _rounded(reading.baseline), "current": _rounded(reading.current),
                 "change": _rounded(reading.change), "limit": _rounded(reading.limit), "basis": reading.basis,
                 "blocks": reading.blocks,
@@ -229,7 +235,9 @@ class DriftWatch:
         stored = {Key(signal, slot, camera): dict(one) for signal, slot, camera, one in state["signals"]}
         nothing = Reading(None, None, 0.0, 0.0, 0.0, "local", 0, active=False)
         incidents = {
-            Key(signal, slot, camera): _Incident(str(incident_id), datetime.fromisoformat(onset_utc), nothing)
+            Key(signal, slot, camera): _Incident(
+                str(incident_id), datetime.fromisoformat(onset_utc), models.get(slot, ("", ""))[0], nothing
+            )
             for signal, slot, camera, incident_id, onset_utc in state["incidents"]
         }
         for key, one in stored.items():  # a damaged one must show now, not when its camera comes

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.errors import ConfigError, ConfigProblem
+from agent.errors import DataError
 
 ECE_BINS = 10
+_NAMED = 5
 _Z95 = 1.959964
 """Half the width of the central 95 % of the normal distribution, in standard deviations."""
+_Row = tuple[int, dict[str, str]]
+"""A line of a table: its number and its fields by column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +60,13 @@ def read_clips(table: Path, columns: ClipColumns | None = None, sources: Path | 
     """The clips of `table`, in its order.
 
     sources: a CSV with the columns file and source, for lists without the latter.
-    Raises ConfigError with file:line for everything wrong in it, all at once.
+    Raises DataError with file:line for everything wrong in it, all at once.
     """
     columns = columns or ClipColumns()
     rows = _read(table, ("file", columns.label, *columns.where))
     by_file = {row["file"]: row["source"] for _, row in _read(sources, ("file", "source"))} if sources else {}
-    rows = [(line, row) for line, row in rows if all(row[name] == value for name, value in columns.where.items())]
-    problems = [problem for line, row in rows for problem in _problems(table, line, row, columns.label)]
-    if not rows:
-        which = ", ".join(f"{name} = {value}" for name, value in columns.where.items())
-        problems.append(ConfigProblem(f"no clips in it{f' with {which}' if which else ''}", str(table), 1))
-    if problems:
-        raise ConfigError(problems)
+    rows = _chosen(table, rows, columns)
+    _refuse([problem for line, row in rows for problem in _problems(table, line, row, columns.label)])
     return [
         Clip(
             row["file"],
@@ -82,56 +81,82 @@ def read_clips(table: Path, columns: ClipColumns | None = None, sources: Path | 
 def read_predictions(table: Path, columns: ClipColumns | None = None) -> list[ClipResult]:
     """Probabilities made elsewhere, e.g. of cross-validation: columns file, label, probability, maybe source.
 
-    Raises ConfigError as `read_clips`; the files need not be there.
+    Raises DataError as `read_clips`; the files need not be there.
     """
     columns = columns or ClipColumns()
-    problems: list[ConfigProblem] = []
+    problems: list[str] = []
     results: list[ClipResult] = []
-    for line, row in _read(table, ("file", columns.label, "probability", *columns.where)):
-        if any(row[name] != value for name, value in columns.where.items()):
-            continue
+    for line, row in _chosen(table, _read(table, ("file", columns.label, "probability", *columns.where)), columns):
         problems += _empty(table, line, row, columns.label)
         try:
             probability = float(row["probability"])
         except ValueError:
             probability = math.nan
         if not 0 <= probability <= 1:
-            problems.append(ConfigProblem(f"probability {row['probability']!r} is not 0-1", str(table), line))
+            problems.append(f"{table}:{line}: probability {row['probability']!r} is not 0-1")
         results.append(ClipResult(row["file"], row[columns.label], probability, row.get(columns.source, "")))
-    if problems or not results:
-        raise ConfigError(problems or [ConfigProblem("no clips in it", str(table), 1)])
+    _refuse(problems)
     return results
 
 
-def _read(table: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Line number and stripped fields of each line. Raises ConfigError."""
+def none_positive(labels: Iterable[str], service: str) -> str:
+    """What the user should know when no label is the service's name, and there is no action to find; else nothing."""
+    known = Counter(labels)
+    if service in known:
+        return ""
+    names = ", ".join(repr(name) for name, _ in known.most_common(_NAMED))
+    return (
+        f"no clip is positive, so precision, recall and f1 are 0: no label is {service!r} (hint: the clips of the service "
+        f"carry its name; here are {names}{', ...' if len(known) > _NAMED else ''}; --label-column picks another column)"
+    )
+
+
+def _read(table: Path, needed: Sequence[str]) -> list[_Row]:
+    """Line number and stripped fields of each line. Raises DataError."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             missing = [name for name in needed if name not in (reader.fieldnames or ())]
             if missing:
                 hint = f"the first line names the columns; needed are {', '.join(needed)}"
-                raise ConfigError([ConfigProblem(f"no column {', '.join(missing)}", str(table), 1, hint=hint)])
+                raise DataError(f"{table}:1: no column {', '.join(missing)} (hint: {hint})")
             # The line number belongs to the reader: a quoted field may hold line breaks.
             return [
                 (reader.line_num, {str(name): (value or "").strip() for name, value in row.items() if name is not None})
                 for row in reader
             ]
     except OSError as error:
-        raise ConfigError([ConfigProblem(f"cannot be read: {error.strerror}", str(table))]) from error
+        raise DataError(f"{table}: {error.strerror} (hint: a CSV file with the columns {', '.join(needed)})") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError([ConfigProblem(f"not a CSV file in UTF-8: {error}", str(table))]) from error
+        raise DataError(f"{table}: not a CSV file in UTF-8: {error}") from error
 
 
-def _problems(table: Path, line: int, row: Mapping[str, str], label: str) -> list[ConfigProblem]:
+def _chosen(table: Path, rows: Iterable[_Row], columns: ClipColumns) -> list[_Row]:
+    """The lines that count. Raises DataError when there are none."""
+    chosen = [(line, row) for line, row in rows if all(row[name] == value for name, value in columns.where.items())]
+    if not chosen:
+        which = ", ".join(f"{name} = {value}" for name, value in columns.where.items())
+        raise DataError(f"{table}: no clips in it{f' with {which}' if which else ''}")
+    return chosen
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    """Raises DataError with all of them, if there are any."""
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        raise DataError("\n  ".join([f"{len(problems)} problems", *problems]))
+
+
+def _problems(table: Path, line: int, row: Mapping[str, str], label: str) -> list[str]:
     found = _empty(table, line, row, label)
     if not found and not (table.parent / row["file"]).is_file():
-        found.append(ConfigProblem(f"no such file: {row['file']}", str(table), line, hint="relative to the CSV file"))
+        found.append(f"{table}:{line}: no such file: {row['file']} (hint: relative to the CSV file)")
     return found
 
 
-def _empty(table: Path, line: int, row: Mapping[str, str], label: str) -> list[ConfigProblem]:
-    return [ConfigProblem(f"no {name}", str(table), line) for name in ("file", label) if not row[name]]
+def _empty(table: Path, line: int, row: Mapping[str, str], label: str) -> list[str]:
+    return [f"{table}:{line}: no {name}" for name in ("file", label) if not row[name]]
 
 
 def action_report(clips: Sequence[ClipResult], service: str, threshold: float = 0.5) -> dict[str, Any]:

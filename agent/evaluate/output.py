@@ -20,6 +20,8 @@ def prepare(path: Path) -> None:
     """Find out at the start whether the report can be written: an hour of work must not end there. Raises OSError."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # the report would take the place of `/dev/null`
+        raise OSError(errno.EINVAL, "no regular file, and the report would replace it (hint: OUT.json)", str(path))
     if path.suffix == ".md":
         raise OSError(errno.EINVAL, "the page for people goes there (hint: OUT.json)", str(path))
     pictures = pictures_of(path)

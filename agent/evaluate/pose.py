@@ -75,7 +75,7 @@ def read_coco(sets: Sequence[tuple[Path, Path]]) -> CocoTruth:
         content = _read_json(file)
         try:
             _append(dataset, paths, content, folder, name)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"
             raise DataError(f"{file}: not COCO key-point annotations ({what})") from error
     absent = [str(path) for path in paths.values() if not path.is_file()]
@@ -111,7 +111,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    except ValueError as error:  # JSON and UTF-8
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8, and what is nested without end
         raise DataError(f"{path}: not JSON: {error}") from error
 
 
@@ -139,7 +139,8 @@ def _append(dataset: dict[str, Any], paths: dict[int, Path], content: Any, folde
         if len(keypoints) != NUM_KEYPOINTS * 3:
             raise ValueError(f"annotation {item.get('id')}: {len(keypoints)} key-point values, not {NUM_KEYPOINTS * 3}")
         x, y, width, height = (float(value) for value in item["bbox"])
-        if not all(map(math.isfinite, (*keypoints, x, y, width, height))):
+        area = float(item.get("area", width * height))
+        if not all(map(math.isfinite, (*keypoints, x, y, width, height, area))):
             raise ValueError(f"annotation {item.get('id')}: a value that is not finite")
         dataset["annotations"].append({
             "id": len(dataset["annotations"]) + 1,
@@ -149,7 +150,7 @@ def _append(dataset: dict[str, Any], paths: dict[int, Path], content: Any, folde
             "keypoints": keypoints,
             "num_keypoints": sum(flag > 0 for flag in keypoints[2::3]),
             "bbox": [x, y, width, height],
-            "area": float(item.get("area", width * height)),
+            "area": area,
         })  # fmt: skip
 
 

@@ -42,7 +42,7 @@ class ScenarioRuns(Section):
     scenario: Scenario
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1,), min_length=1)
     people: People = 4
-    seconds: float = Field(default=60.0, gt=0)
+    seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
 
 
 class SceneRun(Section):

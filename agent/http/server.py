@@ -21,6 +21,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from agent.config.schema import HttpConfig
 from agent.errors import ConfigError, ConfigProblem, DataError, RecognizerError
+from agent.http.listen import Limits, listen
 
 _log = structlog.get_logger(__name__)
 
@@ -28,8 +29,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _STARTED = web.RequestKey("started", float)
 MODES = ("full", "skeleton", "minimal", "raw")
 MAX_EVENTS = 1000
-IDLE_S = 75.0
-"""Longer than reverse proxies keep their connections."""
+_LIMITS = Limits()
 _PAGE = {
     "": ("index.html", "text/html"),
     "live.css": ("live.css", "text/css"),
@@ -125,13 +125,14 @@ class AgentView(Protocol):
 
 
 class HttpServer:
-    """Serves until cancelled. `port` is known once `started` is set. idle_s: how long a connection may ask for nothing."""
+    """Serves until cancelled. `port` is known once `started` is set."""
 
-    def __init__(self, config: HttpConfig, view: AgentView, *, idle_s: float = IDLE_S) -> None:
+    def __init__(self, config: HttpConfig, view: AgentView, *, limits: Limits = _LIMITS) -> None:
         self._config = config
         self._view = view
-        self._idle_s = idle_s
+        self._limits = limits
         self._own_names = own_names()
+        self._viewers = 0
         self.port = 0
         self.started = asyncio.Event()
 
@@ -139,12 +140,13 @@ class HttpServer:
         """Raises ConfigError when the address cannot be had (port in use, not permitted)."""
         runner = web.AppRunner(
             self._application(), access_log=None, shutdown_timeout=1.0, handler_cancellation=True,
-            keepalive_timeout=self._idle_s, logger=_protocol_log,
+            keepalive_timeout=self._limits.idle_s, logger=_protocol_log,
         )  # fmt: skip
         await runner.setup()
+        server: asyncio.Server | None = None
         try:
-            await web.TCPSite(runner, self._config.host, self._config.port).start()
-            self.port = int(runner.addresses[0][1])
+            server = await listen(runner, self._config.host, self._config.port, self._limits)
+            self.port = int(server.sockets[0].getsockname()[1])
             _log.info("http_listening", host=self._config.host, port=self.port)
             self.started.set()
             await asyncio.Event().wait()
@@ -157,6 +159,8 @@ class HttpServer:
             raise ConfigError([problem]) from error
         finally:
             self.started.clear()
+            if server is not None:
+                server.close()
             await runner.cleanup()
 
     def reconfigure(self, config: HttpConfig) -> None:
@@ -249,12 +253,18 @@ class HttpServer:
     async def _live(self, request: web.Request) -> web.StreamResponse:
         """MJPEG: every browser plays it in an <img>."""
         camera, mode = self._camera_and_mode(request)
+        if self._viewers >= self._limits.viewers:
+            raise web.HTTPServiceUnavailable(
+                reason=f"{self._viewers} live streams are being watched, no more are served"
+            )
         response = web.StreamResponse(headers={"Content-Type": "multipart/x-mixed-replace; boundary=frame"})
-        await response.prepare(request)
         if request.method == "HEAD":
+            await response.prepare(request)
             return response
+        self._viewers += 1
         self._view.session(+1)
         try:
+            await response.prepare(request)
             await response.write(b"--frame\r\n")
             async with aclosing(self._view.pictures(camera, mode)) as pictures:
                 async for picture in pictures:
@@ -264,6 +274,7 @@ class HttpServer:
         except ConnectionError:
             pass  # the viewer left
         finally:
+            self._viewers -= 1
             self._view.session(-1)
         return response
 

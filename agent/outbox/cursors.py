@@ -56,11 +56,6 @@ class Cursors:
             [(sequence, sink, sequence) for sink, sequence in done.items()],
         )
 
-    def rewind(self, sink: str, sequence: int) -> bool:
-        """Have `sink` begin again with the message after `sequence`; False when there is no such sink."""
-        ask = "UPDATE cursors SET sequence = min(sequence, ?), attempts = 0 WHERE sink = ?"
-        return self._connection.execute(ask, (sequence, sink)).rowcount == 1
-
     def count_attempt(self, sink: str) -> None:
         """One more failed attempt for the next message of `sink`."""
         self._connection.execute("UPDATE cursors SET attempts = attempts + 1 WHERE sink = ?", (sink,))

@@ -225,12 +225,14 @@ def _verify(folder: Path, name: str, info: FileInfo) -> None:
     if relative.is_absolute() or ".." in relative.parts or "\\" in name:
         raise TrustError(f"{folder}: the manifest lists {name!r}, which is outside the bundle")
     file = folder / relative
-    if not file.resolve().is_relative_to(folder.resolve()):
-        raise TrustError(f"{folder}: {name!r} is a link that leaves the bundle")
     try:
-        found = sha256_of(file)
-    except OSError as error:
-        raise ModelError(f"{file}: listed in the manifest, but cannot be read: {error.strerror}") from error
+        inside = file.resolve().is_relative_to(folder.resolve())
+        found = sha256_of(file) if inside else ""
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle; a NUL in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"{file}: listed in the manifest, but cannot be read: {why}") from error
+    if not inside:
+        raise TrustError(f"{folder}: {name!r} is a link that leaves the bundle")
     if found != info.sha256:
         raise TrustError(f"{file}: sha256 is {found}, the manifest says {info.sha256}")
 
@@ -256,6 +258,9 @@ def read_golden(bundle: Bundle, manifest: Manifest) -> tuple[dict[str, Array], d
         raise ModelError(f"{file}: not a readable .npz file: {error}") from error
     if not inputs or not outputs:
         raise ModelError(f"{file}: needs arrays named input.<name> and output.<name>")
+    for name, value in outputs.items():
+        if value.dtype.kind not in "biuf":
+            raise ModelError(f"{file}: output.{name} is of type {value.dtype}, expected numbers")
     dtypes = {info.name: info.dtype for info in manifest.inputs}
     for name, value in inputs.items():
         if value.dtype == np.uint8 and name in dtypes:  # a picture, kept small

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 GOLDEN = "golden.npz"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Dimension = int | str | None
+Dimension = Annotated[int, Field(gt=0)] | str | None
 """A fixed size, or a name / null for a size that may vary."""
 
 

@@ -47,23 +47,28 @@ def compare_people(want: tuple[Array, Array], have: tuple[Array, Array], toleran
 
 
 def _wrong_shape(want: tuple[Array, Array], have: tuple[Array, Array]) -> str:
+    known, points = want
+    if not (known.ndim == 3 and points.ndim == 4 and points.shape[:2] == known.shape[:2]) or (
+        (known.shape[2], points.shape[3]) != (5, 3)
+    ):
+        return f"outputs are of the shapes {known.shape} and {points.shape}, not (B, N, 5) and (B, N, K, 3)"
     dets, keypoints = have
-    batch, tail = len(want[0]), want[1].shape[2:]
+    batch, tail = len(known), points.shape[2:]
     count = dets.shape[1] if dets.ndim == 3 else -1
     if dets.shape == (batch, count, 5) and keypoints.shape == (batch, count, *tail):
         return ""
-    points = ", ".join(str(size) for size in tail)
-    expected = f"({batch}, N, 5) and ({batch}, N, {points})"
+    expected = f"({batch}, N, 5) and ({batch}, N, {tail[0]}, 3)"
     return f"outputs should have the shapes {expected}, found {dets.shape} and {keypoints.shape}"
 
 
 def _people(dets: Array, keypoints: Array) -> tuple[Array, Array]:
-    """The rows that are people, best first: finite, of some score and area."""
+    """The rows that are people, best first: finite, of some score and area; as float64."""
+    dets, keypoints = dets.astype(np.float64), keypoints.astype(np.float64)
     finite = np.isfinite(dets).all(axis=1) & np.isfinite(keypoints).all(axis=(1, 2))
     real = finite & (dets[:, 4] > 0) & (dets[:, 2] > dets[:, 0]) & (dets[:, 3] > dets[:, 1])
     rows = np.flatnonzero(real)
     rows = rows[np.argsort(-dets[rows, 4], kind="stable")]
-    return dets[rows].astype(np.float64), keypoints[rows].astype(np.float64)
+    return dets[rows], keypoints[rows]
 
 
 def _differences(known: tuple[Array, Array], found: tuple[Array, Array], tolerance: Tolerance) -> Iterator[str]:

@@ -103,11 +103,6 @@ class SinkRunner:
         """Something was committed."""
         self._wake.set()
 
-    def go_back(self) -> None:
-        """The place in the store was set back: what comes from there is to be delivered, again or not."""
-        self._place = 0
-        self._wake.set()
-
     async def run(self) -> None:
         """Deliver until cancelled. What was not safe by then comes again. Raises what `make` raises, and bugs of a plug-in."""
         sink = self._make()

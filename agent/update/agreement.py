@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +27,20 @@ MAX_VERDICTS = 4096
 MIN_POSITIVES = 10.0
 """Positive verdicts, on the average of both models, from which their agreement means something."""
 FEW = 0.2
-"""Of the samples wanted: with fewer only what does not even reach half of the floor is refused, with half as few nothing."""
+"""Of the samples wanted: with fewer nothing is proven, and only what does not even reach half of the floor is refused; with half as few
+nothing."""
 _Z = 1.96
 """Normal quantile at 0.975."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What a tally amounts to. good: the candidate may stay; enough: there were as many samples as wanted."""
+    """What a tally amounts to. good: nothing speaks against the candidate; enough: there were as many samples as wanted; proven: as
+    many as it takes to say something for it, too."""
 
     good: bool
     enough: bool
+    proven: bool
     text: str
 
 
@@ -183,7 +186,7 @@ class VerdictTally:
                 f"of {self.positives:g} positive verdicts the two share {self.positive_agreement:.0%}, "
                 f"at least {self._positive_floor:.0%} are asked for"
             )
-            return Opinion(good=False, enough=found.enough, text=text)
+            return replace(found, good=False, text=text)
         return found
 
 
@@ -215,13 +218,12 @@ def wilson_upper(hits: float, total: int) -> float:
 
 def _judge(agreed: int, total: int, floor: float, wanted: int, what: str) -> Opinion:
     if not total:
-        return Opinion(good=True, enough=False, text=f"no {what} in view: nothing to compare")
-    enough = total >= wanted
+        return Opinion(good=True, enough=False, proven=False, text=f"no {what} in view: nothing to compare")
+    enough, proven = total >= wanted, total >= wanted * FEW
     share = agreed / total
-    least = floor if total >= wanted * FEW else floor / 2
+    least = floor if proven else floor / 2
     doubtful = total < wanted * FEW / 2 or wilson_upper(agreed, total) >= least
     good = share >= floor if enough else doubtful
     few = "" if enough else f" (only {total}; {wanted} were wanted)"
-    return Opinion(
-        good, enough, f"the two agree on {share:.1%} of {total} {what}{few}, at least {floor:.0%} are asked for"
-    )
+    text = f"the two agree on {share:.1%} of {total} {what}{few}, at least {floor:.0%} are asked for"
+    return Opinion(good, enough, proven, text)

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
+import structlog
+
 from agent.durable import make_folder, sync
 from agent.errors import StorageError, StorageFullError
+
+_log = structlog.get_logger(__name__)
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _FULL = sqlite3.SQLITE_FULL
@@ -23,6 +28,7 @@ _PRIMARY = 0xFF
 _TABLES = {"actions", "slots", "feedback", "audit"}
 _BUSY_S = 5.0
 _KEEP_DAMAGED = 2
+_SCHEMA = ".schema-"
 
 
 class InUseError(StorageError):
@@ -118,7 +124,7 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=DELETE")
         connection.execute("PRAGMA synchronous=EXTRA")  # FULL, and the folder when the rollback journal goes
         _check(connection)
-        _migrate(connection)
+        _migrate(connection, path)
     except sqlite3.DatabaseError as error:
         connection.close()
         if _code(error) in _DAMAGE:
@@ -138,22 +144,27 @@ def _check(connection: sqlite3.Connection) -> None:
         raise DamagedError(str(verdict))
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Each step and its `user_version` are one transaction."""
-    steps = sorted(
+def _steps() -> list[tuple[int, str]]:
+    """Number and script of each migration, in their order."""
+    return sorted(
         (int(file.name.partition("_")[0]), file.read_text(encoding="utf-8"))
         for file in resources.files("agent.update.migrations").iterdir()
         if file.name.endswith(".sql")
     )
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Each step and its `user_version` are one transaction. What is changed is copied first."""
+    steps = _steps()
+    newest = steps[-1][0]
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     have = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    if version > steps[-1][0]:
-        hint = "it was written by a newer agent; go back to that version or move the file away"
-        raise StorageError(
-            f"the journal of updates has schema {version}, this agent knows {steps[-1][0]} (hint: {hint})"
-        )
+    if version > newest:
+        raise StorageError(_of_a_newer_agent(path, version, newest))
     if bool(version) != bool(have & _TABLES) or (version and not have >= _TABLES):
         raise DamagedError(f"schema {version} with the tables {', '.join(sorted(have)) or 'none'}")
+    if 0 < version < newest:
+        _keep_of_schema(connection, path, version)
     for number, script in steps:
         if number > version:
             try:
@@ -162,6 +173,44 @@ def _migrate(connection: sqlite3.Connection) -> None:
                 if connection.in_transaction:
                     connection.rollback()
                 raise
+
+
+def _of_a_newer_agent(path: Path, version: int, newest: int) -> str:
+    copies = (_copy_of(path, known) for known in range(newest, 0, -1))
+    copy = next((file for file in copies if file.is_file()), None)
+    way = f"put {copy.name}, the copy from before, in its place (docs/operations.md)" if copy else "move the file away"
+    hint = f"it was written by a newer agent; go back to that version or {way}"
+    return f"the journal of updates has schema {version}, this agent knows {newest} (hint: {hint})"
+
+
+def _copy_of(path: Path, version: int) -> Path:
+    return path.with_name(f"{path.name}{_SCHEMA}{version}")
+
+
+def _keep_of_schema(connection: sqlite3.Connection, path: Path, version: int) -> None:
+    """Before a migration: a copy with which the agent before can go on, in the place of the last such copy.
+
+    Where the disk has no room for both, none is made; then the log says so, and what there was stays. What is open has just been checked.
+    """
+    target = _copy_of(path, version)
+    unfinished = target.with_name(f"{target.name}.part")
+    try:
+        unfinished.unlink(missing_ok=True)  # of a start that was cut off: it takes the room looked for
+        need, free = 2 * path.stat().st_size, shutil.disk_usage(path.parent).free
+        if free < need:
+            raise StorageFullError(f"{path}: {free / 1e6:,.1f} MB free, {need / 1e6:,.1f} MB needed")
+        with contextlib.closing(sqlite3.connect(unfinished)) as copy:
+            connection.backup(copy)
+        sync(unfinished)
+        unfinished.rename(target)
+        sync(path.parent)
+        for other in path.parent.glob(f"{path.name}{_SCHEMA}*"):
+            if other != target:
+                other.unlink()
+    except (sqlite3.Error, StorageError, OSError) as error:
+        _log.warning("update_journal_not_copied_before_migration", schema=version, error=str(error))
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -34,7 +34,7 @@ class Candidate:
 class Refusal:
     """Why a release does not get in, or does not stay.
 
-    reason: one word for machines: `contract`, `golden`, `slower`, `memory`, `crash`, `worse`, `unhealthy`, `drift`, `restart`,
+    reason: one word for machines: `contract`, `golden`, `slower`, `memory`, `crash`, `worse`, `unproven`, `unhealthy`, `drift`, `restart`,
     `configuration`; text: for people; figures: what was measured.
     """
 

@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 
 from agent.config.schema import HttpConfig
+from agent.http.listen import Limits
 from agent.http.server import EventFilter, HttpServer
 
+_LIMITS = Limits(idle_s=60.0)
 JPEG = bytes(cv2.imencode(".jpg", np.full((48, 64, 3), 90, np.uint8))[1])
 
 
@@ -30,6 +32,7 @@ class PlainView:
         self.sessions = 0
         self.streams = 0
         self.slowest_s = 0.0
+        self.jpeg = JPEG
 
     def health(self) -> dict[str, Any]:
         return {"level": self.level, "reasons": []}
@@ -53,14 +56,14 @@ class PlainView:
         return [{"id": "e1"}]
 
     async def picture(self, camera_id: str, mode: str) -> bytes | None:
-        return JPEG if camera_id == "cam" else None
+        return self.jpeg if camera_id == "cam" else None
 
     async def pictures(self, camera_id: str, mode: str) -> AsyncGenerator[bytes, None]:
         self.streams += 1
         try:
             while True:
                 if camera_id == "cam":
-                    yield JPEG
+                    yield self.jpeg
                 await asyncio.sleep(0.01)
         finally:
             self.streams -= 1
@@ -91,9 +94,9 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(view: PlainView, *, idle_s: float = 60.0, **settings: Any) -> AsyncIterator[Site]:
+async def serving(view: PlainView, *, limits: Limits = _LIMITS, **settings: Any) -> AsyncIterator[Site]:
     """settings: of the section `http`."""
-    server = HttpServer(HttpConfig(port=0, **settings), view, idle_s=idle_s)
+    server = HttpServer(HttpConfig(port=0, **settings), view, limits=limits)
     task = asyncio.create_task(server.run())
     try:
         await asyncio.wait_for(server.started.wait(), 10)

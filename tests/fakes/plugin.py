@@ -6,6 +6,7 @@ pose estimator `replay` and the action classifier `scripted` as it finds any plu
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from agent.config.schema import PoseConfig, ServiceConfig
+from agent.errors import ModelError
 from agent.types import FloatArray, ImageArray, People
 
 _ENTRY_POINTS = """[recognizer_agent.pose_estimators]
 replay = fakes.plugin:create_estimator
+failing = fakes.plugin:create_failing_estimator
 [recognizer_agent.action_classifiers]
 scripted = fakes.plugin:create_classifier
 """
@@ -98,6 +101,35 @@ class _ReplayEstimator:
         """Nothing to free."""
 
 
+class _FailingEstimator:
+    """Sees nobody in the first `good` calls; the next raises, or answers with, what `how` says."""
+
+    name = "failing-1"
+    max_batch = 1
+
+    def __init__(self, how: str, good: int) -> None:
+        self._how = how
+        self._good = good
+
+    def estimate(self, images: Sequence[ImageArray]) -> list[People]:
+        self._good -= 1
+        if self._good >= 0:
+            return [People.empty() for _ in images]
+        match self._how:
+            case "exit":
+                sys.exit(3)
+            case "model":
+                raise ModelError("out of order")
+            case "nothing":
+                return []
+            case "text":
+                return ["nobody"]  # type: ignore[list-item]  # on purpose
+        raise ValueError("a bug")
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
 class _ScriptedClassifier:
     """Answers with the probabilities of the option `script`, over and over."""
 
@@ -125,6 +157,11 @@ def create_estimator(config: PoseConfig) -> Any:
     """Entry point `replay`; `pose.model` names the recording."""
     assert config.model is not None
     return _ReplayEstimator(load_recording(config.model))
+
+
+def create_failing_estimator(config: PoseConfig) -> Any:
+    """Entry point `failing`; options `how` and `good`."""
+    return _FailingEstimator(str(config.options["how"]), int(config.options["good"]))
 
 
 def create_classifier(name: str, config: ServiceConfig) -> Any:

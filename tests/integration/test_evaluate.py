@@ -133,6 +133,30 @@ def test_images_that_are_absent_or_damaged_are_named(shell: Shell) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("how", "good", "image", "what"),
+    [
+        ("raise", 0, "0.png", "ValueError: a bug"),
+        ("raise", 2, "1.png", "ValueError: a bug"),  # the first image is estimated twice
+        ("exit", 2, "1.png", "SystemExit: 3"),
+        ("model", 2, "1.png", "out of order"),
+        ("nothing", 2, "1.png", "0 results for one image"),
+        ("text", 2, "1.png", "failing-1 returned a str, expected People"),
+    ],
+)
+def test_a_plug_in_that_fails_is_named_with_the_image(shell: Shell, how: str, good: int, image: str, what: str) -> None:
+    truth, images, _ = pose_set(shell)
+    config = shell.config({"pose": {"estimator": "failing", "options": {"how": how, "good": good}}})
+    report = shell.folder / "pose.json"
+    done = shell.run(
+        "evaluate", "pose", "--annotations", truth, "--images", images, "--config", config, "--report", report
+    )
+    assert done.returncode == 1
+    where = f"plug-in 'failing' of recognizer_agent.pose_estimators failed on {images / image}"
+    assert done.stderr == f"error: {where}: {what}\n"
+    assert not report.exists()
+
+
 def test_options_that_come_in_pairs(shell: Shell) -> None:
     done = shell.run(
         "evaluate", "pose", "--annotations", "a.json", "--annotations", "b.json", "--images", "x", "--report", "r.json"
@@ -186,6 +210,39 @@ def test_probabilities_made_elsewhere(shell: Shell) -> None:
     assert shell.run(*arguments, "--where", "fold=2").returncode == 0
     assert len(json.loads((shell.folder / "r.json").read_text())["clips"]) == 1
     assert shell.run(*arguments, "--data", table).returncode == 2
+
+
+def test_a_table_without_the_action_is_warned_about_and_reported(shell: Shell) -> None:
+    table, report = shell.folder / "folds.csv", shell.folder / "r.json"
+    arguments = ("evaluate", "action", "--service", "fight", "--predictions", table, "--report", report)
+    table.write_text("file,label,probability,kind\na.mp4,Fight,0.9,fight\nb.mp4,calm,0.2,calm\n")
+    done = shell.run(*arguments)
+    assert done.returncode == 0, "calm hours alone have a rate of false alarms"
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith(
+        "warning: no clip is positive, so precision, recall and f1 are 0: no label is 'fight' (hint"
+    )
+    assert "here are 'Fight', 'calm'; --label-column picks another column" in warning
+    assert json.loads(report.read_text())["false_alarm_rate"] == 0.5
+    assert shell.run(*arguments, "--label-column", "kind").stderr == ""
+
+
+@pytest.mark.parametrize("option", ["--data", "--predictions"])
+def test_a_table_that_cannot_be_used_is_no_configuration(shell: Shell, option: str) -> None:
+    table = shell.folder / "clips.csv"
+    arguments = ("evaluate", "action", "--service", "fight", option, table, "--report", shell.folder / "r.json")
+    for content, words in (
+        (None, "clips.csv: No such file or directory (hint: a CSV file with the columns file, label"),
+        (b"file\na.mp4\n", "clips.csv:1: no column label"),
+        (b"file,label,probability\n", "clips.csv: no clips in it"),
+        (b"\xff\xfe", "clips.csv: not a CSV file in UTF-8"),
+        (b"file,label,probability\n,fight,0.5\n", "clips.csv:2: no file"),
+    ):
+        if content is not None:
+            table.write_bytes(content)
+        done = shell.run(*arguments)
+        assert done.returncode == 1, words
+        assert words in done.stderr
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from agent.config.load import load_config
 from agent.config.schema import HttpConfig
 from agent.errors import ConfigError, DataError, StorageError
 from agent.events.cloudevents import load_schema
+from agent.http.listen import Limits
 from agent.http.server import MODES, EventFilter, HttpServer, describe
 from agent.overlay import Mode
 
@@ -200,14 +201,18 @@ async def raw(site: Site, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("begun", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: "])
 async def test_a_connection_that_asks_nothing_is_closed(begun: bytes) -> None:
-    async with serving(PlainView(), idle_s=0.2) as site:
+    async with serving(PlainView(), limits=Limits(idle_s=0.2)) as site:
         assert await raw(site, begun) == b""
 
 
 async def test_a_viewer_is_not_idle() -> None:
-    async with serving(PlainView(), idle_s=0.05) as site, site.client.get("/api/v1/cameras/cam/live.mjpg") as response:
-        async with asyncio.timeout(10):
-            assert len(await read_parts(response, 30)) == 30  # one each 10 ms
+    limits = Limits(idle_s=0.05)
+    async with (
+        serving(PlainView(), limits=limits) as site,
+        site.client.get("/api/v1/cameras/cam/live.mjpg") as response,
+        asyncio.timeout(10),
+    ):
+        assert len(await read_parts(response, 30)) == 30  # one each 10 ms
 
 
 @pytest.mark.parametrize(
@@ -300,6 +305,88 @@ async def test_viewers_do_not_keep_the_server_from_stopping() -> None:
         await until(lambda: view.streams == 1, "the stream began")
     response.close()
     assert (view.sessions, view.streams) == (0, 0)
+
+
+# --- too many of them, and those who do not read -----------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def unread(site: Site, path: str, count: int) -> AsyncIterator[list[socket.socket]]:
+    """Connections that ask for `path` and take nothing of the answer."""
+    made = []
+    try:
+        for _ in range(count):
+            one = socket.socket()
+            made.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(one, ("127.0.0.1", site.port))
+            await asyncio.get_running_loop().sock_sendall(
+                one, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+            )
+        yield made
+    finally:
+        for one in made:
+            one.close()
+
+
+async def test_viewers_who_never_read_are_let_go() -> None:
+    view = PlainView()
+    view.jpeg = b"\xff" * 200_000
+    async with serving(view, limits=Limits(unread_s=0.5)) as site:
+        async with unread(site, "/api/v1/cameras/cam/live.mjpg", 5):
+            await until(lambda: view.streams == 5, "all are served")
+            await until(lambda: (view.sessions, view.streams) == (0, 0), "none of them is any more")
+        async with site.client.get("/api/v1/cameras/cam/live.mjpg") as response:
+            assert await read_parts(response, 20) == [view.jpeg] * 20, "one who reads goes on"
+
+
+async def test_so_are_those_who_never_read_a_single_picture() -> None:
+    view = PlainView()
+    view.jpeg = b"\xff" * 5_000_000
+    async with (
+        serving(view, limits=Limits(unread_s=0.5, connections=4)) as site,
+        unread(site, "/api/v1/cameras/cam/snapshot.jpg", 4),
+    ):
+        await until(lambda: len(view.requests) == 4, "all are answered")
+        async with asyncio.timeout(10):
+            while not await is_served(site):
+                await asyncio.sleep(0.05)
+
+
+async def is_served(site: Site) -> bool:
+    return (await raw(site, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")).startswith(
+        b"HTTP/1.1 200"
+    )
+
+
+async def test_there_are_only_so_many_viewers() -> None:
+    async with serving(PlainView(), limits=Limits(viewers=2)) as site:
+        first = [await site.client.get("/api/v1/cameras/cam/live.mjpg") for _ in range(2)]
+        status, body, _ = await site.get("/api/v1/cameras/dark/live.mjpg")
+        assert (status, body) == (503, {"error": "2 live streams are being watched, no more are served"})
+        assert (await site.get("/api/v1/cameras/cam/snapshot.jpg"))[0] == 200
+        first[0].close()
+        await until(lambda: site.view.streams == 1, "one has left")
+        async with site.client.get("/api/v1/cameras/cam/live.mjpg") as response:
+            assert response.status == 200
+        first[1].close()
+
+
+async def test_there_are_only_so_many_connections_and_a_place_is_free_again() -> None:
+    async with serving(PlainView(), limits=Limits(connections=3)) as site:
+        held = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(3)]
+        async with asyncio.timeout(10):
+            while await is_served(site):  # the last of them has not been accepted yet
+                await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+        writer.close()
+        for _, one in held:
+            one.close()
+        async with asyncio.timeout(10):
+            while not await is_served(site):
+                await asyncio.sleep(0.01)
 
 
 # --- the address ------------------------------------------------------------------------------------------------------

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import ssl
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from fakes.bundles import make_bundle
 from fakes.commandline import call
 from fakes.downloads import FileServer, catalogue_entry, proxying, redirect, serving, stall_after
 from fakes.graphs import rtmo_graph
+from onnx import TensorProto, helper
 
 from agent.commands.models_build import build, missing_tensorrt
 from agent.config.load import load_config
@@ -125,6 +129,24 @@ def test_verify_without_names_looks_at_all_that_is_here(box: Box) -> None:
     assert "fall-stgcn" in done.stdout
 
 
+def test_the_folder_that_one_stands_in_is_a_path_and_no_name(tmp_path: Path, model: Path) -> None:
+    inside, outside = Box(make_bundle(tmp_path / "own")), Box(tmp_path)
+    store = {"RECOGNIZER_MODELS": str(tmp_path / "models")}
+    catalogue = outside.catalogue(entry(model, "https://host.invalid/model.onnx"))
+    pulled = outside.run("models", "pull", "rtmo-x", "--catalogue", catalogue, "--file", model, **store)
+    assert pulled.returncode == GOOD, pulled.stderr
+    for text in (".", "./", "../own"):
+        done = inside.run("models", "verify", text, **store)
+        assert done.stdout.startswith("tiny 1.0.0: good ("), done.stdout
+    (inside.folder / "manifest.json").unlink()
+    done = inside.run("models", "verify", ".", **store)
+    assert done.returncode == FAILED
+    assert done.stdout.startswith("own: BAD (nothing could be checked)\n  problem: manifest.json: cannot be read")
+    done = inside.run("models", "verify", "", **store)
+    assert done.returncode == FAILED
+    assert done.stderr.startswith("error: empty name: no such model (hint: ")
+
+
 # --- pull -------------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +206,32 @@ def test_a_machine_without_network_is_told_how_to_go_on(box: Box, model: Path) -
     assert "Traceback" not in done.stderr
     by_hand = box.run("models", "pull", "rtmo-x", "--catalogue", catalogue, "--file", model)
     assert (by_hand.returncode, box.pulled.is_dir()) == (GOOD, True)
+
+
+@pytest.mark.parametrize("name", ["broken.onnx", "broken.zip"])
+def test_a_broken_file_is_called_as_the_user_called_it(box: Box, model: Path, name: str) -> None:
+    file = box.folder / name
+    if file.suffix == ".zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("x/end2end.onnx", "garbage")
+    else:
+        file.write_text("garbage")
+    catalogue = box.catalogue(entry(model, "https://host.invalid/model.onnx"))
+    arguments = ("models", "pull", "rtmo-x", "--catalogue", catalogue, "--file", name)
+    done = box.run(*arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (FAILED, 1)
+    assert done.stderr.startswith(f"error: {name}: not the file of the catalogue: sha256 is ")
+    done = box.run(*arguments, "--allow-unverified")
+    assert (done.returncode, done.stderr) == (FAILED, f"error: {name}: is not an ONNX file\n")
+
+
+def test_a_broken_model_of_a_source_is_named_after_the_source(box: Box, model: Path, server: FileServer) -> None:
+    server.files["/model.onnx"] = b"garbage"
+    garbage = box.folder / "garbage"
+    garbage.write_bytes(b"garbage")
+    done = box.run("models", "pull", "rtmo-x", "--catalogue", box.catalogue(entry(garbage, server.url())))
+    assert done.returncode == FAILED
+    assert done.stderr.splitlines()[-1] == "  somewhere: is not an ONNX file"
 
 
 def test_ctrl_c_keeps_what_came_and_the_next_pull_goes_on(box: Box, model: Path, server: FileServer) -> None:
@@ -291,6 +339,51 @@ def test_bench_measures_both_sessions_side_by_side(box: Box) -> None:
         assert 0.1 < one["ratio"] < 10
     table = box.run("models", "bench", bundle, "--batch", "2", "--seconds", "0.1")
     assert "agent / bare" in table.stdout
+
+
+@pytest.mark.parametrize("shape", [["batch", 3, 64], ["batch", 3, 64, 96, 1], []])
+def test_bench_refuses_a_bundle_whose_graph_is_not_what_its_manifest_says(box: Box, shape: list[object]) -> None:
+    inputs = [{"name": "input", "shape": shape, "preprocessing": {"kind": "letterbox"}}]
+    bundle = make_bundle(box.folder / "tiny", golden=False, inputs=inputs)
+    done = box.run("models", "bench", bundle, "--batch", "1", "--seconds", "0.1")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (FAILED, "", 1)
+    shown = ", ".join(map(str, shape))
+    assert f"input 'input' should have the shape ({shown}), the graph says input (?, 3, 64, 96) float32" in done.stderr
+    assert f"(hint: mend the manifest, then `recognizer-agent models verify {bundle}`)" in done.stderr
+
+
+@pytest.mark.parametrize("batch", ["200000000", "2,200000000"])
+def test_bench_of_a_batch_that_no_memory_holds_says_so(box: Box, batch: str) -> None:
+    done = box.run("models", "bench", make_bundle(box.folder / "tiny"), "--batch", batch, "--seconds", "0.1")
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "a batch of 200000000 is too large: input (?, 3, 64, 96) float32 takes 14,745.6 GB, the memory here" in error
+    assert error.endswith("(hint: a smaller --batch)")
+
+
+def test_bench_of_a_graph_that_runs_out_of_memory_says_so(box: Box) -> None:
+    """In a process that may have so little: the input fits, what is computed from it does not."""
+    command = [sys.executable, "-m", "agent", "models", "bench", make_bundle(box.folder / "tiny"), "--seconds", "0.1"]
+    limit = 4_000_000_000
+    done = subprocess.run(
+        [*map(str, command), "--batch", "20000"], env=box.environment, cwd=box.folder, text=True, capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)), check=False,
+    )  # fmt: skip
+    assert done.returncode == FAILED
+    assert "Traceback" not in done.stderr
+    assert "error: a batch of 20000 is too large: " in done.stderr
+
+
+def test_bench_wants_an_input_whose_first_size_is_the_batch(box: Box) -> None:
+    scalar = helper.make_tensor_value_info("x", TensorProto.FLOAT, [])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, [])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "scalar", [scalar], [answer])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), box.folder / "s.onnx"
+    )
+    done = box.run("models", "bench", "s.onnx", "--seconds", "0.1")
+    assert done.returncode == FAILED
+    assert done.stderr == "error: s: the first size of the input should be the batch, the graph takes x () float32\n"
 
 
 def test_build_says_what_is_missing(box: Box) -> None:

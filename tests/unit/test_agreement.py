@@ -118,6 +118,7 @@ def test_nobody_in_view_is_no_verdict() -> None:
     opinion = tally.opinion(0.9, 100)
     assert opinion.good
     assert not opinion.enough
+    assert not opinion.proven
     assert "nothing to compare" in opinion.text
     assert "agreement" not in tally.figures()
 
@@ -143,6 +144,16 @@ def test_few_people_refuse_only_what_is_clear() -> None:
     assert not opinion.good
     assert opinion.enough
     assert "78.3% of 161 people" in opinion.text
+
+
+def test_few_people_prove_nothing_and_some_do() -> None:
+    tally = PoseTally(0.3)
+    for frame in range(3):
+        tally.add(some(3, frame), some(3, frame))
+    assert not tally.opinion(0.9, 100).proven, "eighteen"
+    tally.add(some(1), some(1))
+    opinion = tally.opinion(0.9, 100)
+    assert (opinion.good, opinion.enough, opinion.proven) == (True, False, True)
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------------------

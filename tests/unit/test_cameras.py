@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,24 +19,53 @@ from fakes.replay import RecordingListener, ReplayEstimator, walkers
 from fakes.video import make_video
 
 from agent import recognition
+from agent.config.delivery import OutboxConfig
 from agent.config.schema import AgentConfig, CameraConfig
 from agent.daemon.cameras import DRAIN_S, Cameras
 from agent.errors import ConfigError
 from agent.health.governor import LADDER
 from agent.health.reasons import HealthState
+from agent.outbox.history import EventQuery
+from agent.outbox.store import OutboxStore
 from agent.pipeline.worker import BatchWorker
+from agent.ports import Message
 from agent.recognition import Recognition, function_of
 from agent.tracking.bytetrack import ByteTracker
-from agent.types import POSE_SLOT, CameraPhase, CameraStatus, EventPhase, ImageArray, People, action_slot
+from agent.types import (
+    POSE_SLOT,
+    CameraPhase,
+    CameraStatus,
+    Event,
+    EventPhase,
+    ImageArray,
+    Lane,
+    People,
+    action_slot,
+)
 
-FIGHT = action_slot("fight")
-CONFIG = AgentConfig.model_validate({
-    "tracking": {"min_box_area_px": 0},
-    "services": {"fight": {
-        "classifier": "scripted", "model": "/none", "options": {"script": [0.9]}, "rules": {"alert_count": 1},
-        "window": {"length": 4, "stride": 2, "min_track_frames": 1},
-    }},
-})  # fmt: skip
+SERVICE = {
+    "classifier": "scripted", "model": "/none", "options": {"script": [0.9]}, "rules": {"alert_count": 1},
+    "window": {"length": 4, "stride": 2, "min_track_frames": 1},
+}  # fmt: skip
+
+
+def config_of(*services: str) -> AgentConfig:
+    return AgentConfig.model_validate(
+        {"tracking": {"min_box_area_px": 0}, "services": dict.fromkeys(services, SERVICE)}
+    )
+
+
+class KeepingListener(RecordingListener):
+    """Has events committed before it remembers them, where there is a store."""
+
+    store: OutboxStore | None = None
+
+    async def on_event(self, event: Event) -> None:
+        if self.store is not None:
+            await self.store.put(
+                Message(Lane.EVENT, event.event_id, "t", lambda _: b"{}", kind=event.kind, phase=event.phase.value)
+            )
+        await super().on_event(event)
 
 
 class Desk:
@@ -48,7 +79,7 @@ class Desk:
         self.ended: list[str] = []
         self.removed: list[str] = []
         self.restarted: list[str] = []
-        self.listener: RecordingListener
+        self.listener: KeepingListener
         self.gate = threading.Event()  # set: the model answers
         self.held = threading.Event()  # it has a picture and does not
 
@@ -78,8 +109,13 @@ class Desk:
             await self.until(lambda name=camera_id: self.frames(name) > 0, f"{camera_id} streams")  # type: ignore[misc]
 
 
+@pytest.fixture
+def config() -> AgentConfig:
+    return config_of("fight")
+
+
 @pytest_asyncio.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+async def desk(tmp_path: Path, config: AgentConfig) -> AsyncIterator[Desk]:
     estimator = ReplayEstimator(walkers(2, 50, size=(48, 64)))
     gate, held = threading.Event(), threading.Event()
     gate.set()
@@ -91,17 +127,19 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         return estimator.estimate(images)
 
     pose: BatchWorker[Any, Any] = BatchWorker("pose", estimate, max_batch=8)
-    classifier = create_classifier("fight", CONFIG.services["fight"])
-    action: BatchWorker[Any, Any] = BatchWorker("fight", function_of(classifier))
-    pose.start()
-    action.start()
+    models: dict[str, Any] = {POSE_SLOT: estimator}
+    workers: dict[str, BatchWorker[Any, Any]] = {POSE_SLOT: pose}
+    for name, service in config.services.items():
+        models[action_slot(name)] = classifier = create_classifier(name, service)
+        workers[action_slot(name)] = BatchWorker(name, function_of(classifier))
+    for worker in workers.values():
+        worker.start()
     async with asyncio.TaskGroup() as group:
         ended: list[str] = []
         removed: list[str] = []
         restarted: list[str] = []
-        listener, health = RecordingListener(), HealthState()
-        models, workers = {POSE_SLOT: estimator, FIGHT: classifier}, {POSE_SLOT: pose, FIGHT: action}
-        recognition = Recognition(CONFIG, models, workers)
+        listener, health = KeepingListener(), HealthState()
+        recognition = Recognition(config, models, workers)
         cameras = Cameras(
             recognition, listener, group=group, health=health, on_restart=restarted.append, on_ended=ended.append,
             on_removed=removed.append,
@@ -111,8 +149,8 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         made.listener, made.health, made.ended, made.restarted = listener, health, ended, restarted
         yield made
         await cameras.drain()
-    await pose.close()
-    await action.close()
+    for worker in workers.values():
+        await worker.close()
 
 
 async def test_an_open_incident_of_a_camera_that_does_not_drain_is_closed(
@@ -132,6 +170,64 @@ async def test_an_open_incident_of_a_camera_that_does_not_drain_is_closed(
         EventPhase.RESOLVED, first.incident_id, {"reason": "closed"}
     )  # fmt: skip
     assert desk.removed == ["one"]
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path: Path) -> AsyncIterator[OutboxStore]:
+    opened = await OutboxStore.open(tmp_path / "events.db", OutboxConfig())
+    yield opened
+    await opened.close()
+
+
+@pytest.mark.parametrize("config", [config_of("fight", "fall")])
+async def test_a_store_that_hangs_while_a_camera_is_removed_gets_its_closing_events_when_it_answers(
+    desk: Desk, store: OutboxStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.daemon.cameras.DRAIN_S", 0.1)
+    monkeypatch.setattr("agent.daemon.cameras.CLOSE_S", 0.2)
+    await desk.cameras.apply([desk.camera("one")])
+    await desk.until(lambda: {event.kind for event in desk.listener.events} == {"fight", "fall"}, "two incidents open")
+    desk.listener.store = store
+    with contextlib.closing(sqlite3.connect(tmp_path / "events.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # the store waits for this lock, for longer than the camera does
+        desk.gate.clear()
+        await desk.until(desk.held.is_set, "a frame waits for the model")
+        with structlog.testing.capture_logs() as logs:
+            await desk.cameras.apply([])
+        assert "camera_incidents_not_closed_yet" in [log["event"] for log in logs]
+        assert desk.removed == ["one"]
+        assert not [event for event in desk.listener.events if event.phase is EventPhase.RESOLVED]
+        other.execute("COMMIT")
+    await desk.until(
+        lambda: (
+            {event.kind for event in desk.listener.events if event.phase is EventPhase.RESOLVED} == {"fight", "fall"}
+        ),
+        "both are closed",
+    )
+    desk.gate.set()
+    rows = await store.events(EventQuery())
+    assert sorted(row.kind for row in rows if row.phase == "resolved") == ["fall", "fight"]
+
+
+@pytest.mark.parametrize("config", [config_of("fight", "fall")])
+async def test_a_store_that_hangs_does_not_hold_up_the_end(
+    desk: Desk, store: OutboxStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.daemon.cameras.DRAIN_S", 0.1)
+    monkeypatch.setattr("agent.daemon.cameras.CLOSE_S", 0.2)
+    await desk.cameras.apply([desk.camera("one")])
+    await desk.until(lambda: len(desk.listener.events) >= 2, "two incidents open")
+    desk.listener.store = store
+    with contextlib.closing(sqlite3.connect(tmp_path / "events.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        desk.gate.clear()
+        await desk.until(desk.held.is_set, "a frame waits for the model")
+        began = time.monotonic()
+        await desk.cameras.drain()
+        assert time.monotonic() - began < 1.5
+        await asyncio.sleep(0)
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "camera.one.close"]
+    desk.gate.set()
 
 
 async def test_unchanged_cameras_go_on_undisturbed(desk: Desk) -> None:

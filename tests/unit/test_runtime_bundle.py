@@ -120,6 +120,7 @@ def test_no_link_leaves_the_bundle(folder: Path) -> None:
         ({"labels": ["fight"]}, "two or more distinct labels"),
         ({"files": {}}, "does not list the model"),
         ({"inputs": []}, "inputs: "),
+        ({"outputs": [{"name": "x", "shape": ["B", 0], "meaning": "logits"}]}, "greater than 0"),
         ({"name": "../fight"}, "name: "),
         ({"outputs": [{"name": "x", "shape": [1], "meaning": "logits", "temperature": 0}]}, "outputs.0.temperature"),
     ],
@@ -146,6 +147,27 @@ def test_a_listed_file_that_is_gone_is_a_model_error(folder: Path) -> None:
     (folder / "golden.npz").unlink()
     with pytest.raises(ModelError, match=r"golden\.npz: listed in the manifest"):
         load_bundle(folder)
+
+
+def test_a_listed_file_that_no_path_leads_to_is_a_model_error(folder: Path) -> None:
+    (folder / "golden.npz").unlink()
+    (folder / "golden.npz").symlink_to("golden.npz")
+    with pytest.raises(ModelError, match=r"golden\.npz: listed in the manifest, but cannot be read"):
+        load_bundle(folder)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    rewrite(folder, files={"a\0b": {"sha256": "0" * 64, "bytes": 1}, **files})
+    with pytest.raises(ModelError, match="listed in the manifest, but cannot be read: embedded null byte"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("value", [np.array(["fight"]), np.zeros((2, 2), np.complex64), np.zeros(2, "datetime64[s]")])
+def test_known_answers_that_are_no_numbers_are_named(folder: Path, value: np.ndarray) -> None:
+    with np.load(folder / "golden.npz") as data:
+        arrays = dict(data)
+    np.savez(folder / "golden.npz", **arrays | {"output.cls_score": value})
+    bundle = golden_bundle(folder)
+    with pytest.raises(ModelError, match=r"golden\.npz: output\.cls_score is of type .*, expected numbers"):
+        check_golden(bundle, create_session(bundle.model, device="cpu"))
 
 
 def test_answers_that_differ_from_the_golden_ones_are_refused(folder: Path) -> None:

@@ -53,6 +53,18 @@ def test_a_difference_is_named(have: Answer, words: str) -> None:
     assert words in compare_people(WANT, have, TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    "want",
+    [
+        (WANT[0][0], WANT[1]), (WANT[0], WANT[1][0]), (WANT[0][..., :4], WANT[1]), (WANT[0], WANT[1][..., :2]),
+        (WANT[0], WANT[1][:, :1]), (WANT[0][0, 0, 0], WANT[1][0, 0, 0, 0]),
+    ],
+)  # fmt: skip
+def test_known_answers_that_are_no_people_are_named(want: Answer) -> None:
+    words = f"outputs are of the shapes {want[0].shape} and {want[1].shape}, not (B, N, 5) and (B, N, K, 3)"
+    assert compare_people(want, WANT, TOLERANCE) == words
+
+
 def test_a_key_point_that_moved_is_named_unless_it_was_a_guess() -> None:
     dets, points = answer((10, 0.9))
     moved = points.copy()

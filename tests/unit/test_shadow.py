@@ -67,6 +67,21 @@ def test_every_item_of_a_batch_has_its_turn() -> None:
     assert sorted(seen) == [0, 0, 1, 1]
 
 
+def test_sparing_it_leaves_alone_what_is_not_worth_it() -> None:
+    seen: list[int] = []
+    shadow: Shadow[int, int] = Shadow(
+        lambda items: items, lambda a, b: seen.append(a), depth=10, duty=1, worth=lambda answer: answer > 0
+    )
+    shadow.offer([1], [0])
+    shadow.sparing = True
+    shadow.offer([2], [0])
+    shadow.offer([3], [5])
+    shadow.start()
+    until(lambda: len(seen) == 2)
+    assert shadow.stop()
+    assert seen == [5, 0]
+
+
 @pytest.mark.parametrize("error", [ModelError("no"), ZeroDivisionError("bug")])
 def test_errors_are_counted_and_it_goes_on(error: Exception) -> None:
     def function(items: list[int]) -> list[int]:

@@ -59,7 +59,7 @@ class Desk:
             async def load(self, slot: str, path: Path | None, *, threads: int | None = None) -> Model:
                 return coming
 
-        config = AgentConfig(update=UpdateConfig(shadow_s=0.1))
+        config = AgentConfig(update=UpdateConfig(shadow_s=0.1, shadow_max_s=0.1))
         self.worker: BatchWorker[Any, Any] = BatchWorker("pose", function_of(running))
         self.recognition = Loading(config, {POSE_SLOT: running}, {POSE_SLOT: self.worker})
         self.trials = AgentTrials(TrialPorts(lambda: self.recognition, lambda: config, HealthState(), list, Vitals()))
@@ -88,7 +88,8 @@ async def test_progress_of_the_build_is_told(quick: None) -> None:
     desk = Desk(Engined("old", *SERVING), Engined("new", *BUILDING))
     desk.worker.start()
     outcome = await desk.trials.shadow(candidate_of(REPO / "models" / "pose-nano-int8", POSE_SLOT), desk.tell)
-    assert not isinstance(outcome, Refusal)
+    assert isinstance(outcome, Refusal)
+    assert outcome.reason == "unproven", "no camera shows anything here"
     assert desk.told[:3] == ["loading", "engine waiting", "engine building"]
     await desk.worker.close()
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from fakes.tuf_repository import release
 
 from agent.errors import StorageError
+from agent.update import journal_file
 from agent.update.journal import Journal
 from agent.update.journal_file import InUseError, sole_owner
 from agent.update.machine import Phase, report
@@ -168,3 +173,82 @@ def test_the_record_does_not_grow_for_ever(journal: Journal, monkeypatch: pytest
         committed(journal, str(number), NEW)
     assert len(journal.audit(1000)) == 20
     assert len(journal.recent(1000)) <= 6
+
+
+# --- another schema -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that knows a schema more: there is only one so far."""
+    steps = [*journal_file._steps(), (2, "ALTER TABLE audit ADD COLUMN seen INTEGER NOT NULL DEFAULT 0;")]
+    monkeypatch.setattr("agent.update.journal_file._steps", lambda: steps)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A journal of the schema before, with an update in it."""
+    path = tmp_path / "updates.db"
+    journal = Journal.open(path)
+    begun(journal)
+    journal.close()
+    return path
+
+
+def copies(file: Path) -> list[str]:
+    return sorted(one.name for one in file.parent.iterdir() if ".schema-" in one.name)
+
+
+def schema(file: Path) -> int:
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
+
+def test_a_new_journal_is_not_copied(file: Path) -> None:
+    Journal.open(file).close()
+    assert copies(file) == []
+
+
+def test_before_a_migration_a_copy_is_made_to_go_back_to(
+    file: Path, newer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.with_name("updates.db.schema-0").write_bytes(b"of the migration before")
+    file.with_name("updates.db.schema-1.part").write_bytes(b"of a start that was cut off")
+    journal = Journal.open(file)
+    assert [one.action_id for one in journal.unsettled()] == ["7"]
+    begun(journal, "8")
+    journal.close()
+    assert (schema(file), copies(file)) == (2, ["updates.db.schema-1"])
+    monkeypatch.undo()
+    with pytest.raises(StorageError, match=r"newer agent.*put updates\.db\.schema-1, .*docs/operations\.md"):
+        Journal.open(file)
+    file.with_name("updates.db.schema-1").replace(file)  # as docs/operations.md says
+    journal = Journal.open(file)
+    assert [one.action_id for one in journal.unsettled()] == ["7"]
+    journal.close()
+
+
+def test_a_migration_goes_on_without_a_copy_where_the_disk_has_no_room(
+    file: Path, newer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = file.with_name("updates.db.schema-0")
+    kept.write_bytes(b"of the migration before")
+    usage = shutil.disk_usage(file.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=file.stat().st_size))
+    with structlog.testing.capture_logs() as logs:
+        Journal.open(file).close()
+    assert (schema(file), copies(file)) == (2, [kept.name])
+    assert [one["event"] for one in logs] == ["update_journal_not_copied_before_migration"]
+
+
+def test_a_migration_that_fails_leaves_the_schema_before(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [*journal_file._steps(), (2, "DROP TABLE audit; nonsense;")]
+    monkeypatch.setattr("agent.update.journal_file._steps", lambda: steps)
+    with pytest.raises(StorageError):
+        Journal.open(file)
+    monkeypatch.undo()
+    journal = Journal.open(file)
+    assert [one.action_id for one in journal.unsettled()] == ["7"]
+    assert len(journal.audit(9)) > 0
+    journal.close()

@@ -190,6 +190,63 @@ class TestTensor:
             np.testing.assert_allclose(steps, 60 / 30 / (WIDTH / 2), rtol=1e-3)
 
 
+class TestFastCameras:
+    """Some of their frames are left out, so that the buffer holds a window's whole length all the same."""
+
+    @pytest.mark.parametrize("fps", [60.0, 120.0, 240.0, 1000.0])
+    def test_a_window_covers_its_whole_length_from_the_first_on(self, fps: float) -> None:
+        config = service(length=100, stride=15, rate_hz=30)
+        made = run(ActionWindows("cam", {"fight": config}), moving_at(fps, seconds=5))
+        assert len(made) >= 3
+        for _, window in made:
+            assert window.tensor[0, 1:, 0, 2].all(), "no zeros in front"
+            assert window.t_end_ns - window.t_start_ns >= 98 / 30 * 1e9
+            np.testing.assert_allclose(np.diff(window.tensor[0, 1:, 0, 0]), 60 / 30 / (WIDTH / 2), rtol=1e-3)
+
+    def test_the_memory_does_not_grow_with_the_rate(self) -> None:
+        windows = ActionWindows("cam", {"fight": service(length=100, rate_hz=30)})
+        run(windows, moving_at(1000.0, seconds=5))
+        assert 200 < windows._buffer._joints.shape[1] < 250
+
+    @pytest.mark.parametrize("fps", [10.0, 25.0, 59.94, 60.0])
+    def test_up_to_sixty_frames_a_second_none_is_left_out_however_they_jitter(self, fps: float) -> None:
+        rng = np.random.default_rng(5)
+        times = np.sort(np.arange(round(20 * fps)) / fps + rng.normal(0, 0.05, round(20 * fps)))
+        frames = [frame(i, t_ns=10**9 + round(t * 1e9)) for i, t in enumerate(times)]
+        thinned = ActionWindows("cam", {"fight": service(length=100, stride=15, rate_hz=30)})
+        whole = ActionWindows("cam", {"fight": service(length=100, stride=15, rate_hz=30)})
+        whole._thinning = None
+        made, wanted = run(thinned, frames), run(whole, frames)
+        assert [seq for seq, _ in made] == [seq for seq, _ in wanted]
+        for (_, one), (_, other) in zip(made, wanted, strict=True):
+            np.testing.assert_array_equal(one.tensor, other.tensor)
+
+    def test_what_was_held_up_and_comes_at_once_is_taken(self) -> None:
+        late = [frame(i, t_ns=10**9 + max(60, i) * 16_666_667 + i) for i in range(35, 90)]
+        windows = ActionWindows("cam", {"fight": service(rate_hz=30)})
+        run(windows, late)
+        assert len(windows._buffer) == min(len(late), windows._buffer._capacity)
+
+    def test_where_a_frame_is_a_step_none_is_left_out(self) -> None:
+        made = run(ActionWindows("cam", {"fight": service()}), [frame(i, fps=1000) for i in range(45)])
+        assert [seq for seq, _ in made] == [19, 29, 39]
+
+    def test_a_new_start_forgets_how_fast_it_was(self) -> None:
+        windows = ActionWindows("cam", {"fight": service(rate_hz=30)})
+        run(windows, [frame(i, t_ns=i * 1_000_000) for i in range(200)])
+        windows.reset()
+        run(windows, [frame(i, t_ns=-(10**9) + i * 16_666_667) for i in range(10)])
+        assert len(windows._buffer) == 10
+
+
+def moving_at(fps: float, *, seconds: float) -> list[Tracks]:
+    """Somebody who moves by 60 px/s."""
+    return [
+        frame(i, keypoints=np.full((1, 17, 2), 10 + 60 * i / fps, np.float32), fps=fps)
+        for i in range(round(seconds * fps))
+    ]
+
+
 class TestWho:
     def test_at_most_m_best_first(self) -> None:
         frames = [frame(i, (5, 6, 7)) for i in range(20)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import numpy as np
 
 from agent.config.schema import AgentConfig
 from agent.drift.card import CardMeter
-from agent.errors import DataError
+from agent.errors import DataError, ModelError, RecognizerError
 from agent.evaluate.pose import CocoTruth, annotated_people, pose_report
 from agent.evaluate.strips import save_strip, shrink, side_by_side
 from agent.events.privacy import head_regions, obscure
 from agent.overlay import Mode, draw
+from agent.plugins import Group, check_people
 from agent.ports import PoseEstimator
 from agent.recognition import create_estimator
 from agent.types import FrameStamp, ImageArray, People, Tracks, TrackState
@@ -37,12 +39,12 @@ def evaluate_pose(
     when there are none, or when `score_threshold` is higher and has dropped some of them.
     ms_per_image: median of one call with one image, decoding of the file excluded. Images that OpenCV cannot read are left
     out and named in `unreadable`.
-    Raises ConfigError, ModelError, DataError (not one image is readable).
+    Raises ConfigError, ModelError (the estimator's own failure on an image included), DataError (not one image is readable).
     """
     pose = config.pose.model_copy(update={"score_threshold": score_threshold})
     estimator = create_estimator(config.model_copy(update={"pose": pose}))
     try:
-        found, times_ms, unreadable = _estimate_all(estimator, truth, progress)
+        found, times_ms, unreadable = _estimate_all(estimator, pose.estimator, truth, progress)
         name = estimator.name
     finally:
         estimator.close()
@@ -65,23 +67,45 @@ def _means(found: Mapping[int, People], score_threshold: float) -> dict[str, dic
 
 
 def _estimate_all(
-    estimator: PoseEstimator, truth: CocoTruth, progress: Progress
+    estimator: PoseEstimator, plugin: str, truth: CocoTruth, progress: Progress
 ) -> tuple[dict[int, People], list[float], set[int]]:
-    """People and time (ms) of each image, and the ids of those that cannot be read."""
+    """People and time (ms) of each image, and the ids of those that cannot be read.
+
+    plugin: its name, for errors. Raises ModelError that names it and the image it failed on.
+    """
     found: dict[int, People] = {}
     times_ms: list[float] = []
     unreadable: set[int] = set()
     for image_id in progress(list(truth.paths)):
-        image = read_image(truth.paths[image_id])
+        path = truth.paths[image_id]
+        image = read_image(path)
         if image is None:
             unreadable.add(image_id)
             continue
-        if not found:
-            estimator.estimate([image])  # the first call pays for what is made lazily
-        started = time.perf_counter()
-        found[image_id] = estimator.estimate([image])[0]
-        times_ms.append((time.perf_counter() - started) * 1e3)
+        with _blamed(plugin, path):
+            if not found:
+                estimator.estimate([image])  # the first call pays for what is made lazily
+            started = time.perf_counter()
+            answers = estimator.estimate([image])
+            times_ms.append((time.perf_counter() - started) * 1e3)
+            found[image_id] = _only(check_people(estimator.name, answers))
     return found, times_ms, unreadable
+
+
+def _only(answers: list[People]) -> People:
+    if len(answers) != 1:
+        raise ModelError(f"{len(answers)} results for one image")
+    return answers[0]
+
+
+@contextmanager
+def _blamed(plugin: str, path: Path) -> Iterator[None]:
+    """Whatever is raised becomes a ModelError that names the plug-in and the image at `path`."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # a plug-in's bug is not the agent's: name whose it is
+        what = str(error) if isinstance(error, RecognizerError) else f"{type(error).__name__}: {error}"
+        raise ModelError(f"plug-in {plugin!r} of {Group.POSE.value} failed on {path}: {what}") from error
 
 
 def draw_worst(

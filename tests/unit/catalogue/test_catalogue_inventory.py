@@ -76,6 +76,18 @@ def test_a_name_is_a_pulled_model_a_shipped_one_or_a_path(
     assert find("shipped:tiny") == shipped / "tiny"
 
 
+def test_a_path_is_no_name_however_it_looks(
+    shipped: Path, store: ModelStore, catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulled(store, "tiny")
+    monkeypatch.chdir(make_bundle(tmp_path / "own"))
+    for text in (".", "..", "../own"):
+        assert find_model(text, shipped, store, catalogue) == Path(text)
+    for text in ("", "catalogue:", "catalogue:.", "shipped:.."):
+        with pytest.raises(ModelError, match="no such model"):
+            find_model(text, shipped, store, catalogue)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -168,7 +168,19 @@ def test_another_model_starts_afresh_and_closes_the_alarms_of_the_old_one() -> N
     watch.set_model("pose", Model("rtmo-m 1.0", "cpu"))
     (ended,) = watch.step(1.0, NOON)
     assert (ended.incident_id, ended.attributes["reason"]) == (started.incident_id, "model_changed")
+    assert ended.attributes["model"] == "rtmo-s 1.0", "the one that had drifted"
     assert seen(watch, 0.6) == [], "what the new model does is normal for it"
+
+
+def test_an_alarm_of_a_model_that_was_exchanged_while_the_agent_was_down_names_that_model() -> None:
+    first = make_watch()
+    seen(first, 0.8)
+    (started,) = seen(first, 0.6)
+    second = DriftWatch(QUICK, Uuid7())
+    second.restore(json.loads(json.dumps(first.state())))
+    second.set_model("pose", Model("rtmo-m 1.0", "cpu"))
+    (ended,) = second.step(1.0, NOON)
+    assert (ended.incident_id, ended.attributes["model"]) == (started.incident_id, "rtmo-s 1.0")
 
 
 def test_another_device_changes_what_is_quick_but_not_what_is_sure() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.errors import ConfigError
+from agent.errors import DataError
 from agent.evaluate.action import (
     Clip,
     ClipColumns,
@@ -16,6 +16,7 @@ from agent.evaluate.action import (
     calibration_error_by_chance,
     corners,
     expected_calibration_error,
+    none_positive,
     read_clips,
     read_predictions,
     wilson_interval,
@@ -46,29 +47,29 @@ def test_reads_files_relative_to_the_table_and_ignores_other_columns(tmp_path: P
 
 def test_names_every_bad_line_at_once(tmp_path: Path) -> None:
     path = table(tmp_path, "file,label\nx.mp4,fight\n,fight\ngone.mp4,fight\nx.mp4,\n", "x.mp4")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(DataError) as caught:
         read_clips(path)
-    assert [(problem.line, problem.message) for problem in caught.value.problems] == [
-        (3, "no file"),
-        (4, "no such file: gone.mp4"),
-        (5, "no label"),
+    assert str(caught.value).splitlines() == [
+        "3 problems",
+        f"  {path}:3: no file",
+        f"  {path}:4: no such file: gone.mp4 (hint: relative to the CSV file)",
+        f"  {path}:5: no label",
     ]
-    assert f"{path}:4" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("text", "message"), [("", "column"), ("file\nx.mp4\n", "label"), ("file,label\n", "no clips")]
 )
 def test_a_table_without_columns_or_clips_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(DataError, match=message):
         read_clips(table(tmp_path, text))
 
 
 def test_a_missing_or_binary_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(DataError, match="No such file or directory"):
         read_clips(tmp_path / "none.csv")
     (tmp_path / "bad.csv").write_bytes(b"file,label\n\xff\xfe,fight\n")
-    with pytest.raises(ConfigError, match="UTF-8"):
+    with pytest.raises(DataError, match="UTF-8"):
         read_clips(tmp_path / "bad.csv")
 
 
@@ -131,7 +132,7 @@ def test_sources_come_from_a_column_or_from_a_table_of_their_own(tmp_path: Path)
     sources.write_text("file,source\nx.mp4,mall\n")
     assert [clip.source for clip in read_clips(path, sources=sources)] == ["mall", "hall"]
     sources.write_text("clip,source\nx.mp4,mall\n")
-    with pytest.raises(ConfigError, match=r"sources\.csv:1: no column file"):
+    with pytest.raises(DataError, match=r"sources\.csv:1: no column file"):
         read_clips(path, sources=sources)
 
 
@@ -139,7 +140,7 @@ def test_other_columns_can_hold_label_and_source_and_lines_can_be_picked(tmp_pat
     path = table(tmp_path, "file,kind,who,split\nx.mp4,fall,ann,dev\ngone.mp4,adl,bob,train\n", "x.mp4")
     columns = ClipColumns(label="kind", source="who", where={"split": "dev"})
     assert read_clips(path, columns) == [Clip("x.mp4", "fall", tmp_path / "x.mp4", "ann")]
-    with pytest.raises(ConfigError, match="no clips in it with split = test"):
+    with pytest.raises(DataError, match="no clips in it with split = test"):
         read_clips(path, ClipColumns(label="kind", where={"split": "test"}))
 
 
@@ -147,18 +148,28 @@ def test_predictions_need_no_files_but_probabilities(tmp_path: Path) -> None:
     path = table(tmp_path, "file,label,probability,source\nx.mp4,fight,0.25,a\n")
     assert read_predictions(path) == [ClipResult("x.mp4", "fight", 0.25, "a")]
     path.write_text("file,label,probability\nx.mp4,fight,1.5\ny.mp4,fight,high\n")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(DataError) as caught:
         read_predictions(path)
-    assert [(problem.line, problem.message) for problem in caught.value.problems] == [
-        (2, "probability '1.5' is not 0-1"),
-        (3, "probability 'high' is not 0-1"),
-    ]
-    path.write_text("file,label,probability\nx.mp4,fight,0.5\ny.mp4,,0.5\n,fight,0.5\nz.mp4\n")
-    with pytest.raises(ConfigError) as caught:
-        read_predictions(path)
-    assert [(problem.line, problem.message) for problem in caught.value.problems] == [
-        (3, "no label"), (4, "no file"), (5, "no label"), (5, "probability '' is not 0-1"),
+    assert str(caught.value).splitlines() == [
+        "2 problems", f"  {path}:2: probability '1.5' is not 0-1", f"  {path}:3: probability 'high' is not 0-1",
     ]  # fmt: skip
+    path.write_text("file,label,probability\nx.mp4,fight,0.5\ny.mp4,,0.5\n,fight,0.5\nz.mp4\n")
+    with pytest.raises(DataError) as caught:
+        read_predictions(path)
+    problems = ["3: no label", "4: no file", "5: no label", "5: probability '' is not 0-1"]
+    assert str(caught.value).splitlines()[1:] == [f"  {path}:{problem}" for problem in problems]
+    path.write_text("file,label,probability,split\nx.mp4,fight,0.5,dev\n")
+    with pytest.raises(DataError, match="no clips in it with split = test"):
+        read_predictions(path, ClipColumns(where={"split": "test"}))
+
+
+def test_labels_among_which_the_service_is_not_are_told() -> None:
+    assert none_positive(["fight", "calm"], "fight") == ""
+    assert none_positive(["fight"], "fight") == ""
+    told = none_positive(["Fight", "calm", "calm"], "fight")
+    assert told.startswith("no clip is positive, so precision, recall and f1 are 0: no label is 'fight' (hint: ")
+    assert "here are 'calm', 'Fight';" in told
+    assert "'0', '1', '2', '3', '4', ...;" in none_positive("0123456", "fight")
 
 
 def test_a_report_by_source() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,22 @@ def test_a_report_that_has_no_place_is_known_at_the_start(tmp_path: Path, name: 
     with pytest.raises(OSError, match=r"folder|page\.md|taken"):
         prepare(tmp_path / name)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "link to nowhere"])
+def test_a_report_replaces_regular_files_alone(tmp_path: Path, kind: str) -> None:
+    """As root one would take the place of `/dev/null`, or of the link `/dev/stdout`."""
+    path = tmp_path / "out.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "kept.json")
+    if kind == "link":
+        (tmp_path / "kept.json").write_text("kept")
+    with pytest.raises(OSError, match="no regular file, and the report would replace it") as caught:
+        prepare(path)
+    assert caught.value.filename == str(path)
+    assert path.is_symlink() or path.is_fifo()
 
 
 def test_the_present_folder_is_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ def test_without_a_file_every_scenario_gets_its_share_of_the_time() -> None:
         ("runs:\n  - {scenario: ballet}", r"plan.yaml:2:runs\.0\.scenario: unknown scenario 'ballet'.*crowd"),
         ("runs: [{scenario: crowd, people: 0}]", r"runs\.0\.people"),
         ("runs: [{scenario: crowd, seconds: -1}]", r"runs\.0\.seconds"),
+        ("runs: [{scenario: crowd, seconds: .inf}]", r"runs\.0\.seconds: Input should be a finite number"),
         (
             "runs: [{scenario: crowd, poeple: 2}]",
             r"plan.yaml:1:runs\.0\.poeple: unknown key \(hint: did you mean 'people'\?\)",
