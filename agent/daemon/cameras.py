@@ -100,9 +100,7 @@ class Cameras:
         self._step = LADDER[0]
         self._changing = asyncio.Lock()  # two reloads, or a reload and the end, must not meet half-way
         self._closed = False
-        self._closing: set[asyncio.Task[None]] = (
-            set()
-        )  # incidents of cameras that are gone, on their way to a store that hangs
+        self._closing: set[asyncio.Task[None]] = set()  # ends of incidents, on their way to a store that hangs
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
