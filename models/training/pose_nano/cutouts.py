@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.types import FloatArray, ImageArray
-from pose_nano.augment import MIRROR
+from pose_nano.augment import transform
 from pose_nano.store import Annotations, Sample
 
 Mask = NDArray[np.uint8]
@@ -172,14 +172,8 @@ def _scaled(cutout: Cutout, scale: float) -> tuple[ImageArray, Mask, Annotations
 
 
 def _mirrored(image: ImageArray, alpha: Mask, person: Annotations) -> tuple[ImageArray, Mask, Annotations]:
-    width = np.float32(image.shape[1])
-    points = person.keypoints[:, MIRROR].copy()
-    points[..., 0] = width - points[..., 0]
-    boxes = person.boxes.copy()
-    boxes[:, [0, 2]] = width - person.boxes[:, [2, 0]]
-    other = replace(
-        person, boxes=boxes, keypoints=points, weights=person.weights[:, MIRROR], seen=person.seen[:, MIRROR]
-    )
+    about = np.array([(-1, 0, image.shape[1]), (0, 1, 0)], np.float32)
+    other = transform(person, about, straight=True, mirrored=True)
     return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(alpha[:, ::-1]), other
 
 
