@@ -72,12 +72,25 @@ def left_right_loss(logits: Tensor, target: Tensor) -> Tensor:
     """
     left, right = target[:, _LEFT], target[:, _RIGHT]
     near = (torch.maximum(left, right) >= _NEAR) & (left >= 0) & (right >= 0)
-    difference = logits[:, _LEFT][near] - logits[:, _RIGHT][near]  # few cells: all that follows is cheap
-    left, right = left[near], right[near]
+    of = _Few(near)
+    difference = of(logits[:, _LEFT]) - of(logits[:, _RIGHT])
+    left, right = of(left, 1.0), of(right, 1.0)
     share = left / (left + right)
     weight = torch.maximum(left, right) * (2 * share - 1).abs()
     loss = functional.binary_cross_entropy_with_logits(difference, share, reduction="none")
     return (loss * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+class _Few:
+    """What values are in these few cells: alone on a CPU, where all that follows is cheap then; on a GPU among a filling, since nothing
+    waits for how many they are, and a CUDA graph may hold it."""
+
+    def __init__(self, cells: Tensor) -> None:
+        self._cells = cells
+        self._index = cells.nonzero(as_tuple=True) if cells.device.type == "cpu" else None
+
+    def __call__(self, values: Tensor, filling: float = 0.0) -> Tensor:
+        return torch.where(self._cells, values, filling) if self._index is None else values[self._index]
 
 
 def overlap_loss(sides: Tensor, boxes: Tensor) -> Tensor:
@@ -98,7 +111,11 @@ def overlap_loss(sides: Tensor, boxes: Tensor) -> Tensor:
 
 def _distance(found: Tensor, wanted: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
     """Huber's loss of the error in units of the OKS fall-off: found, wanted (B, 17, 2, R, C), the others (B, 17, R, C)."""
-    counted = weight > 0  # few cells
-    error = (found.movedim(2, -1)[counted] - wanted.movedim(2, -1)[counted]) * scale[counted][:, None]
-    loss = functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.5).sum(dim=1)
-    return (loss * weight[counted]).sum() / weight.sum().clamp(min=1.0)
+    of = _Few(weight > 0)
+    scale = of(scale)
+    across, down = ((of(found[:, :, axis]) - of(wanted[:, :, axis])) * scale for axis in (0, 1))
+    return ((_huber(across) + _huber(down)) * of(weight)).sum() / weight.sum().clamp(min=1.0)
+
+
+def _huber(error: Tensor) -> Tensor:
+    return functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.5)

@@ -37,7 +37,10 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Groups with `orthogonal` true hold tensors of two or more axes, the first one the outputs."""
+    """Groups with `orthogonal` true hold tensors of two or more axes, the first one the outputs.
+
+    A group's `lr` is a number, or a scalar on the parameters' device: then nothing in a step is read back, and it may be a CUDA graph's.
+    """
 
     def __init__(self, groups: Iterable[dict[str, Any]], rate: float, momentum: float = 0.95) -> None:
         defaults = {"lr": rate, "weight_decay": 0.0, "orthogonal": False, "momentum": momentum, "betas": (0.9, 0.99)}
@@ -51,7 +54,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update(parameter, group), alpha=-group["lr"])
+                parameter.sub_(update(parameter, group).mul_(group["lr"]))
 
     def _muon(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[parameter]
@@ -66,13 +69,12 @@ class MuonAdamW(torch.optim.Optimizer):
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
             state["first"], state["second"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state["steps"] = torch.zeros(())
+            state["steps"] = torch.zeros((), device=parameter.device)
         state["steps"] += 1
         state["first"].lerp_(parameter.grad, 1 - beta1)
         state["second"].lerp_(parameter.grad.square(), 1 - beta2)
-        steps = float(state["steps"])
-        second = (state["second"] / (1 - beta2**steps)).sqrt_().add_(1e-8)
-        return state["first"] / (1 - beta1**steps) / second
+        second = (state["second"] / (1 - beta2 ** state["steps"])).sqrt_().add_(1e-8)
+        return state["first"] / (1 - beta1 ** state["steps"]) / second
 
 
 def optimiser_for(network: nn.Module, rate: float, decay: float = 0.03) -> MuonAdamW:

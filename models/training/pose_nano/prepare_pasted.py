@@ -48,14 +48,32 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--part",
+        type=int,
+        default=0,
+        help="write a shard OUT-NUMBER for every so many pictures, each there when it is whole",
+    )
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     rng = np.random.default_rng(arguments.seed)
     found = list(cutouts(Shard(arguments.people)))
     print(f"{len(found)} people cut out", flush=True)
     backgrounds = [Shard(folder) for folder in arguments.backgrounds]
-    writer = ShardWriter(arguments.out, arguments.pictures)
-    for _ in range(arguments.pictures):
+    if not arguments.part:
+        write_shard(arguments.out, arguments.pictures, found, backgrounds, rng)
+        return
+    for first in range(0, arguments.pictures, arguments.part):
+        count = min(arguments.part, arguments.pictures - first)
+        write_shard(Path(f"{arguments.out}-{first}"), count, found, backgrounds, rng)
+
+
+def write_shard(
+    folder: Path, pictures: int, found: list[Cutout], backgrounds: list[Shard], rng: np.random.Generator
+) -> None:
+    """So many pictures."""
+    writer = ShardWriter(folder, pictures)
+    for _ in range(pictures):
         sample = picture(found, backgrounds, rng)
         writer.add(sample.image, sample.people)
     writer.close()

@@ -69,17 +69,27 @@ class Trainer:
         self.network = PoseNano().to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(requires_grad=False)
         self.optimiser = optimiser_for(self.network, plan.rate)
+        self.rate = torch.zeros((), device=device)
         self.seen = self.steps = 0
         self.ending = False
 
     def step(self, image: Tensor, batch: Batch) -> dict[str, Tensor]:
         """One step on one batch, or this process's part of it; the parts of the loss and `total`: scalars, where they were made."""
-        self.network.train()
+        self.rate.fill_(self.plan.at(self.seen))
         for group in self.optimiser.param_groups:
-            group["lr"] = self.plan.at(self.seen)
+            group["lr"] = self.rate
         batch = Batch(**{f.name: getattr(batch, f.name).to(self.device) for f in fields(Batch)})
+        parts = self.learn(image.to(self.device), batch)
+        self.seen += len(image) * self.processes
+        self.steps += 1
+        self._update_average()
+        return parts
+
+    def learn(self, image: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What of a step happens on the device. On a GPU nothing of it is waited for, so a CUDA graph may hold it."""
+        self.network.train()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            maps = self.network(image.to(self.device))
+            maps = self.network(image)
         parts = losses(maps, batch)
         loss = total(parts)
         self.optimiser.zero_grad(set_to_none=True)
@@ -88,9 +98,6 @@ class Trainer:
             self._agree()
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimiser.step()
-        self.seen += len(image) * self.processes
-        self.steps += 1
-        self._update_average()
         return {name: value.detach() for name, value in parts.items()} | {"total": loss.detach()}
 
     def _agree(self) -> None:

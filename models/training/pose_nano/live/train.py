@@ -24,11 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pose_nano.augment import Recipe
+from pose_nano.live.ahead import GraphTrainer, ahead
 from pose_nano.live.pool import Pictures, Pool, read_pictures
 from pose_nano.live.targets import draw
 from pose_nano.live.views import view
+from pose_nano.losses import Batch
 from pose_nano.stream import recipe_of
 from pose_nano.train import Log, Trainer, save_whole
 
@@ -128,7 +131,8 @@ def train(arguments: argparse.Namespace) -> None:
         if arrival := arrivals.take(1.0):
             pool.add(*arrival)
     clock = Clock(arguments.rate, arguments.minutes, arguments.decay)
-    trainer = Trainer(clock, device, bfloat16=device.type == "cuda")
+    gpu = device.type == "cuda"
+    trainer = (GraphTrainer if gpu and not arguments.no_graphs else Trainer)(clock, device, bfloat16=gpu)
     trainer.start_from(arguments.start)
     for asked in (signal.SIGTERM, signal.SIGINT):
         signal.signal(asked, lambda *_: setattr(trainer, "ending", True))
@@ -137,13 +141,16 @@ def train(arguments: argparse.Namespace) -> None:
     log, logged = Log(run / "log.csv"), 0
     shares = np.array([mix.share for mix in mixes]) / sum(mix.share for mix in mixes)
     before_decay = True
-    while clock.passed() < 1 and not trainer.ending:
+
+    @torch.no_grad()
+    def make() -> tuple[Tensor, Batch]:
         if arrival := arrivals.take():
             pool.add(*arrival)
         mix = mixes[rng.choice(len(mixes), p=shares)]
-        with torch.no_grad():
-            image, crowd = view(pool, pool.draw(mix.sources, mix.batch, generator), mix.recipe, generator)
-            batch = draw(crowd, *mix.recipe.canvas)
+        image, crowd = view(pool, pool.draw(mix.sources, mix.batch, generator), mix.recipe, generator)
+        return image, draw(crowd, *mix.recipe.canvas)
+
+    for image, batch in ahead(make, device):
         log.add(trainer.step(image, batch))
         if trainer.steps % arguments.report == 0:
             log.write(trainer.seen, (trainer.seen - logged) // arguments.report, clock.at(trainer.seen))
@@ -152,6 +159,8 @@ def train(arguments: argparse.Namespace) -> None:
         if before_decay and clock.passed() > 1 - arguments.decay:
             before_decay = False
             save_average(trainer, run / "before-decay.pt")
+        if clock.passed() >= 1 or trainer.ending:
+            break
     save_average(trainer, run / "average.pt")
     print(f"{trainer.seen} views in {trainer.steps} steps, pictures: {pool.taken_in()}", flush=True)
 
@@ -176,6 +185,7 @@ def main() -> None:
     )
     parser.add_argument("--least", type=int, default=2000, help="pictures to wait for before the first step")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-graphs", action="store_true", help="start each kernel of a step anew: half as fast")
     parser.add_argument("--report", type=int, default=100, help="steps")
     train(parser.parse_args())
 
