@@ -35,7 +35,7 @@ class DecoderOptions:
     candidates: int = 30
     peaks: int = 24
     voters: int = 2
-    reach: float = 0.18
+    reach: float = 0.14
     least_peak: float = 0.05
     near: float = 0.1
     say: float = 0.3

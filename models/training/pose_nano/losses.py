@@ -90,7 +90,10 @@ class _Few:
         self._index = cells.nonzero(as_tuple=True) if cells.device.type == "cpu" else None
 
     def __call__(self, values: Tensor, filling: float = 0.0) -> Tensor:
-        return torch.where(self._cells, values, filling) if self._index is None else values[self._index]
+        return self.filled(values, filling) if self._index is None else values[self._index]
+
+    def filled(self, values: Tensor, filling: float) -> Tensor:
+        return torch.where(self._cells, values, filling)
 
 
 def overlap_loss(sides: Tensor, boxes: Tensor) -> Tensor:

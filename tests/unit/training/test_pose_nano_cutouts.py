@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from pose_nano.augment import MIRROR
 from pose_nano.cutouts import Cutout, cut, hidden, outline, paste
-from pose_nano.store import HEIGHT, WIDTH, Annotations, Sample
+from pose_nano.prepare_pasted import main
+from pose_nano.store import HEIGHT, WIDTH, Annotations, Sample, Shard, ShardWriter
 
 from agent.types import ImageArray
 from tests.unit.training.test_pose_nano_data import person
@@ -128,3 +130,16 @@ def test_a_person_that_leaves_the_picture_is_believed_inside_alone() -> None:
         assert (people.boxes <= (WIDTH, HEIGHT, WIDTH, HEIGHT)).all()
         outside += int(beyond.sum())
     assert outside
+
+
+def test_a_shard_of_pasted_people_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, people = ShardWriter(tmp_path / "real", 4), person(300, 200, 10)
+    for seed in range(4):
+        writer.add(drawn(people, seed), people)
+    writer.close()
+    options = f"--people {tmp_path / 'real'} --backgrounds {tmp_path / 'real'} --pictures 5 --out {tmp_path / 'pasted'}"
+    monkeypatch.setattr("sys.argv", ["prepare_pasted", *options.split(), "--part", "2"])
+    main()
+    assert sorted(folder.name for folder in tmp_path.glob("pasted*")) == ["pasted-0", "pasted-2", "pasted-4"]
+    assert [len(Shard(tmp_path / f"pasted-{first}")) for first in (0, 2, 4)] == [2, 2, 1]
+    assert any(len(Shard(tmp_path / "pasted-0")[number].people) > 1 for number in range(2))

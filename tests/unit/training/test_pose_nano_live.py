@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,14 +13,16 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch, the agent does not")
 
-from pose_nano import augment, targets  # noqa: E402  # after the skip
+from pose_nano import augment, losses, targets  # noqa: E402  # after the skip
 from pose_nano.augment import Recipe  # noqa: E402
 from pose_nano.live import distort, views  # noqa: E402
+from pose_nano.live.ahead import GraphTrainer, ahead  # noqa: E402
 from pose_nano.live.pool import MOST_PEOPLE, Crowd, Pictures, Pool, read_pictures  # noqa: E402
 from pose_nano.live.targets import draw  # noqa: E402
 from pose_nano.live.train import Clock, main, read_plan  # noqa: E402
-from pose_nano.network import PoseNano  # noqa: E402
+from pose_nano.network import Maps, PoseNano  # noqa: E402
 from pose_nano.store import PAD, Annotations, ShardWriter  # noqa: E402
+from pose_nano.train import Plan, Trainer  # noqa: E402
 from test_pose_nano_data import person  # noqa: E402
 
 HEIGHT, WIDTH = 192, 256
@@ -164,6 +167,76 @@ def test_what_jpeg_loses_is_what_opencv_s_loses() -> None:
     want = cv2.imdecode(packed, cv2.IMREAD_COLOR).astype(np.float32)
     lost = np.abs(image - want).mean()
     assert np.abs(have.permute(1, 2, 0).numpy() - want).mean() < lost / 2
+
+
+def crowded_batch() -> losses.Batch:
+    rng = np.random.default_rng(3)
+    return draw(crowd_of([augment.clip(somebody(rng), (HEIGHT, WIDTH)) for _ in range(8)]).packed(), HEIGHT, WIDTH)
+
+
+def test_a_gpu_learns_what_a_cpu_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fills cells that do not count, where a CPU leaves them out."""
+    batch, generator = crowded_batch(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        image = torch.rand(8, 3, HEIGHT, WIDTH, generator=generator) * 255
+        said = PoseNano()(image)
+
+    def maps() -> Maps:
+        return Maps(*(getattr(said, field.name).clone().requires_grad_() for field in fields(Maps)))
+
+    alone, filled = maps(), maps()
+    losses.total(losses.losses(alone, batch)).backward()
+    monkeypatch.setattr(losses._Few, "__call__", lambda few, values, filling=0.0: few.filled(values, filling))
+    losses.total(losses.losses(filled, batch)).backward()
+    for field in fields(Maps):
+        have, want = getattr(filled, field.name).grad, getattr(alone, field.name).grad
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-7, msg=field.name)
+
+
+def test_nothing_of_a_step_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph cannot hold what depends on values; the device `meta` has none."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which it does not know
+    meta = torch.device("meta")
+    trainer = Trainer(Plan(1e-3, 10, 0), meta, bfloat16=False)
+    for _ in range(2):  # the first makes the optimiser's state
+        parts = trainer.step(torch.zeros(3, 3, 64, 96, device=meta), draw(Crowd.empty(3, 2, meta), 64, 96))
+    assert parts["total"].shape == ()
+    assert trainer.seen == 6
+    with pytest.raises(NotImplementedError, match="nonzero"):
+        torch.zeros(3, device=meta).nonzero()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_replayed_step_is_a_step() -> None:
+    device = torch.device("cuda")
+    batch = crowded_batch()
+    batch = losses.Batch(**{f.name: getattr(batch, f.name).to(device) for f in fields(losses.Batch)})
+    torch.manual_seed(2)
+    images = torch.rand(4, 8, 3, HEIGHT, WIDTH, device=device) * 255
+    learnt = []
+    for kind in (Trainer, GraphTrainer):
+        torch.manual_seed(1)
+        trainer = kind(Plan(1e-3, 1000, 0), device, bfloat16=False)
+        if kind is Trainer:
+            for _ in range(3):  # what a recording warms up with
+                trainer.rate.fill_(trainer.plan.at(0))
+                for group in trainer.optimiser.param_groups:
+                    group["lr"] = trainer.rate
+                trainer.learn(images[0], batch)
+        learnt.append([float(trainer.step(image, batch)["total"]) for image in images])
+    assert learnt[1] == pytest.approx(learnt[0], rel=2e-2)
+
+
+def test_batches_are_made_one_ahead_and_in_order() -> None:
+    made: list[int] = []
+    batch = crowded_batch()
+
+    def make() -> tuple[torch.Tensor, losses.Batch]:
+        made.append(len(made))
+        return torch.tensor(made[-1]), batch
+
+    for number, (image, _) in zip(range(4), ahead(make, CPU), strict=False):
+        assert int(image) == number
 
 
 def test_rates_follow_the_time() -> None:
