@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pose_nano.losses import Batch
-from pose_nano.train import Trainer
+from pose_nano.train import Rates, Trainer
 
 _WARM_UP = 3
 """Steps before one is recorded: cuDNN chooses its algorithms, the optimiser makes its state."""
@@ -57,8 +57,8 @@ class _Recording:
 class GraphTrainer(Trainer):
     """A `Trainer` on a GPU whose steps are replayed. What `step` returns is overwritten by the next step."""
 
-    def __init__(self, *args: object, **options: object) -> None:
-        super().__init__(*args, **options)  # type: ignore[arg-type]
+    def __init__(self, plan: Rates, device: torch.device, *, bfloat16: bool) -> None:
+        super().__init__(plan, device, bfloat16=bfloat16)
         self._recordings: dict[torch.Size, _Recording] = {}
 
     def learn(self, image: Tensor, batch: Batch) -> dict[str, Tensor]:
