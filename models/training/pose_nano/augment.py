@@ -151,8 +151,7 @@ def clip(people: Annotations, canvas: tuple[int, int]) -> Annotations:
     enough &= sides.prod(axis=1) > LEAST_SHARE * whole
     clipped = Annotations(boxes, people.keypoints, weights, people.seen * inside, people.labelled & enough)
     keep = sides.min(axis=1) > 1
-    names = ("boxes", "keypoints", "weights", "seen", "labelled")
-    return Annotations(*(getattr(clipped, name)[keep] for name in names))
+    return clipped.rows(keep)
 
 
 def distort(image: ImageArray, rng: np.random.Generator) -> ImageArray:

@@ -67,11 +67,8 @@ def cut(sample: Sample, row: int) -> Cutout | None:
     alpha = outline(image, points - shift, seen, height)
     if alpha is None:
         return None
-    one = Annotations(*(getattr(people, name)[row : row + 1] for name in _FIELDS))
+    one = people.rows(slice(row, row + 1))
     return Cutout(image, alpha, replace(one, boxes=one.boxes - np.tile(shift, 2), keypoints=one.keypoints - shift))
-
-
-_FIELDS = ("boxes", "keypoints", "weights", "seen", "labelled")
 
 
 def _crowded(people: Annotations, row: int) -> bool:

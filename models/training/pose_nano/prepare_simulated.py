@@ -49,13 +49,7 @@ def annotations_of(truth: Truth) -> Annotations:
         seen=np.choose(truth.visibility, [0.0, -1.0, 1.0]).astype(np.float32),
         labelled=labelled,
     )
-    return _rows(people, valid)
-
-
-def _rows(people: Annotations, rows: np.ndarray) -> Annotations:
-    return Annotations(
-        people.boxes[rows], people.keypoints[rows], people.weights[rows], people.seen[rows], people.labelled[rows]
-    )
+    return people.rows(valid)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

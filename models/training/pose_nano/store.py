@@ -54,6 +54,12 @@ class Annotations:
         ]
         return cls(*arrays, np.concatenate([np.zeros(0, bool), *(part.labelled for part in parts)]))
 
+    def rows(self, index: Bools | slice) -> Annotations:
+        """Those people."""
+        return Annotations(
+            self.boxes[index], self.keypoints[index], self.weights[index], self.seen[index], self.labelled[index]
+        )
+
     def scaled(self, factor: float) -> Annotations:
         """In a picture that is `factor` times as large."""
         return replace(self, boxes=self.boxes * np.float32(factor), keypoints=self.keypoints * np.float32(factor))
@@ -85,17 +91,7 @@ class Shard:
     def __getitem__(self, index: int) -> Sample:
         height, width = self._sizes[index]
         rows = slice(int(self._starts[index]), int(self._starts[index + 1]))
-        people = self._people
-        return Sample(
-            self._images[index, :height, :width],
-            Annotations(
-                people.boxes[rows],
-                people.keypoints[rows],
-                people.weights[rows],
-                people.seen[rows],
-                people.labelled[rows],
-            ),
-        )
+        return Sample(self._images[index, :height, :width], self._people.rows(rows))
 
 
 class ShardWriter:

@@ -67,10 +67,7 @@ def draw(people: Annotations, height: int, width: int) -> Targets:
     cells, fine = cell_centres(height, width), cell_centres(height, width, POINT_STRIDE)
     regions = people.boxes[~people.labelled]
     unknown, unknown_fine = _inside(cells, regions), _inside(fine, regions)
-    keep = people.labelled
-    people = Annotations(
-        people.boxes[keep], people.keypoints[keep], people.weights[keep], people.seen[keep], people.labelled[keep]
-    )
+    people = people.rows(people.labelled)
     if not len(people):
         return _empty(unknown, unknown_fine)
     extent = people.boxes[:, 2:] - people.boxes[:, :2]

@@ -157,4 +157,4 @@ def annotate(poses: Poses, support: FloatArray, width: int, height: int) -> Anno
         labelled=labelled,
     )
     keep = (score >= _REGION_SCORE) & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 2)
-    return Annotations(*(getattr(people, name)[keep] for name in ("boxes", "keypoints", "weights", "seen", "labelled")))
+    return people.rows(keep)
