@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -12,9 +11,10 @@ from pathlib import Path
 import structlog
 
 from agent.durable import sync
-from agent.errors import StorageError, StorageFullError
+from agent.errors import StorageError
 from agent.outbox.faults import storage_error
 from agent.outbox.files import beside, remove_database
+from agent.schema_copy import keep, place_of
 
 log = structlog.get_logger(__name__)
 
@@ -23,7 +23,6 @@ Report = Callable[[int, int], None]
 _PAGES = 1024
 """Copied at a time; between two steps the agent can checkpoint."""
 _UNFINISHED = ".part"
-_SCHEMA = ".schema-"
 _SCHEMA_COPY_S = 30.0
 """For longer than this a start is not held up: nobody watches meanwhile."""
 
@@ -48,7 +47,7 @@ def keep_of_schema(database: Path, version: int) -> None:
 
     None is made where the disk has no room for it, or it takes too long; then the log says so, and what there was stays.
     """
-    target = beside(database, f"{_SCHEMA}{version}")
+    target = place_of(database, version)
     until_s = time.monotonic() + _SCHEMA_COPY_S
 
     def in_time(_done: int, _total: int) -> None:
@@ -57,26 +56,10 @@ def keep_of_schema(database: Path, version: int) -> None:
 
     try:
         remove_database(beside(target, _UNFINISHED))  # a start that was cut off: it takes the room looked for
-        _require_room(database)
-        _make(database, target, in_time, check=False)  # opening has just checked what is copied
-        for other in database.parent.glob(f"{database.name}{_SCHEMA}*"):
-            if other != target:
-                other.unlink()
+        # Opening has just checked what is copied.
+        keep(database, version, lambda target: _make(database, target, in_time, check=False))
     except (StorageError, OSError) as error:
         log.warning("outbox_not_copied_before_migration", schema=version, error=str(error))
-
-
-def copy_of_schema(database: Path, most: int) -> Path | None:
-    """The copy beside `database` with which an agent that knows schemas up to `most` can go on."""
-    candidates = (beside(database, f"{_SCHEMA}{version}") for version in range(most, 0, -1))
-    return next((file for file in candidates if file.is_file()), None)
-
-
-def _require_room(database: Path) -> None:
-    """As much as the copy takes has to be left for the migration. Raises StorageFullError."""
-    need, free = 2 * database.stat().st_size, shutil.disk_usage(database.parent).free
-    if free < need:
-        raise StorageFullError(f"{database}: {free / 1e6:,.0f} MB free, {need / 1e6:,.0f} MB needed")
 
 
 def _make(database: Path, target: Path, progress: Report | None, *, check: bool) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.durable import sync
 from agent.errors import StorageError, StorageFullError
-from agent.outbox.backup import copy_of_schema, keep_of_schema
+from agent.outbox.backup import keep_of_schema
 from agent.outbox.faults import is_damage, storage_error
 from agent.outbox.files import SIDES, beside, remove_database
 from agent.outbox.limits import missing
@@ -22,6 +22,7 @@ from agent.outbox.numbers import NEWEST, disorder, row_of
 from agent.outbox.salvage import BEYOND_ANY, salvage
 from agent.outbox.sequence import BLOCK, MOST, SequenceReserve
 from agent.outbox.wal import inspect
+from agent.schema_copy import written_by_a_newer_agent
 from agent.types import Lane, Loss, LossReason
 
 _BUSY_TIMEOUT_S = 2.0
@@ -200,7 +201,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> bool:
     newest = steps[-1][0]
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > newest:
-        raise StorageError(_of_a_newer_agent(path, version, newest))
+        raise StorageError(written_by_a_newer_agent("the event database", path, version, newest))
     _check_parts(connection, version)
     if 0 < version < newest:
         keep_of_schema(path, version)
@@ -214,13 +215,6 @@ def migrate(connection: sqlite3.Connection, path: Path) -> bool:
                 connection.rollback()
             raise
     return bool(version == 0)
-
-
-def _of_a_newer_agent(path: Path, version: int, newest: int) -> str:
-    copy = copy_of_schema(path, newest)
-    way = f"put {copy.name}, the copy from before, in its place (docs/operations.md)" if copy else "move the file away"
-    hint = f"it was written by a newer agent; go back to that version or {way}"
-    return f"the event database has schema {version}, this agent knows {newest} (hint: {hint})"
 
 
 def _open_checked(path: Path) -> tuple[sqlite3.Connection, bool, int]:

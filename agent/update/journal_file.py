@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import structlog
 
 from agent.durable import make_folder, sync
 from agent.errors import StorageError, StorageFullError
+from agent.schema_copy import keep, place_of, written_by_a_newer_agent
 
 _log = structlog.get_logger(__name__)
 
@@ -28,7 +28,6 @@ _PRIMARY = 0xFF
 _TABLES = {"actions", "slots", "feedback", "audit"}
 _BUSY_S = 5.0
 _KEEP_DAMAGED = 2
-_SCHEMA = ".schema-"
 
 
 class InUseError(StorageError):
@@ -160,7 +159,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     have = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if version > newest:
-        raise StorageError(_of_a_newer_agent(path, version, newest))
+        raise StorageError(written_by_a_newer_agent("the journal of updates", path, version, newest))
     if bool(version) != bool(have & _TABLES) or (version and not have >= _TABLES):
         raise DamagedError(f"schema {version} with the tables {', '.join(sorted(have)) or 'none'}")
     if 0 < version < newest:
@@ -175,38 +174,24 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
                 raise
 
 
-def _of_a_newer_agent(path: Path, version: int, newest: int) -> str:
-    copies = (_copy_of(path, known) for known in range(newest, 0, -1))
-    copy = next((file for file in copies if file.is_file()), None)
-    way = f"put {copy.name}, the copy from before, in its place (docs/operations.md)" if copy else "move the file away"
-    hint = f"it was written by a newer agent; go back to that version or {way}"
-    return f"the journal of updates has schema {version}, this agent knows {newest} (hint: {hint})"
-
-
-def _copy_of(path: Path, version: int) -> Path:
-    return path.with_name(f"{path.name}{_SCHEMA}{version}")
-
-
 def _keep_of_schema(connection: sqlite3.Connection, path: Path, version: int) -> None:
     """Before a migration: a copy with which the agent before can go on, in the place of the last such copy.
 
     Where the disk has no room for both, none is made; then the log says so, and what there was stays. What is open has just been checked.
     """
-    target = _copy_of(path, version)
-    unfinished = target.with_name(f"{target.name}.part")
-    try:
-        unfinished.unlink(missing_ok=True)  # of a start that was cut off: it takes the room looked for
-        need, free = 2 * path.stat().st_size, shutil.disk_usage(path.parent).free
-        if free < need:
-            raise StorageFullError(f"{path}: {free / 1e6:,.1f} MB free, {need / 1e6:,.1f} MB needed")
+    place = place_of(path, version)
+    unfinished = place.with_name(f"{place.name}.part")
+
+    def make(target: Path) -> None:
         with contextlib.closing(sqlite3.connect(unfinished)) as copy:
             connection.backup(copy)
         sync(unfinished)
         unfinished.rename(target)
         sync(path.parent)
-        for other in path.parent.glob(f"{path.name}{_SCHEMA}*"):
-            if other != target:
-                other.unlink()
+
+    try:
+        unfinished.unlink(missing_ok=True)  # of a start that was cut off: it takes the room looked for
+        keep(path, version, make)
     except (sqlite3.Error, StorageError, OSError) as error:
         _log.warning("update_journal_not_copied_before_migration", schema=version, error=str(error))
         with contextlib.suppress(OSError):
