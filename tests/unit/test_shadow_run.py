@@ -151,7 +151,7 @@ async def test_enough_people_end_it_on_time() -> None:
         outcome = await asyncio.wait_for(run, 20)
     assert not isinstance(outcome, Refusal), outcome
     assert "note" not in outcome
-    assert float(outcome["shadow_s"]) == pytest.approx(1.5, abs=0.1)
+    assert 1.5 <= float(outcome["shadow_s"]) < LONGER * 1.5
 
 
 async def test_the_limit_is_never_below_the_run_itself() -> None:
