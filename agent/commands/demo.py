@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -102,6 +103,7 @@ def _judge(agent: Agent) -> SceneJudge | None:
 async def _until_stopped(agent: Agent, config: AgentConfig, seconds: float | None, printer: _Printer) -> str:
     """What is wrong with the camera after `seconds`, if it gave no picture; empty otherwise."""
     await agent.ready_event.wait()
+    started_s = time.monotonic()
     try:
         async with asyncio.timeout(seconds):
             if agent.http is not None:
@@ -113,7 +115,7 @@ async def _until_stopped(agent: Agent, config: AgentConfig, seconds: float | Non
     except TimeoutError:
         pass  # it was to last that long
     finally:
-        for line in [*_speed(agent), *printer.closing()]:
+        for line in [*_speed(agent, time.monotonic() - started_s), *printer.closing()]:
             _say(line)
         agent.stop()
     return _blind(agent)
@@ -130,10 +132,11 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _speed(agent: Agent) -> list[str]:
+def _speed(agent: Agent, seconds: float) -> list[str]:
+    """Over all of these seconds: cameras that have just been stopped say nothing of their rate any more."""
     statuses = agent.cameras.statuses() if agent.cameras is not None else []
     return [
-        f"speed          {status.fps:.1f} frames/s of {status.width}x{status.height},"
+        f"speed          {status.frames / seconds:.1f} frames/s of {status.width}x{status.height},"
         f" {agent.metrics.mean_pose_s() * 1e3:.1f} ms a frame in the pose model, {status.dropped} of"
         f" {status.frames + status.dropped} frames left out"
         for status in statuses

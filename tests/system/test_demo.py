@@ -66,11 +66,15 @@ def test_ctrl_c_ends_it_and_the_page_lives_until_then(leavings: Path, tmp_path: 
         assert page is not None, said
         with urlopen(page[0], timeout=10) as answer:
             assert answer.status == 200
+        time.sleep(2)
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does
         rest = running.stdout.read()
         running.wait(60)
     assert running.returncode == 0, rest
     assert "Traceback" not in rest
+    speed = re.search(r"^speed          ([\d.]+) frames/s of 320x240", rest, re.MULTILINE)
+    assert speed is not None, rest
+    assert float(speed[1]) > 1, "what it did until then"
 
 
 @pytest.mark.timeout(120)
