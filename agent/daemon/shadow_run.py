@@ -69,8 +69,11 @@ async def run_shadow(recognition: Recognition, slot: str, model: Model, terms: T
     if worker.tap is not None:
         raise ModelError(f"a shadow run of the slot {slot!r} is under way")
     tally, compare = _tally(recognition, slot)
-    how: dict[str, Any] = {"worth": len} if slot == POSE_SLOT else {"depth": WINDOWS_WAITING}
-    shadow = Shadow(recognition.function(slot, model), compare, **how)
+    function = recognition.function(slot, model)
+    if slot == POSE_SLOT:
+        shadow = Shadow(function, compare, worth=len)
+    else:
+        shadow = Shadow(function, compare, depth=WINDOWS_WAITING)
     shadow.start()
     worker.tap = shadow.offer
     try:

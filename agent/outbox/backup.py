@@ -12,9 +12,9 @@ import structlog
 
 from agent.durable import sync
 from agent.errors import StorageError
+from agent.migrations import keep, place_of
 from agent.outbox.faults import storage_error
 from agent.outbox.files import beside, remove_database
-from agent.schema_copy import keep, place_of
 
 log = structlog.get_logger(__name__)
 
@@ -56,8 +56,7 @@ def keep_of_schema(database: Path, version: int) -> None:
 
     try:
         remove_database(beside(target, _UNFINISHED))  # a start that was cut off: it takes the room looked for
-        # Opening has just checked what is copied.
-        keep(database, version, lambda target: _make(database, target, in_time, check=False))
+        keep(database, version, lambda place: _make(database, place, in_time, check=False))  # opening has checked it
     except (StorageError, OSError) as error:
         log.warning("outbox_not_copied_before_migration", schema=version, error=str(error))
 

@@ -9,11 +9,11 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 
 from agent.durable import sync
 from agent.errors import StorageError, StorageFullError
+from agent.migrations import advance, migrations_of, written_by_a_newer_agent
 from agent.outbox.backup import keep_of_schema
 from agent.outbox.faults import is_damage, storage_error
 from agent.outbox.files import SIDES, beside, remove_database
@@ -22,7 +22,6 @@ from agent.outbox.numbers import NEWEST, disorder, row_of
 from agent.outbox.salvage import BEYOND_ANY, salvage
 from agent.outbox.sequence import BLOCK, MOST, SequenceReserve
 from agent.outbox.wal import inspect
-from agent.schema_copy import written_by_a_newer_agent
 from agent.types import Lane, Loss, LossReason
 
 _BUSY_TIMEOUT_S = 2.0
@@ -193,27 +192,15 @@ def migrate(connection: sqlite3.Connection, path: Path) -> bool:
 
     Each step and its `user_version` are one transaction. What is changed is copied first.
     """
-    steps = sorted(
-        (int(file.name.partition("_")[0]), file.read_text(encoding="utf-8"))
-        for file in resources.files("agent.outbox.migrations").iterdir()
-        if file.name.endswith(".sql")
-    )
-    newest = steps[-1][0]
+    migrations = migrations_of("agent.outbox.migrations")
+    newest = migrations[-1][0]
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > newest:
         raise StorageError(written_by_a_newer_agent("the event database", path, version, newest))
     _check_parts(connection, version)
     if 0 < version < newest:
         keep_of_schema(path, version)
-    for number, script in steps:
-        if number <= version:
-            continue
-        try:
-            connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version={number};\nCOMMIT;")
-        except BaseException:
-            if connection.in_transaction:
-                connection.rollback()
-            raise
+    advance(connection, migrations, version)
     return bool(version == 0)
 
 

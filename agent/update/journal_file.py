@@ -11,14 +11,13 @@ import fcntl
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 
 import structlog
 
 from agent.durable import make_folder, sync
 from agent.errors import StorageError, StorageFullError
-from agent.schema_copy import keep, place_of, written_by_a_newer_agent
+from agent.migrations import advance, keep, migrations_of, place_of, written_by_a_newer_agent
 
 _log = structlog.get_logger(__name__)
 
@@ -143,19 +142,10 @@ def _check(connection: sqlite3.Connection) -> None:
         raise DamagedError(str(verdict))
 
 
-def _steps() -> list[tuple[int, str]]:
-    """Number and script of each migration, in their order."""
-    return sorted(
-        (int(file.name.partition("_")[0]), file.read_text(encoding="utf-8"))
-        for file in resources.files("agent.update.migrations").iterdir()
-        if file.name.endswith(".sql")
-    )
-
-
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Each step and its `user_version` are one transaction. What is changed is copied first."""
-    steps = _steps()
-    newest = steps[-1][0]
+    migrations = migrations_of("agent.update.migrations")
+    newest = migrations[-1][0]
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     have = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if version > newest:
@@ -164,14 +154,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         raise DamagedError(f"schema {version} with the tables {', '.join(sorted(have)) or 'none'}")
     if 0 < version < newest:
         _keep_of_schema(connection, path, version)
-    for number, script in steps:
-        if number > version:
-            try:
-                connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version={number};\nCOMMIT;")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.rollback()
-                raise
+    advance(connection, migrations, version)
 
 
 def _keep_of_schema(connection: sqlite3.Connection, path: Path, version: int) -> None:

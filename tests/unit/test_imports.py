@@ -29,8 +29,8 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     ("pipeline", {"pipeline": ("agent.pipeline.*",)}),
     ("services", {
         "upkeep": (
-            "agent.causes", "agent.health.reasons", "agent.net", "agent.observe.*", "agent.plugins", "agent.private_files", "agent.schema_copy", "agent.sdnotify",
-            "agent.supervise",
+            "agent.causes", "agent.health.reasons", "agent.migrations", "agent.net", "agent.observe.*", "agent.plugins", "agent.private_files",
+            "agent.sdnotify", "agent.supervise",
         ),
         "documents": ("agent.config.documents",),
         "inference": ("agent.runtime.*",),

@@ -16,7 +16,7 @@ import structlog
 from fakes.tuf_repository import release
 
 from agent.errors import StorageError
-from agent.update import journal_file
+from agent.migrations import migrations_of
 from agent.update.journal import Journal
 from agent.update.journal_file import InUseError, sole_owner
 from agent.update.machine import Phase, report
@@ -181,8 +181,11 @@ def test_the_record_does_not_grow_for_ever(journal: Journal, monkeypatch: pytest
 @pytest.fixture
 def newer(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that knows a schema more: there is only one so far."""
-    steps = [*journal_file._steps(), (2, "ALTER TABLE audit ADD COLUMN seen INTEGER NOT NULL DEFAULT 0;")]
-    monkeypatch.setattr("agent.update.journal_file._steps", lambda: steps)
+    steps = [
+        *migrations_of("agent.update.migrations"),
+        (2, "ALTER TABLE audit ADD COLUMN seen INTEGER NOT NULL DEFAULT 0;"),
+    ]
+    monkeypatch.setattr("agent.update.journal_file.migrations_of", lambda _: steps)
 
 
 @pytest.fixture
@@ -243,8 +246,8 @@ def test_a_migration_goes_on_without_a_copy_where_the_disk_has_no_room(
 
 
 def test_a_migration_that_fails_leaves_the_schema_before(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = [*journal_file._steps(), (2, "DROP TABLE audit; nonsense;")]
-    monkeypatch.setattr("agent.update.journal_file._steps", lambda: steps)
+    steps = [*migrations_of("agent.update.migrations"), (2, "DROP TABLE audit; nonsense;")]
+    monkeypatch.setattr("agent.update.journal_file.migrations_of", lambda _: steps)
     with pytest.raises(StorageError):
         Journal.open(file)
     monkeypatch.undo()

@@ -1,14 +1,38 @@
-"""The copy of a database from before its schema was changed, beside it, with which the agent before can go on."""
+"""Schemas of the agent's databases: their migrations, and the copy from before one, with which the agent before can go on."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterable
+from importlib import resources
 from pathlib import Path
 
 from agent.errors import StorageFullError
 
 _SUFFIX = ".schema-"
+
+
+def migrations_of(package: str) -> list[tuple[int, str]]:
+    """Number and script of each migration in `package`, in their order."""
+    return sorted(
+        (int(file.name.partition("_")[0]), file.read_text(encoding="utf-8"))
+        for file in resources.files(package).iterdir()
+        if file.name.endswith(".sql")
+    )
+
+
+def advance(connection: sqlite3.Connection, migrations: Iterable[tuple[int, str]], version: int) -> None:
+    """Those after `version`: each and its `user_version` are one transaction. Raises sqlite3.Error."""
+    for number, script in migrations:
+        if number <= version:
+            continue
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version={number};\nCOMMIT;")
+        except BaseException:
+            if connection.in_transaction:
+                connection.rollback()
+            raise
 
 
 def place_of(database: Path, version: int) -> Path:
