@@ -179,19 +179,28 @@ async def store(tmp_path: Path) -> AsyncIterator[OutboxStore]:
     await opened.close()
 
 
+@contextlib.asynccontextmanager
+async def two_incidents_and_a_store_that_hangs(
+    desk: Desk, store: OutboxStore, folder: Path
+) -> AsyncIterator[sqlite3.Connection]:
+    """Of the camera `one`, which waits for its model; the connection has the lock for which the store waits longer than the camera."""
+    await desk.cameras.apply([desk.camera("one")])
+    await desk.until(lambda: {event.kind for event in desk.listener.events} == {"fight", "fall"}, "two incidents open")
+    desk.listener.store = store
+    with contextlib.closing(sqlite3.connect(folder / "events.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        desk.gate.clear()
+        await desk.until(desk.held.is_set, "a frame waits for the model")
+        yield other
+
+
 @pytest.mark.parametrize("config", [config_of("fight", "fall")])
 async def test_a_store_that_hangs_while_a_camera_is_removed_gets_its_closing_events_when_it_answers(
     desk: Desk, store: OutboxStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.daemon.cameras.DRAIN_S", 0.1)
     monkeypatch.setattr("agent.daemon.cameras.CLOSE_S", 0.2)
-    await desk.cameras.apply([desk.camera("one")])
-    await desk.until(lambda: {event.kind for event in desk.listener.events} == {"fight", "fall"}, "two incidents open")
-    desk.listener.store = store
-    with contextlib.closing(sqlite3.connect(tmp_path / "events.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")  # the store waits for this lock, for longer than the camera does
-        desk.gate.clear()
-        await desk.until(desk.held.is_set, "a frame waits for the model")
+    async with two_incidents_and_a_store_that_hangs(desk, store, tmp_path) as other:
         with structlog.testing.capture_logs() as logs:
             await desk.cameras.apply([])
         assert "camera_incidents_not_closed_yet" in [log["event"] for log in logs]
@@ -215,13 +224,7 @@ async def test_a_store_that_hangs_does_not_hold_up_the_end(
 ) -> None:
     monkeypatch.setattr("agent.daemon.cameras.DRAIN_S", 0.1)
     monkeypatch.setattr("agent.daemon.cameras.CLOSE_S", 0.2)
-    await desk.cameras.apply([desk.camera("one")])
-    await desk.until(lambda: len(desk.listener.events) >= 2, "two incidents open")
-    desk.listener.store = store
-    with contextlib.closing(sqlite3.connect(tmp_path / "events.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        desk.gate.clear()
-        await desk.until(desk.held.is_set, "a frame waits for the model")
+    async with two_incidents_and_a_store_that_hangs(desk, store, tmp_path):
         began = time.monotonic()
         await desk.cameras.drain()
         assert time.monotonic() - began < 1.5

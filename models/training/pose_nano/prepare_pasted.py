@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from pose_nano.cutouts import Cutout, cut, paste
-from pose_nano.store import Sample, Shard, ShardWriter
+from pose_nano.store import Sample, Shard, ShardWriter, parts
 
 _MOST = 4  # people before one picture
 _HEIGHTS = (0.25, 1.3)
@@ -60,12 +60,8 @@ def main() -> None:
     found = list(cutouts(Shard(arguments.people)))
     print(f"{len(found)} people cut out", flush=True)
     backgrounds = [Shard(folder) for folder in arguments.backgrounds]
-    if not arguments.part:
-        write_shard(arguments.out, arguments.pictures, found, backgrounds, rng)
-        return
-    for first in range(0, arguments.pictures, arguments.part):
-        count = min(arguments.part, arguments.pictures - first)
-        write_shard(Path(f"{arguments.out}-{first}"), count, found, backgrounds, rng)
+    for folder, part in parts(arguments.out, range(arguments.pictures), arguments.part):
+        write_shard(folder, len(part), found, backgrounds, rng)
 
 
 def write_shard(

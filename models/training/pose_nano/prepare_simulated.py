@@ -23,7 +23,7 @@ from agent.simulation.scripts import SCENARIOS, build_script
 from agent.simulation.values import MIN_VISIBLE_SHARE, Script, Truth
 from agent.types import FloatArray, ImageArray
 from pose_nano.staged import CAST_S, StagedScript, load_motions, near_camera
-from pose_nano.store import Annotations, Sample, Shard, ShardWriter
+from pose_nano.store import Annotations, Sample, Shard, ShardWriter, parts
 
 WIDTH, HEIGHT = 640, 480
 HOLDOUT_SEEDS = 1_000_001
@@ -166,12 +166,8 @@ def main() -> None:
     backgrounds = Shard(arguments.backgrounds) if arguments.backgrounds else None
     material = Material(load_motions(arguments.mocap), backgrounds, arguments.scripted, arguments.fallen)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.scenes)
-    if not arguments.part_scenes:
-        write_shard(arguments.out, seeds, arguments.shots, material)
-        return
-    for first in range(0, len(seeds), arguments.part_scenes):
-        part = seeds[first : first + arguments.part_scenes]
-        write_shard(Path(f"{arguments.out}-{part[0]}"), part, arguments.shots, material)
+    for folder, part in parts(arguments.out, seeds, arguments.part_scenes):
+        write_shard(folder, part, arguments.shots, material)
 
 
 def write_shard(folder: Path, seeds: Sequence[int], shots: int, material: Material) -> None:

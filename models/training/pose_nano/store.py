@@ -10,7 +10,7 @@ A shard is a folder:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,6 +92,16 @@ class Shard:
         height, width = self._sizes[index]
         rows = slice(int(self._starts[index]), int(self._starts[index + 1]))
         return Sample(self._images[index, :height, :width], self._people.rows(rows))
+
+
+def parts(out: Path, numbers: range, size: int) -> Iterator[tuple[Path, range]]:
+    """Folders and what goes into them: all to `out`, or where `size` is not 0 so many each to OUT-FIRST, each there when it is whole."""
+    if not size:
+        yield out, numbers
+        return
+    for start in range(0, len(numbers), size):
+        part = numbers[start : start + size]
+        yield Path(f"{out}-{part[0]}"), part
 
 
 class ShardWriter:

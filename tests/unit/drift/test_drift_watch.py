@@ -49,6 +49,13 @@ def make_watch() -> DriftWatch:
     return watch
 
 
+def restarted(watch: DriftWatch) -> DriftWatch:
+    """What the agent has after its next start."""
+    again = DriftWatch(QUICK, Uuid7())
+    again.restore(json.loads(json.dumps(watch.state())))
+    return again
+
+
 def run(watch: DriftWatch, seconds: int, observe: Callable[[], None]) -> list[Event]:
     """`seconds` steps of one second with four observations each."""
     events = []
@@ -176,8 +183,7 @@ def test_an_alarm_of_a_model_that_was_exchanged_while_the_agent_was_down_names_t
     first = make_watch()
     seen(first, 0.8)
     (started,) = seen(first, 0.6)
-    second = DriftWatch(QUICK, Uuid7())
-    second.restore(json.loads(json.dumps(first.state())))
+    second = restarted(first)
     second.set_model("pose", Model("rtmo-m 1.0", "cpu"))
     (ended,) = second.step(1.0, NOON)
     assert (ended.incident_id, ended.attributes["model"]) == (started.incident_id, "rtmo-s 1.0")
@@ -208,8 +214,7 @@ def test_service_that_is_gone_takes_its_alarm_along_also_over_a_restart() -> Non
     for agreement in (0.5, 0.5, 0.5):
         first.observe_agreement("action/fight", agreement)
     (started,) = first.step(1.0, NOON)
-    second = DriftWatch(QUICK, Uuid7())
-    second.restore(json.loads(json.dumps(first.state())))
+    second = restarted(first)
     second.keep_slots(["pose"])
     second.set_model("pose", Model("rtmo-s 1.0", "cpu"))
     (ended,) = second.step(1.0, NOON)
@@ -224,8 +229,7 @@ def test_learned_and_alarmed_outlives_a_restart() -> None:
     first = make_watch()
     seen(first, 0.8)
     (started,) = seen(first, 0.6)
-    second = DriftWatch(QUICK, Uuid7())
-    second.restore(json.loads(json.dumps(first.state())))
+    second = restarted(first)
     second.set_model("pose", Model("rtmo-s 1.0", "cpu"))
     second.set_model("action/fight", Model("fight 0.1", "cpu"))
     assert second.incidents == {CONFIDENCE: started.incident_id}

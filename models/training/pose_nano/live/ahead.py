@@ -28,6 +28,8 @@ Made = tuple[Tensor, Batch]
 def ahead(make: Callable[[], Made], device: torch.device) -> Iterator[Made]:
     """Batches of `make`, each for a step that is asked for before the next batch is; on a GPU they are made while that step is under way."""
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream())  # what `make` reads may still be on its way
     steps: deque[tuple[torch.cuda.Event, Made]] = deque()
     while True:
         with torch.cuda.stream(stream):
