@@ -372,6 +372,7 @@ class Agent:
             stages.add(Stage.DRAIN, "pipelines", self.cameras.drain)
         if self.config.evidence.enabled:
             stages.add(Stage.COMMIT, "evidence", self.evidence.drain)
+        stages.add(Stage.COMMIT, "events", self._listener.settle)
         stages.add(Stage.COMMIT, "drift", self.drift.save)
         stages.add(Stage.COMMIT, "updates", self.updates.stop)
         stages.add(Stage.ANNOUNCE, "sinks", self.sinks.drain)

@@ -257,7 +257,8 @@ class PipelineListener(Protocol):
         ...
 
     async def on_event(self, event: Event) -> None:
-        """Returns once the event is safe; events of a camera come one after the other."""
+        """Returns once the event is safe; events of a camera come one after the other. It is the listener's from the call on, also when
+        who waits for it is cancelled."""
         ...
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 
 from agent.action.windows import ActionWindows
 from agent.config.schema import AgentConfig, PoseConfig, ServiceConfig
@@ -32,6 +34,7 @@ from agent.runtime.manifest import SkeletonInput
 from agent.tracking.bytetrack import ByteTracker
 from agent.types import POSE_SLOT, FloatArray, ImageArray, People, action_slot
 
+_log = structlog.get_logger(__name__)
 SWITCH_INTERVAL_S = 0.0005
 """An inference thread that comes back from native code waits for the interpreter up to this long while the loop computes;
 Python's 5 ms cost a quick estimator 5 % of its frames (benchmarks/pipeline.py estimator)."""
@@ -129,7 +132,7 @@ class Recognition:
                 check_fit(running, model)
                 _warm_up(model, images)
             except BaseException:
-                model.close()
+                close_model(model)
                 raise
             return model
 
@@ -282,9 +285,16 @@ async def _started(stack: AsyncExitStack, worker: BatchWorker[Any, Any]) -> None
 
 
 def _close_all(models: Mapping[str, Model]) -> None:
-    with ExitStack() as stack:  # one that cannot be closed does not keep the others open
-        for model in models.values():
-            stack.callback(model.close)
+    for model in models.values():
+        close_model(model)
+
+
+def close_model(model: Model) -> None:
+    """A plug-in that raises is logged: what its model has answered is as good as before."""
+    try:
+        model.close()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in's bug; there is nothing more to do with it
+        _log.error("model not closed", model=model.name, error=f"{type(error).__name__}: {error}")
 
 
 async def _off_the_loop(load: Callable[[], Model]) -> Model:
@@ -301,7 +311,7 @@ async def _off_the_loop(load: Callable[[], Model]) -> Model:
 def _close_late(loading: asyncio.Future[Model]) -> None:
     """What was loaded for somebody who has gone away meanwhile."""
     if not loading.cancelled() and loading.exception() is None:
-        loading.result().close()
+        close_model(loading.result())
 
 
 def _service_of(slot: str) -> str:
@@ -387,6 +397,4 @@ def _warm_up(model: Model, images: int) -> None:
 
 
 def _named(name: str, on_batch: Callable[[str, int, float], None] | None) -> Callable[[int, float], None] | None:
-    if on_batch is None:
-        return None
-    return lambda items, seconds: on_batch(name, items, seconds)
+    return partial(on_batch, name) if on_batch is not None else None

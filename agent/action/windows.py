@@ -1,14 +1,14 @@
 """Sliding windows over a camera's tracks: from `Tracks` per frame to a classifier's tensor. Pure NumPy, no clock.
 
-One `TrackBuffer` per camera holds the key points once; each service plans its own windows over it (length, stride, rate,
-who is in). The steps of one window: quality filter, choice of M people by the service's score, optional resampling to a
+One `TrackBuffer` per camera holds the key points once (two, where only some services have a `rate_hz`); each service plans its own
+windows over it (length, stride, rate, who is in). The steps of one window: quality filter, choice of M people by the service's score, optional resampling to a
 fixed rate, normalisation to -1..1 of the picture, zeros for what was not seen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,8 +21,8 @@ from agent.config.schema import ServiceConfig, WindowConfig
 from agent.types import NUM_KEYPOINTS, FloatArray, ImageArray, IntArray, People, Tracks, Window
 
 MAX_FPS = 64.0
-"""Frames a second that the buffer has room for: 60, and what clocks differ by. Of a faster camera some are left out, where all its
-services have a `rate_hz`."""
+"""Frames a second that the buffer has room for: 60, and what clocks differ by. Of a faster camera services with a `rate_hz` do not see
+all."""
 BURST = 30
 """Frames that may come at once without any being left out: what was late comes together."""
 MAX_HOLE_S = 0.4
@@ -44,19 +44,16 @@ class ActionWindows:
     """
 
     def __init__(self, camera_id: str, services: Mapping[str, ServiceConfig], *, max_tracks: int = 256) -> None:
-        self._camera_id = camera_id
         self._plans = {name: _Plan(name, service) for name, service in services.items()}
-        capacity = max((plan.capacity for plan in self._plans.values()), default=2)
-        looks = any(plan.window.channels > WITHOUT_CHANGE for plan in self._plans.values())
-        self._change = PictureChange() if looks else None
-        self._buffer = TrackBuffer(capacity, max_tracks, change=looks)
-        self._thinning = _Thinning() if all(plan.window.rate_hz for plan in self._plans.values()) else None
-        self._newest_utc: datetime | None = None
+        self._order = {name: number for number, name in enumerate(self._plans)}
+        rated = [plan for plan in self._plans.values() if plan.window.rate_hz]
+        others = [plan for plan in self._plans.values() if not plan.window.rate_hz]
+        self._pasts = [_Past(camera_id, plans, max_tracks) for plans in (rated, others) if plans]
 
     @property
     def refused_tracks(self) -> int:
-        """Tracks left out so far because more than `max_tracks` were in the buffer at once."""
-        return self._buffer.refused
+        """Tracks left out so far because more than `max_tracks` were in a buffer at once."""
+        return max((past.buffer.refused for past in self._pasts), default=0)
 
     def push(self, tracks: Tracks, image: ImageArray | None = None, people: People | None = None) -> list[Window]:
         """Take one frame's tracks; returns the windows that are due with it, in the order of the services.
@@ -64,26 +61,10 @@ class ActionWindows:
         image, people: the frame itself and all that were reported in it, for services that look at its change; without them
         nothing changes.
 
-        A frame whose time does not advance is ignored, and so is what comes faster than `MAX_FPS`. A step back in time, a hole of
-        `RESTART_AFTER_S` or another frame size starts anew.
+        A frame whose time does not advance is ignored, and so is for services with a `rate_hz` what comes faster than `MAX_FPS`. A
+        step back in time, a hole of `RESTART_AFTER_S` or another frame size starts anew.
         """
-        stamp = tracks.stamp
-        if len(self._buffer):
-            advance_ns = stamp.t_mono_ns - self._buffer.newest_ns
-            if advance_ns == 0:
-                return []
-            changed = (stamp.width, stamp.height) != self._buffer.frame_size
-            if advance_ns < 0 or advance_ns > RESTART_AFTER_S * 1e9 or changed:
-                self.reset()
-        if self._thinning is not None and not self._thinning.takes(stamp.t_mono_ns):
-            return []
-        change = None
-        if self._change is not None and image is not None and people is not None:
-            change = self._change.push(stamp.t_mono_ns, image, people.keypoints)
-        self._buffer.push(tracks, change)
-        self._newest_utc = stamp.t_utc
-        due = [plan for plan in self._plans.values() if plan.advance(stamp.t_mono_ns)]
-        return self._make(due, partial=False)
+        return self._sorted(window for past in self._pasts for window in past.push(tracks, image, people))
 
     def flush(self) -> list[Window]:
         """At the end of a file: the windows over what came since the last ones, where the service asks for them.
@@ -91,27 +72,75 @@ class ActionWindows:
         A service gets one when half a stride or more has come since its last window, or when it had none yet; it is
         `partial` when the source was shorter than the window. The buffer is empty afterwards.
         """
-        due = [plan for plan in self._plans.values() if plan.wants_rest()]
-        full = [plan for plan in due if plan.full]
-        windows = self._make(full, partial=False) + self._make([plan for plan in due if not plan.full], partial=True)
-        self.reset()
-        return windows
+        return self._sorted(window for past in self._pasts for window in past.flush())
 
     def reset(self) -> None:
         """Forget all frames; the next window needs a full length again."""
-        self._buffer.reset()
-        if self._change is not None:
-            self._change.reset()
-        if self._thinning is not None:
-            self._thinning.reset()
-        for plan in self._plans.values():
-            plan.reset()
+        for past in self._pasts:
+            past.reset()
 
     def set_stride(self, service: str, stride: int) -> None:
         """Time steps between two windows of `service`, from now on. Raises KeyError for an unknown service."""
         if stride < 1:
             raise ValueError(f"expected a stride of 1 or more, got {stride}")
         self._plans[service].stride = stride
+
+    def _sorted(self, windows: Iterable[Window]) -> list[Window]:
+        return sorted(windows, key=lambda window: (window.partial, self._order[window.service]))
+
+
+class _Past:
+    """The frames that services look back on together: all of those with a rate, or all of those without.
+
+    Apart, since what comes too fast for the buffer is left out for the former, and is a time step of its own for the latter.
+    """
+
+    def __init__(self, camera_id: str, plans: Sequence[_Plan], max_tracks: int) -> None:
+        self._camera_id = camera_id
+        self._plans = plans
+        looks = any(plan.window.channels > WITHOUT_CHANGE for plan in plans)
+        self._change = PictureChange() if looks else None
+        self._thinning = _Thinning() if plans[0].window.rate_hz else None
+        self._newest_utc: datetime | None = None
+        self.buffer = TrackBuffer(max(plan.capacity for plan in plans), max_tracks, change=looks)
+
+    def push(self, tracks: Tracks, image: ImageArray | None, people: People | None) -> list[Window]:
+        """As `ActionWindows`."""
+        stamp = tracks.stamp
+        if len(self.buffer):
+            advance_ns = stamp.t_mono_ns - self.buffer.newest_ns
+            if advance_ns == 0:
+                return []
+            changed = (stamp.width, stamp.height) != self.buffer.frame_size
+            if advance_ns < 0 or advance_ns > RESTART_AFTER_S * 1e9 or changed:
+                self.reset()
+        if self._thinning is not None and not self._thinning.takes(stamp.t_mono_ns):
+            return []
+        change = None
+        if self._change is not None and image is not None and people is not None:
+            change = self._change.push(stamp.t_mono_ns, image, people.keypoints)
+        self.buffer.push(tracks, change)
+        self._newest_utc = stamp.t_utc
+        due = [plan for plan in self._plans if plan.advance(stamp.t_mono_ns)]
+        return self._make(due, partial=False)
+
+    def flush(self) -> list[Window]:
+        """As `ActionWindows`."""
+        due = [plan for plan in self._plans if plan.wants_rest()]
+        full = [plan for plan in due if plan.full]
+        windows = self._make(full, partial=False) + self._make([plan for plan in due if not plan.full], partial=True)
+        self.reset()
+        return windows
+
+    def reset(self) -> None:
+        """As `ActionWindows`."""
+        self.buffer.reset()
+        if self._change is not None:
+            self._change.reset()
+        if self._thinning is not None:
+            self._thinning.reset()
+        for plan in self._plans:
+            plan.reset()
 
     def _make(self, due: list[_Plan], *, partial: bool) -> list[Window]:
         if not due or self._newest_utc is None:
@@ -120,7 +149,7 @@ class ActionWindows:
         shared: dict[_Span, Candidates] = {}
         for plan in due:
             if plan.span not in shared:
-                shared[plan.span] = plan.span.candidates(self._buffer)
+                shared[plan.span] = plan.span.candidates(self.buffer)
             candidates = shared[plan.span]
             if len(candidates) == 0:
                 continue
@@ -131,7 +160,7 @@ class ActionWindows:
                     service=plan.service,
                     tensor=window_tensor(chosen, plan.window),
                     t_start_ns=int(chosen.t_ns[0]),
-                    t_end_ns=self._buffer.newest_ns,
+                    t_end_ns=self.buffer.newest_ns,
                     t_end_utc=self._newest_utc,
                     track_ids=tuple(chosen.track_ids.tolist()),
                     partial=partial,

@@ -84,7 +84,9 @@ class UpdateConfig(Section):
     """How long it goes on where there is too little to compare, as with nobody in view; then the update is refused. Three days: a night,
     or a weekend."""
     probation_s: NonNegative = Field(default=900.0, json_schema_extra=LIVE)
-    """How long it is watched afterwards, with the way back open."""
+    """How long it is watched afterwards, with the way back open; 0 = not at all."""
+    probation_max_s: NonNegative = Field(default=259_200.0, json_schema_extra=LIVE)
+    """How long that goes on where hardly any frames come, so that there is nothing to judge by; then the version before comes back."""
     keep: int = Field(default=2, ge=2, le=10)
     """Versions of a slot that stay on the disk."""
     allow_custom_ops: bool = False

@@ -81,6 +81,7 @@ class AgentListener:
         self._cameras: dict[str, CameraMetrics] = {}
         self._failures: Counter[_Place] = Counter()  # in a row
         self._unseen: set[str] = set()  # cameras whose frame on the way to `on_tracks` has no poses
+        self._commits: dict[asyncio.Task[int | None], str] = {}  # under way, in order, and of which camera
         self.events_lost = 0
 
     # --- PipelineListener ---------------------------------------------------------------------------------------------
@@ -132,19 +133,21 @@ class AgentListener:
             event = replace(event, attributes=event.attributes | self._evidence.attributes(event))
         if self._vitals is not None and event.phase is EventPhase.DETECTED:
             self._vitals.incident(event.kind)
-        sequence = await self._commit(event)
+        sequence = await asyncio.shield(self._begin_commit(event))
         if pictured:
             self._evidence.observe(event)
         self._live.on_event(event, sequence)
-        if sequence is None:
-            return
-        self._metrics.count_event(event.kind, event.phase.value)
-        _log.info(
-            "event", kind=event.kind, phase=event.phase.value, camera=event.camera_id, sequence=sequence,
-            confidence=round(event.confidence, 3), duration_s=round(event.duration_s, 2), incident=event.incident_id,
-        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------------------
+
+    async def settle(self) -> None:
+        """Before the store is closed: every event is kept, or lost and said to be. Cancelling it gives up the rest."""
+        try:
+            while self._commits:
+                await asyncio.wait(self._commits)
+        finally:
+            if self._commits:
+                _log.error("events_not_committed", count=len(self._commits))
 
     def forget(self, camera_id: str) -> None:
         """The camera is watched no more: nothing will come from it that could take its reasons back."""
@@ -157,8 +160,27 @@ class AgentListener:
         if self._failures.pop(place, 0) >= MODEL_ERROR_AFTER:
             self._health.clear_reason(place.reason)
 
-    async def _commit(self, event: Event) -> int | None:
-        message = self._message(event)
+    def _begin_commit(self, event: Event) -> asyncio.Task[int | None]:
+        """It goes on when the camera is stopped meanwhile, and what comes next from there waits for it."""
+        before = next((task for task, camera in reversed(self._commits.items()) if camera == event.camera_id), None)
+        commit = asyncio.create_task(self._commit(event, self._message(event), before), name=f"event.{event.event_id}")
+        self._commits[commit] = event.camera_id
+        commit.add_done_callback(self._commits.pop)
+        return commit
+
+    async def _commit(self, event: Event, message: Message, before: asyncio.Task[int | None] | None) -> int | None:
+        if before is not None:
+            await asyncio.wait({before})
+        sequence = await self._put(message)
+        if sequence is not None:
+            self._metrics.count_event(event.kind, event.phase.value)
+            _log.info(
+                "event", kind=event.kind, phase=event.phase.value, camera=event.camera_id, sequence=sequence,
+                confidence=round(event.confidence, 3), duration_s=round(event.duration_s, 2), incident=event.incident_id,
+            )  # fmt: skip
+        return sequence
+
+    async def _put(self, message: Message) -> int | None:
         for wait_s in (*STORE_RETRIES_S, None):
             try:
                 sequence = await self._store.put(message)
@@ -167,7 +189,7 @@ class AgentListener:
                 if full:
                     self._health.raise_reason(Reason.STORAGE_FULL, str(error))
                     self._store.when_room(self._has_room)  # the next event may be days away
-                _log.error("event_not_committed", event_id=event.event_id, error=str(error), retry_in_s=wait_s)
+                _log.error("event_not_committed", event_id=message.event_id, error=str(error), retry_in_s=wait_s)
                 if wait_s is None:
                     self.events_lost += 1
                     self._store.give_up(message.lane, LossReason.SPACE if full else LossReason.STORAGE)

@@ -36,19 +36,22 @@ MAX_FAILURES = 5
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """shadow_s, longest_s: least and most duration; floor: least agreement, 0-1; wanted: people or windows that are enough to judge by."""
+    """shadow_s, longest_s: least and most duration; floor: least agreement, 0-1; wanted: people or windows that are enough to judge by;
+    spent_s: what runs before this one took, which restarts of the agent cut off."""
 
     shadow_s: float
     longest_s: float
     floor: float
     wanted: int
+    spent_s: float = 0.0
 
     @classmethod
-    def of(cls, slot: str, minimum: Minimum, config: UpdateConfig) -> Terms:
+    def of(cls, slot: str, minimum: Minimum, config: UpdateConfig, spent_s: float = 0.0) -> Terms:
         """Those of a release."""
         usual, wanted = (POSE_FLOOR, WANTED_PEOPLE) if slot == POSE_SLOT else (ACTION_FLOOR, WANTED_WINDOWS)
         floor = usual if minimum.agreement is None else minimum.agreement
-        return cls(config.shadow_s, max(config.shadow_s, config.shadow_max_s), floor, wanted)
+        longest_s = max(config.shadow_s, config.shadow_max_s - spent_s)
+        return cls(config.shadow_s, longest_s, floor, wanted, spent_s)
 
 
 class Tally(Protocol):
@@ -120,9 +123,14 @@ def _verdict(shadow: Shadow[Any, Any], tally: Tally, terms: Terms, waited_s: flo
     if not opinion.good:
         return Refusal("worse", opinion.text, figures)
     if not opinion.proven:
-        text = f"compared {shadow.samples} times in {timedelta(seconds=round(waited_s))}, too few to judge by: {opinion.text}"
-        return Refusal("unproven", text, figures)
+        text = f"compared {shadow.samples} times in {_shown(waited_s)}, too few to judge by: {opinion.text}"
+        before = f" (and {_shown(terms.spent_s)} before the agent was started again)" if terms.spent_s else ""
+        return Refusal("unproven", text + before, figures)
     return figures if opinion.enough else {**figures, "note": opinion.text}
+
+
+def _shown(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _tally(recognition: Recognition, slot: str) -> tuple[Tally, Callable[[Any, Any], None]]:

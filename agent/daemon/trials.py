@@ -10,12 +10,13 @@ from pathlib import Path
 import structlog
 
 from agent.config.schema import AgentConfig
+from agent.daemon.probation_run import Change, run_probation
 from agent.daemon.shadow_run import Terms, run_shadow
 from agent.daemon.vitals import FrameGaps, Vitals
 from agent.errors import ConfigError, DeviceMemoryError, FatalError, ModelError, RecognizerError, TrustError
 from agent.health.probes import free_bytes
 from agent.health.reasons import HealthSnapshot, HealthState, Reason, reason_key
-from agent.recognition import Model, Recognition, bundle_of, with_models
+from agent.recognition import Model, Recognition, bundle_of, close_model, with_models
 from agent.runtime.bundle import GoldenError
 from agent.runtime.engines import EngineProgress, EngineState
 from agent.types import POSE_SLOT, Level
@@ -38,8 +39,6 @@ ENGINE_MINUTES = 5.0
 NEXT_FRAME_S = 5.0
 SETTLE_FRAMES = 3
 """Between loading, which takes time from the cameras' frames, and the change."""
-IDLE_FACTOR = 3.0
-"""Time without frames does not count for a probation, until it has taken so many times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +60,6 @@ class _Spare:
     model: Model
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What a probation compares with. cards: of the model before and of the new one."""
-
-    at_s: float
-    before: probation.Spell
-    cards: tuple[Mapping[str, float], Mapping[str, float]]
-
-
 class AgentTrials:
     """Implements `Trials`. All of it belongs to the loop; one change at a time."""
 
@@ -77,7 +67,7 @@ class AgentTrials:
         self._ports = ports
         self._vitals = ports.vitals
         self._spares: dict[str, _Spare] = {}
-        self._changes: dict[str, _Change] = {}
+        self._changes: dict[str, Change] = {}
         self._changing = asyncio.Lock()
         self._waits = False
         self._closing: set[asyncio.Future[None]] = set()
@@ -149,7 +139,7 @@ class AgentTrials:
     async def shadow(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
         """See `Trials`."""
         recognition, slot = self._ports.recognition(), candidate.release.slot
-        terms = Terms.of(slot, candidate.release.minimum, self._ports.config().update)
+        terms = Terms.of(slot, candidate.release.minimum, self._ports.config().update, candidate.spent_s)
         if recognition is None or slot not in recognition.slots:
             return Refusal("contract", f"this device has no slot {slot!r} that is served")
         if not terms.shadow_s:
@@ -196,7 +186,7 @@ class AgentTrials:
             model = await self._load(recognition, slot, path, lambda *_: None)
             await self._settled(model, watched, ready)
         load_gap_s = watched.longest_s
-        change = _Change(
+        change = Change(
             self._vitals.mark(),
             self._vitals.spell(slot, self._kinds(slot)),
             (getattr(before, "card", {}), getattr(model, "card", {})),
@@ -215,7 +205,7 @@ class AgentTrials:
         return figures
 
     def _exchange(
-        self, recognition: Recognition, slot: str, path: Path | None, model: Model, change: _Change | None
+        self, recognition: Recognition, slot: str, path: Path | None, model: Model, change: Change | None
     ) -> asyncio.Future[None]:
         """The change and the books about it at once, so that nobody who gives up in between finds them apart.
 
@@ -291,41 +281,19 @@ class AgentTrials:
     # --- afterwards ---------------------------------------------------------------------------------------------------
 
     async def watch(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
-        """See `Trials`. Ends early with the first finding; time without frames does not count for long."""
-        slot, config = candidate.release.slot, self._ports.config()
-        change = self._changes.get(slot) or _Change(
-            self._vitals.mark(), self._vitals.spell(slot, self._kinds(slot)), ({}, {})
-        )
-        wanted_s = config.update.probation_s
-        limits = probation.Limits(
-            latency_ratio=candidate.release.minimum.latency_ratio,
-            mean_drop=2 * config.drift.confidence_drop,
-            lasting_s=min(probation.LASTING_S, wanted_s / 3),
-        )
-        counted_s = elapsed_s = 0.0
-        while counted_s < wanted_s and elapsed_s < IDLE_FACTOR * wanted_s:
-            step_s = min(LOOK_S, max(0.01, wanted_s - counted_s))
-            await asyncio.sleep(step_s)
-            elapsed_s += step_s
-            counted_s += step_s if self._vitals.streaming() else 0.0
-            since = self._vitals.spell(slot, self._kinds(slot), change.at_s)
-            found = probation.judge(
-                slot, change.before, since, self._raised_s(change), limits=limits, cards=change.cards
-            )
-            figures = probation.figures(change.before, since) | {"probation_s": round(elapsed_s, 1)}
-            if found is not None:
-                return Refusal(found.reason, clean(found.text), figures)
-            tell("probation", min(1.0, counted_s / wanted_s))
-        figures = probation.figures(change.before, self._vitals.spell(slot, self._kinds(slot), change.at_s))
-        note = {"note": "hardly any frames came"} if counted_s < wanted_s else {}
-        self.let_go(slot)
-        return {**figures, "probation_s": round(elapsed_s, 1), **note}
+        """See `Trials`."""
+        slot = candidate.release.slot
 
-    def _raised_s(self, change: _Change) -> dict[str, float]:
-        """Health reasons that are raised now, and for how long within the probation."""
-        raised = self._vitals.raised_s()
-        since_s = self._vitals.now_s() - change.at_s
-        return {reason: min(seconds, since_s) for reason, seconds in raised.items()}
+        def since(at_s: float | None) -> probation.Spell:
+            return self._vitals.spell(slot, self._kinds(slot), at_s)
+
+        change = self._changes.get(slot) or Change(self._vitals.mark(), since(None))
+        outcome = await run_probation(
+            self._vitals, candidate, self._ports.config(), change, since=lambda: since(change.at_s), tell=tell
+        )
+        if not isinstance(outcome, Refusal):
+            self.let_go(slot)
+        return outcome
 
     def _kinds(self, slot: str) -> frozenset[str]:
         return probation.kinds_of(slot, tuple(self._ports.config().services))
@@ -340,7 +308,7 @@ class AgentTrials:
 
     def _close(self, model: Model) -> None:
         """Off the loop: freeing a model takes its time."""
-        closing = asyncio.ensure_future(asyncio.to_thread(model.close))
+        closing = asyncio.ensure_future(asyncio.to_thread(close_model, model))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 

@@ -61,19 +61,31 @@ LADDER: tuple[Step, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
+class GpuHeat:
+    """One GPU, degrees Celsius. critical_c: its own slow-down threshold, None = it names none."""
+
+    temperature_c: float
+    critical_c: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GovernorSample:
     """What was measured; None = not known, and then ignored.
 
-    cpu, memory, gpu_memory: fraction in use 0-1 (cpu of all cores). gpu_temperature_c, gpu_critical_c: degrees Celsius;
-    the latter is the device's own slow-down threshold. gpu_thermal_throttle: the driver slows the clocks for heat.
+    cpu, memory, gpu_memory: fraction in use 0-1 (cpu of all cores). gpus: those that say how hot they are.
+    gpu_thermal_throttle: the driver slows the clocks for heat.
     """
 
     cpu: float | None = None
     memory: float | None = None
     gpu_memory: float | None = None
-    gpu_temperature_c: float | None = None
-    gpu_critical_c: float | None = None
+    gpus: tuple[GpuHeat, ...] = ()
     gpu_thermal_throttle: bool | None = None
+
+    @property
+    def gpu_temperature_c(self) -> float | None:
+        """Of the hottest."""
+        return max((gpu.temperature_c for gpu in self.gpus), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +204,13 @@ class Governor:
         return tuple(texts)
 
     def _critical(self, sample: GovernorSample) -> str:
-        value, limit = sample.gpu_temperature_c, sample.gpu_critical_c
-        if limit is None:
-            limit = self._config.gpu_temperature_high_c + CRITICAL_MARGIN_C
-        return (
-            f"gpu temperature {value:.0f} C >= critical {limit:.0f} C" if value is not None and value >= limit else ""
-        )
+        """Each GPU against its own threshold: one that is hot and may be says nothing about another that may not."""
+        usual_c = self._config.gpu_temperature_high_c + CRITICAL_MARGIN_C
+        for gpu in sample.gpus:
+            limit_c = usual_c if gpu.critical_c is None else gpu.critical_c
+            if gpu.temperature_c >= limit_c:
+                return f"gpu temperature {gpu.temperature_c:.0f} C >= critical {limit_c:.0f} C"
+        return ""
 
     def _time_marks(self, high: bool, low: bool, now_ns: int) -> None:
         self._high_since_ns = (self._high_since_ns if self._high_since_ns is not None else now_ns) if high else None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from agent.health.governor import GovernorSample
+from agent.health.governor import GovernorSample, GpuHeat
 from agent.health.gpu import GpuProbe, GpuSample
 from agent.health.gpu_jetson import JetsonProbe, is_jetson
 from agent.health.gpu_nvml import open_nvml
@@ -137,9 +137,7 @@ class ProbeSample:
     gpus: tuple[GpuSample, ...]
 
     def for_governor(self) -> GovernorSample:
-        """The worst value of each signal over all GPUs."""
-        temperatures = [gpu.temperature_c for gpu in self.gpus if gpu.temperature_c is not None]
-        slowdowns = [gpu.slowdown_c for gpu in self.gpus if gpu.slowdown_c is not None]
+        """The heat of each GPU, and the worst value of the other signals over all of them."""
         memory = [
             fraction
             for gpu in self.gpus
@@ -150,8 +148,9 @@ class ProbeSample:
             cpu=self.system.cpu,
             memory=self.system.memory,
             gpu_memory=max(memory, default=None),
-            gpu_temperature_c=max(temperatures, default=None),
-            gpu_critical_c=min(slowdowns, default=None),
+            gpus=tuple(
+                GpuHeat(gpu.temperature_c, gpu.slowdown_c) for gpu in self.gpus if gpu.temperature_c is not None
+            ),
             gpu_thermal_throttle=any(throttle) if throttle else None,
         )
 

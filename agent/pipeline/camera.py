@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -107,6 +108,7 @@ class CameraPipeline:
         self._clock_ns = clock_ns
         self._poses: asyncio.Queue[tuple[Frame, asyncio.Future[People]] | None] = asyncio.Queue(PENDING_FRAMES)
         self._verdicts: asyncio.Queue[_Classification | FrameStamp | None] = asyncio.Queue(PENDING_WINDOWS)
+        self._due: deque[Event] = deque()  # not told yet
         self._last: FrameStamp | None = None
         self._broken: SourceError | None = None
         self._last_seen_ns = 0  # on the clock, when `_last` came in: a paced file's time line is not the clock's
@@ -229,11 +231,13 @@ class CameraPipeline:
                 await self._verdicts.put(replace(self._last, t_mono_ns=self._last.t_mono_ns + silent_ns, t_utc=now_utc))
 
     async def close_events(self) -> None:
-        """Close the incidents that are open: for one who has cancelled `run`, which does it itself when it ends."""
+        """Tell what has not been told, and close the incidents that are open: for one who has cancelled `run`, which does it itself
+        when it ends."""
         if self._last is not None:
             for service in self._services.values():
                 await self._emit(service.rules.close(self._last.t_mono_ns, self._last.t_utc))
 
     async def _emit(self, events: Iterable[Event]) -> None:
-        for event in events:
-            await self._listener.on_event(event)
+        self._due.extend(events)
+        while self._due:
+            await self._listener.on_event(self._due.popleft())

@@ -28,7 +28,7 @@ _MOST_AUDIT = 10_000
 _MOST_ACTIONS = 500
 _ACTION = (
     "action_id, target, slot, phase, settled, release, sha256, came_from, reason, text, figures, failures, starts, clean, "
-    "t_begun_us, t_phase_us"
+    "spent_s, t_begun_us, t_phase_us"
 )
 _SLOT = "slot, sha256, release, before_sha256, before_release, has_before, highest"
 
@@ -131,7 +131,7 @@ class Journal:
         settled: bool = False,
     ) -> Action:
         """`action` is in `phase` from now on, and the server is to hear `report` (None: later)."""
-        changed = replace(action, phase=phase, settled=settled, failures=0, t_phase_us=self._now_us())
+        changed = replace(action, phase=phase, settled=settled, failures=0, spent_s=0.0, t_phase_us=self._now_us())
         if version is not None:
             changed = replace(changed, release=version.release, sha256=version.sha256)
         if came_from is not None:
@@ -177,6 +177,10 @@ class Journal:
         """A download that will be tried again."""
         return self._store(replace(action, failures=failures))
 
+    def spent(self, action: Action, seconds: float) -> Action:
+        """What its shadow run or probation has taken so far."""
+        return self._store(replace(action, spent_s=seconds))
+
     def identified(self, action: Action, version: Version) -> Action:
         """What the target is, by its signed metadata."""
         return self._store(replace(action, release=version.release, sha256=version.sha256))
@@ -208,10 +212,10 @@ class Journal:
         release = action.release.model_dump_json() if action.release else None
         connection.execute(
             "UPDATE actions SET phase = ?, settled = ?, release = ?, sha256 = ?, came_from = ?, reason = ?, text = ?, "
-            "figures = ?, failures = ?, starts = ?, clean = ?, t_phase_us = ? WHERE action_id = ?",
+            "figures = ?, failures = ?, starts = ?, clean = ?, spent_s = ?, t_phase_us = ? WHERE action_id = ?",
             (action.phase, action.settled, release, action.sha256 or None, action.came_from, action.reason, action.text,
              to_json(action.figures), action.failures, action.starts, action.clean or self._stopping,
-             action.t_phase_us, action.action_id),
+             action.spent_s, action.t_phase_us, action.action_id),
         )  # fmt: skip
 
     # --- slots --------------------------------------------------------------------------------------------------------
@@ -332,7 +336,7 @@ def _release(text: str) -> Release:
 
 def _action(row: tuple[Any, ...]) -> Action:
     (action_id, target, slot, phase, settled, release, sha256, came_from, reason, text, figures, failures, starts, clean,
-     t_begun_us, t_phase_us) = row  # fmt: skip
+     spent_s, t_begun_us, t_phase_us) = row  # fmt: skip
     try:
         known, measured = Phase(phase), json.loads(figures)
     except ValueError as error:
@@ -340,5 +344,5 @@ def _action(row: tuple[Any, ...]) -> Action:
     return Action(
         action_id, target, slot, known, settled=bool(settled), release=_release(release) if release else None,
         sha256=sha256 or "", came_from=came_from, reason=reason, text=text, figures=measured, failures=failures,
-        starts=starts, clean=bool(clean), t_begun_us=t_begun_us, t_phase_us=t_phase_us,
+        starts=starts, clean=bool(clean), spent_s=spent_s, t_begun_us=t_begun_us, t_phase_us=t_phase_us,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Opening the journal: one owner, a sound file, the right schema; a damaged one is set aside.
 
-Its rollback journal is SQLite's plain one, not a write-ahead log: it is written some twenty times an update, and others may read it
-at any time without meeting the log's faults.
+Its rollback journal is SQLite's plain one, not a write-ahead log: it is written some twenty times an update, and once a minute while
+a model is on trial, and others may read it at any time without meeting the log's faults.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from agent.migrations import advance, keep, migrations_of, place_of, written_by_
 _log = structlog.get_logger(__name__)
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_MIGRATIONS = "agent.update.migrations"
 _FULL = sqlite3.SQLITE_FULL
 _PRIMARY = 0xFF
 _TABLES = {"actions", "slots", "feedback", "audit"}
@@ -97,10 +98,19 @@ def _connect_to_read(path: Path, mode: str) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA query_only=ON")
         connection.execute("SELECT 1 FROM actions LIMIT 1")
+        _need_newest(connection, path)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _need_newest(connection: sqlite3.Connection, path: Path) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    newest = migrations_of(_MIGRATIONS)[-1][0]
+    if version < newest:
+        hint = "the next start of the agent brings it up to date"
+        raise StorageError(f"{path}: schema {version}, this agent reads {newest} (hint: {hint})")
 
 
 def set_aside(path: Path) -> Path:
@@ -144,7 +154,7 @@ def _check(connection: sqlite3.Connection) -> None:
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Each step and its `user_version` are one transaction. What is changed is copied first."""
-    migrations = migrations_of("agent.update.migrations")
+    migrations = migrations_of(_MIGRATIONS)
     newest = migrations[-1][0]
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     have = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}

@@ -40,7 +40,7 @@ Fetch = Callable[[Target, Path, Callable[[int], None]], Awaitable[None]]
 class Pace:
     """Waits. first_s, longest_s: between two tries of a download; look_s: between two looks for a moment that suits;
     moment_s: most for a moment that suits a candidate that is loaded; progress_s: between two words to the server about the same phase;
-    requests_s: between two looks for requests."""
+    requests_s: between two looks for requests; spent_s: between two times that the time on trial is written down."""
 
     first_s: float = 30.0
     longest_s: float = 3600.0
@@ -48,6 +48,7 @@ class Pace:
     moment_s: float = 600.0
     progress_s: float = 10.0
     requests_s: float = 1.0
+    spent_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from agent.types import POSE_SLOT
 
@@ -32,8 +33,10 @@ OF_CONFIGURATIONS = frozenset(
 DRIFT = "model_drift"
 
 LASTING_S = 60.0
+IDLE_FACTOR = 3.0
+"""Time without frames does not count, until a probation has taken so many times as long as is wanted."""
 MIN_CALLS = 50
-"""Inferences from which their mean time says something."""
+"""Inferences from which their mean time says something, and without which a probation has shown nothing."""
 MIN_FAILURES = 10
 FAILURE_SHARE = 0.02
 """More of the inferences fail than before, by this share."""
@@ -84,6 +87,84 @@ class Finding:
 
     reason: str
     text: str
+
+
+class Standing(StrEnum):
+    """Where a probation without a finding stands."""
+
+    ON_TIME = "on time"
+    LATE = "late"
+    PASSED = "passed"
+    UNPROVEN = "unproven"
+
+
+@dataclass(slots=True)
+class Course:
+    """How long a probation goes on: for `wanted_s` with frames, and until something was judged in it, `MIN_CALLS` inferences in view at once.
+
+    Time without frames counts once it has taken `IDLE_FACTOR` times as long. Where nothing was judged by then
+    - a classifier whose cameras deliver stays all the same: it computes only where people are, and has had its shadow run on them;
+    - every other model is waited for, up to `longest_s` (never less than the above), and then it is unproven.
+    A configuration has no inferences: time alone counts. wanted_s = 0: none is asked for. spent_s: what it took in earlier lives of the
+    agent, which counts towards the limits; elapsed_s, counted_s: in this life, altogether and with frames.
+    """
+
+    slot: str
+    wanted_s: float
+    longest_s: float
+    spent_s: float = 0.0
+    elapsed_s: float = 0.0
+    counted_s: float = 0.0
+    judged: bool = False
+
+    @property
+    def total_s(self) -> float:
+        """In all lives."""
+        return self.spent_s + self.elapsed_s
+
+    @property
+    def share(self) -> float:
+        """Of the time that is wanted, 0-1."""
+        share = min(1.0, self.counted_s / self.wanted_s) if self.wanted_s else 1.0
+        return share * (1.0 if self._free else 0.9)
+
+    @property
+    def doing(self) -> str:
+        """For people."""
+        if self.counted_s < self.wanted_s or self._free:
+            return "probation"
+        return f"probation: waiting for {'people' if self._waits_for_people else 'frames'}"
+
+    def advance(self, seconds: float, since: Spell, *, frames: bool) -> None:
+        """So much later. since: from the change until now; frames: some camera delivers."""
+        self.elapsed_s += seconds
+        self.counted_s += seconds if frames else 0.0
+        self.judged = self.judged or since.calls >= MIN_CALLS
+
+    def standing(self, since: Spell) -> Standing:
+        """Whether it is over."""
+        seen, patient = self.counted_s >= self.wanted_s, self.total_s >= IDLE_FACTOR * self.wanted_s
+        if not (seen or (patient and self.elapsed_s >= self.wanted_s)):
+            return Standing.ON_TIME
+        quiet = self._waits_for_people and seen and patient and since.failures <= since.calls
+        if self._free or quiet:
+            return Standing.PASSED
+        return Standing.UNPROVEN if patient and self.total_s >= self.longest_s else Standing.LATE
+
+    def note(self, since: Spell) -> str:
+        """Of one that has passed: what it has not seen; empty = nothing."""
+        if self.counted_s < self.wanted_s:
+            return "hardly any frames came"
+        return "" if self._free else f"hardly anybody came: {since.calls} inferences"
+
+    @property
+    def _free(self) -> bool:
+        """Nothing but time is to be waited for."""
+        return self.judged or self.slot == CONFIGURATION_SLOT or not self.wanted_s
+
+    @property
+    def _waits_for_people(self) -> bool:
+        return self.slot not in {POSE_SLOT, CONFIGURATION_SLOT}
 
 
 def judge(

@@ -41,7 +41,7 @@ class Action:
     """One update. came_from: digest of what served the slot when its probation began, empty = what the configuration names.
 
     settled: nothing is left to be done about it here. figures: by the phase in which they were measured. failures: of its download,
-    in a row. starts, clean: see `machine.judge_start`.
+    in a row. starts, clean: see `machine.judge_start`. spent_s: what its shadow run or probation has taken so far, over restarts.
     """
 
     action_id: str
@@ -58,6 +58,7 @@ class Action:
     failures: int = 0
     starts: int = 0
     clean: bool = False
+    spent_s: float = 0.0
     t_begun_us: int = 0
     t_phase_us: int = 0
 

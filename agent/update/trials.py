@@ -23,11 +23,13 @@ class Candidate:
     """A release whose bytes are on the disk and genuine.
 
     path: its unpacked bundle folder (or the configuration file); sha256: of the archive, the name of the version in the store.
+    spent_s: what its shadow run or probation took in earlier lives of the agent; counts towards the longest that it may take.
     """
 
     release: Release
     path: Path
     sha256: str
+    spent_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Trials(Protocol):
         ...
 
     async def shadow(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
-        """Beside the running model on live data, for as long as configured."""
+        """Beside the running model on live data, for as long as configured and as it takes to say something."""
         ...
 
     async def install(self, slot: str, path: Path | None, ready: Ready | None = None) -> Figures:
@@ -73,5 +75,5 @@ class Trials(Protocol):
         ...
 
     async def watch(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
-        """Probation: health, drift and errors for as long as configured."""
+        """Probation: health, drift and errors for as long as configured and as it takes to say something."""
         ...

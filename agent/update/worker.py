@@ -9,18 +9,19 @@ from typing import Any
 
 import structlog
 
-from agent.errors import ConfigError, DeviceMemoryError, ModelError, TransientError, TrustError
+from agent.errors import ConfigError, DeviceMemoryError, ModelError, StorageError, TransientError, TrustError
 from agent.update.acquire import Acquirer, AlreadyHere
 from agent.update.machine import NEXT, Phase, Report, after, may_cancel, report
 from agent.update.models import CONFIGURATION
 from agent.update.parts import Parts, Progress
 from agent.update.records import Action, Serving, Version
-from agent.update.trials import Candidate, Figures, Refusal
+from agent.update.trials import Candidate, Figures, Refusal, Tell
 
 _log = structlog.get_logger(__name__)
 
 _LOADS = 3
 """Of a candidate that no moment comes for: it may be the loaded candidate itself that the agent is not well with."""
+_Trial = Callable[[Candidate, Tell], Awaitable[Figures | Refusal]]
 _TRIAL_ERRORS = (ModelError, ConfigError, TrustError, TransientError)
 
 
@@ -155,7 +156,7 @@ class Worker:
 
     def _candidate(self, action: Action) -> Candidate:
         version = action.version
-        return Candidate(version.release, self._parts.store.path(version), version.sha256)
+        return Candidate(version.release, self._parts.store.path(version), version.sha256, action.spent_s)
 
     async def _validate(self, action: Action) -> Outcome:
         problem = await self._parts.disk.do(self._parts.store.problem, action.version)
@@ -166,7 +167,7 @@ class Worker:
     async def _shadow(self, action: Action) -> Outcome:
         measured = action.figures.get(Phase.SHADOW.value)
         if measured is None and action.slot != CONFIGURATION:
-            outcome = await _tried(self._parts.trials.shadow(self._candidate(action), self._tell))
+            outcome = await self._timed(action, self._parts.trials.shadow)
             if isinstance(outcome, Refusal):
                 return outcome
             self._note(await self._parts.disk.do(self._parts.journal.measured, action, outcome))
@@ -221,10 +222,30 @@ class Worker:
             if isinstance(outcome, Refusal):
                 return outcome
             measured |= outcome
-        outcome = await _tried(parts.trials.watch(candidate, self._tell))
+        outcome = await self._timed(action, parts.trials.watch)
         if isinstance(outcome, Refusal):
             return replace(outcome, figures={**measured, **outcome.figures})
         return {**measured, **outcome}
+
+    async def _timed(self, action: Action, trial: _Trial) -> Figures | Refusal:
+        """What it takes is written down as it passes, so that its limit counts over restarts of the agent."""
+        counting = asyncio.create_task(self._count(action), name="update.count")
+        try:
+            return await _tried(trial(self._candidate(action), self._tell))
+        finally:
+            counting.cancel()
+            await asyncio.wait({counting})
+
+    async def _count(self, action: Action) -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while True:
+            await asyncio.sleep(self._parts.pace.spent_s)
+            try:
+                spent_s = action.spent_s + loop.time() - began_s
+                self._note(await self._parts.disk.do(self._parts.journal.spent, action, spent_s))
+            except StorageError as error:  # the next time, or a restart makes it longer
+                _log.warning("update_time_not_written", action=action.action_id, error=str(error))
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -286,7 +307,7 @@ async def _pass_through(_action: Action) -> Outcome:
     return {}
 
 
-async def _tried(work: Coroutine[Any, Any, Figures | Refusal]) -> Figures | Refusal:
+async def _tried(work: Awaitable[Figures | Refusal]) -> Figures | Refusal:
     """What a trial says; whatever it raises speaks against the candidate."""
     try:
         return await work

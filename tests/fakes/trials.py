@@ -22,7 +22,7 @@ class FakeTrials:
     """configured: what the configuration names, by slot; served: what serves in its place from the start.
 
     step_s: how long each step takes. blocked, blocked_while_loaded: what `not_now` says. calls: every call, in order.
-    given_up: candidates that were loaded and freed before their change.
+    given_up: candidates that were loaded and freed before their change. spent_s: what each step was told of its earlier lives.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class FakeTrials:
         self._loaded = False
         self.given_up = 0
         self.calls: list[tuple[str, str]] = []
+        self.spent_s: list[tuple[str, float]] = []
 
     def begin(self, served: Mapping[str, Path]) -> None:
         """What serves in place of the configured, from the start; one that does not load is left aside, as the agent does."""
@@ -83,6 +84,7 @@ class FakeTrials:
 
     async def _step(self, step: str, candidate: Candidate, tell: Tell, figures: Figures) -> Figures | Refusal:
         self.calls.append((step, candidate.release.slot))
+        self.spent_s.append((step, candidate.spent_s))
         wish = behaviour(candidate.path).get(step, "")
         tell(step, 0.0)
         await asyncio.sleep(self.step_s)

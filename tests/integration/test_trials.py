@@ -339,12 +339,39 @@ async def test_after_a_restart_a_probation_goes_on_without_a_past(tmp_path: Path
         assert desk.recognition.models["pose"] == load_bundle(REPO / "models" / "pose-nano-int8").title
 
 
-async def test_time_without_frames_does_not_count_for_long(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sources", [(), ("sim://?scenario=mixed&seed=3&people=4&fps=1",)], ids=["none", "few"])
+async def test_a_probation_in_which_hardly_any_frame_came_is_not_passed(
+    tmp_path: Path, sources: tuple[str, ...]
+) -> None:
     candidate = candidate_of(derive("pose-nano-int8", tmp_path / "new", version="9.0.0"), "pose")
-    async with open_desk(desk_config(tmp_path, probation_s=0.5)) as desk:
+    config = desk_config(tmp_path, *sources, probation_s=0.5, probation_max_s=4)
+    async with open_desk(config) as desk:
+        refusal = refusal_of(await desk.trials.watch(candidate, desk.tell))
+        assert refusal.reason == "unproven"
+        assert "in 0:00:04 never 50 inferences" in refusal.text
+        assert float(refusal.figures["probation_s"]) == pytest.approx(4, abs=0.6)
+
+
+async def test_a_probation_goes_on_until_something_was_seen_in_it(tmp_path: Path) -> None:
+    candidate = candidate_of(derive("pose-nano-int8", tmp_path / "new", version="9.0.0"), "pose", latency_ratio=5)
+    async with open_desk(desk_config(tmp_path, SIM, probation_s=1)) as desk:
+        await desk.trials.install("pose", candidate.path)
         figures = figures_of(await desk.trials.watch(candidate, desk.tell))
-        assert figures["note"] == "hardly any frames came"
-        assert float(figures["probation_s"]) == pytest.approx(1.5, abs=0.2)
+        assert int(figures["inferences"]) >= 50
+        assert "note" not in figures
+        assert float(figures["probation_s"]) > 3
+        assert "probation: waiting for frames" in {step for step, _ in desk.told}
+
+
+async def test_a_classifier_stays_where_hardly_anybody_comes_and_that_is_said(tmp_path: Path) -> None:
+    candidate = candidate_of(derive("fall-stgcn", tmp_path / "new", version="9.0.0"), FALL)
+    async with open_desk(desk_config(tmp_path, SIM, probation_s=1)) as desk:  # too short for many windows
+        await desk.more_frames(2)
+        await desk.trials.install(FALL, candidate.path)
+        figures = figures_of(await desk.trials.watch(candidate, desk.tell))
+        assert figures["note"] == f"hardly anybody came: {figures['inferences']} inferences"
+        assert float(figures["probation_s"]) == pytest.approx(3, abs=0.5)
+        assert desk.trials.running(FALL) == candidate.path
 
 
 async def test_a_left_aside_model_is_a_health_reason_until_another_is_installed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from dataclasses import replace
@@ -16,6 +17,9 @@ from fakes.downloads import cut_after, good
 from fakes.update_world import QUICK, until, world
 
 from agent.config.update import MaintenanceWindow
+from agent.errors import StorageFullError
+from agent.update.boot import JOURNAL
+from agent.update.journal import Journal
 from agent.update.machine import Phase, Report
 from agent.update.records import Action
 from agent.update.requests import Request, RequestFolder
@@ -215,6 +219,39 @@ async def test_it_waits_for_a_moment_that_suits_and_says_so(tmp_path: Path) -> N
             here.device.trials.blocked = ""
             await until(lambda: here.server.result("7"))
             assert here.device.serving == "1.1.0"
+
+
+@pytest.mark.parametrize("step", ["shadow", "watch"])
+async def test_the_time_on_trial_counts_over_restarts(tmp_path: Path, step: str) -> None:
+    """Else a device that restarts daily would never come to a verdict."""
+    async with world(tmp_path) as here:
+        here.device.pace = replace(QUICK, spent_s=0.02)
+        here.server.offer("7", here.releases.make("1.1.0", **{step: "hang"}).path, "pose")
+        told = 0.0
+        for _ in range(3):
+            async with here.device.running(here.server.url):
+                await until(lambda: step in dict(here.device.trials.spent_s))
+                assert dict(here.device.trials.spent_s)[step] == pytest.approx(told)
+                await until(lambda told=told: here.device.journal.unsettled()[0].spent_s >= told + 0.05)  # type: ignore[misc]
+                here.device.journal.stopped()
+            with contextlib.closing(Journal.open_to_read(here.device.root / JOURNAL)) as journal:
+                (action,) = journal.unsettled()
+                told = action.spent_s
+        assert told >= 0.15
+
+
+async def test_time_on_trial_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.device.pace, here.device.step_s = replace(QUICK, spent_s=0.02), 0.2
+        here.server.offer("7", here.releases.make("1.1.0").path, "pose")
+        async with here.device.running(here.server.url):
+            here.device.journal.spent = full  # type: ignore[method-assign]
+            await until(lambda: here.server.result("7"))
+        assert here.server.result("7") == "success"
+
+
+def full(*_: object) -> Action:
+    raise StorageFullError("no room")
 
 
 @pytest.mark.parametrize("restarts", [False, True])

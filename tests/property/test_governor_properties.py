@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.config.schema import GovernorConfig
-from agent.health.governor import LADDER, MAX_PATIENCE, Governor, GovernorSample
+from agent.health.governor import LADDER, MAX_PATIENCE, Governor, GovernorSample, GpuHeat
 
 S = 1_000_000_000
 unhurried = settings(deadline=None)  # a loaded machine is no finding
@@ -18,8 +18,7 @@ samples = st.builds(
     cpu=fractions,
     memory=fractions,
     gpu_memory=fractions,
-    gpu_temperature_c=st.none() | st.floats(-10, 120),
-    gpu_critical_c=st.none() | st.floats(80, 110),
+    gpus=st.lists(st.builds(GpuHeat, st.floats(-10, 120), st.none() | st.floats(80, 110)), max_size=3).map(tuple),
     gpu_thermal_throttle=st.none() | st.booleans(),
 )
 steps_ns = st.integers(1, 60 * S)
@@ -80,7 +79,7 @@ def test_calm_brings_it_back_to_full_service(
     governor = Governor(config)
     past = replay(governor, history)
     now_ns = past[-1][0] if past else 0
-    calm = GovernorSample(cpu=0.0, memory=0.0, gpu_memory=0.0, gpu_temperature_c=20)
+    calm = GovernorSample(cpu=0.0, memory=0.0, gpu_memory=0.0, gpus=(GpuHeat(20),))
     longest_ns = (len(LADDER) + 1) * int(
         config.step_up_after_s * MAX_PATIENCE * S + config.interval_s * S + 2 * pause_ns
     )

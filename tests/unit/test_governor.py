@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 
 from agent.config.schema import GovernorConfig
-from agent.health.governor import LADDER, MAX_PATIENCE, Decision, Governor, GovernorSample, Step
+from agent.health.governor import LADDER, MAX_PATIENCE, Decision, Governor, GovernorSample, GpuHeat, Step
 
 S = 1_000_000_000
 CONFIG = GovernorConfig(interval_s=2, step_down_after_s=6, step_up_after_s=30)
-CALM = GovernorSample(cpu=0.3, memory=0.3, gpu_memory=0.2, gpu_temperature_c=50)
-BUSY = GovernorSample(cpu=0.95, memory=0.3, gpu_memory=0.2, gpu_temperature_c=50)
-BETWEEN = GovernorSample(cpu=0.8, memory=0.3, gpu_memory=0.2, gpu_temperature_c=50)
+CALM = GovernorSample(cpu=0.3, memory=0.3, gpu_memory=0.2, gpus=(GpuHeat(50),))
+BUSY = GovernorSample(cpu=0.95, memory=0.3, gpu_memory=0.2, gpus=(GpuHeat(50),))
+BETWEEN = GovernorSample(cpu=0.8, memory=0.3, gpu_memory=0.2, gpus=(GpuHeat(50),))
 
 
 class Run:
@@ -72,24 +72,30 @@ def test_recovers_one_step_at_a_time() -> None:
 
 def test_one_high_signal_is_enough_to_go_down_and_to_stay_down() -> None:
     run = Run()
-    hot = GovernorSample(cpu=0.1, gpu_temperature_c=90)
+    hot = GovernorSample(cpu=0.1, gpus=(GpuHeat(90),))
     assert [d.reasons for _, d in run.feed(hot, 8)] == [("gpu temperature 90 C > 85 C for 6 s",)]
-    assert run.feed(GovernorSample(cpu=0.1, gpu_temperature_c=80), 200) == []
+    assert run.feed(GovernorSample(cpu=0.1, gpus=(GpuHeat(80),)), 200) == []
 
 
 @pytest.mark.parametrize(
     "critical",
     [
-        GovernorSample(gpu_temperature_c=92),  # 7 above the high mark
-        GovernorSample(gpu_temperature_c=88, gpu_critical_c=88),  # the device's own threshold
+        GovernorSample(gpus=(GpuHeat(92),)),  # 7 above the high mark
+        GovernorSample(gpus=(GpuHeat(88, 88),)),  # the device's own threshold
+        GovernorSample(gpus=(GpuHeat(75, 95), GpuHeat(70, 70))),  # not the hottest
     ],
 )
 def test_critical_temperature_steps_at_once_every_interval(critical: GovernorSample) -> None:
     assert [(at_s, d.step) for at_s, d in Run().feed(critical, 6)] == [(0, 1), (2, 2), (4, 3)]
 
 
+def test_a_gpu_that_may_be_hot_is_not_judged_by_another_that_may_not() -> None:
+    mixed = GovernorSample(gpus=(GpuHeat(84, 95), GpuHeat(50, 80)))
+    assert Run().feed(mixed, 60) == []
+
+
 def test_thermal_throttling_counts_as_high() -> None:
-    throttled = GovernorSample(cpu=0.1, gpu_temperature_c=70, gpu_thermal_throttle=True)
+    throttled = GovernorSample(cpu=0.1, gpus=(GpuHeat(70),), gpu_thermal_throttle=True)
     ((at_s, decision),) = Run().feed(throttled, 8)
     assert (at_s, decision.reasons) == (6, ("gpu throttles for heat for 6 s",))
 

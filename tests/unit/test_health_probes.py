@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from agent.config.schema import GovernorConfig
+from agent.health.governor import Governor, GpuHeat
 from agent.health.gpu import GpuSample, Throttle
 from agent.health.gpu_jetson import JetsonProbe, is_jetson
 from agent.health.gpu_nvml import NvmlApi, NvmlProbe, open_nvml, throttle_of
@@ -102,7 +104,16 @@ def test_governor_gets_the_worst_gpu_and_no_shared_memory_twice() -> None:
     )
     sample = ProbeSample(system, gpus).for_governor()
     assert (sample.cpu, sample.memory, sample.gpu_memory) == (0.5, 0.6, 0.9)
-    assert (sample.gpu_temperature_c, sample.gpu_critical_c, sample.gpu_thermal_throttle) == (80, 95, False)
+    assert (sample.gpu_temperature_c, sample.gpu_thermal_throttle) == (80, False)
+    assert sample.gpus == (GpuHeat(60, 95), GpuHeat(80)), "each with its own threshold"
+
+
+@pytest.mark.parametrize(("cool_c", "step"), [(50, 0), (81, 1)])
+def test_each_gpu_is_judged_by_its_own_threshold(cool_c: float, step: int) -> None:
+    """A data-centre card beside a small one that slows down at 80 degrees."""
+    system = SystemSample(0.1, 0.1, 0.1, 100, 10, None, None, None, None, 0.0, None, 1)
+    gpus = (GpuSample("0", temperature_c=84, slowdown_c=95), GpuSample("1", temperature_c=cool_c, slowdown_c=80))
+    assert Governor(GovernorConfig()).update(ProbeSample(system, gpus).for_governor(), 0).step == step
 
 
 # --- NVML -------------------------------------------------------------------------------------------------------------

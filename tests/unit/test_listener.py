@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import pytest_asyncio
+import structlog
 from fakes.replay import T0_UTC, walkers
 
+from agent.config.delivery import OutboxConfig
 from agent.config.schema import EvidenceConfig, HttpConfig
 from agent.daemon import listener as module
 from agent.daemon.evidence import Evidence
 from agent.daemon.listener import MODEL_ERROR_AFTER, AgentListener
 from agent.daemon.live import LiveHub
+from agent.daemon.losses import LossDesk
 from agent.errors import DataError, StorageError, StorageFullError
 from agent.events.evidence_writer import EvidenceWriter
+from agent.events.gaps import parse_gap
+from agent.events.ids import Uuid7
 from agent.health.reasons import HealthState
+from agent.mqtt.topics import Topics
 from agent.observe.metrics import Metrics
+from agent.outbox.history import EventQuery
+from agent.outbox.store import OutboxStore
 from agent.ports import Message
-from agent.types import ActionScores, Event, EventPhase, Frame, FrameStamp, Lane, LossReason, People, Tracks
+from agent.types import GAP, ActionScores, Event, EventPhase, Frame, FrameStamp, Lane, LossReason, People, Tracks
 
 FAILED = DataError("torn picture")
 
@@ -205,6 +218,95 @@ async def test_a_full_disk_is_over_when_the_store_says_so_without_another_event(
     for callback in desk.store.waiting_for_room:
         callback()
     assert desk.reasons() == {"events_lost"}
+
+
+# --- whoever waits is cancelled: a camera that is removed and does not finish in time ---------------------------------------
+
+
+@pytest_asyncio.fixture
+async def store(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OutboxStore]:
+    """A real one, of which the desk's listener hears as in the daemon."""
+    monkeypatch.setattr("agent.outbox.database._BUSY_TIMEOUT_S", 0.1)
+    losses = LossDesk(Topics("base", "box"), Uuid7(), desk.metrics, desk.health)
+    opened = await OutboxStore.open(tmp_path / "events.db", OutboxConfig(), announce=losses.announce)
+    opened.on_loss(losses.report)
+    desk.listener._store = opened
+    yield opened
+    await opened.close()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Another program has the write lock: puts fail."""
+    with contextlib.closing(sqlite3.connect(folder / "events.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+async def given_up(waiting: asyncio.Task[None]) -> None:
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+@pytest.mark.parametrize("failed_before", [0, 1], ids=["in its first try", "between two tries"])
+async def test_an_event_whose_camera_is_stopped_meanwhile_is_still_committed_and_before_the_next(
+    desk: Desk, store: OutboxStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed_before: int
+) -> None:
+    monkeypatch.setattr(module, "STORE_RETRIES_S", (0.3, 0.3, 0.3))
+    with locked(tmp_path), structlog.testing.capture_logs() as logs:
+        waiting = asyncio.create_task(desk.listener.on_event(event()))
+        await until(lambda: len(logged(logs, "event_not_committed")) >= failed_before)
+        await asyncio.sleep(0.02)
+        await given_up(waiting)
+        last = asyncio.create_task(desk.listener.on_event(replace(event(phase=EventPhase.RESOLVED), event_id="e2")))
+        await until(lambda: bool(logged(logs, "event_not_committed")))
+    await asyncio.wait_for(last, 5)
+    rows = await store.events(EventQuery())
+    assert [(row.kind, row.phase) for row in rows] == [("fight", "detected"), ("fight", "resolved")]
+    assert desk.metric("events_total", kind="fight", phase="detected") == 1
+    assert desk.listener.events_lost == 0
+
+
+async def test_an_event_that_fails_for_good_when_its_camera_is_gone_is_announced_as_lost(
+    desk: Desk, store: OutboxStore, tmp_path: Path
+) -> None:
+    with locked(tmp_path):
+        waiting = asyncio.create_task(desk.listener.on_event(event()))
+        await asyncio.sleep(0.02)
+        await given_up(waiting)
+        await until(lambda: desk.listener.events_lost == 1)
+    await desk.listener.on_event(replace(event("fall"), event_id="e2"))
+    rows = await store.events(EventQuery())
+    (gap,) = [parse_gap(row.payload) for row in rows if row.kind == GAP]
+    assert (gap.loss.reason, gap.loss.lane, gap.loss.lost) == (LossReason.STORAGE, Lane.ALARM, 1)
+    assert desk.reasons() == {"events_lost"}
+
+
+async def test_the_end_waits_for_what_is_being_committed_and_says_what_it_leaves(
+    desk: Desk, store: OutboxStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STORE_RETRIES_S", (0.2, 60.0))
+    await desk.listener.settle()  # nothing to wait for
+    with locked(tmp_path), structlog.testing.capture_logs() as logs:
+        waiting = asyncio.create_task(desk.listener.on_event(event()))
+        await until(lambda: bool(logged(logs, "event_not_committed")))
+        await given_up(waiting)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(desk.listener.settle(), 0.01)
+        assert [log["count"] for log in logged(logs, "events_not_committed")] == [1]
+    await asyncio.wait_for(desk.listener.settle(), 5)
+    assert [row.phase for row in await store.events(EventQuery())] == ["detected"]
+
+
+def logged(logs: list[Any], name: str) -> list[Any]:
+    return [log for log in logs if log["event"] == name]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 async def test_picture_whose_faces_nobody_found_is_neither_kept_nor_shown(desk: Desk) -> None:

@@ -17,7 +17,7 @@ from agent.events.rules import EventRules
 from agent.pipeline.camera import CameraPipeline, Service
 from agent.pipeline.worker import BatchWorker
 from agent.tracking.bytetrack import ByteTracker
-from agent.types import EventPhase, FloatArray, Frame, People
+from agent.types import Event, EventPhase, FloatArray, Frame, People
 
 RULES = {"alert_count": 1, "normal_count": 1, "min_duration_s": 0.5, "max_duration_s": 5, "cooldown_s": 0}
 
@@ -71,6 +71,9 @@ async def run(
     action.start()
     try:
         await asyncio.wait_for(pipeline.run(), 30)
+    except asyncio.CancelledError:
+        await pipeline.close_events()
+        raise
     finally:
         await pose.close()
         await action.close()
@@ -146,6 +149,27 @@ async def test_cancellation_stops_at_once() -> None:
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 5)
     assert stream.delivered < 1_000_000
+
+
+class Hanging(RecordingListener):
+    """Takes the first event for long."""
+
+    async def on_event(self, event: Event) -> None:
+        self.events.append(event)
+        if len(self.events) == 1:
+            await asyncio.Event().wait()
+
+
+async def test_what_happened_together_with_an_event_that_hangs_is_told_before_the_end() -> None:
+    listener = Hanging()
+    rules = {"min_duration_s": 0, "normal_count": 100}
+    task = asyncio.create_task(run(ReplayStream(1_000_000), probabilities=[0.9], rules=rules, listener=listener))
+    while not listener.events:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+    assert [event.phase for event in listener.events] == [EventPhase.DETECTED, EventPhase.ACTIVE, EventPhase.RESOLVED]
 
 
 class Breaking(ReplayStream):

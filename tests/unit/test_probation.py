@@ -10,7 +10,19 @@ import pytest
 
 from agent.health.reasons import Reason
 from agent.update import probation
-from agent.update.probation import Finding, Limits, Spell, binomial_tail, figures, judge, kinds_of
+from agent.update.probation import (
+    IDLE_FACTOR,
+    MIN_CALLS,
+    Course,
+    Finding,
+    Limits,
+    Spell,
+    Standing,
+    binomial_tail,
+    figures,
+    judge,
+    kinds_of,
+)
 
 WELL = Spell(
     seconds=600, calls=9000, latency_ms=30.0, fps={"hall": 15.0, "yard": 10.0}, incident_s=86_400.0, incidents=3,
@@ -153,6 +165,93 @@ def test_kinds_that_a_slot_can_multiply() -> None:
     assert kinds_of("pose", ("fall", "fight")) == {"fall", "fight"}
     assert kinds_of("action/fall", ("fall", "fight")) == {"fall"}
     assert kinds_of("configuration", ("fall", "fight")) == {"fall", "fight"}
+
+
+# --- how long it goes on ------------------------------------------------------------------------------------------------
+
+WANTED_S, LONGEST_S = 60.0, 3600.0
+
+
+def watched(
+    slot: str, seconds: float, *, frames: bool = True, calls: int = 0, failures: int = 0, spent_s: float = 0.0
+) -> tuple[Course, Standing]:
+    """A probation in which each ten minutes are like the others."""
+    course, since = Course(slot, WANTED_S, LONGEST_S, spent_s), Spell(seconds, calls=calls, failures=failures)
+    while (standing := course.standing(since)) in {Standing.ON_TIME, Standing.LATE} and course.elapsed_s < seconds:
+        course.advance(1.0, since, frames=frames)
+    return course, standing
+
+
+@pytest.mark.parametrize("slot", ["pose", "action/fall"])
+def test_enough_inferences_end_it_on_time(slot: str) -> None:
+    course, standing = watched(slot, LONGEST_S, calls=MIN_CALLS)
+    assert (standing, course.elapsed_s, course.note(Spell(1))) == (Standing.PASSED, WANTED_S, "")
+    assert (course.share, course.doing) == (1.0, "probation")
+
+
+def test_a_model_that_hardly_computed_anything_is_waited_for_and_is_unproven_in_the_end() -> None:
+    course, standing = watched("pose", LONGEST_S - 1, calls=MIN_CALLS - 1)
+    assert (standing, course.doing) == (Standing.LATE, "probation: waiting for frames")
+    assert course.share < 1.0
+    course, standing = watched("pose", 2 * LONGEST_S, calls=MIN_CALLS - 1)
+    assert (standing, course.elapsed_s) == (Standing.UNPROVEN, LONGEST_S)
+
+
+@pytest.mark.parametrize("slot", ["pose", "action/fall"])
+def test_without_frames_no_model_passes(slot: str) -> None:
+    assert watched(slot, LONGEST_S - 1, frames=False)[1] is Standing.LATE
+    assert watched(slot, LONGEST_S, frames=False)[1] is Standing.UNPROVEN
+
+
+def test_a_classifier_is_not_sent_home_because_nobody_came() -> None:
+    course, standing = watched("action/fall", IDLE_FACTOR * WANTED_S - 1, calls=3)
+    assert (standing, course.doing) == (Standing.LATE, "probation: waiting for people")
+    course, standing = watched("action/fall", LONGEST_S, calls=3)
+    assert (standing, course.elapsed_s) == (Standing.PASSED, IDLE_FACTOR * WANTED_S)
+    assert course.note(Spell(1, calls=3)) == "hardly anybody came: 3 inferences"
+
+
+def test_a_classifier_that_fails_more_often_than_not_has_no_such_excuse() -> None:
+    assert watched("action/fall", LONGEST_S, calls=3, failures=4)[1] is Standing.UNPROVEN
+
+
+def test_what_was_judged_once_need_not_be_in_view_in_the_end() -> None:
+    course, since = Course("action/fall", WANTED_S, LONGEST_S), Spell(60, calls=MIN_CALLS)
+    course.advance(1, since, frames=True)
+    course.advance(WANTED_S, Spell(600), frames=True)
+    assert course.standing(Spell(600)) is Standing.PASSED
+
+
+def test_frames_that_stop_when_it_was_judged_are_waited_for_as_long_as_ever() -> None:
+    course, standing = watched("pose", LONGEST_S, frames=False, calls=MIN_CALLS)
+    assert (standing, course.elapsed_s) == (Standing.PASSED, IDLE_FACTOR * WANTED_S)
+    assert course.note(Spell(1)) == "hardly any frames came"
+
+
+def test_a_configuration_computes_nothing_and_is_judged_by_time_alone() -> None:
+    assert watched("configuration", LONGEST_S)[0].elapsed_s == WANTED_S
+    course, standing = watched("configuration", LONGEST_S, frames=False)
+    assert (standing, course.elapsed_s) == (Standing.PASSED, IDLE_FACTOR * WANTED_S)
+
+
+def test_its_limit_counts_over_restarts_and_each_life_watches_for_the_whole_time() -> None:
+    course, standing = watched("pose", LONGEST_S, frames=False, spent_s=LONGEST_S - 2 * WANTED_S)
+    assert (standing, course.elapsed_s) == (Standing.UNPROVEN, 2 * WANTED_S)
+    course, standing = watched("pose", LONGEST_S, frames=False, spent_s=10 * LONGEST_S)
+    assert (standing, course.elapsed_s) == (Standing.UNPROVEN, WANTED_S)
+
+
+def test_its_limit_is_never_below_the_time_without_frames_that_does_not_count() -> None:
+    course = Course("pose", WANTED_S, 0.0)
+    course.advance(IDLE_FACTOR * WANTED_S - 1, Spell(1), frames=True)
+    assert course.standing(Spell(1)) is Standing.LATE
+    course.advance(1, Spell(1), frames=True)
+    assert course.standing(Spell(1)) is Standing.UNPROVEN
+
+
+def test_none_is_none() -> None:
+    course = Course("pose", 0.0, LONGEST_S)
+    assert (course.standing(Spell(0)), course.share, course.note(Spell(0))) == (Standing.PASSED, 1.0, "")
 
 
 def test_binomial_tail_by_counting() -> None:

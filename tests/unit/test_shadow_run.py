@@ -145,6 +145,17 @@ async def test_where_nobody_ever_comes_it_is_refused_in_the_end_and_says_so() ->
     assert float(outcome.figures["shadow_s"]) == pytest.approx(0.8, abs=0.1)
 
 
+async def test_what_runs_before_a_restart_took_counts_towards_the_limit() -> None:
+    terms = Terms.of(POSE_SLOT, Minimum(), UpdateConfig(shadow_s=SHADOW_S, shadow_max_s=3600.0), spent_s=3599.5)
+    async with shown(NOBODY) as scene:
+        run = run_shadow(scene.recognition, POSE_SLOT, ReplayEstimator(NOBODY), terms, lambda *_: None)
+        outcome = await asyncio.wait_for(run, 20)
+    assert isinstance(outcome, Refusal)
+    assert outcome.reason == "unproven"
+    assert outcome.text.endswith("(and 1:00:00 before the agent was started again)")
+    assert float(outcome.figures["shadow_s"]) == pytest.approx(0.5, abs=0.1)
+
+
 async def test_enough_people_end_it_on_time() -> None:
     async with shown(walkers(4, 1)) as scene:
         run = scene.run(ReplayEstimator(walkers(4, 1)), 60.0, shadow_s=1.5)  # time for enough of them on any machine
@@ -157,4 +168,5 @@ async def test_enough_people_end_it_on_time() -> None:
 async def test_the_limit_is_never_below_the_run_itself() -> None:
     terms = Terms.of(POSE_SLOT, Minimum(), UpdateConfig(shadow_s=600, shadow_max_s=60))
     assert (terms.shadow_s, terms.longest_s) == (600, 600)
+    assert Terms.of(POSE_SLOT, Minimum(), UpdateConfig(), spent_s=10 * 86400).longest_s == 300
     assert Terms.of(POSE_SLOT, Minimum(), UpdateConfig()).longest_s == 3 * 86400

@@ -16,7 +16,7 @@ import structlog
 from fakes.tuf_repository import release
 
 from agent.errors import StorageError
-from agent.migrations import migrations_of
+from agent.migrations import advance, migrations_of
 from agent.update.journal import Journal
 from agent.update.journal_file import InUseError, sole_owner
 from agent.update.machine import Phase, report
@@ -177,13 +177,15 @@ def test_the_record_does_not_grow_for_ever(journal: Journal, monkeypatch: pytest
 
 # --- another schema -----------------------------------------------------------------------------------------------------
 
+NEWEST = migrations_of("agent.update.migrations")[-1][0]
+
 
 @pytest.fixture
 def newer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An agent that knows a schema more: there is only one so far."""
+    """An agent that knows a schema more."""
     steps = [
         *migrations_of("agent.update.migrations"),
-        (2, "ALTER TABLE audit ADD COLUMN seen INTEGER NOT NULL DEFAULT 0;"),
+        (NEWEST + 1, "ALTER TABLE audit ADD COLUMN seen INTEGER NOT NULL DEFAULT 0;"),
     ]
     monkeypatch.setattr("agent.update.journal_file.migrations_of", lambda _: steps)
 
@@ -196,6 +198,30 @@ def file(tmp_path: Path) -> Path:
     begun(journal)
     journal.close()
     return path
+
+
+def test_the_time_on_trial_belongs_to_its_phase(journal: Journal) -> None:
+    action = journal.enter(begun(journal), Phase.SHADOW, None, version=NEW)
+    action = journal.spent(action, 90.5)
+    assert journal.action("7") == action
+    assert journal.started(action, 1).spent_s == 90.5
+    assert journal.enter(action, Phase.PROBATION, None, came_from="").spent_s == 0.0
+
+
+def test_an_update_of_the_first_schema_has_spent_no_time_yet(tmp_path: Path) -> None:
+    path = tmp_path / "updates.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
+        advance(old, migrations_of("agent.update.migrations")[:1], 0)
+        old.execute(
+            "INSERT INTO actions (action_id, target, slot, phase, t_begun_us, t_phase_us) VALUES ('7', 't', 'pose', 'shadow', 1, 2)"
+        )
+    with pytest.raises(StorageError, match=r"schema 1.*start of the agent"):
+        Journal.open_to_read(path)
+    journal = Journal.open(path)
+    (action,) = journal.unsettled()
+    journal.close()
+    assert (action.phase, action.spent_s) == (Phase.SHADOW, 0.0)
+    Journal.open_to_read(path).close()
 
 
 def copies(file: Path) -> list[str]:
@@ -217,16 +243,16 @@ def test_before_a_migration_a_copy_is_made_to_go_back_to(
     file: Path, newer: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.with_name("updates.db.schema-0").write_bytes(b"of the migration before")
-    file.with_name("updates.db.schema-1.part").write_bytes(b"of a start that was cut off")
+    file.with_name(f"updates.db.schema-{NEWEST}.part").write_bytes(b"of a start that was cut off")
     journal = Journal.open(file)
     assert [one.action_id for one in journal.unsettled()] == ["7"]
     begun(journal, "8")
     journal.close()
-    assert (schema(file), copies(file)) == (2, ["updates.db.schema-1"])
+    assert (schema(file), copies(file)) == (NEWEST + 1, [f"updates.db.schema-{NEWEST}"])
     monkeypatch.undo()
-    with pytest.raises(StorageError, match=r"newer agent.*put updates\.db\.schema-1, .*docs/operations\.md"):
+    with pytest.raises(StorageError, match=rf"newer agent.*put updates\.db\.schema-{NEWEST}, .*docs/operations\.md"):
         Journal.open(file)
-    file.with_name("updates.db.schema-1").replace(file)  # as docs/operations.md says
+    file.with_name(f"updates.db.schema-{NEWEST}").replace(file)  # as docs/operations.md says
     journal = Journal.open(file)
     assert [one.action_id for one in journal.unsettled()] == ["7"]
     journal.close()
@@ -241,12 +267,12 @@ def test_a_migration_goes_on_without_a_copy_where_the_disk_has_no_room(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=file.stat().st_size))
     with structlog.testing.capture_logs() as logs:
         Journal.open(file).close()
-    assert (schema(file), copies(file)) == (2, [kept.name])
+    assert (schema(file), copies(file)) == (NEWEST + 1, [kept.name])
     assert [one["event"] for one in logs] == ["update_journal_not_copied_before_migration"]
 
 
 def test_a_migration_that_fails_leaves_the_schema_before(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = [*migrations_of("agent.update.migrations"), (2, "DROP TABLE audit; nonsense;")]
+    steps = [*migrations_of("agent.update.migrations"), (NEWEST + 1, "DROP TABLE audit; nonsense;")]
     monkeypatch.setattr("agent.update.journal_file.migrations_of", lambda _: steps)
     with pytest.raises(StorageError):
         Journal.open(file)

@@ -193,10 +193,14 @@ class TestTensor:
 class TestFastCameras:
     """Some of their frames are left out, so that the buffer holds a window's whole length all the same."""
 
+    @pytest.mark.parametrize("beside", [{}, {"steps": service()}], ids=["alone", "beside one without a rate"])
     @pytest.mark.parametrize("fps", [60.0, 120.0, 240.0, 1000.0])
-    def test_a_window_covers_its_whole_length_from_the_first_on(self, fps: float) -> None:
-        config = service(length=100, stride=15, rate_hz=30)
-        made = run(ActionWindows("cam", {"fight": config}), moving_at(fps, seconds=5))
+    def test_a_window_covers_its_whole_length_from_the_first_on(
+        self, fps: float, beside: dict[str, ServiceConfig]
+    ) -> None:
+        services = beside | {"fight": service(length=100, stride=15, rate_hz=30)}
+        both = run(ActionWindows("cam", services), moving_at(fps, seconds=5))
+        made = [(seq, window) for seq, window in both if window.service == "fight"]
         assert len(made) >= 3
         for _, window in made:
             assert window.tensor[0, 1:, 0, 2].all(), "no zeros in front"
@@ -206,7 +210,7 @@ class TestFastCameras:
     def test_the_memory_does_not_grow_with_the_rate(self) -> None:
         windows = ActionWindows("cam", {"fight": service(length=100, rate_hz=30)})
         run(windows, moving_at(1000.0, seconds=5))
-        assert 200 < windows._buffer._joints.shape[1] < 250
+        assert 200 < windows._pasts[0].buffer._joints.shape[1] < 250
 
     @pytest.mark.parametrize("fps", [10.0, 25.0, 59.94, 60.0])
     def test_up_to_sixty_frames_a_second_none_is_left_out_however_they_jitter(self, fps: float) -> None:
@@ -215,7 +219,7 @@ class TestFastCameras:
         frames = [frame(i, t_ns=10**9 + round(t * 1e9)) for i, t in enumerate(times)]
         thinned = ActionWindows("cam", {"fight": service(length=100, stride=15, rate_hz=30)})
         whole = ActionWindows("cam", {"fight": service(length=100, stride=15, rate_hz=30)})
-        whole._thinning = None
+        whole._pasts[0]._thinning = None
         made, wanted = run(thinned, frames), run(whole, frames)
         assert [seq for seq, _ in made] == [seq for seq, _ in wanted]
         for (_, one), (_, other) in zip(made, wanted, strict=True):
@@ -225,18 +229,42 @@ class TestFastCameras:
         late = [frame(i, t_ns=10**9 + max(60, i) * 16_666_667 + i) for i in range(35, 90)]
         windows = ActionWindows("cam", {"fight": service(rate_hz=30)})
         run(windows, late)
-        assert len(windows._buffer) == min(len(late), windows._buffer._capacity)
+        assert len(windows._pasts[0].buffer) == min(len(late), windows._pasts[0].buffer._capacity)
 
     def test_where_a_frame_is_a_step_none_is_left_out(self) -> None:
         made = run(ActionWindows("cam", {"fight": service()}), [frame(i, fps=1000) for i in range(45)])
         assert [seq for seq, _ in made] == [19, 29, 39]
+
+    @pytest.mark.parametrize("fps", [60.0, 240.0])
+    def test_services_with_and_without_a_rate_see_what_each_would_alone(self, fps: float) -> None:
+        services = {"steps": service(length=20), "fight": service(length=100, stride=15, rate_hz=30)}
+        frames = moving_at(fps, seconds=5)
+        together = run(ActionWindows("cam", services), frames)
+        assert {window.service for _, window in together} == services.keys()
+        for name, config in services.items():
+            mine = [(seq, window) for seq, window in together if window.service == name]
+            alone = run(ActionWindows("cam", {name: config}), frames)
+            assert [seq for seq, _ in mine] == [seq for seq, _ in alone]
+            for (_, one), (_, other) in zip(mine, alone, strict=True):
+                np.testing.assert_array_equal(one.tensor, other.tensor)
+                assert (one.t_start_ns, one.t_end_ns) == (other.t_start_ns, other.t_end_ns)
+
+    @pytest.mark.parametrize("frames", [19, 60])
+    def test_windows_come_in_the_order_of_the_services_with_a_rate_or_without(self, frames: int) -> None:
+        config = {"length": 20, "stride": 10, "partial_at_end": True}
+        names = {"b": 0, "a": 30, "c": 0}
+        windows = ActionWindows("cam", {name: service(rate_hz=rate, **config) for name, rate in names.items()})
+        for i in range(frames):
+            made = [window.service for window in windows.push(frame(i, fps=30))]
+            assert made == sorted(made, key=list(names).index)
+        assert [window.service for window in windows.flush()] == (list(names) if frames < 20 else [])
 
     def test_a_new_start_forgets_how_fast_it_was(self) -> None:
         windows = ActionWindows("cam", {"fight": service(rate_hz=30)})
         run(windows, [frame(i, t_ns=i * 1_000_000) for i in range(200)])
         windows.reset()
         run(windows, [frame(i, t_ns=-(10**9) + i * 16_666_667) for i in range(10)])
-        assert len(windows._buffer) == 10
+        assert len(windows._pasts[0].buffer) == 10
 
 
 def moving_at(fps: float, *, seconds: float) -> list[Tracks]:
