@@ -11,9 +11,10 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 from agent import __version__
 from agent.config.schema import LogConfig
@@ -22,6 +23,7 @@ from agent.observe.logging import configure_logging, mask_text
 
 EXIT_GOOD, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78
 EXIT_INTERRUPTED = 130
+Number = TypeVar("Number", int, float)
 
 DEMO_SEED = 700_038  # no model was trained on it
 """Scene of the demo."""
@@ -287,15 +289,23 @@ def _json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
 
 
+def _parsed(kind: Callable[[str], Number], text: str, wanted: str) -> Number:
+    """Else argparse would show the name of the function that reads the argument."""
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+
+
 def whole_number(text: str) -> int:
-    number = int(text)
+    number = _parsed(int, text, "a whole number")
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return number
 
 
 def natural_number(text: str) -> int:
-    number = int(text)
+    number = _parsed(int, text, "a whole number")
     if number < 0:
         raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
     return number
@@ -330,14 +340,16 @@ def port_number(text: str) -> int:
 
 
 def positive_number(text: str) -> float:
-    number = float(text)
+    wanted = "a number above 0"
+    number = _parsed(float, text, wanted)
     if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
     return number
 
 
 def fraction(text: str) -> float:
-    number = float(text)
+    wanted = "a number from 0 to 1"
+    number = _parsed(float, text, wanted)
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
     return number

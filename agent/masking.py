@@ -7,9 +7,16 @@ import re
 MASK = "***"
 # The first form: people write passwords with a slash or an @ in them, unescaped. Better one mask too many.
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,31}://)(?:[^\s/:@]+:[^\s'\"<>]*|[^\s/?#'\"<>]*)@")
+# What messages say after the colon; whoever has one of these for a password has none. Anything else is masked.
+_PROSE = (
+    r"(?:required|missing|wrong|incorrect|invalid|expired|rejected|refused|denied|unknown(?: key)?|required key"
+    r"|not (?:set|given|found|known|valid|correct|accepted|allowed|permitted|a valid)|must (?:not )?be|(?:input|string) should"
+    r"|the environment variable)(?=[.,;:!)]*(?:\s|$))"
+)
 _ASSIGNMENT = re.compile(
     r"(?i)(?<![a-z0-9])((?:password|passwd|passphrase|(?:login)?pass?|pwd|pw|secret|(?:access)?token|(?:api|private)[_-]?key|authorization)"
-    r"(?:\\*['\"])?\s*[=:]\s*)(?:(?:Bearer|Basic)\s+)?(\\*\"[^\"]*\"|\\*'[^']*'|[^\s&;,'\"}\])]+)",
+    rf"(?:\\*['\"])?\s*(?:=|:(?! {_PROSE}))\s*)"
+    r"(?:(?:Bearer|Basic)\s+)?(\\*\"[^\"]*\"|\\*'[^']*'|[^\s&;,'\"}\])]+)",
 )
 _SCHEME = re.compile(r"\b(Bearer|Basic|TargetToken|GatewayToken)\s+(?=\S*[0-9A-Z=])[A-Za-z0-9._~+/=-]{6,}")
 
@@ -28,6 +35,8 @@ def mask_text(text: str) -> str:
 
     >>> mask_text("cannot open rtsp://admin:s3cret@10.0.0.7/live?token=abc")
     'cannot open rtsp://***@10.0.0.7/live?token=***'
+    >>> mask_text("password: not set, password: hunter2")
+    'password: not set, password: ***'
     """
     text = _ASSIGNMENT.sub(rf"\1{MASK}", mask_userinfo(text))
     return _SCHEME.sub(rf"\1 {MASK}", text)

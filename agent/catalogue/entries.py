@@ -110,15 +110,19 @@ class Catalogue(_Part):
 
 
 def load_catalogue(file: Path | None = None) -> Catalogue:
-    """The catalogue in `file`; by default the one that comes with the agent. Raises ModelError that names file and key."""
+    """The catalogue in `file`; by default the one that comes with the agent. Raises ModelError that names file, key and remedy."""
     path = file or resource_dir("models") / FILE
+    hint = "leave out --catalogue to use the shipped one" if file else "install the agent again, or give a --catalogue"
     try:
-        return Catalogue.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        if not content.strip():
+            raise ModelError(f"{path}: the catalogue is empty (hint: {hint})")
+        return Catalogue.model_validate_json(content)
     except OSError as error:
-        raise ModelError(f"{path}: the catalogue cannot be read: {error.strerror}") from error
+        raise ModelError(f"{path}: the catalogue cannot be read: {error.strerror} (hint: {hint})") from error
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in problem['loc']) or 'catalogue'}: {problem['msg']}"
             for problem in error.errors()
         )
-        raise ModelError(f"{path}: {problems}") from error
+        raise ModelError(f"{path}: not a catalogue of models: {problems} (hint: {hint})") from error

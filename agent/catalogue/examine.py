@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.catalogue.store import told_gone
 from agent.errors import DeviceMemoryError, FatalError, ModelError, RecognizerError
 from agent.runtime.backend import TensorSpec
 from agent.runtime.bundle import Bundle, check_golden, read_bundle, seal_problems
@@ -41,7 +42,7 @@ def examine(path: Path, *, device: str = "cpu") -> Examination:
     try:
         bundle = read_bundle(path)
     except (ModelError, OSError) as error:
-        found.problems.append(str(error))
+        found.problems.append(told_gone(path) or str(error))
         return found
     found.title = bundle.title
     found.problems += [str(problem) for problem in seal_problems(bundle)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.catalogue.entries import Catalogue, Entry
-from agent.catalogue.store import ModelStore
+from agent.catalogue.store import ModelStore, told_gone
 from agent.config.paths import CATALOGUE, SHIPPED
 from agent.errors import ModelError
 from agent.runtime.bundle import MANIFEST, Bundle, read_bundle
@@ -71,9 +71,12 @@ def find_model(text: str, shipped: Path, store: ModelStore, catalogue: Catalogue
         return ships[name]
     if text and Path(text).exists():
         return Path(text)
+    names = store.names()
+    if name in names and not text.startswith(SHIPPED) and (gone := told_gone(names[name])):
+        raise ModelError(gone)
     if catalogue.find(name) and not text.startswith(SHIPPED):
         raise ModelError(f"{name} is not on this machine yet (hint: recognizer-agent models pull {name})")
-    known = [*ships, *store.names()]
+    known = [*ships, *names]
     raise ModelError(
         f"{text or 'empty name'}: no such model (hint: {', '.join(known) or 'none here'}; or the path of a bundle or .onnx file)"
     )
@@ -107,7 +110,7 @@ def _present(name: str, folder: Path, where: str, prefix: str) -> Item:
     try:
         bundle = read_bundle(folder)
     except ModelError as error:
-        return Item(name, "", "", use, where, "damaged", 0, "", "", {}, str(folder), str(error))
+        return Item(name, "", "", use, where, "damaged", 0, "", "", {}, str(folder), told_gone(folder) or str(error))
     manifest = bundle.manifest
     if manifest is None:
         raise ModelError(f"{folder}: not a bundle")

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import lzma
 import shutil
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from agent.transfer.faults import DownloadError, NoNetworkError, RefusedDownload
 _MEMBER = "end2end.onnx"
 """What mmdeploy calls the model in its archives."""
 _ENCRYPTED = 0x1
+_CHUNK_BYTES = 1 << 20
+_CONSENT = "hint: --allow-unverified takes it as it is, at your own risk"
 
 
 Failure = ModelError | DownloadError | TrustError
@@ -94,12 +97,23 @@ class _Pull:
                 return self._install(folder, source.url, source.revision)
 
     def from_file(self, file: Path) -> Path:
+        most = max(self.entry.file.bytes, *(source.max_bytes for source in self.entry.sources))
         with self.store.staging() as folder, _spoken_of(f"{file}: ", folder):
+            if not stat.S_ISREG(file.stat().st_mode):  # a device has no end, and zipfile reads to it
+                raise ModelError("a folder, pipe or device, not a file (hint: save the model as a file first)")
             if zipfile.is_zipfile(file):
-                _extract(file, _MEMBER, folder / MODEL, max(source.max_bytes for source in self.entry.sources))
+                _extract(file, _MEMBER, folder / MODEL, most)
             else:
-                shutil.copyfile(file, folder / MODEL)
+                _copy(file, folder / MODEL, *self._limit(most))
             return self._install(folder, f"file {file.name}")
+
+    def _limit(self, most: int) -> tuple[int, ModelError | TrustError]:
+        """How many bytes of a file are copied, and what is wrong with more."""
+        if self.options.allow_unverified:
+            return most, ModelError(f"larger than {most:,} bytes, the most that is taken (hint: is it the model?)")
+        announced = self.entry.file.bytes
+        told = f"not the file of the catalogue: larger than its {announced:,} bytes ({_CONSENT})"
+        return announced, TrustError(told)
 
     async def _fetch_model(self, source: Source, model: Path) -> None:
         """Bytes with the catalogue's checksum; a resumed part that turns out wrong is fetched again, once."""
@@ -141,8 +155,7 @@ class _Pull:
             return "catalogue"
         if not self.options.allow_unverified:
             raise TrustError(
-                f"not the file of the catalogue: sha256 is {found}, expected {self.entry.file.sha256} "
-                "(hint: --allow-unverified takes it as it is, at your own risk)"
+                f"not the file of the catalogue: sha256 is {found}, expected {self.entry.file.sha256} ({_CONSENT})"
             )
         before = self._taken_before(source)
         if before and before != found:
@@ -186,6 +199,17 @@ def _spoken_of(name: str, folder: Path) -> Iterator[None]:
         raise type(error)(name + str(error).replace(f"{folder / MODEL}: ", "")) from error
 
 
+def _copy(file: Path, model: Path, limit_bytes: int, too_long: ModelError | TrustError) -> None:
+    """Raises `too_long` instead of writing more than `limit_bytes`; OSError."""
+    left = limit_bytes
+    with file.open("rb") as source, model.open("wb") as target:
+        while chunk := source.read(min(_CHUNK_BYTES, left + 1)):
+            left -= len(chunk)
+            if left < 0:
+                raise too_long
+            target.write(chunk)
+
+
 def _extract(archive: Path, member: str, model: Path, max_bytes: int) -> None:
     """The one file called `member`, in whatever folder of the archive it lies, into `model`."""
     try:
@@ -196,7 +220,7 @@ def _extract(archive: Path, member: str, model: Path, max_bytes: int) -> None:
             if infos[0].file_size > max_bytes or infos[0].flag_bits & _ENCRYPTED:
                 raise RefusedDownloadError(f"{member} in the archive is encrypted or larger than {max_bytes:,} bytes")
             with opened.open(infos[0]) as source, model.open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
+                shutil.copyfileobj(source, target, _CHUNK_BYTES)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
         raise RefusedDownloadError(f"not a sound zip archive: {error}") from error
 

@@ -12,6 +12,7 @@ A bundle appears by one rename, a name changes by one rename: whoever reads at a
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -102,6 +103,17 @@ class ModelStore:
             return
         with suppress(OSError):
             shutil.rmtree(folder)
+
+
+def told_gone(link: Path) -> str:
+    """What to say of a pulled name (of `ModelStore.names`) whose folder is gone; empty for every other path."""
+    if link.parent.name != PULLED or not link.is_symlink() or link.exists():
+        return ""
+    folder = os.path.normpath(link.parent / link.readlink())
+    return (
+        f"{link}: the folder that it stands for is gone: {folder} "
+        f"(hint: recognizer-agent models pull {link.name} fetches it again; else delete the link)"
+    )
 
 
 def _sound(folder: Path) -> bool:

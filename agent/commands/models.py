@@ -117,7 +117,7 @@ def _pull(args: argparse.Namespace, shelf: Shelf) -> int:
     name = args.name.removeprefix(CATALOGUE)
     entry = shelf.catalogue.find(name)
     if entry is None:
-        known = ", ".join(one.name for one in shelf.catalogue.models)
+        known = ", ".join(one.name for one in shelf.catalogue.models) or "no models at all"
         raise ModelError(f"the catalogue has no {name!r} (hint: it has {known})")
     there = shelf.store.find(name)
     if there and not args.force and _is_current(there, entry):

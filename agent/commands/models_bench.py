@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-from rich.table import Table
 
 from agent.catalogue.bench import Measurement, measure
 from agent.catalogue.examine import contract_problems
 from agent.cli import EXIT_GOOD
 from agent.commands.models_build import wait_for_engine
-from agent.commands.output import table_console
 from agent.config.schema import AgentConfig
 from agent.errors import ModelError
 from agent.health.probes import free_bytes
@@ -24,15 +21,37 @@ from agent.runtime.bundle import Bundle, load_bundle
 from agent.runtime.devices import Kind, parse_device, probe_accelerators
 from agent.runtime.session import InferenceSession, create_session
 
+_COLUMNS = {
+    "device": 10, "batch": 5, "ms": 8, "p95": 8, "bare": 6, "bare ms": 8, "bare p95": 8, "agent / bare": 12, "items/s": 8,
+}  # fmt: skip
+"""Titles of the table and the characters that they and what stands below get."""
+
 
 def run(args: argparse.Namespace, config: AgentConfig, path: Path) -> int:
-    """Measure and print.
+    """Measure and print each row as it comes; what was measured before an error is told all the same.
 
     Raises ConfigError for a provider that is not here, ModelError, TrustError, DeviceMemoryError, FatalError.
     """
     bundle = load_bundle(path)
     devices = args.provider or (["cpu", "cuda"] if probe_accelerators().has(Kind.CUDA) else ["cpu"])
     found: list[Measurement] = []
+    try:
+        for one in _measure_on(devices, bundle, args, config):
+            found.append(one)
+            _tell(bundle, one, first=len(found) == 1, as_json=args.json)
+    finally:
+        if args.json and found:
+            print(
+                json.dumps(
+                    {"model": bundle.title, "sha256": bundle.model_sha256, "measured": [asdict(one) for one in found]}
+                )
+            )
+    return EXIT_GOOD
+
+
+def _measure_on(
+    devices: Sequence[str], bundle: Bundle, args: argparse.Namespace, config: AgentConfig
+) -> Iterator[Measurement]:
     for device in devices:
         engines = _engines(config) if _is_tensorrt(device) else None
         settings = SessionSettings(threads=args.threads)
@@ -43,24 +62,13 @@ def run(args: argparse.Namespace, config: AgentConfig, path: Path) -> int:
             _check_contract(bundle, session)
             if engines:
                 _build_engine(bundle, session, args.batch, engines)
-            found += _watched(
-                measure(
-                    bundle, session, args.batch,
-                    seconds=args.seconds, threads=args.threads,
-                    memory_bytes=free_bytes() // 2,  # what a graph computes on the way takes as much again, or more
-                )
+            yield from measure(
+                bundle, session, args.batch,
+                seconds=args.seconds, threads=args.threads,
+                memory_bytes=free_bytes() // 2,  # what a graph computes on the way takes as much again, or more
             )  # fmt: skip
         finally:
             session.close()
-    if args.json:
-        print(
-            json.dumps(
-                {"model": bundle.title, "sha256": bundle.model_sha256, "measured": [asdict(one) for one in found]}
-            )
-        )
-    else:
-        _print(bundle, found)
-    return EXIT_GOOD
 
 
 def _engines(config: AgentConfig) -> Path:
@@ -102,19 +110,20 @@ def _shape(session: InferenceSession, bundle: Bundle) -> tuple[int, ...]:
     return sizes
 
 
-def _watched(measurements: Iterator[Measurement]) -> Iterator[Measurement]:
-    for one in measurements:
+def _tell(bundle: Bundle, one: Measurement, *, first: bool, as_json: bool) -> None:
+    """A row on standard output; beside JSON a line on standard error."""
+    if as_json:
         print(f"{one.device}, batch {one.batch}: {one.pairs} pairs measured", file=sys.stderr)
-        yield one
+        return
+    if first:
+        print(f"{bundle.title}, sha256 {bundle.model_sha256[:12]}")
+        print(_line(_COLUMNS))
+    cells = (
+        one.device, str(one.batch), f"{one.agent_ms:.2f}", f"{one.agent_p95_ms:.2f}", one.bare_device,
+        f"{one.bare_ms:.2f}", f"{one.bare_p95_ms:.2f}", f"{one.ratio:.3f}", f"{one.per_second:.1f}",
+    )  # fmt: skip
+    print(_line(cells), flush=True)
 
 
-def _print(bundle: Bundle, found: list[Measurement]) -> None:
-    print(f"{bundle.title}, sha256 {bundle.model_sha256[:12]}")
-    columns = ("device", "batch", "ms", "p95", "bare", "bare ms", "bare p95", "agent / bare", "items/s")
-    table = Table(*columns, box=None, pad_edge=False)
-    for one in found:
-        table.add_row(
-            one.device, str(one.batch), f"{one.agent_ms:.2f}", f"{one.agent_p95_ms:.2f}", one.bare_device,
-            f"{one.bare_ms:.2f}", f"{one.bare_p95_ms:.2f}", f"{one.ratio:.3f}", f"{one.per_second:.1f}",
-        )  # fmt: skip
-    table_console().print(table)
+def _line(cells: Iterable[str]) -> str:
+    return "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, _COLUMNS.values(), strict=True)).rstrip()

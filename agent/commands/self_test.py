@@ -16,7 +16,7 @@ from agent.evaluate.scenarios import ScenarioRuns, ScenePlan
 from agent.observe.logging import mask_text
 from agent.pipeline.worker import BatchWorker
 from agent.ports import PoseEstimator
-from agent.recognition import create_estimator
+from agent.recognition import close_model, create_estimator
 from agent.simulation.scene import build_scene
 from agent.simulation.scripts import build_script
 from agent.simulation.values import Shot
@@ -77,7 +77,7 @@ def _pose(config: AgentConfig) -> Iterator[Finding]:
     try:
         trial = asyncio.run(try_estimator(estimator, drawn_shots()))
     finally:
-        estimator.close()
+        close_model(estimator)
     text = f"{trial.found} of {trial.shown} people of a drawn scene found"
     enough = trial.found >= ENOUGH * trial.shown
     yield Finding("self-test: pose model", "good" if enough else "warn", text if enough else f"{text} ({_HINT})")

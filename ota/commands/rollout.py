@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.cli import positive_number
+from agent.cli import positive_number, whole_number
 from ota.remote import remote_options
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     listing.add_argument("--state", metavar="STATE", help="only these: running, paused, finished, ...")
     remote_options(listing)
     show = kinds.add_parser("show", help="one rollout with the progress of its groups")
-    show.add_argument("rollout", type=int, metavar="ID")
+    show.add_argument("rollout", type=whole_number, metavar="ID")
     show.add_argument("--devices", action="store_true", help="also where each device stands")
     show.add_argument(
         "--wait",
@@ -47,7 +47,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     remote_options(show)
     for name, text in _MOVES.items():
         move = kinds.add_parser(name, help=text)
-        move.add_argument("rollout", type=int, metavar="ID")
+        move.add_argument("rollout", type=whole_number, metavar="ID")
         if name == "resume":
             move.add_argument("--accept", action="store_true", help="although a group has failed")
         if name == "abort":

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.cli import natural_number
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
@@ -18,7 +20,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of what the server remembers (default: fleet)")
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="to listen on (default 8090; 0: any)")
+    parser.add_argument("--port", type=natural_number, help="to listen on (default 8090; 0: any)")
     parser.add_argument("--database", metavar="URL", help="postgresql://USER@HOST/NAME (default: SQLite in DIR)")
     parser.add_argument(
         "--repository", type=Path, metavar="DIR", help="published TUF repository; served below /repository/"

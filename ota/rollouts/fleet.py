@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from sqlalchemy import Connection
 
@@ -14,6 +15,8 @@ from ota.store import devices, releases
 from ota.store.rows import Device, ReleaseRow
 
 NEVER, ONLINE, OFFLINE = "never", "online", "offline"
+_OF_SLOTS = {"model": 0, "version": 1}
+_OF_ALL = ("id", "name", "status", "update")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +45,58 @@ def status_of(device: Device, seen_after_ms: int) -> str:
     return ONLINE if device.last_seen_ms >= seen_after_ms else OFFLINE
 
 
-def fields_of(device: Device, installed: Mapping[str, ReleaseRow], seen_after_ms: int) -> dict[str, list[str]]:
+class DeviceFields(Mapping[str, Sequence[str]]):
     """What filters ask for: the device's attributes; `<slot>.model`, `<slot>.version`, and `model`, `version` of any slot; `id`, `name`,
-    `status` (online, offline, never), `update` (hawkBit's update status). installed: release by slot, as reported to this server; what
-    the device says that it runs goes before."""
-    fields = {key: [value] for key, value in device.attributes.items()}
-    running = {slot: (release.name, release.version) for slot, release in installed.items()} | _said(device.attributes)
-    for slot, (model, version) in running.items():
-        fields[f"{slot}.model"], fields[f"{slot}.version"] = [model], [version]
-    if running:
-        fields["model"] = [model for model, _ in running.values()]
-        fields["version"] = [version for _, version in running.values()]
-    known = {"id": device.controller_id, "name": device.name, "status": status_of(device, seen_after_ms)}
-    return fields | {key: [value] for key, value in known.items()} | {"update": [device.update_status.value]}
+    `status` (online, offline, never), `update` (hawkBit's update status). Made when asked for: a filter names few of them.
+
+    installed: the release by slot of a device id, as reported to this server; what the device says that it runs goes before."""
+
+    __slots__ = ("_device", "_installed", "_known", "_seen_after_ms")
+
+    def __init__(
+        self, device: Device, installed: Callable[[int], Mapping[str, ReleaseRow]], seen_after_ms: int
+    ) -> None:
+        self._device = device
+        self._installed = installed
+        self._seen_after_ms = seen_after_ms
+        self._known: dict[str, tuple[str, str]] | None = None
+
+    def __getitem__(self, name: str) -> list[str]:
+        device = self._device
+        match name:
+            case "id":
+                return [device.controller_id]
+            case "name":
+                return [device.name]
+            case "status":
+                return [status_of(device, self._seen_after_ms)]
+            case "update":
+                return [device.update_status.value]
+        return self._of_slots(name) or [device.attributes[name]]
+
+    def _of_slots(self, name: str) -> list[str]:
+        slot, dot, kind = name.rpartition(".")
+        if kind not in _OF_SLOTS:
+            return []
+        at, running = _OF_SLOTS[kind], self._running()
+        return [facts[at] for of, facts in running.items() if not dot or of == slot]
+
+    def __iter__(self) -> Iterator[str]:
+        running = self._running()
+        of_slots = [f"{slot}.{kind}" for slot in running for kind in _OF_SLOTS]
+        return iter(dict.fromkeys((*self._device.attributes, *of_slots, *(_OF_SLOTS if running else ()), *_OF_ALL)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _running(self) -> dict[str, tuple[str, str]]:
+        """Model and version by slot."""
+        if self._known is None:
+            given = {
+                slot: (release.name, release.version) for slot, release in self._installed(self._device.id).items()
+            }
+            self._known = given | _said(self._device.attributes)
+        return self._known
 
 
 def _said(attributes: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -68,8 +110,8 @@ def _said(attributes: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     return said
 
 
-def installed_by_device(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, ReleaseRow]]:
-    """Release by slot, by device id."""
+def installed_by_device(connection: Connection, ids: Sequence[int] | None) -> dict[int, dict[str, ReleaseRow]]:
+    """Release by slot, by device id. ids: None = all there are."""
     rows = devices.installed(connection, ids)
     known = releases.many(connection, list({row.release_id for row in rows}))
     found: dict[int, dict[str, ReleaseRow]] = defaultdict(dict)
@@ -113,7 +155,12 @@ def _count(names: Iterable[str]) -> dict[str, int]:
     return dict(counts)
 
 
-def _fleet(connection: Connection, seen_after_ms: int) -> list[tuple[Device, dict[str, list[str]]]]:
-    everybody = devices.all_of(connection)
-    has = installed_by_device(connection, [device.id for device in everybody])
-    return [(device, fields_of(device, has.get(device.id, {}), seen_after_ms)) for device in everybody]
+def _fleet(connection: Connection, seen_after_ms: int) -> Iterator[tuple[Device, DeviceFields]]:
+    """One at a time: whoever keeps few of many keeps the garbage collector quiet."""
+    everything = cache(lambda: installed_by_device(connection, None))
+
+    def installed(device_id: int) -> Mapping[str, ReleaseRow]:
+        return everything().get(device_id, {})
+
+    for device in devices.all_of(connection):
+        yield device, DeviceFields(device, installed, seen_after_ms)

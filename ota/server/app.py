@@ -74,6 +74,7 @@ def _beside(parts: tuple[ModuleType, ...]) -> Callable[[web.Application], AsyncG
         runs = {part.__name__.rpartition(".")[2]: part.run for part in parts if hasattr(part, "run")}
         tasks = [asyncio.create_task(run(services), name=f"fleet-{name}") for name, run in runs.items()]
         tasks.append(asyncio.create_task(services.heard.run(), name="fleet-heard"))
+        tasks.append(asyncio.create_task(services.readers.run(), name="fleet-readers"))
         services.tasks = tuple(tasks)
         yield
         for task in tasks:
@@ -110,6 +111,7 @@ async def _before_answer(request: web.Request, response: web.StreamResponse) -> 
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers["Server"] = "recognizer-fleet"
+    request.app[SERVICES].readers.note(request)
     if request.path.startswith("/api/"):
         response.headers.setdefault("Cache-Control", "no-store")
     started = request.get(STARTED)

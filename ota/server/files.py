@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import structlog
 from aiohttp import web
 
+_log = structlog.get_logger(__name__)
 _PIECE = 1 << 18
-STALLED_S = 60.0
-"""A reader that takes nothing for so long is let go."""
 
 
 def open_below(folder: Path, name: str) -> tuple[BinaryIO, int]:
@@ -76,7 +77,8 @@ async def _send(
         response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     await response.prepare(request)
     if request.method != "HEAD":
-        await _copy(request, response, file, start, end)
+        with suppress(ConnectionError):  # the reader left, or was let go
+            await _copy(request, response, file, start, end)
     return response
 
 
@@ -85,21 +87,13 @@ async def _copy(request: web.Request, response: web.StreamResponse, file: Binary
     while at < end:
         piece = await asyncio.to_thread(os.pread, file.fileno(), min(_PIECE, end - at), at)
         if not piece:
-            raise _give_up(request, "the file became shorter while it was sent")
-        try:
-            async with asyncio.timeout(STALLED_S):
-                await response.write(piece)
-        except TimeoutError:
-            raise _give_up(request, "the reader takes nothing") from None
+            _log.error("fleet_file_became_shorter", path=request.path, at_bytes=at)
+            if request.transport is not None:  # an answer that has begun can only be torn off: its length was promised
+                request.transport.abort()
+            return
+        await response.write(piece)
         at += len(piece)
     await response.write_eof()
-
-
-def _give_up(request: web.Request, why: str) -> ConnectionResetError:
-    """An answer that has begun can only be torn off: its length was promised."""
-    if request.transport is not None:
-        request.transport.abort()
-    return ConnectionResetError(why)
 
 
 def _names(header: str, etag: str) -> bool:

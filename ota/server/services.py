@@ -15,6 +15,7 @@ from ota.server.feed import Feed
 from ota.server.heard import Heard
 from ota.server.limits import FailureLimits
 from ota.server.metrics import Metrics
+from ota.server.readers import Readers
 from ota.server.settings import ServerSettings
 from ota.store import audit
 from ota.store.polls import Polls
@@ -42,6 +43,7 @@ class Services:
     polls: Polls = field(init=False)
     feed: Feed = field(init=False)
     heard: Heard = field(init=False)
+    readers: Readers = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
     tasks: tuple[asyncio.Task[None], ...] = ()
     sync: Callable[[], Awaitable[list[ReleaseRow]]] | None = None
@@ -51,6 +53,7 @@ class Services:
         self.polls = Polls(self.store)
         self.feed = Feed(self.clock_ms)
         self.heard = Heard(self.store)
+        self.readers = Readers(time.monotonic)
 
     async def change(
         self, request: web.Request, what: str, subject: str, function: Callable[Concatenate[Connection, P], T], /,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,9 +72,9 @@ def get(connection: Connection, controller_id: str) -> Device:
     return found
 
 
-def all_of(connection: Connection) -> list[Device]:
+def all_of(connection: Connection) -> Iterator[Device]:
     """Every device, by id: what a filter is applied to."""
-    return [of_row(row) for row in connection.execute(select(tables.devices).order_by(_T.id))]
+    return map(of_row, connection.execute(select(tables.devices).order_by(_T.id)))
 
 
 def page(
@@ -93,7 +93,10 @@ def page(
     return [of_row(row) for row in rows], total
 
 
-def installed(connection: Connection, device_ids: Sequence[int]) -> list[Installed]:
+def installed(connection: Connection, device_ids: Sequence[int] | None) -> list[Installed]:
+    """device_ids: None = of all devices."""
+    if device_ids is None:
+        return [Installed(*row) for row in connection.execute(select(tables.installed))]
     found: list[Installed] = []
     for start in range(0, len(device_ids), _CHUNK):
         chosen = tables.installed.c.device_id.in_(device_ids[start : start + _CHUNK])

@@ -102,7 +102,7 @@ class _ReplayEstimator:
 
 
 class _FailingEstimator:
-    """Sees nobody in the first `good` calls; the next raises, or answers with, what `how` says."""
+    """Sees nobody in the first `good` calls; the next raises, or answers with, what `how` says; so does its end."""
 
     name = "failing-1"
     max_batch = 1
@@ -127,11 +127,15 @@ class _FailingEstimator:
         raise ValueError("a bug")
 
     def close(self) -> None:
-        """Nothing to free."""
+        match self._how:
+            case "close":
+                raise ValueError("a bug")
+            case "exit at close":
+                sys.exit(3)
 
 
 class _ScriptedClassifier:
-    """Answers with the probabilities of the option `script`, over and over."""
+    """Answers with the probabilities of the option `script`, over and over; with `broken_close` its end raises."""
 
     def __init__(self, service: str, config: ServiceConfig) -> None:
         window = config.window
@@ -140,6 +144,7 @@ class _ScriptedClassifier:
         self.input_shape = (window.people, window.length, 17, window.channels)
         self._script: list[float] = list(config.options.get("script", [0.0]))
         self._next = 0
+        self._broken = bool(config.options.get("broken_close"))
 
     def classify(self, batch: FloatArray) -> FloatArray:
         answers = []
@@ -150,7 +155,8 @@ class _ScriptedClassifier:
         return np.array(answers, np.float32)
 
     def close(self) -> None:
-        """Nothing to free."""
+        if self._broken:
+            raise ValueError("a bug")
 
 
 def create_estimator(config: PoseConfig) -> Any:

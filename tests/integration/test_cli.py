@@ -117,6 +117,23 @@ def test_wrong_usage_is_2_and_says_what_is_wrong(shell: Shell, arguments: list[s
 
 
 @pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("demo --seconds x", "argument --seconds: expected a number above 0, got 'x'"),
+        ("demo --seed 1.5", "argument --seed: expected a whole number, got '1.5'"),
+        ("demo --port http", "argument --port: expected a whole number, got 'http'"),
+        ("evaluate pose --examples few", "argument --examples: expected a whole number, got 'few'"),
+        ("evaluate pose --score-threshold low", "argument --score-threshold: expected a number from 0 to 1, got 'low'"),
+        ("models bench m --batch 1,", "argument --batch: expected a whole number, got ''"),
+    ],
+)
+def test_an_argument_that_is_no_number_is_told_what_was_expected(shell: Shell, arguments: str, told: str) -> None:
+    done = shell.run(*arguments.split())
+    assert done.returncode == USAGE
+    assert done.stderr.endswith(f"error: {told}\n")
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["run"], ["doctor"], ["events", "list"], ["events", "export"],

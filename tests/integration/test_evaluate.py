@@ -157,6 +157,25 @@ def test_a_plug_in_that_fails_is_named_with_the_image(shell: Shell, how: str, go
     assert not report.exists()
 
 
+@pytest.mark.parametrize(("how", "what"), [("close", "ValueError: a bug"), ("exit at close", "SystemExit: 3")])
+def test_a_plug_in_that_cannot_be_closed_is_told_beside_its_report(shell: Shell, how: str, what: str) -> None:
+    truth, images, _ = pose_set(shell)
+    config = shell.config({"pose": {"estimator": "failing", "options": {"how": how, "good": 9}}})
+    report = shell.folder / "pose.json"
+    done = shell.run(
+        "evaluate", "pose", "--annotations", truth, "--images", images, "--config", config, "--report", report
+    )
+    assert (done.returncode, not_closed(done.stderr)) == (0, [("failing-1", what)])
+    assert json.loads(report.read_text())["images"] == IMAGES
+
+
+def not_closed(errors: str) -> list[tuple[str, str]]:
+    """Models of which the log says so, and why; nothing else is in it."""
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert {line["event"] for line in lines} <= {"model not closed"}
+    return [(line["model"], line["error"]) for line in lines]
+
+
 def test_options_that_come_in_pairs(shell: Shell) -> None:
     done = shell.run(
         "evaluate", "pose", "--annotations", "a.json", "--annotations", "b.json", "--images", "x", "--report", "r.json"
@@ -248,12 +267,14 @@ def test_a_table_that_cannot_be_used_is_no_configuration(shell: Shell, option: s
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
-def judged(shell: Shell, script: list[float], *more: object) -> tuple[int, dict[str, Any], str]:
+def judged(
+    shell: Shell, script: list[float], *more: object, broken_close: bool = False
+) -> tuple[int, dict[str, Any], str]:
     """Exit code, report and error output of 45 s of the fight scenario with scripted verdicts on fights."""
     services: dict[str, Any] = {
         "fall": {"enabled": False},
         "fight": {
-            "classifier": "scripted", "model": "/none", "options": {"script": script},
+            "classifier": "scripted", "model": "/none", "options": {"script": script, "broken_close": broken_close},
             "window": {"length": 30, "stride": 15, "rate_hz": 0},
             "rules": {"alert_threshold": 0.8, "alert_count": 2, "normal_count": 2},
         },
@@ -289,6 +310,12 @@ def test_events_of_simulated_scenes_are_matched_with_the_truth(shell: Shell) -> 
     assert "![Single verdicts: fight](events/verdicts-fight.png)" in page
     curve = fight["windows"]["roc"]
     assert (curve[0]["recall"], curve[-1]["recall"]) == (0, 1)
+
+
+def test_a_classifier_that_cannot_be_closed_is_told_beside_the_report(shell: Shell) -> None:
+    code, report, errors = judged(shell, [0.9], broken_close=True)
+    assert (code, not_closed(errors)) == (0, [("scripted-fight", "ValueError: a bug")])
+    assert report["services"]["fight"]["windows"]["recall"] == 1
 
 
 def test_what_was_missed_is_drawn_and_fails_the_gate(shell: Shell) -> None:

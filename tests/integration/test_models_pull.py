@@ -11,6 +11,7 @@ import socket
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -637,6 +638,51 @@ def test_a_file_brought_by_hand_is_judged_like_a_download(
     brought.write_bytes(archive({"x/end2end.onnx": other.read_bytes()}))
     pull_file(known, brought, store, watcher, PullOptions(allow_unverified=True))
     assert load_bundle(store.root / "pulled" / "rtmo-x").title == "rtmo-x 2020.1+unverified"
+
+
+def test_a_file_longer_than_announced_is_not_copied_to_its_end(
+    model: Path, store: ModelStore, watcher: Watcher, tmp_path: Path
+) -> None:
+    source = {"name": "somewhere", "url": "https://host.invalid/m", "max_bytes": 1_000_000}
+    known = Entry.model_validate(catalogue_entry(model, [source]))
+    announced = model.stat().st_size
+    longer = tmp_path / "longer.onnx"
+    longer.write_bytes(model.read_bytes())
+    os.truncate(longer, 1 << 40)  # sparse; the process may write a little more than is announced, and dies of the rest
+    with file_size_limit(announced + (1 << 20)):
+        with pytest.raises(TrustError) as refused:
+            pull_file(known, longer, store, watcher)
+        with pytest.raises(ModelError) as too_long:
+            pull_file(known, longer, store, watcher, PullOptions(allow_unverified=True))
+    told = f"not the file of the catalogue: larger than its {announced:,} bytes"
+    consent = "(hint: --allow-unverified takes it as it is, at your own risk)"
+    assert str(refused.value) == f"{longer}: {told} {consent}"
+    assert str(too_long.value).startswith(f"{longer}: larger than 1,000,000 bytes, the most that is taken")
+    assert (visible(store), leftovers(store)) == ([], [])
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_what_is_no_file_is_not_read(
+    model: Path, store: ModelStore, watcher: Watcher, tmp_path: Path, kind: str
+) -> None:
+    place = Path("/dev/null") if kind == "device" else tmp_path / kind
+    if kind == "folder":
+        place.mkdir()
+    if kind == "pipe":
+        os.mkfifo(place)
+    with pytest.raises(ModelError, match=f"{place}: a folder, pipe or device, not a file"):
+        pull_file(entry(model, "https://host.invalid/m"), place, store, watcher)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Files of this process may not become larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # --- a right checksum is not enough -----------------------------------------------------------------------------------

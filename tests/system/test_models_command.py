@@ -189,6 +189,20 @@ def test_a_damaged_model_is_pulled_again_without_being_asked(box: Box, model: Pa
     assert box.run("models", "verify", "rtmo-x").returncode == GOOD
 
 
+def test_a_catalogue_without_models_says_so(box: Box) -> None:
+    catalogue = box.catalogue()
+    done = box.run("models", "pull", "rtmo-x", "--catalogue", catalogue)
+    assert (done.returncode, done.stderr) == (
+        FAILED,
+        "error: the catalogue has no 'rtmo-x' (hint: it has no models at all)\n",
+    )
+    catalogue.write_text("")
+    for arguments in (("list",), ("verify", "rtmo-x"), ("pull", "rtmo-x")):
+        done = box.run("models", *arguments, "--catalogue", catalogue)
+        hint = "(hint: leave out --catalogue to use the shipped one)"
+        assert (done.returncode, done.stderr) == (FAILED, f"error: {catalogue}: the catalogue is empty {hint}\n")
+
+
 def test_a_newer_version_of_the_catalogue_is_pulled_without_being_asked(
     box: Box, model: Path, server: FileServer
 ) -> None:
@@ -338,7 +352,11 @@ def test_bench_measures_both_sessions_side_by_side(box: Box) -> None:
         assert one["per_second"] == pytest.approx(1e3 * one["batch"] / one["agent_ms"])
         assert 0.1 < one["ratio"] < 10
     table = box.run("models", "bench", bundle, "--batch", "2", "--seconds", "0.1")
-    assert "agent / bare" in table.stdout
+    title, columns, row = table.stdout.splitlines()
+    assert title.startswith("tiny 1.0.0, sha256 ")
+    assert "agent / bare" in columns
+    assert row.split()[:2] == ["cpu", "2"]
+    assert table.stderr == ""
 
 
 @pytest.mark.parametrize("shape", [["batch", 3, 64], ["batch", 3, 64, 96, 1], []])
@@ -352,10 +370,16 @@ def test_bench_refuses_a_bundle_whose_graph_is_not_what_its_manifest_says(box: B
     assert f"(hint: mend the manifest, then `recognizer-agent models verify {bundle}`)" in done.stderr
 
 
-@pytest.mark.parametrize("batch", ["200000000", "2,200000000"])
-def test_bench_of_a_batch_that_no_memory_holds_says_so(box: Box, batch: str) -> None:
-    done = box.run("models", "bench", make_bundle(box.folder / "tiny"), "--batch", batch, "--seconds", "0.1")
-    assert (done.returncode, done.stdout) == (FAILED, "")
+@pytest.mark.parametrize(("batch", "measured"), [("200000000", []), ("2,1,200000000,3", ["2", "1"])])
+def test_bench_of_a_batch_that_no_memory_holds_says_so_after_what_it_has_measured(
+    box: Box, batch: str, measured: list[str]
+) -> None:
+    command = ("models", "bench", make_bundle(box.folder / "tiny"), "--batch", batch, "--seconds", "0.1")
+    done, as_json = box.run(*command), box.run(*command, "--json")
+    assert (done.returncode, as_json.returncode) == (FAILED, FAILED)
+    assert [row.split()[1] for row in done.stdout.splitlines()[2:]] == measured
+    report = json.loads(as_json.stdout) if as_json.stdout else {"measured": []}
+    assert [str(one["batch"]) for one in report["measured"]] == measured
     (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "a batch of 200000000 is too large: input (?, 3, 64, 96) float32 takes 14,745.6 GB, the memory here" in error
     assert error.endswith("(hint: a smaller --batch)")

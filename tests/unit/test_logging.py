@@ -140,6 +140,42 @@ def test_credentials_in_text_are_masked(text: str, masked: str) -> None:
     assert mask_text(text) == masked
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "password: not set", "passwd: not found (hint: mqtt.password_file)", "password: required", "Password: wrong.",
+        "token: expired, ask for a new one", "agent.yaml:4:mqtt.password: Input should be a valid string",
+        "mqtt.password: unknown key (hint: did you mean 'password_file'?)", "secret: required key is missing",
+        "mqtt.password: the environment variable PW is not set", "passphrase: must not be empty", "api_key: not a valid value",
+    ],
+)  # fmt: skip
+def test_what_a_message_says_of_a_password_can_be_read(text: str) -> None:
+    assert mask_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("password: hunter2", "password: ***"),
+        ("password: not", "password: ***"),
+        ("password: nothing is set", "password: *** is set"),
+        ("password: not-set", "password: ***"),
+        ("password: wrong1", "password: ***"),
+        ("password: wrong.horse", "password: ***"),
+        ("password: required@host", "password: ***"),
+        ('password: "wrong"', "password: ***"),
+        ("password:wrong", "password:***"),
+        ("password=wrong", "password=***"),
+        ("password = not set", "password = *** set"),
+        ("http://cam/s?password=not&w=1", "http://cam/s?password=***&w=1"),
+        ("postgresql://u:not@db/fleet host=db password=required", "postgresql://***@db/fleet host=db password=***"),
+        ("password: not set: hunter2, password: hunter2", "password: not set: hunter2, password: ***"),
+    ],
+)
+def test_what_may_be_a_password_is_masked_beside_prose(text: str, masked: str) -> None:
+    assert mask_text(text) == masked
+
+
 def test_secrets_are_masked_by_key_however_deep() -> None:
     value = {
         "mqtt": {"password": "x", "username": "u", "tls": [{"key_file": "k", "api_key": "y"}]},

@@ -21,7 +21,7 @@ from agent.events.privacy import head_regions, obscure
 from agent.overlay import Mode, draw
 from agent.plugins import Group, check_people
 from agent.ports import PoseEstimator
-from agent.recognition import create_estimator
+from agent.recognition import close_model, create_estimator
 from agent.types import FrameStamp, ImageArray, People, Tracks, TrackState
 
 _PANEL_PX = 480
@@ -47,7 +47,7 @@ def evaluate_pose(
         found, times_ms, unreadable = _estimate_all(estimator, pose.estimator, truth, progress)
         name = estimator.name
     finally:
-        estimator.close()
+        close_model(estimator)
     kept = truth.without(unreadable)
     if not kept.people:
         raise DataError(f"no annotated image can be read, the first: {next(iter(truth.paths.values()))}")

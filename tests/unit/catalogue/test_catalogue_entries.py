@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from agent.catalogue import entries
 from agent.catalogue.entries import Entry, load_catalogue
 from agent.errors import ModelError
 from agent.runtime.manifest import LetterboxInput, Provenance
@@ -86,6 +87,31 @@ def test_no_file_no_json(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text("{")
     with pytest.raises(ModelError, match="Invalid JSON"):
         load_catalogue(tmp_path / "half.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "the catalogue is empty"),
+        ("\n", "the catalogue is empty"),
+        ("null", "not a catalogue of models: catalogue: Input should be an object"),
+        ("{", "not a catalogue of models: catalogue: Invalid JSON"),
+    ],
+)
+def test_a_file_that_is_no_catalogue_is_told_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, words: str
+) -> None:
+    file = tmp_path / "catalogue.json"
+    file.write_text(content)
+    with pytest.raises(ModelError) as own:
+        load_catalogue(file)
+    assert str(own.value).startswith(f"{file}: {words}")
+    assert str(own.value).endswith(" (hint: leave out --catalogue to use the shipped one)")
+    monkeypatch.setattr(entries, "resource_dir", lambda _: tmp_path)
+    with pytest.raises(ModelError) as shipped:
+        load_catalogue()
+    assert str(shipped.value).startswith(f"{file}: {words}")
+    assert str(shipped.value).endswith(" (hint: install the agent again, or give a --catalogue)")
 
 
 def test_an_unknown_source_is_answered_with_those_there_are(document: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from fakes.bundles import make_bundle
 
 from agent.catalogue.entries import Catalogue, load_catalogue
+from agent.catalogue.examine import examine
 from agent.catalogue.inventory import Item, brief, find_model, inventory
 from agent.catalogue.store import ModelStore
 from agent.errors import ModelError
@@ -59,6 +61,27 @@ def test_damage_and_doubt_show(shipped: Path, store: ModelStore, catalogue: Cata
     assert items["catalogue:rtmo-m"].state == "damaged"
     (shipped / "tiny" / "model.onnx").unlink()
     assert "is missing" in next(inventory(shipped, store, catalogue)).problem
+
+
+def test_a_pulled_name_whose_folder_is_gone_says_where_it_was_and_how_it_comes_back(
+    shipped: Path, store: ModelStore, catalogue: Catalogue
+) -> None:
+    folder = pulled(store, "rtmo-s")
+    shutil.rmtree(folder)
+    link = store.root / "pulled" / "rtmo-s"
+    told = (
+        f"{link}: the folder that it stands for is gone: {folder} "
+        "(hint: recognizer-agent models pull rtmo-s fetches it again; else delete the link)"
+    )
+    item = by_use(list(inventory(shipped, store, catalogue)))["catalogue:rtmo-s"]
+    assert (item.state, item.problem) == ("damaged", told)
+    assert examine(link).problems == [told]
+    for text in ("rtmo-s", "catalogue:rtmo-s"):
+        with pytest.raises(ModelError) as caught:
+            find_model(text, shipped, store, catalogue)
+        assert str(caught.value) == told
+    pulled(store, "rtmo-s")
+    assert find_model("rtmo-s", shipped, store, catalogue) == link
 
 
 def test_a_name_is_a_pulled_model_a_shipped_one_or_a_path(

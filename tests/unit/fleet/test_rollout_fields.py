@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import pytest
+
 from ota.rollouts.filters import parse
-from ota.rollouts.fleet import fields_of
+from ota.rollouts.fleet import DeviceFields
 from ota.store.rows import Device, ReleaseRow, UpdateStatus
 
 NOW = 1_800_000_000_000
@@ -16,6 +20,10 @@ def device(*, seen_ms: int | None = NOW, **attributes: str) -> Device:
 
 def release(slot: str, name: str, version: str) -> ReleaseRow:
     return ReleaseRow(1, slot, name, version, 1, "t", 1, "", "", "", {}, 0, True)
+
+
+def fields_of(device: Device, installed: Mapping[str, ReleaseRow], seen_after_ms: int) -> DeviceFields:
+    return DeviceFields(device, lambda _: installed, seen_after_ms)
 
 
 def test_status_and_names() -> None:
@@ -42,3 +50,26 @@ def test_what_a_device_says_that_it_runs_goes_before_what_it_was_given() -> None
     fields = fields_of(said, {"pose": release("pose", "pose-nano", "0.7.0")}, NOW)
     assert parse("pose.version==0.6.0;action/fall.version==0.3.1").matches(fields)
     assert sorted(fields["model"]) == ["fall-stgcn", "pose-nano"]
+
+
+def test_everything_that_can_be_asked_for() -> None:
+    said = device(site="berlin", status="x", model="y", odd__model="z", model__pose="pose-nano 0.6.0")
+    fields = fields_of(said, {"action/fall": release("action/fall", "fall-stgcn", "0.3.1")}, NOW)
+    assert dict(fields) == {
+        "site": ["berlin"], "model.pose": ["pose-nano 0.6.0"], "odd.model": ["z"],
+        "model": ["fall-stgcn", "pose-nano"], "version": ["0.3.1", "0.6.0"],
+        "action/fall.model": ["fall-stgcn"], "action/fall.version": ["0.3.1"],
+        "pose.model": ["pose-nano"], "pose.version": ["0.6.0"],
+        "id": ["box-1"], "name": ["Gate"], "status": ["online"], "update": ["in_sync"],
+    }  # fmt: skip
+    assert len(fields) == 13
+
+
+def test_who_runs_nothing_has_attributes_alone() -> None:
+    fields = fields_of(device(model="y", x__version="1"), {}, NOW)
+    assert (fields["model"], fields["x.version"]) == (["y"], ["1"])
+    assert list(fields) == ["model", "x.version", "id", "name", "status", "update"]
+    for name in ("version", "x.model", "pose.version", ".model", "none"):
+        assert name not in fields
+        with pytest.raises(KeyError):
+            _ = fields[name]
