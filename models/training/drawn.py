@@ -32,7 +32,7 @@ from agent.tracking.association import pairwise_iou
 from agent.tracking.bytetrack import ByteTracker
 from agent.types import FrameStamp, Tracks, Window
 
-RATES_HZ = (10.0, 12.0, 15.0)
+RATES_HZ = (10.0, 15.0, 30.0)
 _SAME_IOU = 0.4
 _OFTEN = 0.3
 """Share of a track's frames in which an actor must be the nearest to count as one of whom the track shows."""

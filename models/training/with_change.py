@@ -1,12 +1,14 @@
 """A bundle of skeletons and the windows' change of the picture -> a bundle that judges by both.
 
     python models/training/with_change.py fight --windows runs/fight.npz --data DATA --drawn runs/drawn-*.npz \
-        --base runs/fight-stgcn --folds docs/reports/folds/fight-skeletons.csv --out docs/reports/folds/fight.csv \
-        --bundle models/fight-stgcn --version 0.4.0
+        --calibration runs/simulated-calibrate.npz --base runs/fight-stgcn --folds docs/reports/folds/fight-skeletons.csv \
+        --out docs/reports/folds/fight.csv --bundle models/fight-stgcn --version 0.5.0
 
 The graph of `--base` stays as it is. A forest over `change.ChangeStatistics` is grown on real windows and drawn ones, and where
-there is a change at all the log-odds become `slope * skeletons + weight * forest + shift`, which are fitted to clips and drawn scenes
-that neither has seen. Where there is none (no pictures, a camera below 8 frames/s) the graph of `--base` speaks alone.
+there is a change at all the log-odds become `(slope - fade * absence) * skeletons + weight * forest + shift`, fitted to clips and
+drawn scenes that neither has seen. Absence is the share of a window without even the person who is there longest: a clip of two
+seconds fills little more than half a window, and skeletons seen for so short a time say less. Where nothing changes (no pictures, a
+camera below 8 frames/s) it is the same without the forest, fitted to the clips and to the windows of `--calibration`.
 
 --folds: what models of skeletons say of every clip that they did not train on (`train.py --stage cross`). The same folds are
 used here: a clip is judged by a forest that saw nothing of its source, and for `--out` mixed by figures fitted to the other folds. What ships
@@ -20,6 +22,7 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,38 +46,61 @@ from agent.runtime.bundle import GOLDEN, load_bundle, seal_bundle, write_golden
 
 Array = NDArray[np.float64]
 TREES, LEAF, SHARE = 150, 2.0, 0.2
-START = np.array((1.0, 0.5, 0.0))
-"""Slope, weight and shift before anything is known."""
+START = np.array((1.0, 0.0, 0.0, 0.5))
+"""Slope, fade, shift and weight before anything is known."""
 PRIOR = 4.0
 _LEAST = 1e-3  # of a probability that becomes log-odds
 _SKELETON = "skeleton"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Skeletons:
+    """What skeletons say of N clips or windows, (N,) each: log-odds, and `absence`."""
+
+    margin: Array
+    absence: Array
+
+    def take(self, rows: NDArray[Any]) -> Skeletons:
+        return Skeletons(self.margin[rows], self.absence[rows])
+
+    def design(self, change: Array | None = None) -> Array:
+        """(N, 4): the columns of slope, fade, shift and weight; without the log-odds of a forest (N, 3)."""
+        columns = [self.margin, -self.absence * self.margin, np.ones_like(self.margin)]
+        return np.stack(columns if change is None else [*columns, change], axis=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """Windows of drawn scenes: change figures (N, F), labels and weights (N,), log-odds of the skeletons, and a fold by scene."""
+    """Windows of drawn scenes: change figures (N, F), labels and weights (N,), skeletons, and a fold by scene (N,)."""
 
     features: Array
     label: NDArray[np.int8]
     weight: Array
-    skeletons: Array
+    skeletons: Skeletons
     fold: NDArray[np.int64]
+
+
+def absence(window: Tensor) -> Tensor:
+    """(B, M, T, 17, C) -> (B,): share of the steps without the person who is in most of them."""
+    there = (window[..., 2].amax(3) > 0).to(torch.float32)
+    return 1 - there.mean(2).amax(1)
 
 
 class ChangeBranch(nn.Module):
     """(B, M, T, 17, 4) -> skeletons for the base; (B, 1) by which its log-odds are multiplied, and (B, 2) what is added to its logits."""
 
-    def __init__(self, forest: Forest, line: Array) -> None:
-        """line: slope, weight, shift."""
+    def __init__(self, forest: Forest, line: Array, still: Array) -> None:
+        """line: slope, fade, shift, weight; still: the first three of them where nothing changes."""
         super().__init__()
         self.statistics, self.forest = ChangeStatistics(), forest
-        self.slope, self.weight, self.shift = (float(value) for value in line)
+        self.line, self.still = line.tolist(), [*still.tolist(), 0.0]
 
     def forward(self, input_tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         changes = (input_tensor[..., 3].amax((1, 2, 3)) > 0).to(input_tensor.dtype)[:, None]
+        slope, fade, shift, weight = (a + changes * (b - a) for a, b in zip(self.still, self.line, strict=True))
         margin = self.forest.margin(self.statistics(input_tensor))[:, None]
-        half = changes * (self.weight * margin + self.shift) / 2
-        return input_tensor[..., :3], 1 + changes * (self.slope - 1), torch.cat((-half, half), 1)
+        half = (shift + weight * margin) / 2
+        return input_tensor[..., :3], slope - fade * absence(input_tensor)[:, None], torch.cat((-half, half), 1)
 
 
 def read_folds(file: Path, samples: Samples, clips: Clips) -> Array:
@@ -97,22 +123,28 @@ def read_drawn(files: list[Path], recipe: Recipe, base: onnxruntime.InferenceSes
     """Each file is a part of the folds by itself: its scenes are of other seeds."""
     pools = [simulated_pool([file], recipe.service, channels=recipe.window.channels) for file in files]
     tensor = np.concatenate([pool.tensor for pool in pools])
-    logits = in_batches(lambda part: torch.from_numpy(base.run(None, {INPUT: part.numpy()})[0]), tensor[..., :3])
     return Drawn(
         features=in_batches(ChangeStatistics(), tensor),
         label=np.concatenate([pool.label for pool in pools]),
         weight=np.concatenate([pool.weight for pool in pools]),
-        skeletons=(logits[:, 1] - logits[:, 0]) / temperature,
+        skeletons=skeletons_of(tensor, base, temperature),
         fold=np.repeat(np.arange(len(pools)), [len(pool.label) for pool in pools]),
     )
+
+
+def skeletons_of(tensor: NDArray[np.float16], base: onnxruntime.InferenceSession, temperature: float) -> Skeletons:
+    """What the graph of `--base` says of windows (N, M, T, 17, C)."""
+    logits = in_batches(lambda part: torch.from_numpy(base.run(None, {INPUT: part.numpy()})[0]), tensor[..., :3])
+    return Skeletons((logits[:, 1] - logits[:, 0]) / temperature, in_batches(absence, tensor))
 
 
 class Mixer:
     """Grows forests on chosen clips and drawn scenes, and fits how much they say."""
 
-    def __init__(self, recipe: Recipe, samples: Samples, clips: Clips, skeletons: Array, drawn: Drawn) -> None:
+    def __init__(self, recipe: Recipe, samples: Samples, clips: Clips, margin: Array, drawn: Drawn) -> None:
+        """margin: (clips,) log-odds of the skeletons, see `read_folds`."""
         self._recipe, self._samples, self._clips = recipe, samples, clips
-        self._skeletons, self._drawn = skeletons, drawn
+        self._skeletons, self._drawn = Skeletons(margin, shortest_absence(samples, len(margin))), drawn
         self._features = in_batches(ChangeStatistics(), samples.tensor)
 
     def forest(self, use: NDArray[np.bool_], scenes: NDArray[np.bool_]) -> Forest:
@@ -144,26 +176,43 @@ class Mixer:
         return found, scenes
 
     def fitted(self, use: NDArray[np.bool_], clips: Array, scenes: Array) -> Array:
-        """(3,) slope, weight, shift from clips (those in `use` that have a window) and drawn windows."""
-        rows, drawn = use & (clips > NOBODY) & (self._skeletons > NOBODY), self._drawn
+        """(4,) slope, fade, shift, weight from clips (those in `use` that have a window) and drawn windows."""
+        rows, drawn = use & self._seen(clips), self._drawn
+        return self._fit(
+            rows, self._skeletons.take(rows).design(clips[rows]), drawn.skeletons.design(scenes), drawn.label
+        )
+
+    def fitted_still(self, use: NDArray[np.bool_], made: Skeletons, label: NDArray[np.int8]) -> Array:
+        """(3,) slope, fade, shift where nothing changes, from clips and windows that were made without pictures."""
+        rows = use & (self._skeletons.margin > NOBODY)
+        return self._fit(rows, self._skeletons.take(rows).design(), made.design(), label)
+
+    def _fit(self, rows: NDArray[np.bool_], clips: Array, made: Array, label: NDArray[np.int8]) -> Array:
+        """Made windows weigh alike, so fights are as rare among them as in the scenes: half of them would be a warning too many."""
         share = self._recipe.calibration_simulated
-        weight = drawn.weight / drawn.weight.sum() * rows.sum() * share / (1 - share)
-        design = np.concatenate((_design(self._skeletons[rows], clips[rows]), _design(drawn.skeletons, scenes)))
-        label = np.concatenate((self._clips.label[rows], drawn.label))
-        return logistic(design, label, np.concatenate((np.ones(rows.sum()), weight)), START, PRIOR)
+        weight = np.repeat((1.0, len(clips) * share / (1 - share) / len(made)), (len(clips), len(made)))
+        labels = np.concatenate((self._clips.label[rows], label))
+        return logistic(np.concatenate((clips, made)), labels, weight, START[: clips.shape[1]], PRIOR)
 
     def mixed(self, line: Array, clips: Array) -> Array:
         """(clips,) probabilities; 0 without a window."""
-        seen = (self._skeletons > NOBODY) & (clips > NOBODY)
-        return np.where(seen, sigmoid(_design(self._skeletons, clips) @ line), 0.0)
+        return np.where(self._seen(clips), sigmoid(self._skeletons.design(clips) @ line), 0.0)
 
     def mixed_scenes(self, line: Array, scenes: Array) -> Array:
         """(drawn windows,) probabilities."""
-        return sigmoid(_design(self._drawn.skeletons, scenes) @ line)
+        return sigmoid(self._drawn.skeletons.design(scenes) @ line)
+
+    def _seen(self, clips: Array) -> NDArray[np.bool_]:
+        seen: NDArray[np.bool_] = (self._skeletons.margin > NOBODY) & (clips > NOBODY)
+        return seen
 
 
-def _design(skeletons: Array, change: Array) -> Array:
-    return np.stack((skeletons, change, np.ones_like(change)), axis=1)
+def shortest_absence(samples: Samples, clips: int) -> Array:
+    """(clips,): of the windows of each clip the least; 1 without a window."""
+    found = np.ones(clips)
+    rows = tested_rows(samples, np.ones(clips, bool), TEST_VARIANT)
+    np.minimum.at(found, samples.clip[rows], in_batches(absence, samples.tensor[rows]))
+    return found
 
 
 def merge(base: onnx.ModelProto, temperature: float, branch: onnx.ModelProto) -> onnx.ModelProto:
@@ -208,9 +257,9 @@ def exported(branch: ChangeBranch, file: Path) -> onnx.ModelProto:
     return onnx.load(file)
 
 
-def write_graph(bundle: Path, base: Path, temperature: float, forest: Forest, line: Array) -> None:
+def write_graph(bundle: Path, base: Path, temperature: float, branch: ChangeBranch) -> None:
     """model.onnx and golden.npz of `bundle`; compared with its parts before."""
-    branch, window = ChangeBranch(forest, line).eval(), example()
+    window = example()
     bundle.mkdir(parents=True, exist_ok=True)
     file = bundle / "model.onnx"
     parts = exported(branch, file)
@@ -272,37 +321,44 @@ def main() -> None:
     for name in ("windows", "data", "base", "folds", "out", "bundle"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--drawn", type=Path, nargs="+", required=True, help="of drawn.py; two files or more")
+    parser.add_argument("--calibration", type=Path, required=True, help="of simulated.py, seeds that trained nothing")
     parser.add_argument("--version", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     recipe, samples = RECIPES[arguments.service], Samples.load(arguments.windows, channels=4)
     clips = Clips(arguments.service, samples, arguments.data, dev_too=True)
-    skeletons = read_folds(arguments.folds, samples, clips)
+    margin = read_folds(arguments.folds, samples, clips)
     manifest = load_bundle(arguments.base).manifest
     temperature = manifest.outputs[0].temperature
     session = onnxruntime.InferenceSession(arguments.base / "model.onnx", providers=["CPUExecutionProvider"])
     drawn = read_drawn(arguments.drawn, recipe, session, temperature)
-    mixer = Mixer(recipe, samples, clips, skeletons, drawn)
+    mixer = Mixer(recipe, samples, clips, margin, drawn)
+    calm = simulated_pool([arguments.calibration], recipe.service)
+    made = skeletons_of(calm.tensor, session, temperature)
 
     probability = cross_probabilities(mixer, clips)
     write_predictions(arguments.out, recipe, samples, clips, probability)
     train = clips.split == "train"
     found, scenes = mixer.judged(train)
-    line = mixer.fitted(train, found, scenes)
+    line, still = mixer.fitted(train, found, scenes), mixer.fitted_still(train, made, calm.label)
     forest = mixer.forest(train, np.ones(len(drawn.label), bool))
-    write_graph(arguments.bundle, arguments.base, temperature, forest, line)
-    alone = np.where(skeletons > NOBODY, sigmoid(skeletons), 0.0)
+    write_graph(arguments.bundle, arguments.base, temperature, ChangeBranch(forest, line, still).eval())
+    alone = np.where(margin > NOBODY, sigmoid(margin), 0.0)
+    names = ("slope", "fade", "shift", "weight")
     results: dict[str, object] = {
         "cross": rounded(probability, clips.label),
         "folds": rounded(mixer.mixed(line, found)[train], clips.label[train]),
-        "change": dict(zip(("slope", "weight", "shift"), np.round(line, 4).tolist(), strict=True)),
+        "change": dict(zip(names, np.round(line, 4).tolist(), strict=True)),
+        "still": dict(zip(names, np.round(still, 4).tolist(), strict=False)),
     }
     seal(arguments.bundle, recipe, arguments.version, results)
     results |= {
         "folds, skeletons alone": rounded(alone[train], clips.label[train]),
         "drawn": rounded(mixer.mixed_scenes(line, scenes), drawn.label),
-        "drawn, skeletons alone": rounded(sigmoid(drawn.skeletons), drawn.label),
+        "drawn, skeletons alone": rounded(sigmoid(drawn.skeletons.margin), drawn.label),
         "drawn, change alone": rounded(sigmoid(scenes), drawn.label),
+        "calm": rounded(sigmoid(made.design() @ still), calm.label),
+        "calm, skeletons alone": rounded(sigmoid(made.margin), calm.label),
         "by source": by_group(clips.group, probability, clips.label),
     }
     print(json.dumps(results, indent=1))

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 from change import ChangeStatistics  # noqa: E402  # after the check for PyTorch
 from forest import grow  # noqa: E402
 from metrics import logistic, sigmoid  # noqa: E402
-from with_change import NOBODY, ChangeBranch, exported, merge, read_folds  # noqa: E402
+from with_change import NOBODY, ChangeBranch, Skeletons, absence, exported, merge, read_folds  # noqa: E402
 
 
 def windows(count: int, seed: int = 0) -> torch.Tensor:
@@ -80,9 +80,10 @@ def base_graph() -> onnx.ModelProto:
 def test_the_joined_graph_adds_what_the_forest_says_where_anything_changes(tmp_path: Path) -> None:
     batch = windows(24).numpy()
     batch[:12, :2] /= 3
+    batch[1:4, :, 60:] = 0
     figures = ChangeStatistics()(torch.from_numpy(batch)).double().numpy()
     forest = grow(figures, np.repeat([0, 1], 12), np.ones(24), trees=8, leaf=2, share=0.5, seed=0)
-    branch = ChangeBranch(forest, np.array((0.8, 0.5, 0.25))).eval()
+    branch = ChangeBranch(forest, np.array((0.8, 0.3, 0.25, 0.5)), np.array((0.9, 0.2, -0.1))).eval()
     parts = exported(branch, tmp_path / "branch.onnx")
     base = base_graph()
     base.ir_version = parts.ir_version
@@ -91,9 +92,26 @@ def test_the_joined_graph_adds_what_the_forest_says_where_anything_changes(tmp_p
     logits = session.run(None, {"input_tensor": batch})[0]
     margin = forest.margin(torch.from_numpy(figures).float()).numpy()
     skeletons = batch.mean((1, 2, 3))[:, [0, 2]] / 2.0
-    expected = 0.8 * skeletons + np.stack((-1, 1)) * (0.5 * margin + 0.25)[:, None] / 2
-    expected[-1] = skeletons[-1]  # a window without any change is judged by its skeletons
+    away = absence(torch.from_numpy(batch)).numpy()[:, None]
+    sign = np.stack((-1, 1))
+    expected = (0.8 - 0.3 * away) * skeletons + sign * (0.5 * margin + 0.25)[:, None] / 2
+    expected[-1] = (0.9 - 0.2 * away[-1]) * skeletons[-1] + sign * -0.1 / 2  # without any change skeletons judge alone
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_absence_is_the_time_without_the_person_seen_longest() -> None:
+    batch = windows(3)
+    batch[1, 0, 50:] = 0  # the other one stays
+    batch[2, :, 50:] = 0
+    np.testing.assert_allclose(absence(batch), [0.3, 0.3, 0.8], atol=1e-6)
+    assert absence(torch.zeros(1, 4, 100, 17, 4)).tolist() == [1]
+
+
+def test_skeletons_fade_in_the_line_as_they_do_in_the_graph() -> None:
+    seen = Skeletons(np.array((2.0, -1.0)), np.array((0.0, 0.5)))
+    line = np.array((0.8, 0.3, 0.25, 0.5))
+    np.testing.assert_allclose(seen.design(np.array((1.0, 3.0))) @ line, [1.6 + 0.25 + 0.5, -0.8 + 0.15 + 0.25 + 1.5])
+    np.testing.assert_allclose(seen.take(np.array((1,))).design() @ line[:3], [-0.8 + 0.15 + 0.25])
 
 
 def test_folds_of_other_clips_are_refused(tmp_path: Path) -> None:
