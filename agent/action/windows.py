@@ -30,6 +30,8 @@ MAX_HOLE_S = 0.4
 no holes between its frames, see `bridged_ns`."""
 SLOWEST_HZ = 1.0
 """Of a camera that sees less often, nobody can say how people moved from one frame to the next."""
+EDGE_SHARE = 0.05
+"""Of the picture's width and height: whose joint is so near to its border is at the edge."""
 WITHOUT_CHANGE = 3
 """Channels of a window that says nothing of the picture: x, y, score."""
 RESTART_AFTER_S = 3.0
@@ -198,6 +200,7 @@ class _Span:
     rate_hz: float
     min_track_frames: int
     min_mean_score: float
+    forget_left_s: float
 
     def candidates(self, buffer: TrackBuffer) -> Candidates:
         """The tracks of the window that ends with the newest frame, without those unfit to judge by."""
@@ -208,7 +211,7 @@ class _Span:
         return Candidates(history.take(self._fit(history)))
 
     def _fit(self, history: TrackHistory) -> BoolArray:
-        """(N,) bool: seen for `min_track_frames` time steps and with `min_mean_score` over joints and own frames."""
+        """(N,) bool: seen for `min_track_frames` time steps, with `min_mean_score` over joints and own frames, and not left."""
         frames = history.seen.sum(axis=1)
         steps_a_frame = 1.0
         if self.rate_hz and len(history.t_ns) > 1:
@@ -218,7 +221,7 @@ class _Span:
         fit: BoolArray = (np.round(frames * steps_a_frame) >= self.min_track_frames) & (
             mean_score >= self.min_mean_score
         )
-        return fit
+        return fit & ~_left(history, self.forget_left_s) if self.forget_left_s else fit
 
 
 class _Plan:
@@ -229,7 +232,11 @@ class _Plan:
         self.stride = config.window.stride
         self.window = config.window
         self.span = _Span(
-            config.window.length, config.window.rate_hz, config.window.min_track_frames, config.window.min_mean_score
+            config.window.length,
+            config.window.rate_hz,
+            config.window.min_track_frames,
+            config.window.min_mean_score,
+            config.window.forget_left_s,
         )
         self._weights = config.selection
         self._step_ns = 1e9 / config.window.rate_hz if config.window.rate_hz else 0.0
@@ -281,6 +288,17 @@ class _Plan:
             return 0.0
         frames, t_ns = since
         return (self._now_ns - t_ns) / self._step_ns if self._step_ns else self._frames - frames
+
+
+def _left(history: TrackHistory, after_s: float) -> BoolArray:
+    """(N,) bool: last seen at the edge of the picture, `after_s` before the newest frame or earlier."""
+    last = history.seen.shape[1] - 1 - history.seen[:, ::-1].argmax(axis=1)
+    gone = history.t_ns[-1] - history.t_ns[last] >= after_s * 1e9
+    joints = history.keypoints[np.arange(len(history)), last]
+    place = joints[..., :2] / np.array([history.width, history.height], np.float32)
+    at_edge = (np.abs(place - 0.5) >= 0.5 - EDGE_SHARE).any(axis=2) & (joints[..., 2] > 0)
+    left: BoolArray = gone & at_edge.any(axis=1)
+    return left
 
 
 def window_tensor(chosen: TrackHistory, window: WindowConfig) -> FloatArray:
