@@ -31,7 +31,9 @@ no holes between its frames, see `bridged_ns`."""
 SLOWEST_HZ = 1.0
 """Of a camera that sees less often, nobody can say how people moved from one frame to the next."""
 EDGE_SHARE = 0.05
-"""Of the picture's width and height: whose joint is so near to its border is at the edge."""
+"""Of the picture's width and height: whose joint is so near to its border is at the edge,"""
+HALF_OUT = NUM_KEYPOINTS // 2
+"""... and of whom so many joints or fewer are seen there is about to leave; who falls at the edge mostly shows more."""
 WITHOUT_CHANGE = 3
 """Channels of a window that says nothing of the picture: x, y, score."""
 RESTART_AFTER_S = 3.0
@@ -291,13 +293,14 @@ class _Plan:
 
 
 def _left(history: TrackHistory, after_s: float) -> BoolArray:
-    """(N,) bool: last seen at the edge of the picture, `after_s` before the newest frame or earlier."""
+    """(N,) bool: last seen half out of the picture, `after_s` before the newest frame or earlier."""
     last = history.seen.shape[1] - 1 - history.seen[:, ::-1].argmax(axis=1)
     gone = history.t_ns[-1] - history.t_ns[last] >= after_s * 1e9
     joints = history.keypoints[np.arange(len(history)), last]
     place = joints[..., :2] / np.array([history.width, history.height], np.float32)
-    at_edge = (np.abs(place - 0.5) >= 0.5 - EDGE_SHARE).any(axis=2) & (joints[..., 2] > 0)
-    left: BoolArray = gone & at_edge.any(axis=1)
+    shown = joints[..., 2] > 0
+    at_edge = ((np.abs(place - 0.5) >= 0.5 - EDGE_SHARE).any(axis=2) & shown).any(axis=1)
+    left: BoolArray = gone & at_edge & (shown.sum(axis=1) <= HALF_OUT)
     return left
 
 

@@ -131,7 +131,7 @@ class WindowConfig(Section):
     min_mean_score: Probability = 0.1
     """Tracks whose mean key-point score is lower are noise."""
     forget_left_s: NonNegative = 0.0
-    """Who was last seen at the edge of the picture, and not for this long, has left and is not judged: who walks out seems to sink. 0 = never."""
+    """Who was last seen half out of the picture, and not for this long, has left and is not judged: who walks out seems to sink. 0 = never."""
     partial_at_end: bool = True
     """A file that ends before a full window still gets one."""
 

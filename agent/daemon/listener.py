@@ -81,7 +81,7 @@ class AgentListener:
         self._cameras: dict[str, CameraMetrics] = {}
         self._failures: Counter[_Place] = Counter()  # in a row
         self._unseen: set[str] = set()  # cameras whose frame on the way to `on_tracks` has no poses
-        self._commits: dict[asyncio.Task[int | None], str] = {}  # under way, in order, and of which camera
+        self._commits: dict[asyncio.Task[None], str] = {}  # under way, in order, and of which camera
         self.events_lost = 0
 
     # --- PipelineListener ---------------------------------------------------------------------------------------------
@@ -133,10 +133,10 @@ class AgentListener:
             event = replace(event, attributes=event.attributes | self._evidence.attributes(event))
         if self._vitals is not None and event.phase is EventPhase.DETECTED:
             self._vitals.incident(event.kind)
-        sequence = await asyncio.shield(self._begin_commit(event))
+        commit = self._begin_commit(event)
         if pictured:
-            self._evidence.observe(event)
-        self._live.on_event(event, sequence)
+            self._evidence.observe(event)  # it says where its evidence will be, whether its end is waited for or not
+        await asyncio.shield(commit)
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class AgentListener:
         if self._failures.pop(place, 0) >= MODEL_ERROR_AFTER:
             self._health.clear_reason(place.reason)
 
-    def _begin_commit(self, event: Event) -> asyncio.Task[int | None]:
+    def _begin_commit(self, event: Event) -> asyncio.Task[None]:
         """It goes on when the camera is stopped meanwhile, and what comes next from there waits for it."""
         before = next((task for task, camera in reversed(self._commits.items()) if camera == event.camera_id), None)
         commit = asyncio.create_task(self._commit(event, self._message(event), before), name=f"event.{event.event_id}")
@@ -168,17 +168,18 @@ class AgentListener:
         commit.add_done_callback(self._commits.pop)
         return commit
 
-    async def _commit(self, event: Event, message: Message, before: asyncio.Task[int | None] | None) -> int | None:
+    async def _commit(self, event: Event, message: Message, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait({before})
         sequence = await self._put(message)
-        if sequence is not None:
-            self._metrics.count_event(event.kind, event.phase.value)
-            _log.info(
-                "event", kind=event.kind, phase=event.phase.value, camera=event.camera_id, sequence=sequence,
-                confidence=round(event.confidence, 3), duration_s=round(event.duration_s, 2), incident=event.incident_id,
-            )  # fmt: skip
-        return sequence
+        self._live.on_event(event, sequence)
+        if sequence is None:
+            return
+        self._metrics.count_event(event.kind, event.phase.value)
+        _log.info(
+            "event", kind=event.kind, phase=event.phase.value, camera=event.camera_id, sequence=sequence,
+            confidence=round(event.confidence, 3), duration_s=round(event.duration_s, 2), incident=event.incident_id,
+        )  # fmt: skip
 
     async def _put(self, message: Message) -> int | None:
         for wait_s in (*STORE_RETRIES_S, None):

@@ -34,9 +34,11 @@ async def run_probation(
     change: Change,
     *,
     since: Callable[[], Spell],
+    frames: Callable[[], bool],
     tell: Tell,
 ) -> Figures | Refusal:
-    """Ends early with the first finding, and without one as `Course` says. since: the spell from the change until now."""
+    """Ends early with the first finding, and without one as `Course` says. since: the spell from the change until now; frames: whether
+    a camera of the slot delivers."""
     slot, wanted_s = candidate.release.slot, config.update.probation_s
     course = Course(slot, wanted_s, config.update.probation_max_s, candidate.spent_s)
     limits = probation.Limits(
@@ -50,7 +52,7 @@ async def run_probation(
         step_s = min(LOOK_S, max(0.01, wanted_s - course.counted_s if standing is Standing.ON_TIME else wanted_s))
         await asyncio.sleep(step_s)
         spell = since()
-        course.advance(step_s, spell, frames=bool(vitals.streaming()))
+        course.advance(step_s, spell, frames=frames())
         found = probation.judge(
             slot, change.before, spell, _raised_s(vitals, change), limits=limits, cards=change.cards
         )

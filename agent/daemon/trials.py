@@ -289,11 +289,20 @@ class AgentTrials:
 
         change = self._changes.get(slot) or Change(self._vitals.mark(), since(None))
         outcome = await run_probation(
-            self._vitals, candidate, self._ports.config(), change, since=lambda: since(change.at_s), tell=tell
-        )
+            self._vitals, candidate, self._ports.config(), change,
+            since=lambda: since(change.at_s), frames=lambda: self._frames_for(slot), tell=tell,
+        )  # fmt: skip
         if not isinstance(outcome, Refusal):
             self.let_go(slot)
         return outcome
+
+    def _frames_for(self, slot: str) -> bool:
+        """Whether a camera delivers that the slot's model looks at: a classifier's is one that its service watches."""
+        service, streaming = slot.partition("/")[2], self._vitals.streaming()
+        return any(
+            camera.id in streaming and (not service or camera.services is None or service in camera.services)
+            for camera in self._ports.config().cameras
+        )
 
     def _kinds(self, slot: str) -> frozenset[str]:
         return probation.kinds_of(slot, tuple(self._ports.config().services))

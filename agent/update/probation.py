@@ -136,7 +136,7 @@ class Course:
         return f"probation: waiting for {'people' if self._waits_for_people else 'frames'}"
 
     def advance(self, seconds: float, since: Spell, *, frames: bool) -> None:
-        """So much later. since: from the change until now; frames: some camera delivers."""
+        """So much later. since: from the change until now; frames: a camera of the slot delivers."""
         self.elapsed_s += seconds
         self.counted_s += seconds if frames else 0.0
         self.judged = self.judged or since.calls >= MIN_CALLS

@@ -374,6 +374,16 @@ async def test_a_classifier_stays_where_hardly_anybody_comes_and_that_is_said(tm
         assert desk.trials.running(FALL) == candidate.path
 
 
+async def test_frames_of_a_camera_that_a_classifier_does_not_watch_are_none_for_it(tmp_path: Path) -> None:
+    candidate = candidate_of(derive("fall-stgcn", tmp_path / "new", version="9.0.0"), FALL)
+    config = desk_config(tmp_path, SIM, probation_s=0.5, probation_max_s=2)
+    (other,) = config.cameras
+    async with open_desk(config.model_copy(update={"cameras": (other.model_copy(update={"services": ()}),)})) as desk:
+        await desk.more_frames(2)
+        await desk.trials.install(FALL, candidate.path)
+        assert refusal_of(await desk.trials.watch(candidate, desk.tell)).reason == "unproven"
+
+
 async def test_a_left_aside_model_is_a_health_reason_until_another_is_installed(tmp_path: Path) -> None:
     broken = derive("fall-stgcn", tmp_path / "broken", cut=True)
     good = derive("fall-stgcn", tmp_path / "good", version="9.0.0")

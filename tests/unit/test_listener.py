@@ -268,6 +268,22 @@ async def test_an_event_whose_camera_is_stopped_meanwhile_is_still_committed_and
     assert desk.listener.events_lost == 0
 
 
+async def test_an_incident_whose_camera_is_stopped_meanwhile_is_recorded_and_over_in_the_live_view(
+    desk: Desk, store: OutboxStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[EventPhase] = []
+    monkeypatch.setattr(desk.listener._evidence, "observe", lambda event: recorded.append(event.phase))
+    for phase in (EventPhase.DETECTED, EventPhase.RESOLVED):
+        with locked(tmp_path):
+            waiting = asyncio.create_task(desk.listener.on_event(replace(event(phase=phase), event_id=phase.value)))
+            await asyncio.sleep(0.02)
+            await given_up(waiting)
+        await asyncio.wait_for(desk.listener.settle(), 5)
+        assert bool(desk.live.active_incidents) is (phase is EventPhase.DETECTED)
+    assert [step["phase"] for step in desk.live.recent_events] == ["resolved", "detected"]
+    assert recorded == [EventPhase.DETECTED, EventPhase.RESOLVED]
+
+
 async def test_an_event_that_fails_for_good_when_its_camera_is_gone_is_announced_as_lost(
     desk: Desk, store: OutboxStore, tmp_path: Path
 ) -> None:

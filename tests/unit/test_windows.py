@@ -303,31 +303,37 @@ class TestWho:
         assert windows.refused_tracks > 0
 
     @pytest.mark.parametrize(
-        ("place", "forget_left_s", "judged"),
+        ("place", "joints", "forget_left_s", "judged"),
         [
-            ((620.0, 240.0), 0.4, False),
-            ((320.0, 470.0), 0.4, False),
-            ((320.0, 240.0), 0.4, True),  # lost, but nowhere near the border
-            ((600.0, 240.0), 0.4, True),
-            ((620.0, 240.0), 0.0, True),
-            ((620.0, 240.0), 1.0, True),  # not for so long
+            ((620.0, 240.0), 8, 0.4, False),
+            ((320.0, 470.0), 8, 0.4, False),
+            ((320.0, 240.0), 8, 0.4, True),  # lost, but nowhere near the border
+            ((600.0, 240.0), 8, 0.4, True),
+            ((620.0, 240.0), 9, 0.4, True),  # at the border, but in the picture
+            ((620.0, 240.0), 8, 0.0, True),
+            ((620.0, 240.0), 8, 1.0, True),  # not for so long
         ],
     )  # fmt: skip
     def test_who_walked_out_of_the_picture_is_not_judged(
-        self, place: tuple[float, float], forget_left_s: float, judged: bool
+        self, place: tuple[float, float], joints: int, forget_left_s: float, judged: bool
     ) -> None:
+        seen = np.where(np.arange(17) >= 17 - joints, 0.9, 0.0)
         stays, leaves = np.full((17, 2), 200, np.float32), np.full((17, 2), 300, np.float32)
         leaves[16] = place  # an ankle is enough
-        both = [frame(i, (1, 2), keypoints=np.stack((stays, leaves))) for i in range(20)]
+        both = [
+            frame(i, (1, 2), keypoints=np.stack((stays, leaves)), scores=np.stack((np.full(17, 0.9), seen)))
+            for i in range(20)
+        ]
         alone = [frame(i, (1,), keypoints=stays[None]) for i in range(20, 40)]
         windows = ActionWindows("cam", {"fall": service(length=30, rate_hz=30, forget_left_s=forget_left_s)})
         _, window = run(windows, both + alone)[-1]
         assert sorted(window.track_ids) == ([1, 2] if judged else [1])
 
     def test_who_stands_at_the_edge_is_judged(self) -> None:
-        edge = np.full((1, 17, 2), 635, np.float32)
+        edge, seen = np.full((1, 17, 2), 635, np.float32), np.repeat((0.0, 0.9), (12, 5))
         windows = ActionWindows("cam", {"fall": service(rate_hz=30, forget_left_s=0.4)})
-        made = run(windows, [frame(i, keypoints=edge) for i in range(25)] + [frame(i, ()) for i in range(25, 60)])
+        there = [frame(i, keypoints=edge, scores=seen) for i in range(25)]
+        made = run(windows, there + [frame(i, ()) for i in range(25, 60)])
         assert [seq for seq, _ in made] == [19, 29]  # nobody is left to judge by
 
 
