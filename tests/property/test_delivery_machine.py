@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from agent.config.delivery import OutboxConfig
@@ -343,5 +344,7 @@ def test_the_machine_finds_a_relay_that_forgets(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Relay, "_postpone", hasty)
     machine = DeliveryMachine.TestCase()
     machine.settings = settings(QUICK, phases=[Phase.generate], max_examples=100, print_blob=False)  # found is enough
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, FlakyFailure)) as found:
         machine.runTest()
+    # The store has a thread of its own, so the run that shows what was found may be timed otherwise and pass; found it was.
+    assert isinstance(found.value, AssertionError) or found.group_contains(AssertionError)
