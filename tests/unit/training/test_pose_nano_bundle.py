@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -43,6 +44,15 @@ def test_it_keeps_to_its_limits(repo_dir: Path, name: str) -> None:
     assert bundle.model.stat().st_size <= 8_000_000
     assert bundle.manifest is not None
     assert bundle.manifest.figures["parameters"] <= 2_000_000
+
+
+def test_a_number_in_8_bits_is_rounded_once(repo_dir: Path) -> None:
+    """A ReLU between two roundings costs a pass over the map twice and half of the 8 bits, which then hold what it cuts off."""
+    graph = onnx.load(repo_dir / "models" / "pose-nano-int8" / "model.onnx").graph
+    exact = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    again = [node.name for node in graph.node if node.op_type in {"Relu", "QuantizeLinear"} and exact & set(node.input)]
+    assert len(exact) > 60  # it is in 8 bits
+    assert again == []
 
 
 @pytest.mark.parametrize("name", BUNDLES)
