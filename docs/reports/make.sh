@@ -108,7 +108,7 @@ if wanted $name && there $name models/pose-nano/model.onnx; then
     {
         printf '# speed\n\n`recognizer-agent models bench` on two threads (pose) and on one (actions), batch 1, CPU; a bare session beside the agent'"'"'s own path. '
         printf 'Measured on a shared machine: %s.\n' "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
-        for model in pose-nano:2 pose-nano-int8:2 fight-stgcn:1 fall-stgcn:1; do
+        for model in pose-nano:2 pose-nano-int8:2 fight-stgcn:1 fight-stgcn-nano:1 fall-stgcn:1; do
             printf '\n## %s\n\n```\n' "${model%:*}"
             recognizer-agent models bench "shipped:${model%:*}" --threads "${model#*:}" --batch 1 --provider cpu
             printf '```\n'
@@ -129,11 +129,10 @@ if wanted $name && there $name "$DATA/mot/mot15"; then
         --note "MOT15 detections and ground truth (evaluation only, non-commercial), rows flagged 0 left out"
 fi
 
-for service in fight fall; do
-    name=action-$service-folds
-    table=docs/reports/folds/$service.csv  # as models/training/train.py writes it
-    if wanted "$name" && there "$name" "$table"; then
-        measure "$name" action --service $service --predictions "$table" --gate $GATE \
+for table in fight fight-nano fall; do  # as models/training/train.py and with_change.py write them
+    name=action-$table-folds
+    if wanted "$name" && there "$name" "docs/reports/folds/$table.csv"; then
+        measure "$name" action --service ${table%-nano} --predictions "docs/reports/folds/$table.csv" --gate $GATE \
             --note "cross-validation of the training recipe: each clip judged by a network that saw nothing of its source"
     fi
 done
@@ -144,6 +143,13 @@ if wanted $name && there $name "$DATA/fight/clips.csv" "$model"; then
     POSENET_MODEL=$(realpath "$model") measure $name action --service fight --data "$DATA/fight/clips.csv" --where split=dev \
         --sources "$DATA/fight/sources.csv" --examples 0 --config configs/posenet.yaml --gate $GATE \
         --note "the 40 dev clips of the surveillance camera fight data set: cameras never trained on"
+fi
+
+name=action-fight-dev-nano
+if wanted $name && there $name "$DATA/fight/clips.csv" models/pose-nano/model.onnx; then
+    # shellcheck disable=SC2086
+    measure $name action --service fight --data "$DATA/fight/clips.csv" --where split=dev --sources "$DATA/fight/sources.csv" --examples 0 \
+        $nano --gate $GATE --note "the same clips through pose-nano and the fight model that goes with it"
 fi
 
 name=events-truth

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pools import real_pool
 from recipes import RECIPES
 from torch import Tensor, nn
-from train import NOBODY, TEST_VARIANT
+from train import NOBODY, tested_rows
 
 Windows = NDArray[np.float16]
 JOINTS, BONES, MOTION, SCORE, NEARNESS = (0, 1), (2, 3), (4, 5, 7, 8), (6,), (9, 10, 11, 12)
@@ -101,7 +101,7 @@ def out_of_fold(service: str, change: Change, samples: Samples, clips: Clips) ->
         pool = real_pool(service, samples, clips, (clips.fold >= 0) & ~held)
         pool = Pool(change.windows(pool.tensor), pool.label, pool.weight, pool.doubt)
         network = fit(recipe, pool, number, note=lambda _: None, change=partial(silence, change.off), disturb=disturb)
-        rows = np.flatnonzero(held[samples.clip] & (samples.variant == TEST_VARIANT) & samples.regular)
+        rows = tested_rows(samples, held)
         found = margins(Mixture([network]).eval(), change.windows(samples.tensor[rows]))
         np.maximum.at(margin, samples.clip[rows], found)
     everyone = clips.fold >= 0

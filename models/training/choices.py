@@ -21,7 +21,7 @@ from fit import margins
 from metrics import figures, sigmoid
 from network import Mixture
 from recipes import RECIPES, Recipe
-from train import NOBODY, TEST_VARIANT
+from train import NOBODY, tested_variant
 
 ENOUGH = 0.8
 """Of the windows that the shipped estimator's poses give: others say more about missing windows than about models."""
@@ -67,8 +67,9 @@ def main() -> None:
     windows = {
         name: np.count_nonzero(samples.regular & (samples.variant == name)) for name in set(samples.variant.tolist())
     }
-    variants = [name for name, count in windows.items() if count >= ENOUGH * windows[TEST_VARIANT]]
-    variants.sort(key=lambda name: (name != TEST_VARIANT, name))
+    tested = tested_variant(samples)
+    variants = [name for name, count in windows.items() if count >= ENOUGH * windows[tested]]
+    variants.sort(key=lambda name: (name != tested, name))
     table = [row for name in variants for row in judged(recipe, arguments.runs, samples, clips, name)]
     with arguments.out.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, table[0])

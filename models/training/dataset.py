@@ -2,6 +2,7 @@
 
     python models/training/dataset.py fight --poses POSES --data DATA --out runs/fight.npz
     python models/training/dataset.py fall  --poses POSES --data DATA --out runs/fall.npz
+    python models/training/dataset.py fight --poses POSES --data DATA --out runs/fight-nano.npz --config configs/pose-nano.yaml
 
 POSES/<estimator>/fight/... and POSES/<estimator>/fall/... are what extract_poses.py wrote; DATA holds fight/ and fall/.
 The labels of fall windows say whether a falling movement is in them, not whether somebody lies: see `fall_label`.
@@ -11,17 +12,20 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, repeat
 from pathlib import Path
 
 import cv2
 import numpy as np
-from clips import Samples, extra_windows_of, load_poses, tracks_of, windows_of
+from clips import TRACKING, Samples, extra_windows_of, load_poses, tracks_of, windows_of
 from extract_poses import pictures
 from recipes import RECIPES, WINDOW, Recipe
 
 from agent.action.windows import WITHOUT_CHANGE
+from agent.config.load import load_config
+from agent.config.schema import TrackingConfig
 from agent.types import ImageArray, People, Poses, Window
 
 WINDOW_S = WINDOW.length / WINDOW.rate_hz
@@ -59,8 +63,8 @@ def variants(poses: Path, data: str, file: str) -> Iterator[tuple[str, Path, int
 class Builder:
     """Collects windows."""
 
-    def __init__(self, recipe: Recipe, data: Path) -> None:
-        self._data = data
+    def __init__(self, recipe: Recipe, data: Path, tracking: TrackingConfig) -> None:
+        self._data, self._tracking = data, tracking
         self._service = recipe.service_config()
         self._rows: list[tuple[Window, int, int, str, bool]] = []
         self._files: list[str] = []
@@ -70,7 +74,7 @@ class Builder:
         self._files.append(f"{data}/{file}")
         for name, source, every in variants(poses, data, file):
             poses_seen = load_poses(source, every)
-            tracks = list(tracks_of(poses_seen))
+            tracks = list(tracks_of(poses_seen, self._tracking))
             regular = windows_of(tracks, self._service, self._frames(data, file, every, poses_seen))
             extra = extra_windows_of(tracks, self._service, -(-ends // every)) if ends else []
             for number, window in enumerate(regular + extra):
@@ -99,9 +103,9 @@ class Builder:
         )
 
 
-def build(recipe: Recipe, poses: Path, data: Path) -> Samples:
-    """The windows of `recipe`'s service."""
-    builder = Builder(recipe, data)
+def build(recipe: Recipe, poses: Path, data: Path, tracking: TrackingConfig = TRACKING) -> Samples:
+    """The windows of `recipe`'s service. tracking: what suits the scores of the estimator."""
+    builder = Builder(recipe, data, tracking)
     with (data / "fight" / "clips.csv").open(newline="") as stream:
         fight_clips = list(csv.DictReader(stream))
     if recipe.service == "fight":
@@ -127,9 +131,11 @@ def main() -> None:
     parser.add_argument("--poses", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config", type=Path, help="its section `tracking`; default: the figures that suit PoseNet")
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.service]
-    samples = build(recipe, arguments.poses, arguments.data)
+    tracking = load_config([arguments.config], env=os.environ).tracking if arguments.config else TRACKING
+    samples = build(recipe, arguments.poses, arguments.data, tracking)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     samples.save(arguments.out)
     people = (samples.tensor[..., 2] > 0).any(axis=(2, 3)).sum(axis=1)

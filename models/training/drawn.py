@@ -38,7 +38,9 @@ _OFTEN = 0.3
 """Share of a track's frames in which an actor must be the nearest to count as one of whom the track shows."""
 
 
-def scene_windows(seed: int, config: AgentConfig, estimator: PoseEstimator) -> list[tuple[str, Window, int]]:
+def scene_windows(
+    seed: int, config: AgentConfig, estimator: PoseEstimator, seconds: float = SECONDS
+) -> list[tuple[str, Window, int]]:
     """(service, window, label) of one scene, as `simulated.scene_windows`."""
     rng = np.random.default_rng((seed, 72))
     fps = float(rng.choice(RATES_HZ))
@@ -47,7 +49,7 @@ def scene_windows(seed: int, config: AgentConfig, estimator: PoseEstimator) -> l
     tracker, windows = ByteTracker(config.tracking, fps=fps), ActionWindows("drawn", services())
     shown: dict[int, Counter[int]] = defaultdict(Counter)
     found = []
-    for number in range(round(SECONDS * fps)):
+    for number in range(round(seconds * fps)):
         t_s = number / fps
         shot = scene.shot(t_s)
         (people,) = estimator.estimate([shot.image])
@@ -61,7 +63,7 @@ def scene_windows(seed: int, config: AgentConfig, estimator: PoseEstimator) -> l
         track: {actor for actor, count in actors.items() if count >= _OFTEN * actors.total()}
         for track, actors in shown.items()
     }
-    intervals = script.intervals(0.0, SECONDS)
+    intervals = script.intervals(0.0, seconds)
     return [(window.service, window, label_of(window, intervals, actor_of)) for window in found]
 
 
@@ -80,16 +82,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, action="append", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs=2, required=True, metavar=("FIRST", "END"))
+    seeds = parser.add_mutually_exclusive_group(required=True)
+    seeds.add_argument("--seeds", type=int, nargs=2, metavar=("FIRST", "END"))
+    seeds.add_argument("--pick", type=int, nargs="+", metavar="SEED")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each scene; a whole episode takes some 40")
     arguments = parser.parse_args()
-    if arguments.seeds[1] > HOLD_OUT:
+    chosen = arguments.pick or range(*arguments.seeds)
+    if max(chosen, default=0) >= HOLD_OUT:
         parser.error(f"seeds from {HOLD_OUT} on are for tests")
     cv2.setNumThreads(1)
     config = load_config(arguments.config, env=os.environ)
     estimator = create_estimator(config.model_copy(update={"pose": config.pose.model_copy(update={"threads": 1})}))
     rows = []
-    for seed in range(*arguments.seeds):
-        rows += [(s, window, label, seed) for s, window, label in scene_windows(seed, config, estimator)]
+    for seed in chosen:
+        rows += [
+            (s, window, label, seed) for s, window, label in scene_windows(seed, config, estimator, arguments.seconds)
+        ]
         print(seed, len(rows), flush=True)
     save_windows(arguments.out, rows)
 

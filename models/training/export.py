@@ -108,7 +108,7 @@ def milliseconds(bundle: Path, window: NDArray[np.float32], repeats: int = 60) -
 
 
 def manifest_fields(recipe: Recipe, version: str, temperature: float, figures: dict[str, object]) -> dict[str, object]:
-    """manifest.json without the checksums."""
+    """manifest.json without the name, which is the bundle's, and without the checksums."""
     what = {"fight": "people fighting", "fall": "a person falling"}[recipe.service]
     source = {
         "fight": "surveillance camera fight dataset, train split of 160 clips; simulated scenes (see CARD.md)",
@@ -116,7 +116,6 @@ def manifest_fields(recipe: Recipe, version: str, temperature: float, figures: d
         "surveillance camera fight dataset (see CARD.md)",
     }[recipe.service]
     return {
-        "name": f"{recipe.service}-stgcn",
         "version": version,
         "task": "action",
         "description": f"Slim ST-GCN++ that tells {what} from anything else, on windows of up to four skeletons.",
@@ -156,7 +155,8 @@ def main() -> None:
         "ms_per_window_one_core": round(milliseconds(arguments.bundle, golden_input()[:1]), 2),
         "recipe": recipe.digest,
     }
-    seal_bundle(arguments.bundle, manifest_fields(recipe, arguments.version, temperature, figures))
+    fields = manifest_fields(recipe, arguments.version, temperature, figures)
+    seal_bundle(arguments.bundle, fields | {"name": arguments.bundle.name})
     print(f"{load_bundle(arguments.bundle).title}: {figures}")
 
 

@@ -2,6 +2,7 @@
 
     python models/training/extract_poses.py --estimator posenet --model posenet_481_641.tflite \
         --data data/fight --out poses/481x641/fight [--flip] [--threads 1]
+    python models/training/extract_poses.py --config configs/pose-nano.yaml --data data/fight --out poses/nano/fight
 
 For DATA/a/b.mp4 it writes OUT/a/b.npz; videos whose file exists are skipped, so a stopped run goes on where it was.
 Arrays of one file, F frames with N people in all, in the order of the frames:
@@ -24,7 +25,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -33,6 +34,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from agent.config.load import load_config
 from agent.config.schema import PoseConfig
 from agent.errors import ConfigError, DataError, RecognizerError
 from agent.ports import PoseEstimator
@@ -105,20 +107,20 @@ def save(arrays: dict[str, np.ndarray], target: Path) -> None:
     partial.replace(target)
 
 
+def pose_config(arguments: argparse.Namespace, env: Mapping[str, str]) -> PoseConfig:
+    """As --config says, but for what the command line knows better. Raises ConfigError."""
+    changed = {name: getattr(arguments, name) for name in ("threads", "device", "score_threshold")}
+    if arguments.config is None:
+        return PoseConfig(estimator=arguments.estimator, model=arguments.model, **changed)
+    return load_config([arguments.config], env=env).pose.model_copy(update=changed)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Extract all that is missing; 0 good, 1 some videos failed."""
     videos = sorted(path for path in arguments.data.rglob("*") if path.suffix.lower() in SUFFIXES)
     targets = {path: (arguments.out / path.relative_to(arguments.data)).with_suffix(".npz") for path in videos}
     missing = [path for path in videos if not targets[path].exists()]
-    estimator = create_estimator(
-        PoseConfig(
-            estimator=arguments.estimator,
-            model=arguments.model,
-            threads=arguments.threads,
-            device=arguments.device,
-            score_threshold=arguments.score_threshold,
-        )
-    )
+    estimator = create_estimator(pose_config(arguments, os.environ))
     console, failed = Console(stderr=True), 0
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
@@ -138,6 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
 def main() -> int:
     """Command line; exit codes as the agent's: 0 good, 1 something failed, 78 configuration."""
     parser = argparse.ArgumentParser(description="Extract the poses of all videos below a folder.")
+    parser.add_argument("--config", type=Path, help="its section `pose` names estimator, model and options")
     parser.add_argument("--estimator", default="posenet", help="name of an installed pose estimator plug-in")
     parser.add_argument("--model", type=Path, help="its model file or bundle")
     parser.add_argument("--data", type=Path, required=True, help="folder of videos, searched to any depth")

@@ -35,8 +35,9 @@ NOBODY = -20.0
 """Margin of a clip without a window: nobody was seen well enough, so the agent says nothing."""
 FOREST_WINDOWS = 3000
 """Simulated windows of each label that a forest is grown on; more bring nothing, and every one costs time."""
-TEST_VARIANT = "481x641"
-"""Figures are for the estimator that the shipped configuration names, at the clips' own frame rate."""
+TESTED = ("481x641", "nano")
+"""Figures are for poses of the first of these that the windows hold, at the clips' own frame rate: those of PoseNet as its configuration names
+it, or of pose-nano where a model is trained on nothing else."""
 SYNTHETIC, SYNTHETIC_BESIDE_SCENES = 1 / 3, 0.1
 """Share of the motion-capture falls where they are used: alone, and beside simulated scenes."""
 
@@ -154,17 +155,26 @@ def _save(module: torch.nn.Module, file: Path) -> None:
     torch.save(module.state_dict(), file)
 
 
-def tested_rows(samples: Samples, use: NDArray[np.bool_], variant: str) -> NDArray[np.intp]:
-    """The windows that the agent itself would make of the clips in `use`, with the poses `variant`."""
-    return np.flatnonzero(use[samples.clip] & (samples.variant == variant) & samples.regular)
+def tested_variant(samples: Samples) -> str:
+    """The poses that figures are for. Raises SystemExit where there are no such."""
+    there = set(samples.variant.tolist())
+    for variant in TESTED:
+        if variant in there:
+            return variant
+    raise SystemExit(f"no windows of the poses {' or '.join(TESTED)}, only of {', '.join(sorted(there))}")
 
 
-def clip_margins(model: Mixture, samples: Samples, use: NDArray[np.bool_], variant: str) -> dict[int, float]:
+def tested_rows(samples: Samples, use: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The windows that the agent itself would make of the clips in `use`, with the poses of `tested_variant`."""
+    return np.flatnonzero(use[samples.clip] & (samples.variant == tested_variant(samples)) & samples.regular)
+
+
+def clip_margins(model: Mixture, samples: Samples, use: NDArray[np.bool_]) -> dict[int, float]:
     """Highest margin over a clip's windows at the recipe's stride; clips without a window are missing.
 
     The shipped stride is shorter, so `evaluate action` sees more windows of a clip that is longer than one.
     """
-    rows = tested_rows(samples, use, variant)
+    rows = tested_rows(samples, use)
     best: dict[int, float] = {}
     for row, value in zip(rows.tolist(), margins(model, samples.tensor[rows]).tolist(), strict=True):
         clip = int(samples.clip[row])
@@ -187,7 +197,7 @@ def run_folds(trainer: Trainer, stage: str, members: int) -> None:
     for number in sorted(set(clips.fold[clips.fold >= 0].tolist())):
         held = clips.fold == number
         model = trainer.model(f"{prefix}{number}", members, 0, (clips.fold >= 0) & ~held)
-        for clip, value in clip_margins(model, samples, held, TEST_VARIANT).items():
+        for clip, value in clip_margins(model, samples, held).items():
             margin[clip] = value
         others += trainer.made_margins(model)
         print(f"fold {number}: {figures(sigmoid(margin[held]), clips.label[held])}", flush=True)
@@ -236,7 +246,7 @@ def run_dev(model: Mixture, trainer: Trainer) -> None:
     samples, clips, files = trainer.samples, trainer.clips, trainer.files
     folds = json.loads((files.out / "folds.json").read_text())
     dev = clips.split == "dev"
-    found = clip_margins(model, samples, dev, TEST_VARIANT)
+    found = clip_margins(model, samples, dev)
     values = np.array([found.get(i, NOBODY) for i in np.flatnonzero(dev).tolist()])
     p = np.where(values > NOBODY, sigmoid((values + folds["shift"]) / folds["temperature"]), 0.0)
     result: dict[str, object] = dict(figures(p, clips.label[dev]))

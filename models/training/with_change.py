@@ -40,14 +40,15 @@ from onnx import compose, helper
 from pools import real_rows, simulated_pool
 from recipes import RECIPES, Recipe
 from torch import Tensor, nn
-from train import NOBODY, TEST_VARIANT, by_group, tested_rows, write_predictions
+from train import NOBODY, by_group, tested_rows, write_predictions
 
 from agent.runtime.bundle import GOLDEN, load_bundle, seal_bundle, write_golden
 
 Array = NDArray[np.float64]
 TREES, LEAF, SHARE = 150, 2.0, 0.2
+NAMES = ("slope", "fade", "shift", "weight")
 START = np.array((1.0, 0.0, 0.0, 0.5))
-"""Slope, fade, shift and weight before anything is known."""
+"""What `NAMES` are before anything is known."""
 PRIOR = 4.0
 _LEAST = 1e-3  # of a probability that becomes log-odds
 _SKELETON = "skeleton"
@@ -64,7 +65,7 @@ class Skeletons:
         return Skeletons(self.margin[rows], self.absence[rows])
 
     def design(self, change: Array | None = None) -> Array:
-        """(N, 4): the columns of slope, fade, shift and weight; without the log-odds of a forest (N, 3)."""
+        """(N, 4): the columns of `NAMES`; without the log-odds of a forest (N, 3)."""
         columns = [self.margin, -self.absence * self.margin, np.ones_like(self.margin)]
         return np.stack(columns if change is None else [*columns, change], axis=1)
 
@@ -90,7 +91,7 @@ class ChangeBranch(nn.Module):
     """(B, M, T, 17, 4) -> skeletons for the base; (B, 1) by which its log-odds are multiplied, and (B, 2) what is added to its logits."""
 
     def __init__(self, forest: Forest, line: Array, still: Array) -> None:
-        """line: slope, fade, shift, weight; still: the first three of them where nothing changes."""
+        """line: the figures of `NAMES`; still: all but the last of them where nothing changes."""
         super().__init__()
         self.statistics, self.forest = ChangeStatistics(), forest
         self.line, self.still = line.tolist(), [*still.tolist(), 0.0]
@@ -141,9 +142,11 @@ def skeletons_of(tensor: NDArray[np.float16], base: onnxruntime.InferenceSession
 class Mixer:
     """Grows forests on chosen clips and drawn scenes, and fits how much they say."""
 
-    def __init__(self, recipe: Recipe, samples: Samples, clips: Clips, margin: Array, drawn: Drawn) -> None:
-        """margin: (clips,) log-odds of the skeletons, see `read_folds`."""
-        self._recipe, self._samples, self._clips = recipe, samples, clips
+    def __init__(
+        self, recipe: Recipe, samples: Samples, clips: Clips, margin: Array, drawn: Drawn, *, share: float
+    ) -> None:
+        """margin: (clips,) log-odds of the skeletons, see `read_folds`; share: of made windows, where the line is fitted."""
+        self._recipe, self._samples, self._clips, self._share = recipe, samples, clips, share
         self._skeletons, self._drawn = Skeletons(margin, shortest_absence(samples, len(margin))), drawn
         self._features = in_batches(ChangeStatistics(), samples.tensor)
 
@@ -170,26 +173,26 @@ class Mixer:
         for number in np.unique(clips.fold[use]).tolist():
             held, held_scenes = clips.fold == number, drawn.fold == number % parts
             forest = self.forest(use & ~held, ~held_scenes)
-            rows = tested_rows(self._samples, use & held, TEST_VARIANT)
+            rows = tested_rows(self._samples, use & held)
             np.maximum.at(found, self._samples.clip[rows], in_batches(forest.margin, self._features[rows]))
             scenes[held_scenes] = in_batches(forest.margin, drawn.features[held_scenes])
         return found, scenes
 
     def fitted(self, use: NDArray[np.bool_], clips: Array, scenes: Array) -> Array:
-        """(4,) slope, fade, shift, weight from clips (those in `use` that have a window) and drawn windows."""
+        """The figures of `NAMES`, from clips (those in `use` that have a window) and drawn windows."""
         rows, drawn = use & self._seen(clips), self._drawn
         return self._fit(
             rows, self._skeletons.take(rows).design(clips[rows]), drawn.skeletons.design(scenes), drawn.label
         )
 
     def fitted_still(self, use: NDArray[np.bool_], made: Skeletons, label: NDArray[np.int8]) -> Array:
-        """(3,) slope, fade, shift where nothing changes, from clips and windows that were made without pictures."""
+        """All but the last of `NAMES` where nothing changes, from clips and windows that were made without pictures."""
         rows = use & (self._skeletons.margin > NOBODY)
         return self._fit(rows, self._skeletons.take(rows).design(), made.design(), label)
 
     def _fit(self, rows: NDArray[np.bool_], clips: Array, made: Array, label: NDArray[np.int8]) -> Array:
         """Made windows weigh alike, so fights are as rare among them as in the scenes: half of them would be a warning too many."""
-        share = self._recipe.calibration_simulated
+        share = self._share
         weight = np.repeat((1.0, len(clips) * share / (1 - share) / len(made)), (len(clips), len(made)))
         labels = np.concatenate((self._clips.label[rows], label))
         return logistic(np.concatenate((clips, made)), labels, weight, START[: clips.shape[1]], PRIOR)
@@ -210,7 +213,7 @@ class Mixer:
 def shortest_absence(samples: Samples, clips: int) -> Array:
     """(clips,): of the windows of each clip the least; 1 without a window."""
     found = np.ones(clips)
-    rows = tested_rows(samples, np.ones(clips, bool), TEST_VARIANT)
+    rows = tested_rows(samples, np.ones(clips, bool))
     np.minimum.at(found, samples.clip[rows], in_batches(absence, samples.tensor[rows]))
     return found
 
@@ -290,6 +293,7 @@ def seal(bundle: Path, recipe: Recipe, version: str, found: dict[str, object]) -
         1.0,
         {**found, "ms_per_window_one_core": round(_milliseconds(bundle), 2), "recipe": recipe.digest},
     )
+    fields["name"] = bundle.name
     preprocessing = {"kind": "skeleton", "channels": ["x", "y", "score", "change"], "rate_hz": recipe.window.rate_hz}
     fields["inputs"] = [{"name": INPUT, "shape": ["batch", *SHAPE[:-1], 4], "preprocessing": preprocessing}]
     seal_bundle(bundle, fields)
@@ -322,6 +326,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--drawn", type=Path, nargs="+", required=True, help="of drawn.py; two files or more")
     parser.add_argument("--calibration", type=Path, required=True, help="of simulated.py, seeds that trained nothing")
+    parser.add_argument("--share", type=float, help="weight of made windows in the calibration; default: the recipe's")
     parser.add_argument("--version", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -332,7 +337,8 @@ def main() -> None:
     temperature = manifest.outputs[0].temperature
     session = onnxruntime.InferenceSession(arguments.base / "model.onnx", providers=["CPUExecutionProvider"])
     drawn = read_drawn(arguments.drawn, recipe, session, temperature)
-    mixer = Mixer(recipe, samples, clips, margin, drawn)
+    share = recipe.calibration_simulated if arguments.share is None else arguments.share
+    mixer = Mixer(recipe, samples, clips, margin, drawn, share=share)
     calm = simulated_pool([arguments.calibration], recipe.service)
     made = skeletons_of(calm.tensor, session, temperature)
 
@@ -344,12 +350,11 @@ def main() -> None:
     forest = mixer.forest(train, np.ones(len(drawn.label), bool))
     write_graph(arguments.bundle, arguments.base, temperature, ChangeBranch(forest, line, still).eval())
     alone = np.where(margin > NOBODY, sigmoid(margin), 0.0)
-    names = ("slope", "fade", "shift", "weight")
     results: dict[str, object] = {
         "cross": rounded(probability, clips.label),
         "folds": rounded(mixer.mixed(line, found)[train], clips.label[train]),
-        "change": dict(zip(names, np.round(line, 4).tolist(), strict=True)),
-        "still": dict(zip(names, np.round(still, 4).tolist(), strict=False)),
+        "change": dict(zip(NAMES, np.round(line, 4).tolist(), strict=True)),
+        "still": dict(zip(NAMES, np.round(still, 4).tolist(), strict=False)),
     }
     seal(arguments.bundle, recipe, arguments.version, results)
     results |= {

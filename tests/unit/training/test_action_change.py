@@ -13,7 +13,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
+import train  # noqa: E402
 from change import ChangeStatistics  # noqa: E402  # after the check for PyTorch
+from clips import Samples  # noqa: E402
 from forest import grow  # noqa: E402
 from metrics import logistic, sigmoid  # noqa: E402
 from with_change import NOBODY, ChangeBranch, Skeletons, absence, exported, merge, read_folds  # noqa: E402
@@ -58,6 +60,23 @@ def test_figures_do_not_depend_on_empty_steps_before() -> None:
 
 def test_no_change_gives_finite_figures() -> None:
     assert ChangeStatistics()(torch.zeros(1, 4, 100, 17, 4)).abs().max() < 1e-4
+
+
+def seen(*variants: str) -> Samples:
+    """A window of one clip for each."""
+    count = len(variants)
+    return Samples(
+        tensor=np.zeros((count, 4, 100, 17, 4), np.float16), label=np.ones(count, np.int8), clip=np.zeros(count, np.int32),
+        variant=np.array(variants), t_end_s=np.zeros(count, np.float32), regular=np.ones(count, bool), files=("a",),
+    )  # fmt: skip
+
+
+def test_figures_are_for_posenet_where_it_is_there_and_else_for_pose_nano() -> None:
+    everything = np.ones(1, bool)
+    assert train.tested_rows(seen("nano", "481x641/2", "481x641"), everything).tolist() == [2]
+    assert train.tested_rows(seen("nano-flip", "nano", "nano/2"), everything).tolist() == [1]
+    with pytest.raises(SystemExit, match="no windows of the poses 481x641 or nano, only of 353x481, nano-flip"):
+        train.tested_rows(seen("nano-flip", "353x481"), everything)
 
 
 def base_graph() -> onnx.ModelProto:

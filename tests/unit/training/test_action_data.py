@@ -232,11 +232,10 @@ def test_simulated_windows_come_again_with_the_seed(monkeypatch: pytest.MonkeyPa
 
 
 def test_windows_of_drawn_scenes_show_who_acts_in_them(monkeypatch: pytest.MonkeyPatch, repo_dir: Path) -> None:
-    monkeypatch.setattr(drawn, "SECONDS", 12.0)
     monkeypatch.setattr(drawn, "RATES_HZ", (8.0,))
     config = load_config([repo_dir / "configs" / "pose-nano.yaml"], env={})
     seed = next(n for n in range(100, 200) if drawn.SCENARIOS[n % len(drawn.SCENARIOS)] == "fight")
-    found = drawn.scene_windows(seed, config, create_estimator(config))
+    found = drawn.scene_windows(seed, config, create_estimator(config), seconds=12.0)
     assert {service for service, _, _ in found} == {"fight", "fall"}
     assert {label for service, _, label in found if service == "fight"} >= {1}
     assert {label for service, _, label in found if service == "fall"} == {0}
