@@ -77,6 +77,7 @@ def _events(report: dict[str, Any]) -> list[str]:
     ("name", "figures"),
     [
         ("action-fight-folds", lambda report: [f"accuracy {report['accuracy']:.2f}"]),
+        ("action-fight-dev-nano", lambda report: [f"accuracy {report['accuracy']:.2f}"]),
         ("action-fall-folds", lambda report: [f"F1 {report['f1']:.2f}"]),
         ("events-truth", _events),
         ("events-nano", _events),
