@@ -107,8 +107,10 @@ def milliseconds(bundle: Path, window: NDArray[np.float32], repeats: int = 60) -
     return float(np.median(sorted(times)[: repeats // 4]) * 1e3)
 
 
-def manifest_fields(recipe: Recipe, version: str, temperature: float, figures: dict[str, object]) -> dict[str, object]:
-    """manifest.json without the name, which is the bundle's, and without the checksums."""
+def manifest_fields(
+    bundle: Path, recipe: Recipe, version: str, temperature: float, figures: dict[str, object]
+) -> dict[str, object]:
+    """manifest.json of `bundle`, whose folder is its name, without the checksums."""
     what = {"fight": "people fighting", "fall": "a person falling"}[recipe.service]
     source = {
         "fight": "surveillance camera fight dataset, train split of 160 clips; simulated scenes (see CARD.md)",
@@ -116,6 +118,7 @@ def manifest_fields(recipe: Recipe, version: str, temperature: float, figures: d
         "surveillance camera fight dataset (see CARD.md)",
     }[recipe.service]
     return {
+        "name": bundle.name,
         "version": version,
         "task": "action",
         "description": f"Slim ST-GCN++ that tells {what} from anything else, on windows of up to four skeletons.",
@@ -155,8 +158,7 @@ def main() -> None:
         "ms_per_window_one_core": round(milliseconds(arguments.bundle, golden_input()[:1]), 2),
         "recipe": recipe.digest,
     }
-    fields = manifest_fields(recipe, arguments.version, temperature, figures)
-    seal_bundle(arguments.bundle, fields | {"name": arguments.bundle.name})
+    seal_bundle(arguments.bundle, manifest_fields(arguments.bundle, recipe, arguments.version, temperature, figures))
     print(f"{load_bundle(arguments.bundle).title}: {figures}")
 
 

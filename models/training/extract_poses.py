@@ -140,9 +140,12 @@ def run(arguments: argparse.Namespace) -> int:
 def main() -> int:
     """Command line; exit codes as the agent's: 0 good, 1 something failed, 78 configuration."""
     parser = argparse.ArgumentParser(description="Extract the poses of all videos below a folder.")
-    parser.add_argument("--config", type=Path, help="its section `pose` names estimator, model and options")
     parser.add_argument("--estimator", default="posenet", help="name of an installed pose estimator plug-in")
-    parser.add_argument("--model", type=Path, help="its model file or bundle")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model", type=Path, help="its model file or bundle")
+    model.add_argument(
+        "--config", type=Path, help="a configuration: its section `pose` names estimator, model and options"
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of videos, searched to any depth")
     parser.add_argument("--out", type=Path, required=True, help="folder for the .npz files, same layout")
     parser.add_argument("--flip", action="store_true", help="estimate on mirrored pictures, mirror the poses back")

@@ -288,12 +288,12 @@ def write_graph(bundle: Path, base: Path, temperature: float, branch: ChangeBran
 def seal(bundle: Path, recipe: Recipe, version: str, found: dict[str, object]) -> None:
     """The manifest. The figures on the development clips are those of `evaluate action`, see the card."""
     fields = manifest_fields(
+        bundle,
         recipe,
         version,
         1.0,
         {**found, "ms_per_window_one_core": round(_milliseconds(bundle), 2), "recipe": recipe.digest},
     )
-    fields["name"] = bundle.name
     preprocessing = {"kind": "skeleton", "channels": ["x", "y", "score", "change"], "rate_hz": recipe.window.rate_hz}
     fields["inputs"] = [{"name": INPUT, "shape": ["batch", *SHAPE[:-1], 4], "preprocessing": preprocessing}]
     seal_bundle(bundle, fields)
