@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from clips import EPOCH
-from simulated import HOLD_OUT, SCENARIOS, SECONDS, label_of, save_windows, services
+from simulated import HOLD_OUT, SCENARIOS, SECONDS, beginning, label_of, save_windows, services, since
 
 from agent.action.windows import ActionWindows
 from agent.config.load import load_config
@@ -46,12 +46,13 @@ def scene_windows(
     fps = float(rng.choice(RATES_HZ))
     script = build_script(SCENARIOS[seed % len(SCENARIOS)], seed=seed, people=int(rng.integers(2, 6)))
     scene = build_scene(script, seed=seed)
+    start_s = beginning(rng)
     tracker, windows = ByteTracker(config.tracking, fps=fps), ActionWindows("drawn", services())
     shown: dict[int, Counter[int]] = defaultdict(Counter)
     found = []
     for number in range(round(seconds * fps)):
         t_s = number / fps
-        shot = scene.shot(t_s)
+        shot = scene.shot(start_s + t_s)
         (people,) = estimator.estimate([shot.image])
         height, width = shot.image.shape[:2]
         stamp = FrameStamp("drawn", number, round(t_s * 1e9), EPOCH + timedelta(seconds=t_s), width, height)
@@ -63,7 +64,7 @@ def scene_windows(
         track: {actor for actor, count in actors.items() if count >= _OFTEN * actors.total()}
         for track, actors in shown.items()
     }
-    intervals = script.intervals(0.0, seconds)
+    intervals = since(start_s, script.intervals(start_s, start_s + seconds))
     return [(window.service, window, label_of(window, intervals, actor_of)) for window in found]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from agent.action.windows import ActionWindows
 from agent.config.schema import ServiceConfig
 from agent.evaluate.truth_poses import COCO_SIGMAS
 from agent.simulation.camera import NEAR_M, Camera, hang_camera
+from agent.simulation.episodes import EPISODE_S
 from agent.simulation.scripts import simulate_joints
 from agent.simulation.values import Interval
 from agent.tracking.bytetrack import ByteTracker
@@ -57,6 +58,7 @@ SCENARIOS = (
 )
 """Taken in turn by the seed."""
 SECONDS = 24.0
+"""Of a scene, from any moment of its first episode on: who meets whom, and how they part, comes late in one."""
 FALL_STRIDE = 25
 SERVICES = ("fight", "fall")
 WIDTH, HEIGHT = 640, 480
@@ -223,7 +225,9 @@ def scene_windows(seed: int) -> list[tuple[str, Window, int]]:
     rng = np.random.default_rng((seed, 71))
     scenario = SCENARIOS[seed % len(SCENARIOS)]
     fps = float(rng.choice(RATES_HZ))
-    script = simulate_joints(scenario, seed=seed, people=int(rng.integers(2, 6)), seconds=SECONDS, rate_hz=fps)
+    people = int(rng.integers(2, 6))
+    start_s = beginning(rng)
+    script = simulate_joints(scenario, seed, people, SECONDS, fps, start_s=start_s)
     joints = script.joints
     if not joints.shape[1]:
         return []
@@ -235,14 +239,25 @@ def scene_windows(seed: int) -> list[tuple[str, Window, int]]:
     actor_of: dict[int, set[int]] = {}
     found = []
     for number, frame in enumerate(joints):
-        people, columns = watcher.look(frame.astype(np.float64))
+        seen, columns = watcher.look(frame.astype(np.float64))
         seconds = number / fps
         stamp = FrameStamp("simulated", number, round(seconds * 1e9), EPOCH + timedelta(seconds=seconds), WIDTH, HEIGHT)
-        tracks = tracker.update(stamp, people)
-        _note_actors(actor_of, tracks, people, script.actor_ids[columns].tolist())
+        tracks = tracker.update(stamp, seen)
+        _note_actors(actor_of, tracks, seen, script.actor_ids[columns].tolist())
         found += windows.push(tracks)
     found += windows.flush()
-    return [(window.service, window, label_of(window, script.intervals, actor_of)) for window in found]
+    intervals = since(start_s, script.intervals)
+    return [(window.service, window, label_of(window, intervals, actor_of)) for window in found]
+
+
+def beginning(rng: np.random.Generator) -> float:
+    """When a scene begins, seconds of its script."""
+    return float(rng.uniform(0, EPISODE_S))
+
+
+def since(start_s: float, intervals: Sequence[Interval]) -> list[Interval]:
+    """The same in seconds of a scene that begins at `start_s`."""
+    return [replace(one, start_s=one.start_s - start_s, end_s=one.end_s - start_s) for one in intervals]
 
 
 def services() -> dict[str, ServiceConfig]:

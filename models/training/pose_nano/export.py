@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,12 @@ def save_weights(checkpoint: Path, file: Path) -> None:
     save_whole({"average": {name: v.half() if v.is_floating_point() else v for name, v in average.items()}}, file)
 
 
-def golden_images(size: tuple[int, int]) -> NDArray[np.float32]:
-    """(3, 3, H, W) of `size` H, W: simulated scenes without sensor noise, which pack well."""
-    letterbox = Letterbox(size, len(_GOLDEN_SEEDS))
+def golden_images(size: tuple[int, int], seeds: Sequence[int] = _GOLDEN_SEEDS) -> NDArray[np.float32]:
+    """(len(seeds), 3, H, W) of `size` H, W: simulated scenes without sensor noise, which pack well."""
+    letterbox = Letterbox(size, len(seeds))
     shots = [
         build_scene(build_script("crowd", seed=seed, people=6), seed=seed, sensor=CLEAN, night=False).shot(6.0).image
-        for seed in _GOLDEN_SEEDS
+        for seed in seeds
     ]
     batch, _ = letterbox.fill(shots)
     return np.array(batch, np.float32)
