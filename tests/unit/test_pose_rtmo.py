@@ -15,6 +15,7 @@ from agent.errors import ConfigError, DataError, DeviceMemoryError, ModelError
 from agent.ports import PoseEstimator
 from agent.pose.rtmo import RtmoEstimator, create
 from agent.runtime.bundle import seal_bundle
+from agent.runtime.devices import Accelerators
 
 Box = tuple[int, int, int, int]
 
@@ -222,7 +223,8 @@ def test_no_model_and_wrong_options_are_configuration_errors(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"pose\.options\.anker: Extra inputs"):
         create(PoseConfig(model=tmp_path, options={"anker": "center"}))
     with pytest.raises(ConfigError, match=r"pose\.device: .*CUDAExecutionProvider"):
-        create(PoseConfig(model=rtmo_graph(tmp_path / "m.onnx"), device="cuda"))
+        no_gpu = Accelerators("1.32.0", ("CPUExecutionProvider",), ())
+        create(PoseConfig(model=rtmo_graph(tmp_path / "m.onnx"), device="cuda"), machine=no_gpu)
 
 
 def test_out_of_memory_makes_the_batches_smaller_and_loses_no_picture(make: Callable[..., RtmoEstimator]) -> None:
