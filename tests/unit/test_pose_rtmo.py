@@ -222,8 +222,8 @@ def test_no_model_and_wrong_options_are_configuration_errors(tmp_path: Path) -> 
         create(PoseConfig())
     with pytest.raises(ConfigError, match=r"pose\.options\.anker: Extra inputs"):
         create(PoseConfig(model=tmp_path, options={"anker": "center"}))
+    no_gpu = Accelerators("1.32.0", ("CPUExecutionProvider",), ())
     with pytest.raises(ConfigError, match=r"pose\.device: .*CUDAExecutionProvider"):
-        no_gpu = Accelerators("1.32.0", ("CPUExecutionProvider",), ())
         create(PoseConfig(model=rtmo_graph(tmp_path / "m.onnx"), device="cuda"), machine=no_gpu)
 
 
