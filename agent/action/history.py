@@ -49,6 +49,11 @@ class TrackHistory:
         """The tracks at `index` (integer or boolean array), in that order."""
         return replace(self, track_ids=self.track_ids[index], keypoints=self.keypoints[index], seen=self.seen[index])
 
+    def without_scraps(self, joints: int) -> TrackHistory:
+        """Frames in which fewer than `joints` of somebody are seen count as frames without them."""
+        seen = self.seen & ((self.keypoints[..., 2] > 0).sum(axis=2) >= joints)
+        return replace(self, keypoints=np.where(seen[..., None, None], self.keypoints, np.float32(0)), seen=seen)
+
 
 class TrackBuffer:
     """Ring of the last `capacity` frames; one slot per track, freed when its last frame has left the ring.

@@ -202,6 +202,7 @@ class _Span:
     rate_hz: float
     min_track_frames: int
     min_mean_score: float
+    min_joints: int
     forget_left_s: float
 
     def candidates(self, buffer: TrackBuffer) -> Candidates:
@@ -210,6 +211,8 @@ class _Span:
             history = buffer.history(buffer.newest_ns - round((self.length - 1) * 1e9 / self.rate_hz))
         else:
             history = buffer.last(self.length)
+        if self.min_joints:
+            history = history.without_scraps(self.min_joints)
         return Candidates(history.take(self._fit(history)))
 
     def _fit(self, history: TrackHistory) -> BoolArray:
@@ -238,6 +241,7 @@ class _Plan:
             config.window.rate_hz,
             config.window.min_track_frames,
             config.window.min_mean_score,
+            config.window.min_joints,
             config.window.forget_left_s,
         )
         self._weights = config.selection

@@ -130,6 +130,8 @@ class WindowConfig(Section):
     """Tracks with fewer observed frames in the window are not people to judge by."""
     min_mean_score: Probability = 0.1
     """Tracks whose mean key-point score is lower are noise."""
+    min_joints: int = Field(default=0, ge=0, le=17)
+    """A frame that shows fewer joints of somebody says nothing of how they move, and does not count as seen: a scrap of who walks out, or behind others, lies low and looks fallen."""
     forget_left_s: NonNegative = 0.0
     """Who was last seen half out of the picture, and not for this long, has left and is not judged: who walks out seems to sink. 0 = never."""
     partial_at_end: bool = True

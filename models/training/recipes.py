@@ -10,7 +10,7 @@ from agent.config.schema import Component, ServiceConfig, WindowConfig
 
 WINDOW = WindowConfig(length=100, stride=50, rate_hz=30.0, people=4, min_track_frames=10, min_mean_score=0.1)
 """As in the shipped configuration, but for the stride, which there is 15 (docs/adr/0006): windows to train on need not overlap so
-much; and for `forget_left_s`: networks learn of people who walk out, too."""
+much; and for `min_joints` and `forget_left_s`: networks learn of people who walk out, too."""
 SHORT_TRACKS = WINDOW.model_copy(update={"min_track_frames": 4, "min_mean_score": 0.05, "channels": 4})
 """For fights: in a clinch tracks break all the time, and a doubtful pose is better than nobody; and where poses fail, the picture
 still changes."""

@@ -329,6 +329,30 @@ class TestWho:
         _, window = run(windows, both + alone)[-1]
         assert sorted(window.track_ids) == ([1, 2] if judged else [1])
 
+    @pytest.mark.parametrize("scraps_id", [1, 2], ids=["of the same track", "by themselves"])
+    def test_scraps_of_somebody_are_not_somebody(self, scraps_id: int) -> None:
+        """Whoever walks out leaves a foot at the lower edge for a moment: with that the head seems to drop."""
+        whole = [frame(i) for i in range(20)]
+        foot = np.where(np.arange(17) < 5, 0.9, 0.0).astype(np.float32)
+        scraps = [
+            frame(i, (scraps_id,), keypoints=np.full((1, 17, 2), 470, np.float32), scores=foot) for i in range(20, 30)
+        ]
+        options = {"length": 30, "rate_hz": 30, "min_track_frames": 3}
+        alone = ActionWindows("cam", {"fall": service(**options, min_joints=6)})
+        _, expected = run(
+            ActionWindows("cam", {"fall": service(**options)}), whole + [frame(i, ()) for i in range(20, 30)]
+        )[-1]
+        _, window = run(alone, whole + scraps)[-1]
+        assert window.track_ids == expected.track_ids == (1,)
+        np.testing.assert_array_equal(window.tensor, expected.tensor)
+        _, window = run(ActionWindows("cam", {"fall": service(**options, min_joints=5)}), whole + scraps)[-1]
+        assert not np.array_equal(window.tensor, expected.tensor)
+
+    def test_of_scraps_alone_there_is_no_window(self) -> None:
+        foot = np.where(np.arange(17) < 5, 0.9, 0.0).astype(np.float32)
+        windows = ActionWindows("cam", {"fall": service(min_joints=6, forget_left_s=0.2, rate_hz=30)})
+        assert run(windows, [frame(i, scores=foot) for i in range(40)]) == []
+
     def test_who_stands_at_the_edge_is_judged(self) -> None:
         edge, seen = np.full((1, 17, 2), 635, np.float32), np.repeat((0.0, 0.9), (12, 5))
         windows = ActionWindows("cam", {"fall": service(rate_hz=30, forget_left_s=0.4)})
