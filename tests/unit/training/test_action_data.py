@@ -227,10 +227,21 @@ def test_a_fight_counts_where_a_fighter_is_seen_for_a_second() -> None:
 
 def test_simulated_windows_come_again_with_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated, "SECONDS", 5.0)
-    first, again = scene_windows(0), scene_windows(0)
+    first, again = scene_windows(2), scene_windows(2)
     assert {service for service, _, _ in first} == {"fight", "fall"}
     assert all(np.array_equal(one[1].tensor, two[1].tensor) for one, two in zip(first, again, strict=True))
     assert [row[2] for row in first] == [row[2] for row in again]
+
+
+def test_a_scene_that_begins_late_has_the_labels_of_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of seed 2 a fight goes from 4 s of the script to 19."""
+    monkeypatch.setattr(simulated, "SECONDS", 8.0)
+    monkeypatch.setattr(simulated, "beginning", lambda _: 5.0)
+    labels = [label for service, _, label in scene_windows(2) if service == "fight"]
+    assert labels
+    assert set(labels) == {1}
+    monkeypatch.setattr(simulated, "beginning", lambda _: 22.0)
+    assert {label for service, _, label in scene_windows(2) if service == "fight"} == {0}
 
 
 def test_windows_of_drawn_scenes_show_who_acts_in_them(monkeypatch: pytest.MonkeyPatch, repo_dir: Path) -> None:
