@@ -272,7 +272,9 @@ def test_a_plan_that_is_wrong_says_so(tmp_path: Path, text: str, problem: str) -
 def test_pictures_that_come_while_it_runs_are_learnt_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # recording a graph may take longer than the training
+    monkeypatch.setattr(
+        torch.cuda, "is_available", lambda: False
+    )  # recording a graph may take longer than the training
     plan = tmp_path / "plan.toml"
     plan.write_text(
         "[pool]\nplays = 8\n[[mix]]\nshare = 1\nbatch = 2\ncanvas = [64, 64]\nzoom = [0.8, 1.3]\nsources = { plays = 1 }\n"
@@ -291,7 +293,7 @@ def test_pictures_that_come_while_it_runs_are_learnt_from(
     later = threading.Timer(2.0, arrive, (2,))
     later.start()
     options = (
-        f"--run {tmp_path / 'run'} --start {start} --shards {shards} --plan {plan} --minutes 0.1 --least 4 --report 2"
+        f"--run {tmp_path / 'run'} --start {start} --shards {shards} --plan {plan} --minutes 0.2 --least 4 --report 2"
     )
     monkeypatch.setattr("sys.argv", ["train", *options.split()])
     main()
