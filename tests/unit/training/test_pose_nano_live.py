@@ -293,7 +293,7 @@ def test_pictures_that_come_while_it_runs_are_learnt_from(
     later = threading.Timer(2.0, arrive, (2,))
     later.start()
     options = (
-        f"--run {tmp_path / 'run'} --start {start} --shards {shards} --plan {plan} --minutes 0.2 --least 4 --report 2"
+        f"--run {tmp_path / 'run'} --start {start} --shards {shards} --plan {plan} --minutes 0.2 --least 4 --report 1"
     )
     monkeypatch.setattr("sys.argv", ["train", *options.split()])
     main()
