@@ -197,9 +197,8 @@ def test_a_weight_of_two_is_the_row_twice() -> None:
 def test_the_recipes_windows_are_those_of_the_shipped_configuration(repo_dir: Path) -> None:
     shipped = load_config([repo_dir / "configs" / "default.yaml"], env={}).services
     for name, recipe in RECIPES.items():
-        careful = (
-            {"min_joints": 6, "forget_left_s": 1.2} if name == "fall" else {}
-        )  # networks learn of those who walk out, too
+        # Networks learn of those who walk out, too.
+        careful = {"min_joints": 6, "forget_left_s": 1.2} if name == "fall" else {}
         expected = recipe.window.model_copy(update={"stride": 15, **careful})
         assert expected == shipped[name].window
         assert recipe.selection == shipped[name].selection

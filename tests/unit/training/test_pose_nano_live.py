@@ -272,9 +272,8 @@ def test_a_plan_that_is_wrong_says_so(tmp_path: Path, text: str, problem: str) -
 def test_pictures_that_come_while_it_runs_are_learnt_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        torch.cuda, "is_available", lambda: False
-    )  # recording a graph may take longer than the training
+    # Recording a graph may take longer than the training.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     plan = tmp_path / "plan.toml"
     plan.write_text(
         "[pool]\nplays = 8\n[[mix]]\nshare = 1\nbatch = 2\ncanvas = [64, 64]\nzoom = [0.8, 1.3]\nsources = { plays = 1 }\n"
