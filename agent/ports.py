@@ -102,6 +102,21 @@ class PoseEstimator(Protocol):
 
 
 @runtime_checkable
+class ScalableEstimator(Protocol):
+    """A PoseEstimator that can look at smaller pictures for less work; a plug-in may be one."""
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(H, W) px: the largest input that a picture is given at present."""
+        ...
+
+    def scale_pictures(self, scale: float) -> None:
+        """From the next call of `estimate` on take pictures at `scale` (0-1] of their configured size; answers stay in source
+        pixels. From any thread."""
+        ...
+
+
+@runtime_checkable
 class ActionClassifier(Protocol):
     """Scores windows. Used from one inference thread."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,6 +57,29 @@ def fit(width: int, height: int, canvas_width: int, canvas_height: int, anchor: 
     return Geometry(width, height, resized_width, resized_height, left, top)
 
 
+def scaled(canvas: tuple[int, int], scale: float, step: int) -> tuple[int, int]:
+    """`scale` (0-1] of `canvas` (H, W), its sides multiples of `step`.
+
+    >>> scaled((480, 640), 0.8, 32), scaled((480, 640), 1.0, 32), scaled((640, 640), 0.5, 32)
+    ((384, 512), (480, 640), (320, 320))
+    """
+    height, width = (min(side, max(1, round(side * scale / step)) * step) if scale < 1 else side for side in canvas)
+    return height, width
+
+
+def needed(sizes: Iterable[tuple[int, int]], canvas: tuple[int, int], step: int) -> tuple[int, int]:
+    """The part of `canvas` (H, W), its sides multiples of `step`, that pictures of `sizes` (H, W) fill when they are fitted into it.
+
+    >>> needed([(1080, 1920)], (480, 640), 32), needed([(1080, 1920), (480, 640)], (480, 640), 32)
+    ((384, 640), (480, 640))
+    """
+    rows = columns = 0
+    for height, width in sizes:
+        place = fit(width, height, canvas[1], canvas[0])
+        rows, columns = max(rows, place.resized_height), max(columns, place.resized_width)
+    return min(canvas[0], -(-rows // step) * step), min(canvas[1], -(-columns // step) * step)
+
+
 class Letterbox:
     """Fills a preallocated (B, 3, H, W) batch: bilinear resize, padding, planes; values 0-255, not normalised.
 
@@ -75,15 +98,32 @@ class Letterbox:
         pad_value: int = 114,
         dtype: np.dtype[Any] | type = np.float32,
     ) -> None:
-        """canvas: (H, W) px; dtype: float32 or float16."""
-        self._height, self._width = canvas
+        """canvas: (H, W) px, the largest there will be; dtype: float32 or float16."""
         self._anchor: Anchor = anchor
         self._planes = (0, 1, 2) if channels == "bgr" else (2, 1, 0)
         self._pad_value = pad_value
-        self._batch: NDArray[Any] = np.full((batch, 3, *canvas), pad_value, dtype)
+        pixels = canvas[0] * canvas[1]
+        self._storage: NDArray[Any] = np.empty(batch * 3 * pixels, dtype)
         self._placed: list[Geometry | None] = [None] * batch
-        self._resized = np.empty(3 * self._height * self._width, np.uint8)
+        self._resized = np.empty(3 * pixels, np.uint8)
         self._split = np.empty_like(self._resized)
+        self._lay_out(canvas)
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(H, W) px."""
+        return self._height, self._width
+
+    def resize(self, canvas: tuple[int, int]) -> None:
+        """Fill canvases of (H, W) px from now on, no more px than the first one had."""
+        if canvas != self.canvas:
+            self._lay_out(canvas)
+
+    def _lay_out(self, canvas: tuple[int, int]) -> None:
+        self._height, self._width = canvas
+        self._placed = [None] * len(self._placed)
+        self._batch = self._storage[: len(self._placed) * 3 * canvas[0] * canvas[1]].reshape(-1, 3, *canvas)
+        self._batch.fill(self._pad_value)
 
     @property
     def capacity(self) -> int:

@@ -6,17 +6,20 @@ non-maximum suppression done. Works for any bundle or file with that contract.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from agent.config.schema import PoseConfig
 from agent.config.sections import Probability, Section
 from agent.errors import ConfigError, ConfigProblem, ModelError
-from agent.pose.preprocess import Anchor, Channels, Geometry, Letterbox, check_image
+from agent.pose.preprocess import Anchor, Channels, Geometry, Letterbox, check_image, needed, scaled
 from agent.runtime.backend import Precision, SessionSettings, TensorSpec
 from agent.runtime.batching import BatchLimiter
 from agent.runtime.bundle import Bundle, check_golden, load_bundle
@@ -27,12 +30,23 @@ from agent.runtime.selfcheck import card_baseline, golden_agreement
 from agent.runtime.session import InferenceSession, create_session
 from agent.types import NUM_KEYPOINTS, FloatArray, ImageArray, People
 
+LEAST_SCALE = 0.5
+"""Nothing makes pictures smaller than this share of their configured sides: a person of 100 px is then one of 50."""
+SCALES = (1.0, 0.9, 0.8, 0.73, 0.67, 0.6, LEAST_SCALE)
+"""Shares that `target_ms` tries."""
+_TRIES = 4
+
+_log = structlog.get_logger(__name__)
+
 
 class RtmoOptions(Section):
     """`pose.options` of this estimator. What is absent comes from the bundle's manifest, then from the defaults of RTMO."""
 
     input_size: tuple[int, int] | None = None
     """(H, W) px, or one number for a square; only for graphs that leave it open."""
+    target_ms: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Of models whose size is open (`side_step` of the manifest): at the start the largest input, down to half the sides, that this
+    machine does in so many milliseconds a picture; 0 = the whole size, whatever it takes."""
     anchor: Anchor | None = None
     channels: Channels | None = None
     keypoint_threshold: Probability = 0.0
@@ -78,6 +92,7 @@ def create(config: PoseConfig, *, machine: Accelerators | None = None) -> RtmoEs
         estimator = RtmoEstimator(session, bundle, config, options)
         check_golden(bundle, session, reduced_precision=session.device != "cpu")
         estimator.warm_up()
+        estimator.find_size()
     except BaseException:
         session.close()
         raise
@@ -104,6 +119,9 @@ class RtmoEstimator:
         if not isinstance(letterbox, LetterboxInput):
             raise ModelError(f"{bundle.title}: input {self._input.name!r} should have letterbox pre-processing")
         self._canvas = _canvas(self._input, manifest, options)
+        self._side_step = letterbox.side_step if self._input.shape[2:] == (None, None) else None
+        self._target_ms = options.target_ms
+        self._own_scale = self._scale = 1.0
         self._keypoint_threshold = options.keypoint_threshold
         self._letterbox = Letterbox(
             self._canvas,
@@ -133,6 +151,19 @@ class RtmoEstimator:
         return self._session.device
 
     @property
+    def canvas(self) -> tuple[int, int]:
+        """(H, W) px: the largest input that a picture is given at present."""
+        step = self._open_step
+        if step is None:
+            return self._canvas
+        return scaled(self._canvas, max(LEAST_SCALE, self._own_scale * self._scale), step)
+
+    @property
+    def _open_step(self) -> int | None:
+        """What the sides of the input are multiples of; None where its size is fixed, as it is in a TensorRT engine."""
+        return None if self._session.upgrade is not None else self._side_step
+
+    @property
     def upgrade(self) -> EngineProgress | None:
         """How far the TensorRT engine is; None when none is wanted."""
         return self._session.upgrade
@@ -152,8 +183,30 @@ class RtmoEstimator:
         return golden_agreement(self._bundle, self._session)
 
     def warm_up(self) -> None:
-        """One empty picture through everything: the first run is slow, and a wrong graph shows now."""
-        self.estimate([np.full((*self._canvas, 3), 114, np.uint8)])
+        """An empty picture of each size there may be through everything: the first run is slow, and a wrong graph shows now."""
+        for scale in (LEAST_SCALE, 1.0) if self._side_step else (1.0,):
+            self.scale_pictures(scale)
+            self.estimate([self._empty()])
+
+    def scale_pictures(self, scale: float) -> None:
+        """See `ScalableEstimator`. Nothing changes where the size is fixed, in the graph or in an engine of TensorRT."""
+        self._scale = scale
+
+    def find_size(self) -> None:
+        """Take smaller pictures if `target_ms` says so and this machine needs longer for large ones."""
+        if not self._target_ms or not self._side_step:
+            return
+        for scale in SCALES:
+            self._own_scale = scale
+            empty = [self._empty()]
+            took_ms = min(_milliseconds(partial(self.estimate, empty)) for _ in range(_TRIES))
+            if took_ms <= self._target_ms:
+                break
+        height, width = self.canvas
+        _log.info("pose_input_size", height=height, width=width, ms=round(took_ms, 1), target_ms=self._target_ms)
+
+    def _empty(self) -> ImageArray:
+        return np.full((*self.canvas, 3), 114, np.uint8)
 
     def begin_upgrade(self) -> None:
         """Let TensorRT take over in the background, where the device choice asks for it and there is a cache."""
@@ -179,6 +232,8 @@ class RtmoEstimator:
         self._session.close()
 
     def _estimate_batch(self, images: Sequence[ImageArray]) -> list[People]:
+        canvas, step = self.canvas, self._open_step
+        self._letterbox.resize(needed((image.shape[:2] for image in images), canvas, step) if step else canvas)
         batch, places = self._letterbox.fill(images)
         if self._fixed_batch:  # unused rows hold older pictures: their results are left out below
             batch = self._letterbox.whole
@@ -215,6 +270,12 @@ class RtmoEstimator:
 
     def _check_engine(self, candidate: InferenceSession) -> None:
         check_golden(self._bundle, candidate, reduced_precision=True)
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    began_s = time.perf_counter()
+    call()
+    return (time.perf_counter() - began_s) * 1e3
 
 
 def _probability(values: NDArray[Any]) -> FloatArray:

@@ -71,13 +71,17 @@ def rtmo_graph(
     g.node("Cast", ["mask"], "lit", to=TensorProto.FLOAT)
     for axis, length, low, high in ((1, width, "x1", "x2"), (2, height, "y1", "y2")):
         any_lit = g.node("ReduceMax", ["lit"], f"any{axis}", axes=[axis], keepdims=0)  # (B, W) or (B, H)
-        up = g.constant(f"up{axis}", np.arange(1, length + 1))
-        down = g.constant(f"down{axis}", np.arange(length, 0, -1))
+        if dynamic_size:
+            up, down, whole = _counted(g, any_lit, axis)
+        else:
+            up = g.constant(f"up{axis}", np.arange(1, length + 1))
+            down = g.constant(f"down{axis}", np.arange(length, 0, -1))
+            whole = g.constant(f"length{axis}", length)
         ends = g.node("Mul", [any_lit, up], f"ends{axis}")
         g.node("ReduceMax", [ends], high, axes=[1], keepdims=1)  # last lit + 1, 0 when dark
         starts = g.node("Mul", [any_lit, down], f"starts{axis}")
         first = g.node("ReduceMax", [starts], f"first{axis}", axes=[1], keepdims=1)
-        g.node("Sub", [g.constant(f"length{axis}", length), first], low)
+        g.node("Sub", [whole, first], low)
     g.node("ReduceMax", ["gray"], "peak", axes=[1, 2], keepdims=0)
     g.node("Unsqueeze", ["peak", "axis1"], "peak1")
     g.node("Greater", ["peak1", "bright"], "some")
@@ -95,6 +99,16 @@ def rtmo_graph(
         helper.make_tensor_value_info(names[1], TensorProto.FLOAT, [shape[0], "N", 17, 3]),
     ]
     return g.save(path, [helper.make_tensor_value_info("input", element, shape)], outputs)
+
+
+def _counted(g: _Builder, row: str, axis: int) -> tuple[str, str, str]:
+    """1..length, length..1 and length along the second axis of `row` (B, length), whatever that is."""
+    nothing = g.node("Mul", [row, g.constant(f"zero{axis}", 0)], f"nothing{axis}")
+    ones = g.node("Add", [nothing, g.constant(f"one{axis}", 1)], f"ones{axis}")
+    along = g.constant(f"along{axis}", 1, np.int64)
+    up = g.node("CumSum", [ones, along], f"up{axis}")
+    down = g.node("CumSum", [ones, along], f"down{axis}", reverse=1)
+    return up, down, g.node("ReduceMax", [up], f"length{axis}", axes=[1], keepdims=1)
 
 
 def _costly(g: _Builder, score: str, layers: int) -> str:

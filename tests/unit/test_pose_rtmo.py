@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from fakes.graphs import rtmo_graph, stgcn_graph
 
 from agent.config.schema import BatchConfig, PoseConfig
 from agent.errors import ConfigError, DataError, DeviceMemoryError, ModelError
-from agent.ports import PoseEstimator
+from agent.ports import PoseEstimator, ScalableEstimator
 from agent.pose.rtmo import RtmoEstimator, create
 from agent.runtime.bundle import seal_bundle
 from agent.runtime.devices import Accelerators
@@ -169,6 +170,102 @@ def test_a_graph_that_leaves_its_size_open_needs_one(make: Callable[..., RtmoEst
         make(dynamic_size=True)
     (people,) = make(dynamic_size=True, options={"input_size": [64, 96]}).estimate([scene()])
     np.testing.assert_allclose(people.boxes, [[40, 20, 100, 60]])
+
+
+@pytest.fixture
+def make_open(tmp_path: Path) -> Callable[..., RtmoEstimator]:
+    """Seals a graph that takes any size into a bundle for 480 x 640 px and opens it (keys go to `pose.options`)."""
+
+    def build(step: int | None = 32, **options: Any) -> RtmoEstimator:
+        folder = tmp_path / f"open-{step}"
+        folder.mkdir(exist_ok=True)
+        rtmo_graph(folder / "model.onnx", dynamic_size=True)
+        seal_bundle(folder, {
+            "name": "open", "version": "1", "task": "pose", "licence": "Apache-2.0", "training_data": "none",
+            "inputs": [{"name": "input", "shape": ["B", 3, 480, 640], "preprocessing": {"kind": "letterbox", "side_step": step}}],
+            "outputs": [{"name": "dets", "shape": ["B", "N", 5], "meaning": "detections"},
+                        {"name": "keypoints", "shape": ["B", "N", 17, 3], "meaning": "keypoints"}],
+        })  # fmt: skip
+        return create(PoseConfig(model=folder, device="cpu", threads=1, options=options))
+
+    return build
+
+
+def seen(estimator: RtmoEstimator, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes that the network is given from now on."""
+    shapes: list[tuple[int, ...]] = []
+    run = estimator._session.run
+
+    def record(feeds: Any) -> Any:
+        shapes.append(feeds["input"].shape)
+        return run(feeds)
+
+    monkeypatch.setattr(estimator._session, "run", record)
+    return shapes
+
+
+@pytest.mark.parametrize("step", [32, None])
+def test_pictures_get_no_more_of_an_open_canvas_than_they_fill(
+    make_open: Callable[..., RtmoEstimator], monkeypatch: pytest.MonkeyPatch, step: int | None
+) -> None:
+    estimator = make_open(step)
+    shapes = seen(estimator, monkeypatch)
+    wide, tall = scene((1080, 1920), (400, 200, 1000, 600)), scene((480, 640), (40, 20, 100, 60))
+    for pictures in ([wide], [tall], [wide, tall], [wide]):
+        for image, people in zip(pictures, estimator.estimate(pictures), strict=True):
+            box = [400, 200, 1000, 600] if image is wide else [40, 20, 100, 60]
+            np.testing.assert_allclose(people.boxes, [box], atol=3)
+    rows = 384 if step else 480
+    assert shapes == [(1, 3, rows, 640), (1, 3, 480, 640), (2, 3, 480, 640), (1, 3, rows, 640)]
+
+
+def test_pictures_are_scaled_on_request_where_the_model_allows_it(
+    make: Callable[..., RtmoEstimator], make_open: Callable[..., RtmoEstimator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimator = make_open()
+    assert isinstance(estimator, ScalableEstimator)
+    shapes = seen(estimator, monkeypatch)
+    for scale in (0.8, 0.01, 1.0):
+        estimator.scale_pictures(scale)
+        (people,) = estimator.estimate([scene((480, 640), (40, 20, 100, 60))])
+        np.testing.assert_allclose(people.boxes, [[40, 20, 100, 60]], atol=2)
+    assert shapes == [(1, 3, 384, 512), (1, 3, 256, 320), (1, 3, 480, 640)]  # a half is the least
+    for fixed, canvas in ((make(), (64, 96)), (make_open(None), (480, 640))):
+        fixed.scale_pictures(0.5)
+        assert fixed.canvas == canvas
+        assert len(fixed.estimate([scene()])[0]) == 1
+
+
+@pytest.mark.parametrize(("target_ms", "canvas"), [(0.0, (480, 640)), (1e-6, (256, 320)), (60_000.0, (480, 640))])
+def test_the_size_follows_from_the_speed_of_the_machine(
+    make: Callable[..., RtmoEstimator],
+    make_open: Callable[..., RtmoEstimator],
+    target_ms: float,
+    canvas: tuple[int, int],
+) -> None:
+    estimator = make_open(target_ms=target_ms)
+    assert estimator.canvas == canvas
+    estimator.scale_pictures(0.8)  # a further wish counts on top of it, down to a half
+    assert estimator.canvas == ((384, 512) if canvas == (480, 640) else canvas)
+    assert make(options={"target_ms": target_ms}).canvas == (64, 96)  # fixed in the graph
+    assert make_open(None, target_ms=target_ms).canvas == (480, 640)  # fixed by what the bundle says
+
+
+def test_a_bundle_that_promises_sizes_its_graph_has_not_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    graph = onnx.load(rtmo_graph(folder / "model.onnx", size=(64, 96)))
+    for dimension, name in zip(graph.graph.input[0].type.tensor_type.shape.dim[2:], "HW", strict=True):
+        dimension.dim_param = name
+    onnx.save(graph, folder / "model.onnx")
+    seal_bundle(folder, {
+        "name": "liar", "version": "1", "task": "pose", "licence": "Apache-2.0", "training_data": "none",
+        "inputs": [{"name": "input", "shape": ["B", 3, 64, 96], "preprocessing": {"kind": "letterbox", "side_step": 32}}],
+        "outputs": [{"name": "dets", "shape": ["B", "N", 5], "meaning": "detections"},
+                    {"name": "keypoints", "shape": ["B", "N", 17, 3], "meaning": "keypoints"}],
+    })  # fmt: skip
+    with pytest.raises(ModelError, match=r"running model\.onnx"):
+        create(PoseConfig(model=folder, device="cpu"))
 
 
 def test_a_size_that_is_not_the_graphs_is_refused(make: Callable[..., RtmoEstimator]) -> None:

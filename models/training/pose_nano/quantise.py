@@ -6,7 +6,8 @@ Static quantisation of ONNX Runtime, weights per channel, ranges of activations 
 pictures). Weights keep 7 bits: without VNNI, products of two full 8-bit numbers overflow the 16-bit sums of AVX2, and the answers
 would depend on the CPU. Both heads and the features of key points stay in FP32: places need more than 8 bits
 (a quarter of the error for 1.5 ms); and so do the first two layers, of three and sixteen channels, which 8-bit kernels are slow at. What only joins or
-clips 8-bit numbers (ReLU, sums, enlarged maps) stays in them. Known answers are of pictures that give them on any CPU: see `steady`. Measure AP of both bundles before one replaces the other.
+clips 8-bit numbers (ReLU, sums, enlarged maps) stays in them. The sides of the input are open: on slow CPUs, and for wide pictures, the agent
+takes fewer rows and columns. Known answers are of pictures that give them on any CPU: see `steady`. Measure AP of both bundles before one replaces the other.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from agent.pose.preprocess import Letterbox
 from agent.runtime.bundle import GOLDEN, load_bundle, seal_bundle, write_golden
 from agent.runtime.people import Tolerance, compare_people
 from pose_nano.export import DETS, INPUT, KEYPOINTS, golden_images, milliseconds, open_session
+from pose_nano.geometry import LARGEST_STRIDE
 from pose_nano.store import Shard
 
 _PICTURES = 48
@@ -66,16 +68,39 @@ def in_8_bits(graph: onnx.GraphProto) -> list[str]:
 
 
 def quantise(source: Path, shard: Shard, target: Path, size: tuple[int, int]) -> None:
-    """Write the INT8 graph of the FP32 graph `source`, whose input is `size` (H, W)."""
+    """Write the INT8 graph of the FP32 graph `source`, its ranges seen at `size` (H, W), for inputs of any size."""
     with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        opened, prepared = Path(folder) / "opened.onnx", Path(folder) / "prepared.onnx"
+        onnx.save(with_open_sides(onnx.load(source)), opened)
+        quant_pre_process(str(opened), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared), str(target), _Pictures(shard, _PICTURES, size), quant_format=QuantFormat.QDQ, per_channel=True,
             reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             nodes_to_quantize=in_8_bits(onnx.load(prepared).graph), op_types_to_quantize=["Conv", *sorted(_FOLLOWS)],
             calibrate_method=CalibrationMethod.Percentile,
         )  # fmt: skip
+
+
+def with_open_sides(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model`, whose input may now have any height and width that are multiples of 32: nothing else in it depends on them."""
+    (image,) = model.graph.input
+    for dimension, name in zip(image.type.tensor_type.shape.dim[2:], ("height", "width"), strict=True):
+        dimension.dim_param = name
+    del model.graph.value_info[:]
+    return model
+
+
+def take_numbers(file: Path, earlier: Path) -> None:
+    """Give the graph `file` every stored number that the graph `earlier` has under the same name.
+
+    Raises SystemExit where one is not there or of another shape: then it is another network.
+    """
+    model, have = onnx.load(file), {number.name: number for number in onnx.load(earlier).graph.initializer}
+    for number in model.graph.initializer:
+        if number.name not in have or have[number.name].dims != number.dims:
+            raise SystemExit(f"{earlier} has no {number.name} of the shape {list(number.dims)}")
+        number.CopyFrom(have[number.name])
+    onnx.save(model, file)
 
 
 def steady(session: onnxruntime.InferenceSession, image: NDArray[np.float32], rng: np.random.Generator) -> bool:
@@ -118,6 +143,9 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True, help="shard of pictures")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--version", help="default: that of --bundle")
+    parser.add_argument(
+        "--numbers", type=Path, metavar="ONNX", help="earlier INT8 graph of this network, whose numbers to take"
+    )
     parser.add_argument("--figures", type=Path, help="JSON with measured figures for the manifest")
     arguments = parser.parse_args()
     out = arguments.out
@@ -125,6 +153,8 @@ def main() -> None:
     fields: dict[str, Any] = json.loads((arguments.bundle / "manifest.json").read_text())
     height, width = fields["inputs"][0]["shape"][2:]
     quantise(load_bundle(arguments.bundle).model, Shard(arguments.calibration), out / "model.onnx", (height, width))
+    if arguments.numbers:
+        take_numbers(out / "model.onnx", arguments.numbers)
     write_known_answers(out, open_session(out / "model.onnx", 1), (height, width))
     images = golden_images((height, width))
     measured = json.loads(arguments.figures.read_text()) if arguments.figures else {}
@@ -137,6 +167,7 @@ def main() -> None:
         "figures": measured,
         "golden": _AGREEMENT,
     }
+    fields["inputs"][0]["preprocessing"]["side_step"] = LARGEST_STRIDE
     seal_bundle(out, {key: value for key, value in fields.items() if key != "files"})
     print(f"{load_bundle(out).title}: {measured}")
 

@@ -18,6 +18,7 @@ from agent.simulation.scene import build_scene
 from agent.simulation.scripts import build_script
 
 BUNDLES = ("pose-nano", "pose-nano-int8")
+CANVAS = (480, 640)
 
 
 @pytest.fixture(scope="module", params=BUNDLES)
@@ -76,7 +77,7 @@ def test_known_answers_do_not_hang_on_the_last_bit(repo_dir: Path, name: str) ->
 @pytest.mark.parametrize("name", BUNDLES)
 def test_the_batch_is_open_and_changes_no_answer(repo_dir: Path, name: str) -> None:
     session = onnxruntime.InferenceSession(repo_dir / "models" / name / "model.onnx")
-    height, width = session.get_inputs()[0].shape[2:]
+    height, width = CANVAS
     scene = build_scene(build_script("crowd", seed=4, people=5), seed=4, width=width, height=height)
     image = scene.shot(5.0).image.transpose(2, 0, 1)[None].astype(np.float32)
     (one, _), (three, keypoints) = (session.run(None, {"input": np.repeat(image, count, 0)}) for count in (1, 3))
@@ -102,3 +103,46 @@ def test_somebody_in_the_open_is_found_once(estimator: RtmoEstimator) -> None:
     inner = np.prod(np.maximum(high - low, 0))
     areas = [np.prod(box[2:] - box[:2]) for box in (sure[0], shot.truth.boxes[0])]
     assert inner / (sum(areas) - inner) > 0.5
+
+
+@pytest.fixture(scope="module")
+def for_cpus(repo_dir: Path) -> RtmoEstimator:
+    config = load_config([repo_dir / "configs" / "pose-nano.yaml"], env={})
+    return create(
+        config.pose.model_copy(update={"device": "cpu", "threads": 1}), machine=Accelerators("1.32.0", (), ())
+    )
+
+
+@pytest.mark.parametrize("scale", [0.8, 0.73, 0.67])
+def test_smaller_pictures_show_the_same_people(for_cpus: RtmoEstimator, scale: float) -> None:
+    found = 0
+    for seed in (3, 8, 15, 16, 17):
+        scene = build_scene(build_script("exercise", seed=seed, people=2), seed=seed, occluders=False, night=False)
+        image = scene.shot(3.0).image
+        for_cpus.scale_pictures(1.0)
+        (large,) = for_cpus.estimate([image])
+        for_cpus.scale_pictures(scale)
+        assert for_cpus.canvas < CANVAS
+        (small,) = for_cpus.estimate([image])
+        sure = large.scores >= 0.4
+        off = np.linalg.norm(large.keypoints[sure, None] - small.keypoints[None], axis=-1)
+        nearest = np.median(off, axis=-1).min(axis=1, initial=np.inf)
+        sizes = np.sqrt(np.prod(large.boxes[sure, 2:] - large.boxes[sure, :2], axis=1))
+        np.testing.assert_array_less(nearest, 0.1 * sizes)
+        found += int(sure.sum())
+    for_cpus.scale_pictures(1.0)
+    assert found >= 4
+
+
+def test_a_wide_picture_is_answered_as_with_padding_below_it(for_cpus: RtmoEstimator) -> None:
+    """Rows of padding cost time and say nothing."""
+    scene = build_scene(build_script("crowd", seed=4, people=5), seed=4, width=640, height=352, night=False)
+    image = scene.shot(5.0).image
+    (tight,) = for_cpus.estimate([image])
+    padded = np.full((480, 640, 3), 114, np.uint8)
+    padded[:352] = image
+    (whole,) = for_cpus.estimate([padded])
+    sure = (whole.scores >= 0.3) & (whole.boxes[:, 3] <= 340)
+    assert sure.sum() >= 2
+    off = np.abs(whole.boxes[sure, None] - tight.boxes[None]).max(axis=-1).min(axis=1)
+    np.testing.assert_array_less(off, 4.0)
