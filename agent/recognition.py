@@ -27,7 +27,7 @@ from agent.events.rules import EventRules
 from agent.pipeline.camera import CameraPipeline, Service
 from agent.pipeline.worker import BatchWorker
 from agent.plugins import check_people, check_probabilities, create_action_classifier, create_pose_estimator
-from agent.ports import ActionClassifier, FrameStream, PipelineListener, PoseEstimator
+from agent.ports import ActionClassifier, FrameStream, PipelineListener, PoseEstimator, ScalableEstimator
 from agent.runtime.bundle import Bundle
 from agent.runtime.engines import EngineProgress
 from agent.runtime.manifest import SkeletonInput
@@ -69,6 +69,7 @@ class Recognition:
         # The order in which cameras read verdicts, whatever the order of a model that comes later.
         self._labels = {slot: model.labels for slot, model in models.items() if not isinstance(model, PoseEstimator)}
         self._new_id = Uuid7()
+        self._picture_scale = 1.0
 
     @property
     def pose(self) -> BatchWorker[ImageArray, People]:
@@ -125,11 +126,13 @@ class Recognition:
         if threads is not None:
             config = _with_threads(config, slot, threads)
         images = self.pose.submitters if slot == POSE_SLOT else 1
+        scale = self._picture_scale
 
         def work() -> Model:
             model = create_model(config, slot)
             try:
                 check_fit(running, model)
+                _scale(model, scale)  # it is compared with the one that serves
                 _warm_up(model, images)
             except BaseException:
                 close_model(model)
@@ -144,8 +147,18 @@ class Recognition:
         The future is done when the model before is not used any more; it is the caller's to close.
         """
         done = self._workers[slot].replace(self.function(slot, model), max_batch=_batch_of(self.config, model))
-        done.add_done_callback(lambda _: self._models.update({slot: model}))
+        done.add_done_callback(lambda _: self._serves(slot, model))
         return done
+
+    def _serves(self, slot: str, model: Model) -> None:
+        self._models[slot] = model
+        if slot == POSE_SLOT:
+            _scale(model, self._picture_scale)
+
+    def scale_pictures(self, scale: float) -> None:
+        """Let whatever estimates poses, now or later, see pictures at `scale` (0-1] of its configured size, where it can."""
+        self._picture_scale = scale
+        _scale(self._models[POSE_SLOT], scale)
 
     # --- cameras ------------------------------------------------------------------------------------------------------
 
@@ -185,6 +198,11 @@ class Recognition:
         slot = action_slot(name)
         labels = self._labels[slot]
         return Service(name, self._workers[slot], labels, labels.index(config.positive or name), rules)
+
+
+def _scale(model: Model, scale: float) -> None:
+    if isinstance(model, ScalableEstimator):
+        model.scale_pictures(scale)
 
 
 @asynccontextmanager

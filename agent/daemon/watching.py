@@ -114,9 +114,12 @@ class Watching:
         self._limits_s = {camera.id: stall_limit_s(camera, probe_interval_s) for camera in config.cameras}
 
     def apply_step(self, step: int) -> None:
-        """Slow the cameras down to rung `step` of the ladder, or let them go on."""
-        if self.cameras is not None:
-            self.cameras.apply_step(LADDER[step])
+        """Slow the cameras down to rung `step` of the ladder and let the pose model see less, or let them go on."""
+        if self.cameras is None or self.recognition is None:
+            return
+        self.cameras.apply_step(LADDER[step])
+        self.recognition.scale_pictures(LADDER[step].picture_scale)
+        self._agent.drift.smaller_pictures = LADDER[step].picture_scale < 1
 
     # --- looking ------------------------------------------------------------------------------------------------------
 

@@ -27,11 +27,13 @@ class Step:
     """One rung. The agent applies it to what is configured; it never makes anything faster.
 
     max_fps: cap on frames per second and camera, None = as configured. stride_factor: multiplies the classification
-    stride. paused_priorities: how many of the lowest distinct camera priorities pause; the highest never does.
+    stride. picture_scale: share of its configured sides at which the pose model sees a picture, where the model allows it.
+    paused_priorities: how many of the lowest distinct camera priorities pause; the highest never does.
     """
 
     max_fps: float | None
     stride_factor: int
+    picture_scale: float
     paused_priorities: int
 
     def camera_fps(self, configured_fps: float) -> float:
@@ -49,15 +51,15 @@ class Step:
 _ALL = 1 << 16
 
 LADDER: tuple[Step, ...] = (
-    Step(max_fps=None, stride_factor=1, paused_priorities=0),
-    Step(max_fps=None, stride_factor=2, paused_priorities=0),
-    Step(max_fps=15.0, stride_factor=2, paused_priorities=0),
-    Step(max_fps=10.0, stride_factor=3, paused_priorities=0),
-    Step(max_fps=5.0, stride_factor=3, paused_priorities=0),
-    Step(max_fps=5.0, stride_factor=3, paused_priorities=1),
-    Step(max_fps=5.0, stride_factor=3, paused_priorities=_ALL),
+    Step(max_fps=None, stride_factor=1, picture_scale=1.0, paused_priorities=0),
+    Step(max_fps=None, stride_factor=2, picture_scale=1.0, paused_priorities=0),
+    Step(max_fps=15.0, stride_factor=2, picture_scale=0.8, paused_priorities=0),
+    Step(max_fps=10.0, stride_factor=3, picture_scale=0.8, paused_priorities=0),
+    Step(max_fps=5.0, stride_factor=3, picture_scale=0.67, paused_priorities=0),
+    Step(max_fps=5.0, stride_factor=3, picture_scale=0.67, paused_priorities=1),
+    Step(max_fps=5.0, stride_factor=3, picture_scale=0.67, paused_priorities=_ALL),
 )
-"""Cheapest loss first: fewer verdicts, then fewer frames, then fewer cameras."""
+"""Cheapest loss first: fewer verdicts, then smaller pictures and fewer of them, then fewer cameras."""
 
 
 @dataclass(frozen=True, slots=True)

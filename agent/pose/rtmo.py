@@ -175,8 +175,8 @@ class RtmoEstimator:
 
     @property
     def card(self) -> dict[str, float]:
-        """Mean values that the bundle's card promises, by signal of the drift watch."""
-        return self._card
+        """Mean values that the bundle's card promises, by signal of the drift watch: none for smaller pictures than the card's."""
+        return self._card if self._own_scale == 1 else {}
 
     def self_check(self) -> float | None:
         """Share of the bundle's golden answers given alike; None without any. May run beside `estimate`, on any thread."""

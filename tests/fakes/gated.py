@@ -41,6 +41,14 @@ class Estimator:
 
     def __init__(self) -> None:
         self.closed = False
+        self.scale = 1.0
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        return round(480 * self.scale), round(640 * self.scale)
+
+    def scale_pictures(self, scale: float) -> None:
+        self.scale = scale
 
     def estimate(self, images: Sequence[ImageArray]) -> list[People]:
         return [People.empty() for _ in images]

@@ -72,6 +72,23 @@ async def test_no_frame_of_a_file_is_lost_doubled_or_out_of_turn(
     assert swaps > 10
 
 
+async def test_a_model_that_comes_sees_pictures_as_small_as_the_one_that_serves(tmp_path: Path) -> None:
+    nano = REPO / "models/pose-nano-int8"
+    async with open_recognition(tiny_config(tmp_path, nano)) as recognition:
+        recognition.scale_pictures(0.8)
+        candidate = await recognition.load("pose", nano)
+        assert isinstance(candidate, RtmoEstimator)
+        assert candidate.canvas == (384, 512)  # it is compared with the one that serves
+        exchanged = recognition.swap("pose", candidate)
+        recognition.scale_pictures(0.67)
+        await exchanged
+        await asyncio.sleep(0)
+        assert recognition.slots["pose"] is candidate
+        assert candidate.canvas == (320, 416)
+        recognition.scale_pictures(1.0)
+        assert candidate.canvas == (480, 640)
+
+
 async def test_models_and_paths_are_those_that_serve(tmp_path: Path, two: tuple[Path, Path]) -> None:
     async with open_recognition(tiny_config(tmp_path, two[0])) as recognition:
         assert recognition.models["pose"] == "tiny 1.0.0"

@@ -180,6 +180,11 @@ async def test_a_step_of_the_ladder_that_was_taken_before_there_were_cameras_hol
         await desk.until(desk.agent.ready_event.is_set, "ready")
         assert desk.agent.cameras is not None
         assert desk.agent.cameras._step == LADDER[4]
+        assert gated.loaded[-1].scale == LADDER[4].picture_scale < 1
+        assert desk.agent.drift.smaller_pictures  # what it sees meanwhile is no drift of the model
+        desk.agent.monitor.hold_degradation(0, 0, "fleet")
+        await desk.until(lambda: gated.loaded[-1].scale == 1, "whole pictures again")
+        assert not desk.agent.drift.smaller_pictures
 
 
 # --- silence ----------------------------------------------------------------------------------------------------------

@@ -35,11 +35,12 @@ class Run:
 
 
 def test_ladder_sheds_more_with_every_step() -> None:
-    assert LADDER[0] == Step(max_fps=None, stride_factor=1, paused_priorities=0)
+    assert LADDER[0] == Step(max_fps=None, stride_factor=1, picture_scale=1.0, paused_priorities=0)
     for above, below in pairwise(LADDER):
         assert below != above
         assert below.camera_fps(30) <= above.camera_fps(30)
         assert below.stride_factor >= above.stride_factor
+        assert 0 < below.picture_scale <= above.picture_scale
         assert below.paused_priorities >= above.paused_priorities
 
 
@@ -139,7 +140,7 @@ def test_disabling_lets_go_at_once() -> None:
 
 
 def test_camera_cap_never_speeds_a_camera_up() -> None:
-    step = Step(max_fps=10, stride_factor=1, paused_priorities=0)
+    step = Step(max_fps=10, stride_factor=1, picture_scale=1.0, paused_priorities=0)
     assert [step.camera_fps(fps) for fps in (0, 5, 25)] == [10, 5, 10]
     assert LADDER[0].camera_fps(25) == 25
     assert LADDER[0].camera_fps(0) == 0
@@ -151,7 +152,7 @@ def test_camera_cap_never_speeds_a_camera_up() -> None:
 )
 def test_low_priorities_pause_first_and_the_highest_never(paused_priorities: int, paused: set[str]) -> None:
     priorities = {"yard": 0, "lift": 0, "hall": 5, "gate": 9}
-    assert Step(5, 3, paused_priorities).paused_cameras(priorities) == paused
+    assert Step(5, 3, 1.0, paused_priorities).paused_cameras(priorities) == paused
 
 
 @pytest.mark.parametrize("priorities", [{}, {"only": 3}, {"a": 1, "b": 1}])

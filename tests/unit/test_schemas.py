@@ -218,7 +218,7 @@ def test_every_rung_of_the_ladder_passes(step: int, produced: dict[str, Any]) ->
     rung = LADDER[step]
     degradation = produced["health"]["degradation"] | {
         "step": step, "max_fps": rung.max_fps, "stride_factor": rung.stride_factor,
-        "paused_priorities": rung.paused_priorities,
+        "picture_scale": rung.picture_scale, "paused_priorities": rung.paused_priorities,
     }  # fmt: skip
     validator("health").validate(produced["health"] | {"degradation": degradation})
 

@@ -93,6 +93,22 @@ async def test_drift_is_an_event_a_reason_and_a_gauge_until_it_is_over(tmp_path:
     assert [event.phase for event in desk.events] == ["detected", "resolved"]
 
 
+async def test_what_is_seen_of_smaller_pictures_is_no_drift(tmp_path: Path, clock: list[float]) -> None:
+    desk, model = Desk(tmp_path), CheckedModel(*[1.0] * 99)
+    await desk.watch.open()
+    await run(desk, clock, 0.8, 60, model)
+    desk.watch.smaller_pictures = True
+    for _ in range(50):
+        desk.watch.observe_latency("pose", 1, 9.0)
+    await run(desk, clock, 0.5, 60, model)
+    assert desk.events == []
+    desk.watch.smaller_pictures = False
+    await run(desk, clock, 0.8, 20, model)
+    assert desk.events == []
+    await run(desk, clock, 0.5, 60, model)
+    assert [event.kind for event in desk.events][:1] == ["drift"]
+
+
 async def test_restart_takes_up_baseline_alarm_and_reason(tmp_path: Path, clock: list[float]) -> None:
     first, model = Desk(tmp_path), CheckedModel(*[None] * 9)
     await run(first, clock, 0.8, 60, model)
