@@ -229,14 +229,14 @@ def test_pictures_are_scaled_on_request_where_the_model_allows_it(
         estimator.scale_pictures(scale)
         (people,) = estimator.estimate([scene((480, 640), (40, 20, 100, 60))])
         np.testing.assert_allclose(people.boxes, [[40, 20, 100, 60]], atol=2)
-    assert shapes == [(1, 3, 384, 512), (1, 3, 256, 320), (1, 3, 480, 640)]  # a half is the least
+    assert shapes == [(1, 3, 384, 512), (1, 3, 288, 384), (1, 3, 480, 640)]  # 0.6 is the least
     for fixed, canvas in ((make(), (64, 96)), (make_open(None), (480, 640))):
         fixed.scale_pictures(0.5)
         assert fixed.canvas == canvas
         assert len(fixed.estimate([scene()])[0]) == 1
 
 
-@pytest.mark.parametrize(("target_ms", "canvas"), [(0.0, (480, 640)), (1e-6, (256, 320)), (60_000.0, (480, 640))])
+@pytest.mark.parametrize(("target_ms", "canvas"), [(0.0, (480, 640)), (1e-6, (288, 384)), (60_000.0, (480, 640))])
 def test_the_size_follows_from_the_speed_of_the_machine(
     make: Callable[..., RtmoEstimator],
     make_open: Callable[..., RtmoEstimator],
@@ -245,7 +245,7 @@ def test_the_size_follows_from_the_speed_of_the_machine(
 ) -> None:
     estimator = make_open(target_ms=target_ms)
     assert estimator.canvas == canvas
-    estimator.scale_pictures(0.8)  # a further wish counts on top of it, down to a half
+    estimator.scale_pictures(0.8)  # a further wish counts on top of it, down to 0.6
     assert estimator.canvas == ((384, 512) if canvas == (480, 640) else canvas)
     assert make(options={"target_ms": target_ms}).canvas == (64, 96)  # fixed in the graph
     assert make_open(None, target_ms=target_ms).canvas == (480, 640)  # fixed by what the bundle says
