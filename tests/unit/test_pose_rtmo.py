@@ -17,6 +17,8 @@ from agent.ports import PoseEstimator, ScalableEstimator
 from agent.pose.rtmo import RtmoEstimator, create
 from agent.runtime.bundle import seal_bundle
 from agent.runtime.devices import Accelerators
+from agent.runtime.engines import EngineProgress, EngineState
+from agent.runtime.session import InferenceSession
 
 Box = tuple[int, int, int, int]
 
@@ -249,6 +251,17 @@ def test_the_size_follows_from_the_speed_of_the_machine(
     assert estimator.canvas == ((384, 512) if canvas == (480, 640) else canvas)
     assert make(options={"target_ms": target_ms}).canvas == (64, 96)  # fixed in the graph
     assert make_open(None, target_ms=target_ms).canvas == (480, 640)  # fixed by what the bundle says
+
+
+def test_where_an_engine_of_tensorrt_is_built_the_size_stays(
+    make_open: Callable[..., RtmoEstimator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimator = make_open()
+    monkeypatch.setattr(InferenceSession, "upgrade", EngineProgress(EngineState.BUILDING, 1.0))
+    shapes = seen(estimator, monkeypatch)
+    estimator.scale_pictures(0.8)
+    estimator.estimate([scene((1080, 1920), None)])
+    assert (estimator.canvas, shapes) == ((480, 640), [(1, 3, 480, 640)])
 
 
 def test_a_bundle_that_promises_sizes_its_graph_has_not_is_refused(tmp_path: Path) -> None:
