@@ -107,12 +107,17 @@ class ScalableEstimator(Protocol):
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """(H, W) px: the largest input that a picture is given at present."""
+        """(H, W) px: the input that a picture is given at present."""
+        ...
+
+    @property
+    def own_scale(self) -> float:
+        """The share of its configured size that it chose for itself at the start; 1 = all of it."""
         ...
 
     def scale_pictures(self, scale: float) -> None:
-        """From the next call of `estimate` on take pictures at `scale` (0-1] of their configured size; answers stay in source
-        pixels. From any thread."""
+        """From the next call of `estimate` on take pictures at `scale` (0-1] of `own_scale` of their configured size; answers stay in
+        source pixels. From any thread."""
         ...
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import copy_context
@@ -70,6 +71,10 @@ class Recognition:
         self._labels = {slot: model.labels for slot, model in models.items() if not isinstance(model, PoseEstimator)}
         self._new_id = Uuid7()
         self._picture_scale = 1.0
+        self._own_scale = getattr(models[POSE_SLOT], "own_scale", 1.0)
+        self._candidates: list[weakref.ref[ScalableEstimator]] = []  # for the pose estimator's place, loaded
+        self.smaller_pictures = False
+        """The pose estimator that serves sees less than it is configured to, because of `scale_pictures`."""
 
     @property
     def pose(self) -> BatchWorker[ImageArray, People]:
@@ -126,20 +131,28 @@ class Recognition:
         if threads is not None:
             config = _with_threads(config, slot, threads)
         images = self.pose.submitters if slot == POSE_SLOT else 1
-        scale = self._picture_scale
+        if (
+            slot == POSE_SLOT
+        ):  # sizes are chosen at the start, by an idle machine; it sees what the one that serves sees
+            options = {key: value for key, value in config.pose.options.items() if key != "target_ms"}
+            config = config.model_copy(update={"pose": config.pose.model_copy(update={"options": options})})
 
         def work() -> Model:
             model = create_model(config, slot)
             try:
                 check_fit(running, model)
-                _scale(model, scale)  # it is compared with the one that serves
                 _warm_up(model, images)
             except BaseException:
                 close_model(model)
                 raise
             return model
 
-        return await _off_the_loop(work)
+        loaded = await _off_the_loop(work)
+        if slot == POSE_SLOT and isinstance(loaded, ScalableEstimator):
+            self._candidates = [weak for weak in self._candidates if weak() is not None]
+            self._candidates.append(weakref.ref(loaded))
+            self._scale(loaded)
+        return loaded
 
     def swap(self, slot: str, model: Model) -> asyncio.Future[None]:
         """Let `model`, which `load` gave, serve `slot` from the next batch on: between two frames, none is lost.
@@ -153,12 +166,25 @@ class Recognition:
     def _serves(self, slot: str, model: Model) -> None:
         self._models[slot] = model
         if slot == POSE_SLOT:
-            _scale(model, self._picture_scale)
+            self.scale_pictures(self._picture_scale)
 
     def scale_pictures(self, scale: float) -> None:
-        """Let whatever estimates poses, now or later, see pictures at `scale` (0-1] of its configured size, where it can."""
+        """Let whatever estimates poses, and whatever is being tried for it, see pictures at `scale` (0-1] of its configured size,
+        where it can."""
         self._picture_scale = scale
-        _scale(self._models[POSE_SLOT], scale)
+        for weak in self._candidates:
+            if (candidate := weak()) is not None:
+                self._scale(candidate)
+        serving: object = self._models[POSE_SLOT]
+        self.smaller_pictures = isinstance(serving, ScalableEstimator) and self._scale(serving)
+
+    def _scale(self, model: ScalableEstimator) -> bool:
+        """Whether it makes a difference. A model that came later takes over the size that the first one chose."""
+        share = self._own_scale / model.own_scale
+        model.scale_pictures(share)
+        whole = model.canvas
+        model.scale_pictures(share * self._picture_scale)
+        return model.canvas != whole
 
     # --- cameras ------------------------------------------------------------------------------------------------------
 
@@ -198,11 +224,6 @@ class Recognition:
         slot = action_slot(name)
         labels = self._labels[slot]
         return Service(name, self._workers[slot], labels, labels.index(config.positive or name), rules)
-
-
-def _scale(model: Model, scale: float) -> None:
-    if isinstance(model, ScalableEstimator):
-        model.scale_pictures(scale)
 
 
 @asynccontextmanager

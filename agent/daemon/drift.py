@@ -166,7 +166,8 @@ class ModelWatch:
 
     def _describe(self, model: object) -> Model:
         card = model.card if isinstance(model, SelfChecking) and self._config.baseline == "card" else {}
-        return Model(getattr(model, "name", ""), getattr(model, "device", ""), card)
+        name, own_scale = getattr(model, "name", ""), getattr(model, "own_scale", 1.0)
+        return Model(name if own_scale == 1 else f"{name} at {own_scale:g}", getattr(model, "device", ""), card)
 
     async def _ask_golden(self, models: Mapping[str, object], now_s: float) -> None:
         """Between frames with people if there are such moments, off the loop."""

@@ -24,12 +24,14 @@ Means = dict[tuple[str, str], list[float]]
 
 @dataclass(slots=True)
 class _Bucket:
-    """A few seconds. seconds, items: of the models' calls, and failures: by slot; frames: by camera."""
+    """A few seconds. items of the models' calls, timed: of those whose time counts, their seconds, and failures: by slot; frames: by
+    camera."""
 
     started_s: float
     ended_s: float = 0.0
     reasons: set[str] = field(default_factory=set)
     items: Counter[str] = field(default_factory=Counter)
+    timed: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
     frames: Counter[str] = field(default_factory=Counter)
@@ -64,18 +66,20 @@ class Vitals:
         self._clock = clock
         self.started_s = clock()
         self._buckets: deque[_Bucket] = deque([_Bucket(self.started_s)])
-        self._pending: deque[tuple[str, int, float]] = deque(maxlen=_MAX_PENDING)
+        self._pending: deque[tuple[str, int, float | None]] = deque(maxlen=_MAX_PENDING)
         self._told: deque[tuple[float, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
         self._incidents: deque[tuple[float, str]] = deque(maxlen=MAX_INCIDENTS)
         self._active: dict[str, float] = {}  # reason -> since when
         self._last_frame_s: dict[str, float] = {}
         self._gaps: list[FrameGaps] = []
+        self.smaller_pictures = False
+        """The governor has the pose model see less: its times and means compare with none before or after."""
 
     # --- fed ----------------------------------------------------------------------------------------------------------
 
     def batch(self, slot: str, items: int, seconds: float) -> None:
         """One good call of a model; from any thread."""
-        self._pending.append((slot, items, seconds))
+        self._pending.append((slot, items, None if self.smaller_pictures and slot == POSE_SLOT else seconds))
 
     def frame(self, camera_id: str, people: People) -> None:
         """A frame has gone through."""
@@ -85,7 +89,7 @@ class Vitals:
             gaps.note(camera_id, now_s)
         bucket = self._bucket(now_s)
         bucket.frames[camera_id] += 1
-        if (seen := frame_means(people)) is not None:
+        if not self.smaller_pictures and (seen := frame_means(people)) is not None:
             for signal, value in seen._asdict().items():
                 _add(bucket.means, (POSE_SLOT, signal), value)
 
@@ -134,7 +138,7 @@ class Vitals:
         self._bucket(now_s)
         begin_s = max(self.started_s if from_s is None else from_s, now_s - KEPT_S)
         buckets = [bucket for bucket in self._buckets if bucket.started_s >= begin_s]
-        items = sum(bucket.items[slot] for bucket in buckets)
+        timed = sum(bucket.timed[slot] for bucket in buckets)
         seconds = sum(bucket.seconds.get(slot, 0.0) for bucket in buckets)
         means: Means = {}
         for bucket in buckets:
@@ -144,9 +148,9 @@ class Vitals:
         return Spell(
             seconds=now_s - begin_s,
             reasons=frozenset().union(*(bucket.reasons for bucket in buckets)),
-            calls=items,
+            calls=sum(bucket.items[slot] for bucket in buckets),
             failures=sum(bucket.failures[slot] for bucket in buckets),
-            latency_ms=1e3 * seconds / items if items else None,
+            latency_ms=1e3 * seconds / timed if timed else None,
             fps=_rates(buckets, now_s),
             incidents=sum(kind in wanted for kind in counted[0]),
             incident_s=counted[1],
@@ -184,7 +188,9 @@ class Vitals:
         while self._pending:
             slot, items, seconds = self._pending.popleft()
             bucket.items[slot] += items
-            bucket.seconds[slot] = bucket.seconds.get(slot, 0.0) + seconds
+            if seconds is not None:
+                bucket.timed[slot] += items
+                bucket.seconds[slot] = bucket.seconds.get(slot, 0.0) + seconds
         while self._told:
             at_s, raised = self._told.popleft()
             self._active = {reason: self._active.get(reason, at_s) for reason in raised}

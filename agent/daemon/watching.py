@@ -119,7 +119,11 @@ class Watching:
             return
         self.cameras.apply_step(LADDER[step])
         self.recognition.scale_pictures(LADDER[step].picture_scale)
-        self._agent.drift.smaller_pictures = LADDER[step].picture_scale < 1
+        self._note_size(self.recognition)
+
+    def _note_size(self, recognition: Recognition) -> None:
+        """Nobody may take it for the model's doing that it sees less."""
+        self._agent.drift.smaller_pictures = self._agent.vitals.smaller_pictures = recognition.smaller_pictures
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -129,6 +133,8 @@ class Watching:
         if cameras is None:
             return
         cameras.report_health()
+        if self.recognition is not None:
+            self._note_size(self.recognition)  # another model may serve by now
         self._outage.look(cameras.statuses())
         for name in cameras.resting():
             agent.watch.idle(f"camera.{name}")

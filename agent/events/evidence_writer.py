@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import math
-import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +20,6 @@ from agent.memory import trim
 
 PRUNE_EVERY_S = 3600.0
 """Retention runs this often when nothing is written: a quiet camera's evidence grows old all the same."""
-NICE = 10
 JUMP_S = 3600.0
 BELIEVED_AFTER_S = 86400.0
 """A wall clock that has jumped by more than `JUMP_S` may be wrong: nothing goes for its age until it has stayed so for this long."""
@@ -94,10 +90,9 @@ class EvidenceWriter:
     async def run(self) -> None:
         """The writer's task, until cancelled. A write in progress is then finished by its thread or leaves no trace.
 
-        One thread for all: each thread that has encoded keeps some of the memory it took. It steps back where the CPU is short: a clip may
-        come a little later, the next frame may not.
+        One thread for all: each thread that has encoded keeps some of the memory it took.
         """
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evidence-files", initializer=_step_back)
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evidence-files")
         on_thread = functools.partial(asyncio.get_running_loop().run_in_executor, thread)
         try:
             await on_thread(remove_leftovers, self._root)
@@ -155,9 +150,3 @@ class EvidenceWriter:
             stored_bytes=pruned.kept_bytes,
             last_error="; ".join(pruned.errors) or self._stats.last_error,
         )
-
-
-def _step_back() -> None:
-    """Lower the priority of this thread; Linux has one for each."""
-    with contextlib.suppress(OSError):  # a filter of system calls forbids it
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

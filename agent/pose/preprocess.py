@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,19 +67,6 @@ def scaled(canvas: tuple[int, int], scale: float, step: int) -> tuple[int, int]:
     return height, width
 
 
-def needed(sizes: Iterable[tuple[int, int]], canvas: tuple[int, int], step: int) -> tuple[int, int]:
-    """The part of `canvas` (H, W), its sides multiples of `step`, that pictures of `sizes` (H, W) fill when they are fitted into it.
-
-    >>> needed([(1080, 1920)], (480, 640), 32), needed([(1080, 1920), (480, 640)], (480, 640), 32)
-    ((384, 640), (480, 640))
-    """
-    rows = columns = 0
-    for height, width in sizes:
-        place = fit(width, height, canvas[1], canvas[0])
-        rows, columns = max(rows, place.resized_height), max(columns, place.resized_width)
-    return min(canvas[0], -(-rows // step) * step), min(canvas[1], -(-columns // step) * step)
-
-
 class Letterbox:
     """Fills a preallocated (B, 3, H, W) batch: bilinear resize, padding, planes; values 0-255, not normalised.
 
@@ -103,7 +90,7 @@ class Letterbox:
         self._planes = (0, 1, 2) if channels == "bgr" else (2, 1, 0)
         self._pad_value = pad_value
         pixels = canvas[0] * canvas[1]
-        self._storage: NDArray[Any] = np.empty(batch * 3 * pixels, dtype)
+        self._storage: NDArray[Any] = np.full(batch * 3 * pixels, pad_value, dtype)
         self._placed: list[Geometry | None] = [None] * batch
         self._resized = np.empty(3 * pixels, np.uint8)
         self._split = np.empty_like(self._resized)
@@ -123,7 +110,6 @@ class Letterbox:
         self._height, self._width = canvas
         self._placed = [None] * len(self._placed)
         self._batch = self._storage[: len(self._placed) * 3 * canvas[0] * canvas[1]].reshape(-1, 3, *canvas)
-        self._batch.fill(self._pad_value)
 
     @property
     def capacity(self) -> int:
@@ -158,7 +144,9 @@ class Letterbox:
         cv2.split(resized, list(split))
         target = self._region(slot, place)
         previous = self._placed[slot]
-        if previous and previous != place:  # padding of the same placement is still there
+        if previous is None:  # what lies there was laid out otherwise
+            self._batch[slot] = self._pad_value
+        elif previous != place:  # padding of the same placement is still there
             self._region(slot, previous)[...] = self._pad_value
         self._placed[slot] = place
         for source, plane in enumerate(self._planes):

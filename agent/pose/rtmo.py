@@ -19,12 +19,12 @@ from pydantic import Field, ValidationError, field_validator
 from agent.config.schema import PoseConfig
 from agent.config.sections import Probability, Section
 from agent.errors import ConfigError, ConfigProblem, ModelError
-from agent.pose.preprocess import Anchor, Channels, Geometry, Letterbox, check_image, needed, scaled
+from agent.pose.preprocess import Anchor, Channels, Geometry, Letterbox, check_image, scaled
 from agent.runtime.backend import Precision, SessionSettings, TensorSpec
 from agent.runtime.batching import BatchLimiter
 from agent.runtime.bundle import Bundle, check_golden, load_bundle
 from agent.runtime.devices import Accelerators, plan_devices, probe_accelerators
-from agent.runtime.engines import EngineProgress
+from agent.runtime.engines import EngineProgress, EngineState
 from agent.runtime.manifest import InputInfo, LetterboxInput
 from agent.runtime.selfcheck import card_baseline, golden_agreement
 from agent.runtime.session import InferenceSession, create_session
@@ -32,7 +32,7 @@ from agent.types import NUM_KEYPOINTS, FloatArray, ImageArray, People
 
 LEAST_SCALE = 0.6
 """Nothing makes pictures smaller than this share of their configured sides: at a half, AP of pose-nano falls by a fifth more (docs/models.md)."""
-SCALES = (1.0, 0.9, 0.8, 0.73, 0.67, 0.6, LEAST_SCALE)
+SCALES = (1.0, 0.9, 0.8, 0.73, 0.67, LEAST_SCALE)
 """Shares that `target_ms` tries."""
 _TRIES = 6
 
@@ -122,6 +122,7 @@ class RtmoEstimator:
         self._side_step = letterbox.side_step if self._input.shape[2:] == (None, None) else None
         self._target_ms = options.target_ms
         self._own_scale = self._scale = 1.0
+        self._card_canvas = _declared(manifest, self._canvas)
         self._keypoint_threshold = options.keypoint_threshold
         self._letterbox = Letterbox(
             self._canvas,
@@ -152,7 +153,7 @@ class RtmoEstimator:
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """(H, W) px: the largest input that a picture is given at present."""
+        """(H, W) px: the input that a picture is given at present."""
         step = self._open_step
         if step is None:
             return self._canvas
@@ -160,8 +161,11 @@ class RtmoEstimator:
 
     @property
     def _open_step(self) -> int | None:
-        """What the sides of the input are multiples of; None where its size is fixed, as it is in a TensorRT engine."""
-        return None if self._session.upgrade is not None else self._side_step
+        """What the sides of the input are multiples of; None where its size is fixed, as it is in a TensorRT engine that serves or is on
+        its way."""
+        engine = self._session.upgrade
+        gone = engine is None or engine.state in {EngineState.FAILED, EngineState.CANCELLED}
+        return self._side_step if gone else None
 
     @property
     def upgrade(self) -> EngineProgress | None:
@@ -175,15 +179,20 @@ class RtmoEstimator:
 
     @property
     def card(self) -> dict[str, float]:
-        """Mean values that the bundle's card promises, by signal of the drift watch: none for smaller pictures than the card's."""
-        return self._card if self._own_scale == 1 else {}
+        """Mean values that the bundle's card promises, by signal of the drift watch: none for pictures of another size than the card's."""
+        return self._card if self._own_scale == 1 and self._canvas == self._card_canvas else {}
+
+    @property
+    def own_scale(self) -> float:
+        """See `ScalableEstimator`."""
+        return self._own_scale
 
     def self_check(self) -> float | None:
         """Share of the bundle's golden answers given alike; None without any. May run beside `estimate`, on any thread."""
         return golden_agreement(self._bundle, self._session)
 
     def warm_up(self) -> None:
-        """An empty picture of each size there may be through everything: the first run is slow, and a wrong graph shows now."""
+        """An empty picture through everything, of the smallest size and of the largest: the first run is slow, and a wrong graph shows now."""
         for scale in (LEAST_SCALE, 1.0) if self._side_step else (1.0,):
             self.scale_pictures(scale)
             self.estimate([self._empty()])
@@ -232,8 +241,7 @@ class RtmoEstimator:
         self._session.close()
 
     def _estimate_batch(self, images: Sequence[ImageArray]) -> list[People]:
-        canvas, step = self.canvas, self._open_step
-        self._letterbox.resize(needed((image.shape[:2] for image in images), canvas, step) if step else canvas)
+        self._letterbox.resize(self.canvas)
         batch, places = self._letterbox.fill(images)
         if self._fixed_batch:  # unused rows hold older pictures: their results are left out below
             batch = self._letterbox.whole
@@ -319,7 +327,20 @@ def _canvas(spec: TensorSpec, manifest: InputInfo | None, options: RtmoOptions) 
     if options.input_size and canvas != options.input_size:
         problem = f"{options.input_size} is not what the graph takes: {spec}"
         raise ConfigError([ConfigProblem(problem, path="pose.options.input_size")])
+    letterbox = manifest.preprocessing if manifest else None
+    step = letterbox.side_step if isinstance(letterbox, LetterboxInput) else None
+    if step and fixed == (None, None) and any(side % step for side in cast("tuple[int, int]", canvas)):
+        hint = f"{scaled(cast('tuple[int, int]', canvas), 0.9999, step)} is near it"
+        problem = f"the model takes multiples of {step}, found {canvas}"
+        raise ConfigError([ConfigProblem(problem, path="pose.options.input_size", hint=hint)])
     return cast("tuple[int, int]", canvas)
+
+
+def _declared(manifest: InputInfo | None, otherwise: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) px that the manifest names; what it leaves open is taken from `otherwise`."""
+    sides = manifest.shape[2:] if manifest and len(manifest.shape) == 4 else (None, None)
+    height, width = (have if isinstance(have, int) else other for have, other in zip(sides, otherwise, strict=True))
+    return height, width
 
 
 def _locate_outputs(outputs: Sequence[TensorSpec], bundle: Bundle) -> tuple[str, str]:

@@ -41,7 +41,7 @@ class Estimator:
 
     def __init__(self) -> None:
         self.closed = False
-        self.scale = 1.0
+        self.scale = self.own_scale = 1.0
 
     @property
     def canvas(self) -> tuple[int, int]:

@@ -76,17 +76,39 @@ async def test_a_model_that_comes_sees_pictures_as_small_as_the_one_that_serves(
     nano = REPO / "models/pose-nano-int8"
     async with open_recognition(tiny_config(tmp_path, nano)) as recognition:
         recognition.scale_pictures(0.8)
+        assert recognition.smaller_pictures
         candidate = await recognition.load("pose", nano)
         assert isinstance(candidate, RtmoEstimator)
-        assert candidate.canvas == (384, 512)  # it is compared with the one that serves
-        exchanged = recognition.swap("pose", candidate)
+        assert candidate.canvas == (384, 512)
         recognition.scale_pictures(0.67)
+        assert candidate.canvas == (320, 416)  # also while the two are compared
+        exchanged = recognition.swap("pose", candidate)
+        recognition.scale_pictures(0.8)
         await exchanged
         await asyncio.sleep(0)
         assert recognition.slots["pose"] is candidate
-        assert candidate.canvas == (320, 416)
+        assert candidate.canvas == (384, 512)
         recognition.scale_pictures(1.0)
         assert candidate.canvas == (480, 640)
+        assert not recognition.smaller_pictures
+
+
+async def test_a_model_that_comes_takes_over_the_size_that_was_chosen_at_the_start(tmp_path: Path) -> None:
+    nano = REPO / "models/pose-nano-int8"
+    async with open_recognition(tiny_config(tmp_path, nano, options={"target_ms": 1e-6})) as recognition:
+        serving = recognition.slots["pose"]
+        candidate = await recognition.load("pose", nano)  # nobody times it while the machine is at work
+        assert isinstance(serving, RtmoEstimator)
+        assert isinstance(candidate, RtmoEstimator)
+        assert serving.canvas == candidate.canvas == (288, 384)
+        recognition.scale_pictures(0.67)
+        assert not recognition.smaller_pictures  # it is the least already
+
+
+async def test_a_model_of_one_size_sees_whole_pictures_at_any_step(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    async with open_recognition(tiny_config(tmp_path, two[0])) as recognition:
+        recognition.scale_pictures(0.67)
+        assert not recognition.smaller_pictures
 
 
 async def test_models_and_paths_are_those_that_serve(tmp_path: Path, two: tuple[Path, Path]) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import resource
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -481,20 +479,6 @@ async def test_writer_writes_counts_and_prunes(tmp_path: Path) -> None:
     assert (stats.written, stats.failed, stats.pruned, stats.stored) == (2, 0, 1, 2)
     assert stats.stored_bytes > 0
     assert {path.name for path in (tmp_path / "yard" / "2026-11-23").iterdir()} == {"a", "b"}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux")
-async def test_clips_are_written_with_a_lower_priority_than_frames_are_seen(tmp_path: Path) -> None:
-    writer = EvidenceWriter(tmp_path, CONFIG)
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(writer.run())
-        writer.submit(short_clip())
-        await writer.drain()
-        (thread,) = (one for one in threading.enumerate() if one.name.startswith("evidence-files"))
-        assert thread.native_id is not None
-        mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        assert os.getpriority(os.PRIO_PROCESS, thread.native_id) > mine
-        task.cancel()
 
 
 async def test_evidence_grows_old_while_nothing_is_written(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import DataError
-from agent.pose.preprocess import Letterbox, fit, needed, scaled
+from agent.pose.preprocess import Letterbox, fit, scaled
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -62,23 +62,6 @@ def test_a_letterbox_of_another_size_keeps_no_trace_of_the_last(anchor: str) -> 
 
 
 STEP = 32
-sides = st.integers(1, 2500)
-
-
-@given(
-    sizes=st.lists(st.tuples(sides, sides), min_size=1, max_size=4), rows=st.integers(1, 20), columns=st.integers(1, 20)
-)
-def test_what_pictures_fill_of_a_canvas_holds_each_as_the_whole_does(
-    sizes: list[tuple[int, int]], rows: int, columns: int
-) -> None:
-    canvas = (STEP * rows, STEP * columns)
-    part = needed(sizes, canvas, STEP)
-    assert all(0 < side <= whole and side % STEP == 0 for side, whole in zip(part, canvas, strict=True))
-    for height, width in sizes:
-        whole, inside = fit(width, height, canvas[1], canvas[0]), fit(width, height, part[1], part[0])
-        assert abs(whole.resized_width - inside.resized_width) <= 1
-        assert abs(whole.resized_height - inside.resized_height) <= 1
-    assert needed(sizes, part, STEP) == part
 
 
 @given(scale=st.floats(0.01, 1.0), rows=st.integers(1, 40), columns=st.integers(1, 40))

@@ -206,21 +206,6 @@ def seen(estimator: RtmoEstimator, monkeypatch: pytest.MonkeyPatch) -> list[tupl
     return shapes
 
 
-@pytest.mark.parametrize("step", [32, None])
-def test_pictures_get_no_more_of_an_open_canvas_than_they_fill(
-    make_open: Callable[..., RtmoEstimator], monkeypatch: pytest.MonkeyPatch, step: int | None
-) -> None:
-    estimator = make_open(step)
-    shapes = seen(estimator, monkeypatch)
-    wide, tall = scene((1080, 1920), (400, 200, 1000, 600)), scene((480, 640), (40, 20, 100, 60))
-    for pictures in ([wide], [tall], [wide, tall], [wide]):
-        for image, people in zip(pictures, estimator.estimate(pictures), strict=True):
-            box = [400, 200, 1000, 600] if image is wide else [40, 20, 100, 60]
-            np.testing.assert_allclose(people.boxes, [box], atol=3)
-    rows = 384 if step else 480
-    assert shapes == [(1, 3, rows, 640), (1, 3, 480, 640), (2, 3, 480, 640), (1, 3, rows, 640)]
-
-
 def test_pictures_are_scaled_on_request_where_the_model_allows_it(
     make: Callable[..., RtmoEstimator], make_open: Callable[..., RtmoEstimator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,15 +238,41 @@ def test_the_size_follows_from_the_speed_of_the_machine(
     assert make_open(None, target_ms=target_ms).canvas == (480, 640)  # fixed by what the bundle says
 
 
-def test_where_an_engine_of_tensorrt_is_built_the_size_stays(
-    make_open: Callable[..., RtmoEstimator], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("state", "canvas"),
+    [(EngineState.BUILDING, (480, 640)), (EngineState.SERVING, (480, 640)), (EngineState.FAILED, (384, 512))],
+)
+def test_the_size_stays_while_an_engine_of_tensorrt_serves_or_is_built(
+    make_open: Callable[..., RtmoEstimator],
+    monkeypatch: pytest.MonkeyPatch,
+    state: EngineState,
+    canvas: tuple[int, int],
 ) -> None:
     estimator = make_open()
-    monkeypatch.setattr(InferenceSession, "upgrade", EngineProgress(EngineState.BUILDING, 1.0))
+    monkeypatch.setattr(InferenceSession, "upgrade", EngineProgress(state, 1.0))
     shapes = seen(estimator, monkeypatch)
     estimator.scale_pictures(0.8)
     estimator.estimate([scene((1080, 1920), None)])
-    assert (estimator.canvas, shapes) == ((480, 640), [(1, 3, 480, 640)])
+    assert (estimator.canvas, shapes) == (canvas, [(1, 3, *canvas)])
+
+
+def test_a_size_that_the_model_cannot_see_is_a_configuration_error(make_open: Callable[..., RtmoEstimator]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"pose\.options\.input_size: the model takes multiples of 32, found \(400, 600\)"
+    ):
+        make_open(input_size=[400, 600])
+    assert make_open(input_size=[416, 608]).canvas == (416, 608)
+
+
+def test_the_card_promises_nothing_for_pictures_of_another_size(repo_dir: Path) -> None:
+    def card(**options: Any) -> dict[str, float]:
+        return create(
+            PoseConfig(model=repo_dir / "models/pose-nano-int8", device="cpu", threads=1, options=options)
+        ).card
+
+    assert card()
+    assert card() == card(target_ms=60_000.0)
+    assert card(input_size=[384, 512]) == card(target_ms=1e-6) == {}
 
 
 def test_a_bundle_that_promises_sizes_its_graph_has_not_is_refused(tmp_path: Path) -> None:

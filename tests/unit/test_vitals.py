@@ -55,6 +55,19 @@ def test_a_batch_counts_by_item(vitals: Vitals) -> None:
     assert vitals.spell("pose", ()).latency_ms == pytest.approx(25)
 
 
+def test_what_is_seen_of_smaller_pictures_counts_but_does_not_compare(vitals: Vitals, clock: Clock) -> None:
+    live(vitals, clock, 20, ms=40)
+    whole = vitals.spell("pose", ())
+    vitals.smaller_pictures = True
+    live(vitals, clock, 20, ms=15, people=2)
+    vitals.batch("action/fall", 1, 0.005)
+    both = vitals.spell("pose", ())
+    assert both.latency_ms == pytest.approx(40)
+    assert both.means == whole.means
+    assert both.calls == 2 * whole.calls
+    assert vitals.spell("action/fall", ()).latency_ms == pytest.approx(5)
+
+
 def test_the_past_is_forgotten_but_for_incidents(vitals: Vitals, clock: Clock) -> None:
     vitals.incident("fall")
     live(vitals, clock, 60, ms=20)

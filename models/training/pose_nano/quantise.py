@@ -6,8 +6,8 @@ Static quantisation of ONNX Runtime, weights per channel, ranges of activations 
 pictures). Weights keep 7 bits: without VNNI, products of two full 8-bit numbers overflow the 16-bit sums of AVX2, and the answers
 would depend on the CPU. Both heads and the features of key points stay in FP32: places need more than 8 bits
 (a quarter of the error for 1.5 ms); and so do the first two layers, of three and sixteen channels, which 8-bit kernels are slow at. What only joins or
-clips 8-bit numbers (ReLU, sums, enlarged maps) stays in them. The sides of the input are open: on slow CPUs, and for wide pictures, the agent
-takes fewer rows and columns. Known answers are of pictures that give them on any CPU: see `steady`. Measure AP of both bundles before one replaces the other.
+clips 8-bit numbers (ReLU, sums, enlarged maps) stays in them. The sides of the input are open: on slow CPUs the agent takes smaller
+pictures. Known answers are of pictures that give them on any CPU: see `steady`. Measure AP of both bundles before one replaces the other.
 """
 
 from __future__ import annotations

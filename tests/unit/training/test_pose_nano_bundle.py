@@ -132,17 +132,3 @@ def test_smaller_pictures_show_the_same_people(for_cpus: RtmoEstimator, scale: f
         found += int(sure.sum())
     for_cpus.scale_pictures(1.0)
     assert found >= 4
-
-
-def test_a_wide_picture_is_answered_as_with_padding_below_it(for_cpus: RtmoEstimator) -> None:
-    """Rows of padding cost time and say nothing."""
-    scene = build_scene(build_script("crowd", seed=4, people=5), seed=4, width=640, height=352, night=False)
-    image = scene.shot(5.0).image
-    (tight,) = for_cpus.estimate([image])
-    padded = np.full((480, 640, 3), 114, np.uint8)
-    padded[:352] = image
-    (whole,) = for_cpus.estimate([padded])
-    sure = (whole.scores >= 0.3) & (whole.boxes[:, 3] <= 340)
-    assert sure.sum() >= 2
-    off = np.abs(whole.boxes[sure, None] - tight.boxes[None]).max(axis=-1).min(axis=1)
-    np.testing.assert_array_less(off, 4.0)
