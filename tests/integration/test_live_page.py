@@ -39,7 +39,7 @@ class PageView(PlainView):
             "device": "box", "version": "1", "live_fps": 10, "mqtt": {"enabled": False, "connected": False},
             "health": {
                 "level": "ok", "reasons": [], "gpus": [], "system": None, "outbox": {"rows": {}},
-                "degradation": {"step": 0, "steps": 6},
+                "degradation": {"step": 0, "steps": 7},
             },
             "cameras": [
                 {
