@@ -24,9 +24,9 @@ class LetterboxInput(_Part):
     anchor: Literal["top_left", "center"] = "top_left"
     channels: Literal["bgr", "rgb"] = "bgr"
     pad_value: int = Field(default=114, ge=0, le=255)
-    side_step: int | None = Field(default=None, ge=1)
+    side_step: int | None = Field(default=None, ge=1, exclude_if=lambda step: step is None)
     """Height and width may be any multiples of it: the stride of the network's coarsest features. None = those of `shape` alone,
-    since a graph that leaves its sides open may hold numbers that fit one size."""
+    since a graph that leaves its sides open may hold numbers that fit one size. Not written then: older agents refuse the key."""
 
 
 class SkeletonInput(_Part):
