@@ -99,4 +99,4 @@ def test_a_fight_and_a_fall_are_printed_and_match_the_scene(leavings: Path) -> N
         assert has(rf"^      scene: right, a {kind} beg", said), said
     speed = re.search(r"^speed          ([\d.]+) frames/s", said, re.MULTILINE)
     assert speed is not None, said
-    assert float(speed[1]) > 10, said
+    assert float(speed[1]) > 15, said  # 25 and more on two quiet cores
