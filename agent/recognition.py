@@ -131,11 +131,7 @@ class Recognition:
         if threads is not None:
             config = _with_threads(config, slot, threads)
         images = self.pose.submitters if slot == POSE_SLOT else 1
-        if (
-            slot == POSE_SLOT
-        ):  # sizes are chosen at the start, by an idle machine; it sees what the one that serves sees
-            options = {key: value for key, value in config.pose.options.items() if key != "target_ms"}
-            config = config.model_copy(update={"pose": config.pose.model_copy(update={"options": options})})
+        config = without_own_size(config)  # it sees what the one that serves sees
 
         def work() -> Model:
             model = create_model(config, slot)
@@ -285,6 +281,12 @@ def with_models(config: AgentConfig, paths: Mapping[str, Path]) -> AgentConfig:
         else:
             services[_service_of(slot)] = services[_service_of(slot)].model_copy(update={"model": path})
     return config.model_copy(update=update | {"services": services})
+
+
+def without_own_size(config: AgentConfig) -> AgentConfig:
+    """`config` with a pose estimator that chooses no size for itself: that is done at the start, while the machine is idle."""
+    options = {key: value for key, value in config.pose.options.items() if key != "target_ms"}
+    return config.model_copy(update={"pose": config.pose.model_copy(update={"options": options})})
 
 
 def create_model(config: AgentConfig, slot: str) -> Model:

@@ -16,7 +16,7 @@ from agent.daemon.vitals import FrameGaps, Vitals
 from agent.errors import ConfigError, DeviceMemoryError, FatalError, ModelError, RecognizerError, TrustError
 from agent.health.probes import free_bytes
 from agent.health.reasons import HealthSnapshot, HealthState, Reason, reason_key
-from agent.recognition import Model, Recognition, bundle_of, close_model, with_models
+from agent.recognition import Model, Recognition, bundle_of, close_model, with_models, without_own_size
 from agent.runtime.bundle import GoldenError
 from agent.runtime.engines import EngineProgress, EngineState
 from agent.types import POSE_SLOT, Level
@@ -126,7 +126,7 @@ class AgentTrials:
             return Refusal("contract", f"this device has no slot {slot!r} that is served")
         if (refusal := _no_room(candidate)) is not None:
             return refusal
-        config = recognition.config
+        config = without_own_size(recognition.config)  # times of one size compare
         request = {
             "slot": slot,
             "section": _section(with_models(config, {slot: candidate.path}), slot),

@@ -63,7 +63,7 @@ def scaled(canvas: tuple[int, int], scale: float, step: int) -> tuple[int, int]:
     >>> scaled((480, 640), 0.8, 32), scaled((480, 640), 1.0, 32), scaled((640, 640), 0.5, 32)
     ((384, 512), (480, 640), (320, 320))
     """
-    height, width = (min(side, max(1, round(side * scale / step)) * step) if scale < 1 else side for side in canvas)
+    height, width = (max(1, round(side * scale / step)) * step for side in canvas)
     return height, width
 
 

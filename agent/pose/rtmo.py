@@ -118,11 +118,13 @@ class RtmoEstimator:
         letterbox = manifest.preprocessing if manifest else LetterboxInput()
         if not isinstance(letterbox, LetterboxInput):
             raise ModelError(f"{bundle.title}: input {self._input.name!r} should have letterbox pre-processing")
-        self._canvas = _canvas(self._input, manifest, options)
         self._side_step = letterbox.side_step if self._input.shape[2:] == (None, None) else None
+        self._canvas = _canvas(self._input, manifest, options, self._side_step)
         self._target_ms = options.target_ms
         self._own_scale = self._scale = 1.0
-        self._card_canvas = _declared(manifest, self._canvas)
+        self._as_on_card = all(
+            said in {None, side} for said, side in zip(_declared(manifest), self._canvas, strict=True)
+        )
         self._keypoint_threshold = options.keypoint_threshold
         self._letterbox = Letterbox(
             self._canvas,
@@ -180,7 +182,7 @@ class RtmoEstimator:
     @property
     def card(self) -> dict[str, float]:
         """Mean values that the bundle's card promises, by signal of the drift watch: none for pictures of another size than the card's."""
-        return self._card if self._own_scale == 1 and self._canvas == self._card_canvas else {}
+        return self._card if self._own_scale == 1 and self._as_on_card else {}
 
     @property
     def own_scale(self) -> float:
@@ -314,11 +316,10 @@ def _manifest_input(bundle: Bundle, name: str) -> InputInfo | None:
     return next((info for info in inputs if info.name == name), None)
 
 
-def _canvas(spec: TensorSpec, manifest: InputInfo | None, options: RtmoOptions) -> tuple[int, int]:
+def _canvas(spec: TensorSpec, manifest: InputInfo | None, options: RtmoOptions, step: int | None) -> tuple[int, int]:
     """(H, W) px: from the graph, else the options, else the manifest."""
     fixed = spec.shape[2:]
-    declared = manifest.shape[2:] if manifest and len(manifest.shape) == 4 else (None, None)
-    wanted = options.input_size or tuple(size if isinstance(size, int) else None for size in declared)
+    wanted = options.input_size or _declared(manifest)
     canvas = tuple(have or want for have, want in zip(fixed, wanted, strict=True))
     if None in canvas:
         hint = "say it, for example 640, or use a bundle whose manifest does"
@@ -327,20 +328,18 @@ def _canvas(spec: TensorSpec, manifest: InputInfo | None, options: RtmoOptions) 
     if options.input_size and canvas != options.input_size:
         problem = f"{options.input_size} is not what the graph takes: {spec}"
         raise ConfigError([ConfigProblem(problem, path="pose.options.input_size")])
-    letterbox = manifest.preprocessing if manifest else None
-    step = letterbox.side_step if isinstance(letterbox, LetterboxInput) else None
-    if step and fixed == (None, None) and any(side % step for side in cast("tuple[int, int]", canvas)):
-        hint = f"{scaled(cast('tuple[int, int]', canvas), 0.9999, step)} is near it"
+    height, width = cast("tuple[int, int]", canvas)
+    if step and (height % step or width % step):
+        hint = f"{scaled((height, width), 1.0, step)} is near it"
         problem = f"the model takes multiples of {step}, found {canvas}"
         raise ConfigError([ConfigProblem(problem, path="pose.options.input_size", hint=hint)])
-    return cast("tuple[int, int]", canvas)
-
-
-def _declared(manifest: InputInfo | None, otherwise: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) px that the manifest names; what it leaves open is taken from `otherwise`."""
-    sides = manifest.shape[2:] if manifest and len(manifest.shape) == 4 else (None, None)
-    height, width = (have if isinstance(have, int) else other for have, other in zip(sides, otherwise, strict=True))
     return height, width
+
+
+def _declared(manifest: InputInfo | None) -> tuple[int | None, ...]:
+    """(H, W) px that the manifest names; None for a side that it leaves open."""
+    sides = manifest.shape[2:] if manifest and len(manifest.shape) == 4 else (None, None)
+    return tuple(side if isinstance(side, int) else None for side in sides)
 
 
 def _locate_outputs(outputs: Sequence[TensorSpec], bundle: Bundle) -> tuple[str, str]:

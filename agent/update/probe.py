@@ -81,11 +81,7 @@ def _create(slot: str, section: Mapping[str, Any]) -> Model:
     """As the agent does, but for engines: they are built once, later, and checked when they are put to use."""
     device = _without_engine(str(section["device"]))
     if slot == POSE_SLOT:
-        whole = {
-            key: value for key, value in section["options"].items() if key != "target_ms"
-        }  # times of one size compare
-        changed = {"device": device, "engine_cache": None, "options": whole}
-        return create_pose_estimator(PoseConfig.model_validate({**section, **changed}))
+        return create_pose_estimator(PoseConfig.model_validate({**section, "device": device, "engine_cache": None}))
     options = {key: value for key, value in section["options"].items() if key != "engine_cache"}
     service = ServiceConfig.model_validate({**section, "device": device, "options": options})
     return create_action_classifier(slot.partition("/")[2], service)
