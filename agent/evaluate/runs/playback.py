@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -92,16 +92,17 @@ class TruthEstimator:
 class SceneWatcher:
     """A PipelineListener that keeps events, verdicts and tracks, and from `on_truth` what they are held against.
 
-    seen: actor id -> (time in s, visible share 0-1) of each frame; truth, tracks: the boxes of each frame, counted from 1,
-    truth without people of whom less than `SEEN_SHARE` is seen; kept: whom the agent followed, with key points, in every
-    `keep_every`-th frame from the first on (0 = in none). progress: called once a frame; meter: told what is seen.
+    seen: time in s of each frame and the visible share, 0-1, of everybody in its picture, by actor id; truth, tracks: the
+    boxes of each frame, counted from 1, truth without people of whom less than `SEEN_SHARE` is seen; kept: whom the agent
+    followed, with key points, in every `keep_every`-th frame from the first on (0 = in none). progress: called once a frame;
+    meter: told what is seen.
     """
 
     def __init__(self, progress: Callable[[], None], meter: CardMeter, *, keep_every: int = 0) -> None:
         self.events: list[Event] = []
         self.scores: list[ActionScores] = []
         self.failures: list[str] = []
-        self.seen: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        self.seen: list[tuple[float, dict[int, float]]] = []
         self.truth: list[MotBoxes] = []
         self.tracks: list[MotBoxes] = []
         self.kept: list[Tracks] = []
@@ -111,8 +112,8 @@ class SceneWatcher:
 
     def on_truth(self, truth: Truth) -> None:
         """The truth of the next frame; frames in order."""
-        for actor, share in zip(truth.actor_ids.tolist(), truth.visible_share.tolist(), strict=True):
-            self.seen[actor].append((truth.t_s, share))
+        shares = dict(zip(truth.actor_ids.tolist(), truth.visible_share.tolist(), strict=True))
+        self.seen.append((truth.t_s, shares))
         there = truth.visible_share >= SEEN_SHARE
         self.truth.append(MotBoxes.of_frame(len(self.truth) + 1, truth.actor_ids[there], truth.boxes[there]))
 

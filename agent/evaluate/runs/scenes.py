@@ -231,8 +231,10 @@ def _alarms(events: Iterable[Event], service: str) -> list[Alarm]:
     return list(opened.values())
 
 
-def _seen_share(incident: Incident, intervals: Iterable[Interval], seen: dict[int, list[tuple[float, float]]]) -> float:
-    """Mean share of the bodies of an incident's people that the camera saw."""
+def _seen_share(
+    incident: Incident, intervals: Iterable[Interval], seen: Sequence[tuple[float, dict[int, float]]]
+) -> float:
+    """Mean share of the bodies of an incident's people that the camera saw; of who is out of the picture it sees none."""
     actors = {
         actor
         for one in intervals
@@ -240,7 +242,7 @@ def _seen_share(incident: Incident, intervals: Iterable[Interval], seen: dict[in
         for actor in one.actor_ids
     }
     shares = [
-        share for actor in actors for t_s, share in seen.get(actor, []) if incident.start_s <= t_s <= incident.end_s
+        frame.get(actor, 0.0) for t_s, frame in seen if incident.start_s <= t_s <= incident.end_s for actor in actors
     ]
     return float(np.mean(shares)) if shares else 0.0
 

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 import pytest
 
 from agent.evaluate.matching import Incident
-from agent.evaluate.runs.scenes import _judge_windows
+from agent.evaluate.runs.scenes import _judge_windows, _seen_share
 from agent.evaluate.scenarios import SceneRun
+from agent.simulation.values import Interval
 from agent.types import ActionScores
 
 RUN = SceneRun(scenario="mixed", seed=1, people=2, seconds=60)
@@ -50,3 +51,12 @@ def test_nobody_can_call_what_the_camera_did_not_see(share: float, labels: list[
     judged = _judge_windows(RUN, [FIGHT], [verdict(22.0)], seen_share)
     assert [one.label for one in judged] == labels
     assert [(part.start_s, part.end_s) for part in asked] == [(20.0, 22.0)]  # that part of it which is in the window
+
+
+def test_of_people_out_of_the_picture_nothing_is_seen() -> None:
+    intervals = [Interval("fight", 20.0, 30.0, (1, 2))]
+    frames = [(float(second), {1: 0.8, 2: 0.4, 3: 1.0}) for second in range(20, 23)]
+    assert _seen_share(FIGHT, intervals, frames) == pytest.approx(0.6)
+    frames += [(float(second), {3: 1.0}) for second in range(23, 26)]  # both have left it
+    assert _seen_share(FIGHT, intervals, frames) == pytest.approx(0.3)
+    assert _seen_share(FIGHT, intervals, []) == 0.0
