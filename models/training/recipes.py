@@ -15,6 +15,17 @@ SHORT_TRACKS = WINDOW.model_copy(update={"min_track_frames": 4, "min_mean_score"
 """For fights: in a clinch tracks break all the time, and a doubtful pose is better than nobody; and where poses fail, the picture
 still changes."""
 
+_TRAINED_ON = (
+    "length",
+    "stride",
+    "rate_hz",
+    "people",
+    "channels",
+    "min_track_frames",
+    "min_mean_score",
+    "partial_at_end",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -56,8 +67,13 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Eight hex digits of everything above: what tables of figures and a bundle's manifest agree on."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+        """Eight hex digits of everything above: what tables of figures and a bundle's manifest agree on.
+
+        What only the running agent is told of its windows is no part of it, nor is what its configuration learns later.
+        """
+        trained = ", ".join(f"{name}={getattr(self.window, name)!r}" for name in _TRAINED_ON)
+        known = repr(self).replace(repr(self.window), f"WindowConfig({trained})")
+        return hashlib.sha256(known.encode()).hexdigest()[:8]
 
     def service_config(self) -> ServiceConfig:
         """As the agent would configure it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -202,6 +203,15 @@ def test_the_recipes_windows_are_those_of_the_shipped_configuration(repo_dir: Pa
         expected = recipe.window.model_copy(update={"stride": 15, **careful})
         assert expected == shipped[name].window
         assert recipe.selection == shipped[name].selection
+
+
+def test_what_ships_was_made_by_the_recipe_that_is_here(repo_dir: Path) -> None:
+    for name, recipe in RECIPES.items():
+        manifest = json.loads((repo_dir / "models" / f"{name}-stgcn" / "manifest.json").read_text())
+        assert recipe.digest == manifest["figures"]["recipe"]
+        assert replace(recipe, steps=recipe.steps + 1).digest != recipe.digest
+        other = recipe.window.model_copy(update={"people": 5})
+        assert replace(recipe, window=other).digest != recipe.digest
 
 
 def test_made_windows_have_their_share_in_the_calibration() -> None:
