@@ -170,7 +170,9 @@ run_step() { # NAME COMMAND...
   local name=$1 started=$SECONDS
   shift
   say "$name"
-  if "$@"; then
+  code=0
+  "$@" || code=$?
+  if [ "$code" = 0 ]; then
     summary+=("ok      $name ($((SECONDS - started)) s)")
   else
     summary+=("FAILED  $name ($((SECONDS - started)) s)")
@@ -182,7 +184,7 @@ run_tests() { # NAME ARGS...: of pytest; with --again what failed gets a second 
   local name=$1 before=$failed
   shift
   run_step "$name" "${pytest[@]}" "$@"
-  if [ -z "$again" ] || [[ ${summary[-1]} != FAILED* ]]; then return; fi
+  if [ -z "$again" ] || [ "$code" != 1 ]; then return; fi # 1: tests failed; more: not all of them ran
   failed=$before
   summary[-1]=${summary[-1]/FAILED /shaky  }
   run_step "$name, what failed once more" "${pytest[@]}" "$@" ${coverage:+--cov-append} -n 0 --last-failed --last-failed-no-failures none
@@ -191,7 +193,7 @@ run_tests() { # NAME ARGS...: of pytest; with --again what failed gets a second 
 cmd_test() {
   [ "$variant" != gpu ] || usage_error "test runs on the CPU"
   venv=$HERE/.venv
-  local failed=0
+  local failed=0 code=0
   local -a summary=()
   sync_checkout_venv test dev posenet_litert
   cd "$HERE"
@@ -201,7 +203,7 @@ cmd_test() {
   run_step "ruff check" "$venv/bin/ruff" check .
   run_step "ruff format" "$venv/bin/ruff" format --check .
   run_step "mypy" "$venv/bin/mypy"
-  local -a pytest=(env "PATH=$PATH:/usr/sbin" "$venv/bin/python" -m pytest -rs ${coverage:+--cov})
+  local -a pytest=(env "PATH=$PATH:/usr/sbin" "$venv/bin/python" -m pytest -rs --max-worker-restart 2 ${coverage:+--cov})
   if [ $# -gt 0 ]; then
     run_tests "pytest" ${coverage:+--cov-report=term} "$@"
   else # a process per core where nobody watches the clock, then, two at a time, what works with cameras, brokers and processes: it mostly waits
