@@ -210,8 +210,8 @@ def test_class_rate_where_nothing_ever_happens_does_not_alarm_because_nothing_ha
 @pytest.mark.parametrize("a_week", [1, 5])
 def test_class_rate_of_a_quiet_place_does_not_alarm_for_the_luck_of_its_first_week(a_week: int) -> None:
     random = np.random.default_rng(31)
-    years = [random.poisson(a_week / (7 * DAY), 365 * DAY) for _ in range(12)]
-    assert sum(alarmed for _, alarmed in map(quiet_place, years)) <= 1
+    years = [random.poisson(a_week / (7 * DAY), 365 * DAY) for _ in range(4)]
+    assert not any(alarmed for _, alarmed in map(quiet_place, years))
 
 
 def test_class_rate_shows_the_rate_and_not_the_latest_hour() -> None:
