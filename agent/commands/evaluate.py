@@ -24,9 +24,10 @@ from agent.evaluate.output import clear_pictures, pictures_of, prepare, write_pa
 from agent.evaluate.pose import read_coco
 from agent.evaluate.runs.clips import Examples, only_service, run_clips
 from agent.evaluate.runs.images import draw_worst, evaluate_pose
-from agent.evaluate.runs.scenes import run_scenes
+from agent.evaluate.runs.scenes import check_actions, run_scenes
 from agent.evaluate.scenarios import plan_of, read_plan
 from agent.evaluate.tracking import evaluate_sequences
+from agent.recognition import without_own_size
 from agent.types import action_slot
 
 T = TypeVar("T")
@@ -48,8 +49,9 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         _tell(f"error: {wrong}")
         return EXIT_USAGE
     config = (load_trial_config if _estimates_poses(args) else load_config)(args.config, env=env)
+    config = without_own_size(config)  # figures of whole pictures, on a slow machine, too
     bars = read_bars(args.gate, args.bars or _bars_name(args)) if args.gate else None
-    prepare(args.report)
+    prepare(args.report, _sources(args))
     measured = _MEASURE[args.what](config, args)
     report = measured.report | {"about": _about(measured, args.note)}
     outcomes = None if bars is None else check(report, bars)
@@ -66,6 +68,13 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     for one in missed:
         _tell(f"missed: {one}")
     return EXIT_FAILED if measured.failed or missed else EXIT_GOOD
+
+
+def _sources(args: argparse.Namespace) -> list[Path]:
+    """Files and folders that the options name for reading."""
+    options = [value for name, value in vars(args).items() if name != "report"]
+    values = [one for value in options for one in (value if isinstance(value, list) else [value])]
+    return [value for value in values if isinstance(value, Path)]
 
 
 def _estimates_poses(args: argparse.Namespace) -> bool:
@@ -174,6 +183,7 @@ def _action(config: AgentConfig, args: argparse.Namespace) -> Measured:
 
 
 def _events(config: AgentConfig, args: argparse.Namespace) -> Measured:
+    check_actions(config)
     plan = read_plan(args.scenarios) if args.scenarios else plan_of(args.minutes, args.seeds, args.people, args.only)
     clear_pictures(args.report)
     console = Console(file=sys.stderr)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,15 @@ from agent.evaluate.gate import Outcome
 from agent.evaluate.pages import page
 from agent.evaluate.pictures import draw
 
+_OWN = re.compile(r"(missed|worst|mistake)-\d+\.jpg|(precision|hota|calls|sources|timelines|delays|verdicts-.+)\.png")
+"""Names of the pictures that belong to reports."""
 
-def prepare(path: Path) -> None:
-    """Find out at the start whether the report can be written: an hour of work must not end there. Raises OSError."""
+
+def prepare(path: Path, read: Iterable[Path] = ()) -> None:
+    """Find out at the start whether the report can be written: an hour of work must not end there. Raises OSError.
+
+    read: files and folders that the work reads; report, page and pictures must leave them alone.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.is_symlink() or (path.exists() and not path.is_file()):  # the report would take the place of `/dev/null`
@@ -27,6 +35,14 @@ def prepare(path: Path) -> None:
     pictures = pictures_of(path)
     if pictures.exists() and not pictures.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "the folder of the pictures goes there", str(pictures))
+    markdown = path.with_suffix(".md")
+    if markdown.exists() and not path.exists():
+        what = f"the page for people goes there, and without {path.name} beside it this is no earlier one"
+        raise FileExistsError(errno.EEXIST, f"{what} (hint: another name for the report)", str(markdown))
+    for place, source in product((path, markdown, pictures), read):
+        if _real(source).is_relative_to(_real(place)):
+            what = f"the report would go there, where {source} is read"
+            raise FileExistsError(errno.EEXIST, f"{what} (hint: another name for the report)", str(place))
     path.parent.mkdir(parents=True, exist_ok=True)
     _partial(path).touch()
     _partial(path).unlink()
@@ -66,12 +82,17 @@ def pictures_of(path: Path) -> Path:
 
 
 def clear_pictures(path: Path) -> None:
-    """Remove the pictures of an earlier run: its worst examples are not those of this one."""
+    """Remove the pictures of an earlier run, nothing else: its worst examples are not those of this one."""
     folder = pictures_of(path)
-    for picture in (*folder.glob("*.png"), *folder.glob("*.jpg")):
-        picture.unlink()
+    for picture in folder.glob("*"):
+        if _OWN.fullmatch(picture.name):
+            picture.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         shutil.rmtree(folder)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # `resolve` raises where links lead nowhere but to each other
 
 
 def _write(path: Path, text: str) -> None:

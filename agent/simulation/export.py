@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -100,7 +102,7 @@ def export_run(
     images: bool = False,
     video: bool = False,
 ) -> None:
-    """Write `frames` pictures' truth into the folder `out`, made if need be; what it holds is written over."""
+    """Write `frames` pictures' truth into the folder `out`, made if need be; what it holds is written over. Raises OSError."""
     (out / "gt").mkdir(parents=True, exist_ok=True)
     if images:
         (out / "img1").mkdir(exist_ok=True)
@@ -114,12 +116,19 @@ def export_run(
             coco.add(shot.truth, file_name)
             mot.writelines(mot_rows(shot.truth, number))
             if images:
-                cv2.imwrite(str(out / "img1" / file_name), shot.image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+                _write_picture(out / "img1" / file_name, shot.image)
             if write is not None:
                 write(shot.image)
     (out / "person_keypoints.json").write_text(json.dumps(coco.as_dict()), encoding="utf-8")
     (out / "seqinfo.ini").write_text(_seqinfo(name, frames, fps, scene), encoding="utf-8")
     _write_intervals(out / "intervals.csv", intervals)
+
+
+def _write_picture(path: Path, image: ImageArray) -> None:
+    encoded, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not encoded:
+        raise OSError(errno.EINVAL, "the picture cannot be encoded", str(path))
+    path.write_bytes(data.tobytes())  # unlike cv2.imwrite it says what went wrong
 
 
 def _seqinfo(name: str, frames: int, fps: float, scene: Scene) -> str:
@@ -171,18 +180,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; exit code 0, 2 on bad usage."""
+    """The command; exit code 0, 1 when something cannot be written, 2 on bad usage."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if not (options.seconds > 0 and 0 < options.fps <= 1000 and options.width >= 32 and options.height >= 32):
         parser.error("--seconds and --fps must be positive, --width and --height at least 32")
+    if math.isinf(options.seconds) or options.seed < 0:
+        parser.error("--seconds must be finite, --seed 0 or more")
     script = build_script(options.scenario, seed=options.seed, people=options.people)
     scene = build_scene(script, seed=options.seed, width=options.width, height=options.height, place=options.place)
     frames = max(1, round(options.seconds * options.fps))
-    export_run(
-        scene, script.intervals(0.0, frames / options.fps), options.out,
-        name=f"{options.scenario}-{options.seed}", frames=frames, fps=options.fps, images=options.images, video=options.video,
-    )  # fmt: skip
+    try:
+        export_run(
+            scene, script.intervals(0.0, frames / options.fps), options.out, name=f"{options.scenario}-{options.seed}",
+            frames=frames, fps=options.fps, images=options.images, video=options.video,
+        )  # fmt: skip
+    except OSError as error:
+        sys.stderr.write(f"error: {error.filename or options.out}: {error.strerror}\n")
+        return 1
     sys.stdout.write(f"{options.out}: {frames} pictures\n")
     return 0
 

@@ -16,6 +16,9 @@ from test_cli import Shell
 
 from agent.evaluate.strips import WIDTH_PX
 from agent.overlay import track_colour
+from agent.simulation.export import export_run
+from agent.simulation.scene import build_scene
+from agent.simulation.scripts import build_script
 from agent.types import People
 
 IMAGES = 3
@@ -113,6 +116,38 @@ def test_baseline_counts_the_people_that_a_device_would_see(shell: Shell) -> Non
     assert "| pose | person_confidence | 0.544 |" in report.with_suffix(".md").read_text()
     assert baseline(0.95) is None
     assert baseline(0.05, "--score-threshold", 0.5) is None, "who was left out is not averaged"
+
+
+def test_the_images_are_not_taken_for_pictures_of_an_earlier_report(shell: Shell) -> None:
+    truth, images, config = pose_set(shell)
+    before = {file: file.read_bytes() for file in images.iterdir()}
+    done = shell.run(
+        "evaluate", "pose", "--annotations", truth, "--images", images, "--config", config,
+        "--report", images.with_suffix(".json"),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {images}: the report would go there, where {images} is read")
+    assert {file: file.read_bytes() for file in images.iterdir()} == before
+    assert not images.with_suffix(".json").exists()
+
+
+def test_a_slow_machine_measures_whole_pictures_too(shell: Shell) -> None:
+    scene = build_scene(build_script("crowd", seed=3, people=3), seed=3, place="room", night=False)
+    export_run(scene, (), shell.folder, name="crowd", frames=2, fps=0.5, images=True)
+    report = shell.folder / "pose.json"
+
+    def measured(**options: float) -> dict[str, Any]:
+        pose = {"model": "shipped:pose-nano-int8", "score_threshold": 0.12, "options": options}
+        done = shell.run(
+            "evaluate", "pose", "--annotations", shell.folder / "person_keypoints.json", "--examples", 0,
+            "--images", shell.folder / "img1", "--config", shell.config({"pose": pose}), "--report", report,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(report.read_text())
+        assert found["found"]
+        return {name: found[name] for name in ("AP", "AR", "found", "baseline")}
+
+    assert measured(target_ms=1e-6) == measured(), "else a baseline of smaller pictures could be sealed"
 
 
 def test_images_that_are_absent_or_damaged_are_named(shell: Shell) -> None:
@@ -268,13 +303,14 @@ def test_a_table_that_cannot_be_used_is_no_configuration(shell: Shell, option: s
 
 
 def judged(
-    shell: Shell, script: list[float], *more: object, broken_close: bool = False
+    shell: Shell, script: list[float], *more: object, broken_close: bool = False, positive: str | None = None
 ) -> tuple[int, dict[str, Any], str]:
     """Exit code, report and error output of 45 s of the fight scenario with scripted verdicts on fights."""
     services: dict[str, Any] = {
         "fall": {"enabled": False},
         "fight": {
             "classifier": "scripted", "model": "/none", "options": {"script": script, "broken_close": broken_close},
+            "positive": positive,
             "window": {"length": 30, "stride": 15, "rate_hz": 0},
             "rules": {"alert_threshold": 0.8, "alert_count": 2, "normal_count": 2},
         },
@@ -310,6 +346,27 @@ def test_events_of_simulated_scenes_are_matched_with_the_truth(shell: Shell) -> 
     assert "![Single verdicts: fight](events/verdicts-fight.png)" in page
     curve = fight["windows"]["roc"]
     assert (curve[0]["recall"], curve[-1]["recall"]) == (0, 1)
+
+
+def test_a_model_may_have_another_word_for_what_the_scenes_call_as_the_service(shell: Shell) -> None:
+    code, report, errors = judged(shell, [0.1], positive="other")
+    assert code == 0, errors
+    fight = report["services"]["fight"]
+    assert (fight["incidents"], fight["windows"]["recall"]) == (1, 1)
+
+
+def test_a_service_whose_action_no_scene_holds_is_refused(shell: Shell) -> None:
+    service = {"classifier": "scripted", "model": "/none"}
+    names: dict[str, dict[str, Any]] = {
+        "wave": {"positive": "waving"}, "theft": {"enabled": False}, "brawl": {"positive": "fight"}, "hug": {},
+    }  # fmt: skip
+    config = shell.config({"services": {name: service | more for name, more in names.items()}})
+    report = shell.folder / "r.json"
+    done = shell.run("evaluate", "events", "--poses", "truth", "--config", config, "--report", report)
+    assert done.returncode == 78
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: services.wave: the scenes hold no action 'wave' (hint: name it, ")
+    assert not report.exists()
 
 
 def test_a_classifier_that_cannot_be_closed_is_told_beside_the_report(shell: Shell) -> None:

@@ -57,11 +57,12 @@ class _Watcher(ScoreCollector):
 
 
 def only_service(config: AgentConfig, service: str) -> AgentConfig:
-    """`config` with this service alone. Raises ConfigError when there is none of that name."""
+    """`config` with this service alone, enabled: who names it wants it. Raises ConfigError when there is none of that name."""
     if service not in config.services:
         known = ", ".join(config.services) or "none"
         raise ConfigError([ConfigProblem(f"there is no service {service!r}", path="services", hint=f"known: {known}")])
-    return config.model_copy(update={"services": {service: config.services[service]}})
+    wanted = config.services[service].model_copy(update={"enabled": True})
+    return config.model_copy(update={"services": {service: wanted}})
 
 
 async def run_clips(

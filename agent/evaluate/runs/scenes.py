@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agent.causes import first_cause
-from agent.config.schema import AgentConfig
+from agent.config.schema import AgentConfig, ServiceConfig
 from agent.drift.card import CardMeter
 from agent.errors import ConfigError, ConfigProblem
 from agent.evaluate.action import ClipResult, action_report, corners
@@ -29,7 +29,7 @@ from agent.evaluate.truth_poses import NoisyTruth
 from agent.recognition import Recognition, open_recognition
 from agent.simulation.scene import SimulatedScene, build_scene
 from agent.simulation.scripts import build_script
-from agent.simulation.values import Interval, Script, Truth
+from agent.simulation.values import ACTIONS, Interval, Script, Truth
 from agent.types import POSE_SLOT, ActionScores, Event, EventPhase
 
 WINDOW_SHARE = 1 / 3
@@ -47,6 +47,23 @@ class EventsRun:
     models: dict[str, str]
     problems: list[str]
     strips: dict[str, Path]
+
+
+def check_actions(config: AgentConfig) -> None:
+    """Raises ConfigError that names the services whose action no scene holds: each of their events would be a false alarm."""
+    hint = f"name it, or its label `positive`, after one of {', '.join(ACTIONS)}; `enabled: false` leaves it out"
+    problems = [
+        ConfigProblem(f"the scenes hold no action {name!r}", path=f"services.{name}", hint=hint)
+        for name, service in config.services.items()
+        if service.enabled and _action_of(name, service) not in ACTIONS
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _action_of(name: str, service: ServiceConfig) -> str:
+    """What the scenes call the action of a service: its name, else its model's label where they know only that."""
+    return service.positive if name not in ACTIONS and service.positive in ACTIONS else name
 
 
 async def run_scenes(
@@ -196,7 +213,7 @@ def _judge(config: AgentConfig, run: SceneRun, script: Script, watcher: SceneWat
     for name, service in config.services.items():
         if not service.enabled:
             continue
-        action = service.positive or name
+        action = _action_of(name, service)
         own = [interval for interval in intervals if interval.action == action]
         incidents = incidents_of(name, action, intervals, end_s=run.seconds)
         matching = match(incidents, _alarms(watcher.events, name))

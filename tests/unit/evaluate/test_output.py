@@ -79,6 +79,8 @@ def test_a_page_shows_its_figures_and_every_picture_is_there(tmp_path: Path, kin
         assert image.std() > 1  # something is drawn
     assert all(line.count("|") > 2 for line in text.splitlines() if line.startswith("|"))
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(Path(name).name for name in pictures)
+    clear_pictures(path)
+    assert not (tmp_path / "out").exists(), "the next run knows them for its own"
 
 
 def test_equal_reports_make_equal_files(tmp_path: Path) -> None:
@@ -146,6 +148,45 @@ def test_a_report_that_has_no_place_is_known_at_the_start(tmp_path: Path, name: 
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("report", "refused"),
+    [
+        ("val.json", "val.json"),  # the annotations
+        ("images.json", "images"),
+        ("link.json", "link"),
+        ("set.json", "set"),
+        ("notes.json", "notes.md"),
+        ("val.new.json", ""),
+        ("set/images.json", ""),
+        ("images/set.json", ""),
+    ],
+)
+def test_what_is_read_is_no_place_for_a_report(tmp_path: Path, report: str, refused: str) -> None:
+    for folder in ("images", "set/of/clips"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("val.json", "set/of/clips/a.csv", "notes.md", "notes.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("images")
+    read = [tmp_path / name for name in ("val.json", "set/../images", "set/of/clips/a.csv", "notes.md")]
+    if not refused:
+        prepare(tmp_path / report, read)
+        return
+    with pytest.raises(FileExistsError, match="is read") as caught:
+        prepare(tmp_path / report, read)
+    assert caught.value.filename == str(tmp_path / refused)
+
+
+def test_a_page_replaces_that_of_an_earlier_report_alone(tmp_path: Path) -> None:
+    path, page = tmp_path / "README.json", tmp_path / "README.md"
+    page.write_text("somebody's own")
+    with pytest.raises(FileExistsError, match=r"without README\.json beside it") as caught:
+        prepare(path)
+    assert caught.value.filename == str(page)
+    assert list(tmp_path.iterdir()) == [page]
+    path.touch()
+    prepare(path)
+
+
 @pytest.mark.parametrize("kind", ["pipe", "link", "link to nowhere"])
 def test_a_report_replaces_regular_files_alone(tmp_path: Path, kind: str) -> None:
     """As root one would take the place of `/dev/null`, or of the link `/dev/stdout`."""
@@ -172,11 +213,13 @@ def test_pictures_of_the_last_run_go_and_nothing_else_does(tmp_path: Path) -> No
     path = tmp_path / "out.json"
     folder = pictures_of(path)
     folder.mkdir()
-    for name in ("worst-1.jpg", "calls.png", "notes.txt"):
+    strangers = ["000001.jpg", "my-calls.png", "notes.txt", "worst-1.jpg.bak", "worst-of-all.jpg"]
+    for name in ("worst-1.jpg", "missed-12.jpg", "mistake-3.jpg", "calls.png", "verdicts-fall.png", *strangers):
         (folder / name).touch()
     clear_pictures(path)
-    assert [file.name for file in folder.iterdir()] == ["notes.txt"]
-    (folder / "notes.txt").unlink()
+    assert sorted(file.name for file in folder.iterdir()) == strangers
+    for name in strangers:
+        (folder / name).unlink()
     clear_pictures(path)
     assert not folder.exists()
     clear_pictures(path)

@@ -109,7 +109,29 @@ def test_the_command_writes_a_run_and_two_runs_are_alike(tmp_path: Path, capsys:
     assert [image["width"] for image in content["images"]] == [160] * 3
 
 
-@pytest.mark.parametrize("bad", [["--seconds", "0"], ["--people", "0"], ["--scenario", "opera"], ["--fps", "-1"]])
+@pytest.mark.parametrize("what", ["--images", "--video"])
+def test_what_cannot_be_written_is_told_in_one_line(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "img1").mkdir()
+    for name in ("img1/000002.jpg", "video.mp4"):
+        (tmp_path / name).symlink_to("/dev/full")
+    size = ["--seconds", "0.3", "--fps", "10", "--width", "160", "--height", "120"]
+    assert main([*size, what, "--out", str(tmp_path)]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith(f"error: {tmp_path}")
+    assert error.endswith(": No space left on device\n")
+    assert not (tmp_path / "person_keypoints.json").exists(), "annotations of pictures that are not there"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ["--seconds", "0"], ["--seconds", "inf"], ["--seed", "-1"], ["--people", "0"], ["--scenario", "opera"],
+        ["--fps", "-1"],
+    ],
+)  # fmt: skip
 def test_bad_usage_is_refused(bad: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*bad, "--out", str(tmp_path / "x")])
