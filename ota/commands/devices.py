@@ -69,19 +69,23 @@ def _assign(remote: Remote, args: argparse.Namespace, path: str) -> None:
 
 def _token(remote: Remote, args: argparse.Namespace, path: str) -> None:
     """Of a new device, or a new one of a known device."""
-    if args.token_out is not None and args.token_out.exists():
-        raise FileExistsError(17, "it is there already", str(args.token_out))
-    if args.what == "add":
-        found = remote.ask("POST", "/devices", {"id": args.device, **({"name": args.name} if args.name else {})})
-    else:
-        found = remote.ask("POST", f"{path}/token")
     if args.token_out is None:
-        _print(args, found, lambda one: [one["token"]])
+        _print(args, _new_token(remote, args, path), lambda one: [one["token"]])
         return
-    from ota.server.tokens import write_secret
+    from ota.server.tokens import secret_file
 
-    write_secret(args.token_out, found.pop("token"))
+    if args.token_out.exists():
+        raise FileExistsError(17, "it is there already", str(args.token_out))
+    with secret_file(args.token_out) as file:  # first: the server says the token this once
+        found = _new_token(remote, args, path)
+        file.write(found.pop("token") + "\n")
     _print(args, found, lambda one: [f"{one['id']}: its token is in {args.token_out}"])
+
+
+def _new_token(remote: Remote, args: argparse.Namespace, path: str) -> Any:
+    if args.what == "add":
+        return remote.ask("POST", "/devices", {"id": args.device, **({"name": args.name} if args.name else {})})
+    return remote.ask("POST", f"{path}/token")
 
 
 def _print(args: argparse.Namespace, found: Any, draw: Any) -> None:

@@ -12,6 +12,8 @@ from agent.errors import DataError, TrustError
 from ota.release.keys import ROLES, PublicKey, Role
 from ota.release.repository import NUMBERS, Repository, Signing, State, count, is_signed, missing, numbers
 
+_LOOK = "hint: look at it, then `recognizer-fleet sign --staged`; or delete it"
+
 
 @dataclass(frozen=True, slots=True)
 class Staged:
@@ -59,7 +61,7 @@ def change_keys(repository: Repository, signing: Signing, change: Change) -> lis
     """The next root, signed with the keys here that the root before it or itself names.
 
     When it takes signatures from the targets metadata, that is signed anew by those that are here, old and new.
-    Raises DataError, TrustError (the published list is not as it was signed), ConfigError, OSError.
+    Raises DataError, TrustError (the published list is not as it was signed; nobody has signed what is staged), ConfigError, OSError.
     """
     state = require_published(repository)
     metadata = _next_root(repository, state.root)
@@ -89,7 +91,7 @@ def add_signatures(repository: Repository, signing: Signing) -> list[Staged]:
     """Sign what is staged with the keys here, beside the signatures that it has. Raises DataError when nothing is staged."""
     published = repository.published()
     before = published.root if published else None
-    root, staged = newest_root(repository), []
+    root, staged = _root_as_it_lies(repository, published), []
     if before is None or root.signed.version > before.signed.version:
         signing.sign(root, "root", before, root)
         repository.staged.write(root)
@@ -120,14 +122,11 @@ def next_targets(repository: Repository) -> Metadata[Targets]:
 
 
 def newest_root(repository: Repository) -> Metadata[Root]:
-    """The staged root, else the published one. Raises DataError."""
+    """The staged root, else the published one. Raises TrustError (none of the published root keys has signed it), DataError."""
     state = repository.published()
-    version = repository.staged_version("root", state.root.signed.version if state else 0)
-    if not version:
-        return require_published(repository).root
-    root = repository.staged.read("root", Root, version)
-    if state is None and (known := repository.pin.read()) is not None:
-        repository.pin.require(known, root)
+    root = _root_as_it_lies(repository, state)
+    if not _may_be_built_on(state, root):
+        raise TrustError(f"{repository.staged.folder}: root {root.signed.version} carries no good signature ({_LOOK})")
     return root
 
 
@@ -193,17 +192,35 @@ def _newest_targets(repository: Repository, state: State | None) -> Metadata[Tar
 def _staged_targets(repository: Repository, state: State | None, version: int) -> Metadata[Targets]:
     """What is staged lies beside what is published: somebody who may sign must have signed what is built on."""
     targets = repository.staged.read("targets", Targets, version)
-    for root in (newest_root(repository), *([state.root] if state is not None else [])):
-        if root.signed.get_verification_result("targets", targets.signed_bytes, targets.signatures).signed:
+    for root in (_root_as_it_lies(repository, state), *([state.root] if state is not None else [])):
+        result = root.signed.get_verification_result("targets", targets.signed_bytes, targets.signatures)
+        if result.signed and _may_be_built_on(state, root):
             return targets
-    hint = "look at it, then `recognizer-fleet sign --staged`; or delete it"
-    raise TrustError(f"{repository.staged.folder}: targets {version} carries no good signature (hint: {hint})")
+    raise TrustError(f"{repository.staged.folder}: targets {version} carries no good signature ({_LOOK})")
+
+
+def _root_as_it_lies(repository: Repository, state: State | None) -> Metadata[Root]:
+    """The staged root, whoever laid it there, else the published one. Raises TrustError (not the one remembered), DataError."""
+    version = repository.staged_version("root", state.root.signed.version if state else 0)
+    if not version:
+        return require_published(repository).root
+    root = repository.staged.read("root", Root, version)
+    if state is None and (known := repository.pin.read()) is not None:
+        repository.pin.require(known, root)
+    return root
+
+
+def _may_be_built_on(state: State | None, root: Metadata[Root]) -> bool:
+    """Has a published root key signed `root`? Whoever can write into `staged/` could lay down one that names his own keys."""
+    if state is None:
+        return True  # none is published yet
+    return bool(state.root.signed.get_verification_result("root", root.signed_bytes, root.signatures).signed)
 
 
 def _next_root(repository: Repository, published: Metadata[Root]) -> Metadata[Root]:
-    version = repository.staged_version("root", published.signed.version)
-    if version:
-        return repository.staged.read("root", Root, version)
+    newest = newest_root(repository)
+    if newest.signed.version > published.signed.version:
+        return newest
     root = Metadata(copy.deepcopy(published.signed))
     root.signed.version += 1
     return root

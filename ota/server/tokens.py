@@ -6,7 +6,10 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 MIN_LENGTH = 16
 """Of a token that somebody else made up."""
@@ -30,8 +33,19 @@ def matches(token: str, token_hash: str | None) -> bool:
 
 def write_secret(path: Path, text: str) -> None:
     """A new file that its owner alone can read, and on the disk. Raises OSError (also when it is there already)."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    with secret_file(path) as file:
         file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+
+
+@contextmanager
+def secret_file(path: Path) -> Iterator[TextIO]:
+    """As `write_secret`, for a text that is not known yet; no file stays when it does not come. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -7,15 +7,16 @@ more than the calls: here a whole function goes over at once, at a quarter of th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from agent.errors import ConfigError
 
@@ -133,16 +134,29 @@ class _Postgresql:
         self._readers = create_async_engine(url, pool_size=2 * _READERS, max_overflow=0, pool_pre_ping=True)
 
     async def read(self, function: Callable[[Connection], T]) -> T:
-        async with self._readers.connect() as connection:
+        async with _connected(self._readers) as connection:
             return await connection.run_sync(function)
 
     async def write(self, function: Callable[[Connection], T]) -> T:
-        async with self._writer.begin() as connection:
+        async with _connected(self._writer) as connection, connection.begin():
             return await connection.run_sync(function)
 
     async def close(self) -> None:
         await self._readers.dispose()
         await self._writer.dispose()
+
+
+@asynccontextmanager
+async def _connected(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection, None]:
+    """SQLAlchemy lets through what asyncpg says of a server that turns it away (before 2.1), or that it does not understand."""
+    async with AsyncExitStack() as stack:
+        try:
+            connection = await stack.enter_async_context(engine.connect())
+        except (SQLAlchemyError, OSError):
+            raise
+        except Exception as error:
+            raise ConnectionError(str(error)) from error
+        yield connection
 
 
 def run_all(connection: Connection, functions: list[Function]) -> list[Done]:

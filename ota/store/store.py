@@ -104,6 +104,8 @@ class Store:
         except (SQLAlchemyError, OSError) as error:
             _log.error("fleet_database_failed", error=_brief(error), writes=len(jobs))
             outcomes = [StorageError(f"the database does not take it: {_brief(error)}") for _ in jobs]
+        except Exception as error:  # noqa: BLE001 - the task must live on and those who wait must hear of it
+            outcomes = [error for _ in jobs]
         self.commits += 1
         self.writes += len(jobs)
         for job, outcome in zip(jobs, outcomes, strict=True):

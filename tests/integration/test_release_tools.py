@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shutil
 import stat
@@ -16,7 +17,7 @@ from threading import Thread
 import pytest
 from fakes.bundles import make_bundle
 from fakes.intruder import plant, restore
-from tuf.api.metadata import Root, Targets
+from tuf.api.metadata import Metadata, Root, Targets
 
 from agent.errors import ConfigError, DataError, TransientError, TrustError
 from agent.update.archive import unpack
@@ -29,7 +30,7 @@ from ota.release.pack import Wishes
 from ota.release.pin import Pin
 from ota.release.publish import publish, renew
 from ota.release.repository import Layout, Periods, Repository, Signing
-from ota.release.roots import Change, add_signatures, change_keys, create_repository, remember
+from ota.release.roots import Change, add_signatures, change_keys, create_repository, newest_root, remember
 from ota.release.targets import add_release, renew_targets, withdraw
 
 NOW = datetime.now(UTC)
@@ -331,6 +332,49 @@ def test_what_somebody_else_staged_is_not_built_on(opened: Site) -> None:
         opened.release("1.1.0")
     with pytest.raises(TrustError, match="carries no good signature"):
         change_keys(opened.repository, opened.signing(), Change((), [("root", opened.keyid("root"))]))
+
+
+def stage_root(site: Site, thief: PublicKey) -> None:
+    """What whoever can write into `staged/` is able to do without any key: the next root, which names one of his own."""
+    root = Metadata(copy.deepcopy(site.repository_root()))
+    root.signed.version += 1
+    root.signed.add_key(thief.key, "targets")
+    site.repository.staged.write(root)
+
+
+def test_a_root_that_somebody_else_staged_is_not_built_on(opened: Site, tmp_path: Path) -> None:
+    stage_root(opened, create_key(tmp_path / "thief", "targets", None))
+    new = create_key(opened.folder / "new", "timestamp", None)
+    rotation = Change([new], [("timestamp", opened.keyid("timestamp"))])
+    for work in (
+        lambda: change_keys(opened.repository, opened.signing(), rotation),
+        lambda: change_keys(opened.repository, opened.signing(), Change()),
+        lambda: renew_targets(opened.repository, opened.signing()),
+        opened.release,
+        lambda: newest_root(opened.repository),
+    ):
+        with pytest.raises(TrustError, match=r"root 2 carries no good signature \(hint: look at it, then .*--staged"):
+            work()
+    add_signatures(opened.repository, opened.signing())  # who has looked at it may say so
+    assert all(one.complete for one in change_keys(opened.repository, opened.signing(), rotation))
+
+
+def test_a_key_that_only_a_planted_root_names_signs_no_list(opened: Site, tmp_path: Path) -> None:
+    thief = create_key(tmp_path / "thief", "targets", None)
+    stage_root(opened, thief)
+    state = opened.repository.published()
+    assert state
+    assert state.targets
+    planted = Metadata(copy.deepcopy(state.targets.signed))
+    planted.signed.version += 1
+    (signer,) = KeyRing([tmp_path / "thief"], NoPassphrases()).signers([thief.keyid])
+    planted.sign(signer)
+    opened.repository.staged.write(planted)
+    with pytest.raises(TrustError, match="targets 2 carries no good signature"):
+        opened.release()
+    (opened.repository.staged.metadata / "2.root.json").unlink()
+    with pytest.raises(TrustError, match="targets 2: too few signatures"):
+        opened.publish()
 
 
 def test_a_threshold_above_the_number_of_keys(site: Site) -> None:

@@ -65,6 +65,12 @@ async def test_devices(fleet: FleetServer, run: Run, tmp_path: Path) -> None:
         assert polled.status == 200
     assert "it is there already" in (await run("devices", "token", "box-2", "--token-out", str(out), code=1)).stderr
     assert (await run("devices", "token", "box-1")).stdout.strip() != token
+    missing = tmp_path / "missing" / "box-3.token"
+    assert str(missing) in (await run("devices", "add", "box-3", "--token-out", str(missing), code=1)).stderr
+    assert "there is no such device" in (await run("devices", "show", "box-3", code=1)).stderr
+    taken = tmp_path / "taken.token"
+    assert "box-1" in (await run("devices", "add", "box-1", "--token-out", str(taken), code=1)).stderr
+    assert not taken.exists()
     first, _ = await fleet.publish(6, 7)
     told = (await run("devices", "assign", "box-1", "pose-nano 0.6.0", "--forced")).stdout
     assert "box-1 is to install pose-nano 0.6.0" in told

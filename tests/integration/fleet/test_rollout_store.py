@@ -498,6 +498,7 @@ def kill_and_go_on(database: Path, seed: int) -> int:
                 code = process.wait(moments.uniform(0.0, 0.2) if attempt < KILLS else 60)
             except subprocess.TimeoutExpired:
                 process.kill()
+                assert attempt < KILLS, "the last one does not come to its end"
                 killed += 1
                 continue
             assert code == 0

@@ -145,6 +145,23 @@ async def test_one_that_fails_alone_leaves_nothing(store: Store) -> None:
     assert await store.read(audit.page, limit=1, offset=0) == ([], 0)
 
 
+async def test_bug_in_the_commit_reaches_its_callers_and_stops_nobody_else(store: Store) -> None:
+    backend = store._backend
+    works = backend.write
+
+    async def fails(_: Any) -> Any:
+        backend.write = works  # type: ignore[method-assign]
+        raise ValueError("a bug")
+
+    backend.write = fails  # type: ignore[method-assign]
+    lost = [store.write(audit.add, entry(f"lost.{n}")) for n in range(2)]
+    async with asyncio.timeout(10):
+        assert [str(error) for error in await asyncio.gather(*lost, return_exceptions=True)] == ["a bug"] * 2
+        await store.write(audit.add, entry("kept"))
+    found, _ = await store.read(audit.page, limit=10, offset=0)
+    assert [row.what for row in found] == ["kept"]
+
+
 async def test_caller_that_leaves_stops_nobody(store: Store) -> None:
     leaving = asyncio.create_task(store.write(audit.add, entry("left")))
     staying = asyncio.create_task(store.write(audit.add, entry("stayed")))
@@ -175,6 +192,39 @@ async def test_postgresql_that_dies_is_an_error_and_no_end(postgres: Postgres) -
             with pytest.raises(StorageError):
                 await store.read(settings.get, "x")
         finally:
+            postgres.start()
+        await store.write(settings.put, "x", 3)
+        assert await store.read(settings.get, "x") == 3
+
+
+REFUSAL = ((b"E", b"SFATAL\0C57P03\0Mthe database system is starting up\0\0"),)
+NONSENSE = ((b"R", bytes(4)), (b"S", b"server_version\0\xff\0"), (b"Z", b"I"))
+
+
+@pytest.mark.skipif(not available(), reason=NEEDED)
+@pytest.mark.parametrize("answer", [REFUSAL, NONSENSE], ids=["refusal", "nonsense"])
+async def test_postgresql_that_lets_nobody_in_is_an_error_and_no_end(
+    postgres: Postgres, answer: tuple[tuple[bytes, bytes], ...]
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"".join(kind + (4 + len(body)).to_bytes(4, "big") + body for kind, body in answer))
+        await reader.read()
+        writer.close()
+
+    async with open_store(postgres.url("postgres")) as store:
+        await store.write(settings.put, "x", 1)
+        postgres.stop()
+        place = postgres.folder / ".s.PGSQL.5432"
+        try:
+            place.unlink(missing_ok=True)
+            async with await asyncio.start_unix_server(refuse, place), asyncio.timeout(10):
+                with pytest.raises(StorageError):
+                    await store.write(settings.put, "x", 2)
+                with pytest.raises(StorageError):
+                    await store.read(settings.get, "x")
+        finally:
+            place.unlink(missing_ok=True)
             postgres.start()
         await store.write(settings.put, "x", 3)
         assert await store.read(settings.get, "x") == 3
