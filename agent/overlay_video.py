@@ -27,7 +27,7 @@ from agent.errors import DataError, RecognizerError, SourceError
 from agent.events.evidence import step_time_ns
 from agent.events.privacy import FaceBlur
 from agent.offline import file_source
-from agent.overlay import ActionBar, draw
+from agent.overlay import ActionBar, Mode, draw
 from agent.ports import PipelineListener
 from agent.recognition import NOMINAL_FPS
 from agent.types import (
@@ -49,7 +49,7 @@ VERDICT_SHOWN_S = 5.0
 
 _TICKS_PER_S = 90_000  # a period of 25, 30 and 30000/1001 frames a second is a whole number of them
 _X264 = {"preset": "veryfast", "crf": "23", "bf": "0"}  # with B-frames MP4 misstates the length of an uneven video
-_HEAD = struct.Struct("<qiiii")  # t_mono_ns, width, height, people, tracks
+_HEAD = struct.Struct("<qiiii?")  # t_mono_ns, width, height, people, tracks, its poses are known
 _COLUMNS = np.cumsum([4, 1, NUM_KEYPOINTS])  # box, score, key-point scores, key points
 _FLOATS = 5 + 3 * NUM_KEYPOINTS
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -71,6 +71,7 @@ class SceneNotes:
         self._alert = alert
         self._file: IO[bytes] | None = None
         self._problem: OSError | None = None
+        self._unseen = False  # the frame on the way to `on_tracks` has no poses
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +93,7 @@ class SceneNotes:
                 self._note(frame.stamp, people, tracks)
             except OSError as error:
                 self._problem = error
+        self._unseen = False
 
     def on_scores(self, scores: ActionScores) -> None:
         self._inner.on_scores(scores)
@@ -100,6 +102,7 @@ class SceneNotes:
 
     def on_failure(self, camera_id: str, stage: str, error: RecognizerError, service: str = "") -> None:
         self._inner.on_failure(camera_id, stage, error, service)
+        self._unseen |= stage == "pose"
 
     async def on_event(self, event: Event) -> None:
         await self._inner.on_event(event)
@@ -108,24 +111,26 @@ class SceneNotes:
     def _note(self, stamp: FrameStamp, people: People, tracks: Tracks) -> None:
         if self._file is None:
             self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115  closed by __exit__
-        self._file.write(_HEAD.pack(stamp.t_mono_ns, stamp.width, stamp.height, len(people), len(tracks.track_ids)))
+        counts = len(people), len(tracks.track_ids)
+        self._file.write(_HEAD.pack(stamp.t_mono_ns, stamp.width, stamp.height, *counts, not self._unseen))
         for part in (_floats(people), _floats(tracks.people), tracks.track_ids):
             self._file.write(part.tobytes())
         self.frames += 1
 
-    def read(self) -> Iterator[tuple[People, Tracks]]:
-        """Everybody found and the tracked ones, frame by frame from the first. Raises OSError: the notes are not whole."""
+    def read(self) -> Iterator[tuple[People | None, Tracks]]:
+        """Everybody found (None where inference failed) and the tracked ones, frame by frame from the first. Raises OSError:
+        the notes are not whole."""
         if self._problem is not None:
             raise self._problem
         if self._file is None:
             return
         self._file.seek(0)
         for number in range(self.frames):
-            t_ns, width, height, found, tracked = _HEAD.unpack(self._file.read(_HEAD.size))
+            t_ns, width, height, found, tracked, seen = _HEAD.unpack(self._file.read(_HEAD.size))
             people, followed = (_people(self._file.read(4 * _FLOATS * count)) for count in (found, tracked))
             ids = np.frombuffer(self._file.read(8 * tracked), np.int64)
             stamp = FrameStamp("", number, t_ns, _EPOCH, width, height)
-            yield people, Tracks(stamp, followed, ids, np.ones(tracked, np.int64))
+            yield people if seen else None, Tracks(stamp, followed, ids, np.ones(tracked, np.int64))
 
 
 def _floats(people: People) -> FloatArray:
@@ -173,7 +178,7 @@ async def draw_overlay(
     """Write `path` (H.264 in MP4): every frame of `video` that is in `notes`, at its time, to 1/90 ms.
 
     The picture has the size of the first frame, an odd side one pixel more (4:2:0 chroma). No sound. blur_faces: as in
-    stored evidence. progress: called with (frames done, frames in all).
+    stored evidence; a frame whose inference failed is black then. progress: called with (frames done, frames in all).
     An earlier file at `path` goes first; the new one appears there when it is whole. Without a frame there is none.
     Raises DataError when it cannot be written, SourceError when `video` cannot be read a second time.
     """
@@ -213,10 +218,13 @@ async def _draw_all(
                 if picture is None:
                     raise SourceError(f"{video}: it has fewer frames than a moment ago")
                 image, t_ns = picture[0], tracks.stamp.t_mono_ns
-                if blur is not None:
+                mode = Mode.FULL
+                if blur is not None and people is not None:
                     blur.apply(image, people, t_ns)
+                elif blur is not None:  # nobody knows where the faces are
+                    mode = Mode.SKELETON
                 caption = f"frame {number}  {t_ns / 1e9:.2f} s"
-                track.write(draw(image, tracks, actions=trace.at(t_ns), caption=caption), t_ns)
+                track.write(draw(image, tracks, mode=mode, actions=trace.at(t_ns), caption=caption), t_ns)
                 progress(number, notes.frames)
                 await asyncio.sleep(0)  # here Ctrl-C comes in
             track.finish()

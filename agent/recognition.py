@@ -194,8 +194,7 @@ class Recognition:
     ) -> CameraRun:
         """A pipeline for one stream.
 
-        services: names of those that watch it (None = all); fps: asked at the first frame for the stream's rate, 0 =
-        unknown.
+        services: names of those that watch it (None = all); fps: asked at each frame for the stream's rate, 0 = unknown.
         """
         chosen = {
             name: service
@@ -209,7 +208,8 @@ class Recognition:
         pipeline = CameraPipeline(
             stream,
             pose=self.pose,
-            tracker=lambda: ByteTracker(self.config.tracking, fps=fps() or NOMINAL_FPS),
+            tracker=ByteTracker(self.config.tracking),
+            fps=lambda: fps() or NOMINAL_FPS,
             windows=windows,
             services={name: self._service(name, service, rules[name]) for name, service in chosen.items()},
             listener=listener,
@@ -400,7 +400,9 @@ def _with_threads(config: AgentConfig, slot: str, threads: int) -> AgentConfig:
 
 
 def check_fit(running: Model, model: Model) -> None:
-    """Cameras that run keep their windows, and read verdicts by the labels that they know. Raises ModelError."""
+    """Cameras that run keep their device and windows, and read verdicts by the labels that they know. Raises ModelError."""
+    if (why := getattr(model, "fallback", "")) and not getattr(running, "fallback", ""):
+        raise ModelError(f"{model.name} does not fit beside {running.name}: {why}")
     if isinstance(running, PoseEstimator) or isinstance(model, PoseEstimator):
         return
     pairs = (

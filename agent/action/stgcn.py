@@ -22,7 +22,7 @@ from agent.runtime.devices import Accelerators
 from agent.runtime.engines import EngineProgress
 from agent.runtime.manifest import OutputInfo
 from agent.runtime.selfcheck import card_baseline, golden_agreement
-from agent.runtime.session import InferenceSession, create_session
+from agent.runtime.session import InferenceSession, create_served
 from agent.types import NUM_KEYPOINTS, FloatArray
 
 WindowShape = tuple[int, int, int, int]
@@ -50,21 +50,22 @@ def create(name: str, config: ServiceConfig, *, machine: Accelerators | None = N
     if bundle.manifest and bundle.manifest.task != "action":
         problem = f"{bundle.title} is a model for {bundle.manifest.task!r}, not for 'action'"
         raise ConfigError([ConfigProblem(problem, path=f"services.{name}.model")])
-    session = create_session(
+
+    def prepare(session: InferenceSession) -> StgcnClassifier:
+        classifier = StgcnClassifier(name, session, bundle, config, options)
+        check_golden(bundle, session, reduced_precision=session.device != "cpu")
+        classifier.warm_up()
+        return classifier
+
+    classifier = create_served(
         bundle.model,
+        prepare,
         device=config.device,
         settings=SessionSettings(threads=config.threads, precision=options.precision),
         engine_cache=options.engine_cache,
         config_path=f"services.{name}.device",
         machine=machine,
     )
-    try:
-        classifier = StgcnClassifier(name, session, bundle, config, options)
-        check_golden(bundle, session, reduced_precision=session.device != "cpu")
-        classifier.warm_up()
-    except BaseException:
-        session.close()
-        raise
     classifier.begin_upgrade()
     return classifier
 
@@ -108,6 +109,16 @@ class StgcnClassifier:
     def upgrade(self) -> EngineProgress | None:
         """How far the TensorRT engine is; None when none is wanted."""
         return self._session.upgrade
+
+    @property
+    def fallback(self) -> str:
+        """Why a lesser device computes than this machine should have; empty = it does not."""
+        return self._session.fallback
+
+    @property
+    def shortage(self) -> str:
+        """What is wrong while batches are smaller than they should be; empty = nothing."""
+        return self._limiter.shortage
 
     @property
     def bundle(self) -> Bundle:

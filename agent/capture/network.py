@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from agent.types import ImageArray
 
 _MAX_BAD_PACKETS = 250
 """Undecodable packets in a row (10 s at 25 fps) after which connecting again is worth more than waiting."""
+_KEY_FRAME_S = 30.0
+"""Video without a picture is waited for that long at least: some cameras send one to start from every 20 s."""
 _RTSP_OPTIONS = {
     "rtsp_transport": "tcp"
 }  # UDP loses packets under load, and a smeared picture is worse than a late one
@@ -27,7 +30,7 @@ _DENIED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError, Permissi
 class NetworkSource(GuardedSource):
     """A live stream. It has no end: when the sender stops, that is a SourceError.
 
-    timeout_s: longest wait for the connection and for each picture.
+    timeout_s: longest wait for the connection and for video to come.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
@@ -74,17 +77,27 @@ class NetworkSource(GuardedSource):
     def _decode(self, stream: Any) -> Iterator[Any]:
         """Pictures; damaged packets are stepped over, as a player does."""
         bad = 0
+        picture_s = packet_s = time.monotonic()
         try:
-            for packet in self._container.demux(stream):
-                try:
-                    pictures = packet.decode()
-                except av.error.InvalidDataError:
-                    bad += 1
-                    if bad >= _MAX_BAD_PACKETS:
-                        raise
+            for packet in self._container.demux():  # asked for video only, it never returns while there is only sound
+                pictures: list[Any] = []
+                if packet.stream is stream:
+                    packet_s = time.monotonic()
+                    try:
+                        pictures = packet.decode()
+                    except av.error.InvalidDataError:
+                        bad += 1
+                        if bad >= _MAX_BAD_PACKETS:
+                            raise
+                if pictures:
+                    bad = 0
+                    yield from pictures
+                    picture_s = packet_s = time.monotonic()
                     continue
-                bad = 0 if pictures else bad
-                yield from pictures
+                now_s = time.monotonic()
+                silent = now_s - packet_s > self._timeout_s or now_s - picture_s > max(self._timeout_s, _KEY_FRAME_S)
+                if silent or self._closing.is_set():
+                    raise SourceError(f"{self._name}: no picture for {now_s - picture_s:.1f} s")
         except av.error.FFmpegError:
             yield from _remaining(stream)
             raise

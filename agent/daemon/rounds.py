@@ -35,7 +35,7 @@ class Rounds:
                 agent.delivery.stats, connected=agent.delivery.connected, oldest_age_s=oldest_age_s
             )
         if agent.recognition is not None:
-            self._upkeep.look_at_engines(agent.recognition.upgrades)
+            self._upkeep.look_at_models(agent.recognition.slots)
             await agent.drift.round(agent.recognition.slots)
         self._upkeep.look_at_evidence(agent.evidence_writer.stats)
         await agent.sinks.look()

@@ -1,4 +1,4 @@
-"""Reasons and counters that nobody raises by himself: delivery, evidence and engines looked at once a round."""
+"""Reasons and counters that nobody raises by himself: delivery, evidence and models looked at once a round."""
 
 from __future__ import annotations
 
@@ -53,12 +53,14 @@ class Upkeep:
             self._health.clear_reason(Reason.EVIDENCE)
         self._evidence = stats
 
-    def look_at_engines(self, upgrades: Mapping[str, EngineProgress | None]) -> None:
-        """upgrades: by model slot; None = none was asked for."""
-        for slot, progress in upgrades.items():
+    def look_at_models(self, models: Mapping[str, object]) -> None:
+        """models: by slot. What a plug-in does not say (`upgrade`, `fallback`, `shortage`) is as it was asked for."""
+        for slot, model in models.items():
+            progress: EngineProgress | None = getattr(model, "upgrade", None)
             waiting = progress is not None and progress.state is not EngineState.SERVING
-            detail = f"engine {progress.state.value}: {progress.detail}" if progress is not None else ""
-            self._health.set_reason(reason_key(Reason.MODEL_FALLBACK, slot), waiting, detail)
+            engine = f"engine {progress.state.value}: {progress.detail}" if progress is not None and waiting else ""
+            detail = "; ".join(filter(None, (getattr(model, "fallback", ""), getattr(model, "shortage", ""), engine)))
+            self._health.set_reason(reason_key(Reason.MODEL_FALLBACK, slot), bool(detail), detail)
 
     def let_go(self, now_utc: datetime | None = None) -> None:
         """Clear what happened once and is over."""

@@ -1,7 +1,8 @@
 """GPU state through NVML (dGPU).
 
 Every NVML call may answer NotSupported; that field is then None. A device that is lost is reported as such, because a
-GPU that falls off the bus otherwise just looks like one that has nothing to say.
+GPU that falls off the bus otherwise just looks like one that has nothing to say. One that this process may not open is left out:
+it is somebody else's.
 
 A driver knows the calls of its own time: where one has been renamed, the name it had before is tried next. Those before
 R565, such as Debian 12's, have no `nvmlDeviceGetTemperatureV`.
@@ -34,6 +35,7 @@ class NvmlApi(Protocol):
 
     NVMLError: type[Exception]
     NVML_ERROR_GPU_IS_LOST: int
+    NVML_ERROR_NO_PERMISSION: int
     NVML_TEMPERATURE_GPU: int
     NVML_TEMPERATURE_THRESHOLD_SLOWDOWN: int
     NVML_TEMPERATURE_THRESHOLD_SHUTDOWN: int
@@ -56,13 +58,14 @@ class NvmlApi(Protocol):
 
 
 class NvmlProbe:
-    """Reads all GPUs that NVML knows. Built by `open_nvml`; NVML is initialised while it lives."""
+    """Reads all GPUs that NVML knows and this process may open. Built by `open_nvml`; NVML is initialised while it lives."""
 
     def __init__(self, api: NvmlApi) -> None:
         """Raises `api.NVMLError` when NVML does not initialise (no driver, no library)."""
         self._api = api
         api.nvmlInit()
         self._open = True
+        self._known: tuple[str, ...] = ()
 
     def sample(self) -> tuple[GpuSample, ...]:
         """See `GpuProbe.sample`."""
@@ -70,21 +73,25 @@ class NvmlProbe:
             count = self._api.nvmlDeviceGetCount()
         except self._api.NVMLError as error:
             _log.debug("nvml_count_failed", error=str(error))
-            return ()
-        return tuple(self._device(index) for index in range(count))
+            return tuple(GpuSample(gpu_id, lost=True) for gpu_id in self._known)  # a lost one may take this call down
+        samples = tuple(sample for index in range(count) if (sample := self._device(index)) is not None)
+        self._known = tuple(sample.gpu_id for sample in samples)
+        return samples
 
     def close(self) -> None:
         """Release NVML; may be called twice."""
         if self._open:
-            self._open = False
+            self._open, self._known = False, ()
             try:
                 self._api.nvmlShutdown()
             except self._api.NVMLError as error:
                 _log.debug("nvml_shutdown_failed", error=str(error))
 
-    def _device(self, index: int) -> GpuSample:
+    def _device(self, index: int) -> GpuSample | None:
         api, reader = self._api, _Reader(self._api)
         handle = reader.get(lambda: api.nvmlDeviceGetHandleByIndex(index))
+        if handle is None and reader.forbidden:
+            return None
         if handle is None:
             return GpuSample(str(index), lost=True)  # NVML counts it and cannot reach it
         memory = reader.get(lambda: api.nvmlDeviceGetMemoryInfo(handle))
@@ -116,11 +123,11 @@ class NvmlProbe:
 
 
 class _Reader:
-    """Turns NVML's errors into None and remembers whether one of them said that the device is gone."""
+    """Turns NVML's errors into None and remembers whether one of them said that the device is gone, or not for us."""
 
     def __init__(self, api: NvmlApi) -> None:
         self._api = api
-        self.lost = False
+        self.lost = self.forbidden = False
 
     def get(self, *calls: Callable[[], _T]) -> _T | None:
         """The answer of the first of `calls` that gives one."""
@@ -128,7 +135,9 @@ class _Reader:
             try:
                 return call()
             except (self._api.NVMLError, AttributeError) as error:  # the driver, or the module, does not know it
-                self.lost |= getattr(error, "value", None) == self._api.NVML_ERROR_GPU_IS_LOST
+                code = getattr(error, "value", None)
+                self.lost |= code == self._api.NVML_ERROR_GPU_IS_LOST
+                self.forbidden |= code == self._api.NVML_ERROR_NO_PERMISSION
         return None
 
 

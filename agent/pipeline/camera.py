@@ -35,6 +35,8 @@ class Tracker(Protocol):
 
     def update(self, stamp: FrameStamp, people: People) -> Tracks: ...
 
+    def set_fps(self, fps: float) -> None: ...
+
     def reset(self) -> None: ...
 
 
@@ -84,7 +86,7 @@ class CameraPipeline:
 
     A frame or window whose inference fails counts as empty and is reported to the listener; only FatalError and bugs
     leave `run`. When the stream ends, everything under way is finished, partial windows are classified and open
-    events are closed. tracker: called at the first frame, when the stream knows its rate.
+    events are closed. fps: asked at each frame for the stream's rate, which a reconnect or the governor changes.
     """
 
     def __init__(
@@ -92,7 +94,8 @@ class CameraPipeline:
         stream: FrameStream,
         *,
         pose: BatchWorker[ImageArray, People],
-        tracker: Callable[[], Tracker],
+        tracker: Tracker,
+        fps: Callable[[], float],
         windows: WindowBuffer,
         services: Mapping[str, Service],
         listener: PipelineListener,
@@ -100,8 +103,8 @@ class CameraPipeline:
     ) -> None:
         self._stream = stream
         self._pose = pose
-        self._make_tracker = tracker
-        self._tracker: Tracker | None = None
+        self._tracker = tracker
+        self._fps = fps
         self._windows = windows
         self._services = services
         self._listener = listener
@@ -148,9 +151,9 @@ class CameraPipeline:
         while (entry := await self._poses.get()) is not None:
             frame, future = entry
             people = await self._people(frame, future)
-            tracker = self._tracker_for(frame.stamp)
+            self._prepare(frame.stamp)
             started = time.perf_counter()
-            tracks = tracker.update(frame.stamp, people)
+            tracks = self._tracker.update(frame.stamp, people)
             self._listener.on_tracks(frame, people, tracks, time.perf_counter() - started)
             for window in self._windows.push(tracks, frame.image, people):
                 await self._classify(window)
@@ -170,14 +173,13 @@ class CameraPipeline:
             self._listener.on_failure(frame.stamp.camera_id, "pose", error)
             return People.empty()
 
-    def _tracker_for(self, stamp: FrameStamp) -> Tracker:
-        if self._tracker is None:
-            self._tracker = self._make_tracker()
+    def _prepare(self, stamp: FrameStamp) -> None:
+        """What tracker and windows must know before a frame: the stream's rate, and whether there was a hole."""
+        self._tracker.set_fps(self._fps())
         if self._last is not None and stamp.t_mono_ns - self._last.t_mono_ns > RESET_GAP_NS:
             self._tracker.reset()
             self._windows.reset()
         self._last, self._last_seen_ns = stamp, self._clock_ns()
-        return self._tracker
 
     async def _classify(self, window: Window) -> None:
         service = self._services[window.service]

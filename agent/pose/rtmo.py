@@ -27,7 +27,7 @@ from agent.runtime.devices import Accelerators, plan_devices, probe_accelerators
 from agent.runtime.engines import EngineProgress, EngineState
 from agent.runtime.manifest import InputInfo, LetterboxInput
 from agent.runtime.selfcheck import card_baseline, golden_agreement
-from agent.runtime.session import InferenceSession, create_session
+from agent.runtime.session import InferenceSession, create_served
 from agent.types import NUM_KEYPOINTS, FloatArray, ImageArray, People
 
 LEAST_SCALE = 0.6
@@ -64,8 +64,8 @@ class RtmoOptions(Section):
 
 
 def create(config: PoseConfig, *, machine: Accelerators | None = None) -> RtmoEstimator:
-    """The entry point `rtmo`, with `cpu_model` where only the CPU can serve. An accelerator that fails to open leaves `model` on
-    the CPU. machine: what to believe about this machine instead of looking.
+    """The entry point `rtmo`, with `cpu_model` where only the CPU can serve. An accelerator that fails to open, or at the first
+    pictures, leaves `model` on the CPU. machine: what to believe about this machine instead of looking.
 
     Raises ConfigError (no model named, wrong options, device absent), ModelError, TrustError.
     """
@@ -80,22 +80,23 @@ def create(config: PoseConfig, *, machine: Accelerators | None = None) -> RtmoEs
         problem = f"{bundle.title} is a model for {bundle.manifest.task!r}, not for 'pose'"
         key = "pose.cpu_model" if bundle.path == config.cpu_model else "pose.model"
         raise ConfigError([ConfigProblem(problem, path=key)])
-    session = create_session(
+
+    def prepare(session: InferenceSession) -> RtmoEstimator:
+        estimator = RtmoEstimator(session, bundle, config, options)
+        check_golden(bundle, session, reduced_precision=session.device != "cpu")
+        estimator.warm_up()
+        estimator.find_size()
+        return estimator
+
+    estimator = create_served(
         bundle.model,
+        prepare,
         device=config.device,
         settings=SessionSettings(config.threads, options.spinning, options.precision, options.gpu_memory_limit_bytes),
         engine_cache=config.engine_cache,
         config_path="pose.device",
         machine=machine,
     )
-    try:
-        estimator = RtmoEstimator(session, bundle, config, options)
-        check_golden(bundle, session, reduced_precision=session.device != "cpu")
-        estimator.warm_up()
-        estimator.find_size()
-    except BaseException:
-        session.close()
-        raise
     estimator.begin_upgrade()
     return estimator
 
@@ -173,6 +174,16 @@ class RtmoEstimator:
     def upgrade(self) -> EngineProgress | None:
         """How far the TensorRT engine is; None when none is wanted."""
         return self._session.upgrade
+
+    @property
+    def fallback(self) -> str:
+        """Why a lesser device computes than this machine should have; empty = it does not."""
+        return self._session.fallback
+
+    @property
+    def shortage(self) -> str:
+        """What is wrong while batches are smaller than they should be; empty = nothing."""
+        return self._limiter.shortage
 
     @property
     def bundle(self) -> Bundle:

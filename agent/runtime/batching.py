@@ -36,6 +36,13 @@ class BatchLimiter:
         """The largest batch at present."""
         return self._limit
 
+    @property
+    def shortage(self) -> str:
+        """What is wrong while batches are smaller than they should be; empty = nothing."""
+        if self._limit == self._maximum:
+            return ""
+        return f"out of device memory: batches of {self._limit} in place of {self._maximum}"
+
     def run(self, count: int, call: Callable[[int, int], T]) -> list[T]:
         """`call(start, stop)` over 0..count in batches; its results in order.
 

@@ -74,12 +74,14 @@ class Accelerators:
 class Plan:
     """serve: devices to try now, best first; build: the TensorRT device to move to once its engine stands.
 
-    required: the build was asked for by name, so its failure is an error and not a loss of speed.
+    required: the build was asked for by name, so its failure is an error and not a loss of speed. missing: why `auto` is left
+    with the CPU although this onnxruntime is one for GPUs; empty = it is not.
     """
 
     serve: tuple[Device, ...]
     build: Device | None = None
     required: bool = False
+    missing: str = ""
 
     @property
     def cpu_only(self) -> bool:
@@ -105,7 +107,7 @@ def plan_devices(device: str, machine: Accelerators, *, engine_cache: bool, path
     if asked is None:
         serve = (Device(Kind.CUDA), CPU) if machine.has(Kind.CUDA) else (CPU,)
         build = Device(Kind.TENSORRT) if engine_cache and machine.has(Kind.TENSORRT) else None
-        return Plan(serve, build)
+        return Plan(serve, build, missing=_missing(machine))
     if asked.kind is Kind.CPU:
         return Plan((CPU,))
     _require(asked, machine, path)
@@ -116,6 +118,13 @@ def plan_devices(device: str, machine: Accelerators, *, engine_cache: bool, path
         raise ConfigError([ConfigProblem(problem, path=path, hint="set engine_cache, or device: cuda")])
     meanwhile = (Device(Kind.CUDA, asked.index), CPU) if machine.has(Kind.CUDA) else (CPU,)
     return Plan(meanwhile, asked, required=True)
+
+
+def _missing(machine: Accelerators) -> str:
+    """Nobody installs an onnxruntime for GPUs where there is none: a GPU that is not found has gone, or its driver has."""
+    if machine.gpus or PROVIDERS[Kind.CUDA] not in machine.providers:
+        return ""
+    return f"no GPU for this onnxruntime: {machine.problem} (hint: check `nvidia-smi`; without a GPU set device: cpu)"
 
 
 def _require(asked: Device, machine: Accelerators, path: str) -> None:

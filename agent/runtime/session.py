@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -15,6 +16,7 @@ from agent.runtime.devices import Accelerators, Device, Plan, plan_devices, prob
 from agent.runtime.engines import Build, EngineCache, EngineKey, EngineProgress, EngineState, EngineUpgrade
 
 _log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 class InferenceSession:
@@ -24,13 +26,21 @@ class InferenceSession:
     """
 
     def __init__(
-        self, backend: Backend, model: Path, plan: Plan, settings: SessionSettings, machine: Accelerators
+        self,
+        backend: Backend,
+        model: Path,
+        plan: Plan,
+        settings: SessionSettings,
+        machine: Accelerators,
+        *,
+        fallback: str = "",
     ) -> None:
         self._backend: Backend | None = backend
         self._model = model
         self._plan = plan
         self._settings = settings
         self._machine = machine
+        self._fallback = fallback
         self._upgrade: EngineUpgrade | None = None
         self._swap = threading.Lock()
         self.inputs = backend.inputs
@@ -48,6 +58,11 @@ class InferenceSession:
     def device(self) -> str:
         """Who computes at the moment: `cpu`, `cuda:0`, `tensorrt:0`."""
         return str(self._open_backend().device)
+
+    @property
+    def fallback(self) -> str:
+        """Why a lesser device computes than this machine should have; empty = it does not, or no longer."""
+        return self._fallback
 
     @property
     def upgrade(self) -> EngineProgress | None:
@@ -118,7 +133,7 @@ class InferenceSession:
             check(InferenceSession(backend, self._model, Plan((device,)), self._settings, self._machine))
         with self._swap:
             if self._backend:  # else closed meanwhile
-                self._backend = backend
+                self._backend, self._fallback = backend, ""
 
     def close(self) -> None:
         """Stop a running build and free the device; twice is fine."""
@@ -152,6 +167,27 @@ def create_session(
     Raises ConfigError (the device asked for is absent), ModelError (file missing, corrupt, unsupported),
     DeviceMemoryError, FatalError.
     """
+    return create_served(
+        model, lambda session: session, device=device, settings=settings, engine_cache=engine_cache,
+        config_path=config_path, machine=machine,
+    )  # fmt: skip
+
+
+def create_served(
+    model: Path,
+    prepare: Callable[[InferenceSession], T],
+    *,
+    device: str,
+    settings: SessionSettings | None,
+    engine_cache: Path | None,
+    config_path: str,
+    machine: Accelerators | None,
+) -> T:
+    """As `create_session`, but what `prepare` makes of the session: a model that has shown that it works.
+
+    Where opening or `prepare` raises ModelError or DeviceMemoryError, the next device of the choice is tried: weights may
+    fit into a GPU where a first run does not. A session that is not taken is closed.
+    """
     if not model.is_file():
         raise ModelError(
             f"{model}: no such model file (hint: check the path; a bundle names its model in manifest.json)"
@@ -159,13 +195,20 @@ def create_session(
     found = machine or probe_accelerators()
     plan = plan_devices(device, found, engine_cache=engine_cache is not None, path=config_path)
     chosen = settings or SessionSettings()
-    return InferenceSession(_first_that_opens(model, plan.serve, chosen), model, plan, chosen, found)
 
-
-def _first_that_opens(model: Path, devices: Sequence[Device], settings: SessionSettings) -> Backend:
-    for device in devices[:-1]:
+    def attempt(one: Device, fallback: str) -> T:
+        session = InferenceSession(Backend(model, one, chosen), model, plan, chosen, found, fallback=fallback)
         try:
-            return Backend(model, device, settings)
+            return prepare(session)
+        except BaseException:
+            session.close()
+            raise
+
+    fallback = plan.missing
+    for one in plan.serve[:-1]:
+        try:
+            return attempt(one, fallback)
         except (ModelError, DeviceMemoryError) as error:
-            _log.warning("device passed over", device=str(device), reason=str(error))
-    return Backend(model, devices[-1], settings)
+            _log.warning("device passed over", device=str(one), reason=str(error))
+            fallback = f"{one} passed over: {error}"
+    return attempt(plan.serve[-1], fallback)

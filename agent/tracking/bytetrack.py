@@ -86,11 +86,9 @@ class ByteTracker:
     """
 
     def __init__(self, config: TrackingConfig, *, fps: float = _UPSTREAM_FPS) -> None:
-        """fps: frames per second that `update` will see; scales how long a lost track is kept."""
-        if not (np.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps: expected a positive number, got {fps}")
+        """fps: see `set_fps`."""
         self._config = config
-        self._buffer_frames = int(fps / _UPSTREAM_FPS * config.buffer_frames)
+        self.set_fps(fps)
         self._frame = 0
         self._next_id = 1
         self._dropped_inputs = 0
@@ -115,6 +113,12 @@ class ByteTracker:
         """Identities not seen in the last frame that may still come back."""
         life = self._table.life
         return tuple(life["id"][life["lost"]].tolist())
+
+    def set_fps(self, fps: float) -> None:
+        """Frames per second that `update` sees from now on; scales how long a lost track is kept. Raises ValueError."""
+        if not (np.isfinite(fps) and fps > 0):
+            raise ValueError(f"fps: expected a positive number, got {fps}")
+        self._buffer_frames = int(fps / _UPSTREAM_FPS * self._config.buffer_frames)
 
     def reset(self) -> None:
         """Forget everybody, as after a cut; the next frame counts as the first one again."""

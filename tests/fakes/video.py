@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +20,7 @@ from agent.types import ImageArray
 FPS = 10
 SIZE = (64, 48)
 """Width, height."""
+SOUND_HZ = 48_000
 NS_PER_S = 1_000_000_000
 
 
@@ -43,10 +44,11 @@ def make_video(
     codec: str = "libx264",
     first: int = 0,
     times_ms: Sequence[int] = (),
+    sound_s: float = 0.0,
 ) -> Path:
     """Write numbered pictures first, first + 1, ...; the container follows from the suffix.
 
-    times_ms: when each is shown, in place of `fps`.
+    times_ms: when each is shown, in place of `fps`. sound_s: how long silence is heard with them, and after them.
     """
     options = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
@@ -55,12 +57,19 @@ def make_video(
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         if times_ms:
             stream.codec_context.time_base = Fraction(1, 1000)
+        sound = container.add_stream("mp2", rate=SOUND_HZ) if sound_s else None
         for index in range(frames):
             frame = av.VideoFrame.from_ndarray(numbered_image(first + index, size), "bgr24")
             if times_ms:
                 frame.pts, frame.time_base = times_ms[index], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if sound is not None:
+            silence = av.AudioFrame.from_ndarray(
+                np.zeros((1, 2 * round(sound_s * SOUND_HZ)), np.int16), layout="stereo"
+            )
+            silence.sample_rate = SOUND_HZ
+            container.mux([*sound.encode(silence), *sound.encode()])
     return path
 
 
@@ -116,7 +125,7 @@ class ScriptedSource:
 
 class StreamServer(ThreadingHTTPServer):
     """Serves /ts (the bytes of an MPEG-TS file) and /mjpeg (`parts` JPEG parts), then closes the connection;
-    /hang accepts and says nothing, /401 refuses, anything else is not found."""
+    /slow is /ts at 60 kB a second, /hang accepts and says nothing, /401 refuses, anything else is not found."""
 
     daemon_threads = True
 
@@ -140,6 +149,12 @@ class _StreamHandler(BaseHTTPRequestHandler):
         if self.path == "/ts":
             self._begin(200, "video/mp2t")
             self.wfile.write(self.server.transport_stream)
+        elif self.path == "/slow":
+            self._begin(200, "video/mp2t")
+            with suppress(OSError):  # who has seen enough goes
+                for begin in range(0, len(self.server.transport_stream), 3000):
+                    self.wfile.write(self.server.transport_stream[begin : begin + 3000])
+                    self.server.released.wait(0.05)
         elif self.path == "/mjpeg":
             self._begin(200, "multipart/x-mixed-replace; boundary=frame")
             for index in range(self.server.parts):

@@ -304,6 +304,19 @@ def test_figures_of_labelled_clips(shell: Shell) -> None:
     assert "accuracy 0.6000" in done.stdout
 
 
+def test_a_service_that_is_off_is_measured_where_it_is_named(shell: Shell) -> None:
+    table, report, off = clips(shell, [("a.mp4", "fight")]), shell.folder / "report.json", shell.folder / "off.yaml"
+    off.write_text("services: {fight: {enabled: false}}")
+    done = shell.run(
+        "evaluate", "action", "--service", "fight", "--data", table, "--report", report,
+        "--config", config(shell), "--config", off,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert [clip["probability"] for clip in found["clips"]] == pytest.approx([0.9])
+    assert found["about"]["models"] == {"pose": "replay-1", "action/fight": "scripted-fight"}
+
+
 def test_a_clip_that_cannot_be_read_is_left_out_and_costs_exit_code_1(shell: Shell) -> None:
     table, report = clips(shell, [("bad.mp4", "fight"), ("good.mp4", "fight")]), shell.folder / "report.json"
     (shell.folder / "bad.mp4").write_bytes(b"x")

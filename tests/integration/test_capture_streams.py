@@ -139,6 +139,27 @@ async def test_a_server_that_says_nothing_times_out_and_closing_waits_no_longer(
         assert time.monotonic() - began < 1.5
 
 
+async def test_a_stream_of_which_only_the_sound_goes_on_is_given_up_and_picked_up_again(tmp_path: Path) -> None:
+    film = make_video(tmp_path / "film.ts", 12, sound_s=8)
+    with serve_streams(film.read_bytes()) as server:
+        async with open_camera(config(server.url("slow"), read_timeout_s=0.5)) as camera:
+            await until(camera, lambda status: status.frames > 0)
+            status = await until(camera, lambda status: status.phase is CameraPhase.OFFLINE)
+            assert "no picture for 0." in status.error
+            await until(camera, lambda status: status.reconnects == 1)
+
+
+async def test_a_stream_of_which_only_the_sound_goes_on_is_closed_at_once(tmp_path: Path) -> None:
+    film = make_video(tmp_path / "film.ts", 12, sound_s=8)
+    with serve_streams(film.read_bytes()) as server:
+        async with open_camera(config(server.url("slow"), read_timeout_s=2)) as camera:
+            await until(camera, lambda status: status.frames > 0)
+            await asyncio.sleep(0.5)
+            assert camera.status().phase is CameraPhase.STREAMING
+            began = time.monotonic()
+        assert time.monotonic() - began < 1
+
+
 async def test_a_change_of_resolution_in_a_stream_shows_in_the_frames(tmp_path: Path) -> None:
     small = make_video(tmp_path / "a.ts", 30, size=(64, 48)).read_bytes()
     large = make_video(tmp_path / "b.ts", 30, size=(128, 96)).read_bytes()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fakes.bundles import make_bundle
 from fakes.candidates import derive
+from fakes.pretend_gpu import PretendGpu
 from fakes.replay import RecordingListener
 from fakes.trial_desk import REPO, desk_config, open_desk
 from fakes.video import make_video
@@ -224,6 +225,25 @@ def test_stand_in_of_the_configured_model_is_none_of_another() -> None:
     assert (changed.pose.model, changed.pose.cpu_model) == (Path("/m"), None)
     assert changed.services["fall"].model == Path("/f")
     assert config.services["fall"].model == REPO / "models" / "fall-stgcn"
+
+
+async def test_candidate_for_which_the_gpu_has_no_room_does_not_fit(
+    tmp_path: Path, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = PretendGpu(monkeypatch)
+    async with open_recognition(tiny_config(tmp_path, two[0], device="auto")) as recognition:
+        running: Any = recognition.slots["pose"]
+        assert running.device == "cuda:0"
+        for what in ("weights", "run"):
+            gpu.no_room_for = what
+            with pytest.raises(ModelError, match=r"does not fit beside .*cuda:0 passed over: .*out of memory"):
+                await recognition.load("pose", two[1])
+        assert recognition.slots["pose"] is running
+        gpu.no_room_for = ""
+        await swap(recognition, "pose", two[1])
+    gpu.no_room_for = "run"
+    async with open_recognition(tiny_config(tmp_path, two[0], device="auto")) as recognition:
+        await swap(recognition, "pose", two[1])  # both on the CPU: nothing is lost
 
 
 # --- with a live camera --------------------------------------------------------------------------------------------------

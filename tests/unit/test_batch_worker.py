@@ -88,13 +88,41 @@ async def test_wrong_number_of_results_is_a_model_error() -> None:
     assert await run(Doubler(), [1, -4], max_batch=1) == [2, "ModelError"]
 
 
-async def test_out_of_memory_halves_the_batch_for_good() -> None:
+async def test_out_of_memory_halves_the_batch() -> None:
     doubler = Doubler(capacity=2)
     assert await run(doubler, list(range(12)), max_batch=8) == [2 * n for n in range(12)]
     sizes = [len(batch) for batch in doubler.batches]
     assert max(sizes) > 2
     small_from = sizes.index(2)
     assert max(sizes[small_from:]) <= 2
+
+
+async def test_after_a_good_while_larger_batches_are_tried_again() -> None:
+    """Memory is short for a moment, even for a single item."""
+    doubler = Doubler(capacity=0)
+    worker = BatchWorker("test", doubler, max_batch=8, max_wait_s=5.0, patience=3)
+    worker.submitters = 8
+    worker.start()
+    assert set(await asyncio.gather(*(outcome(worker.submit(item)) for item in range(8)))) == {"DeviceMemoryError"}
+    assert worker.max_batch == 1
+    doubler.capacity = 8
+    for _ in range(40):
+        await asyncio.gather(*(worker.submit(item) for item in range(8)))
+    assert worker.max_batch == 8
+    assert len(doubler.batches[-1]) == 8
+    await worker.close()
+
+
+async def test_a_device_that_stays_too_small_is_bothered_ever_more_rarely_and_loses_nothing() -> None:
+    doubler = Doubler(capacity=2)
+    worker = BatchWorker("test", doubler, max_batch=4, max_wait_s=5.0, patience=3)
+    worker.submitters = 4
+    worker.start()
+    for _ in range(300):
+        assert await asyncio.gather(*(worker.submit(item) for item in range(4))) == [0, 2, 4, 6]
+    await worker.close()
+    failures = sum(len(batch) > 2 for batch in doubler.batches)
+    assert failures < 12  # 600 batches: at 6, 18, 42, ... good ones
 
 
 async def test_out_of_memory_with_a_single_item_is_reported() -> None:

@@ -126,13 +126,15 @@ async def test_memory_limit_of_the_old_function_is_not_the_new_ones() -> None:
             raise DeviceMemoryError("too many")
         return [(0, item) for item in items]
 
-    worker: BatchWorker[int, Answer] = BatchWorker("test", small, max_batch=4, max_wait_s=5.0)
+    worker: BatchWorker[int, Answer] = BatchWorker("test", small, max_batch=4, max_wait_s=5.0, patience=1)
     worker.start()
     worker.submitters = 4
     await asyncio.gather(*(worker.submit(item) for item in range(4)))
     assert worker.max_batch < 4
-    await worker.replace(Numbered(1), max_batch=4)
-    assert worker.max_batch == 4
+    await worker.replace(Numbered(1), max_batch=3)
+    for _ in range(5):
+        await asyncio.gather(*(worker.submit(item) for item in range(3)))
+    assert worker.max_batch == 3
     await worker.close()
 
 

@@ -125,7 +125,7 @@ class NvmlError(Exception):
         self.value = value
 
 
-NOT_SUPPORTED, FUNCTION_NOT_FOUND, GPU_IS_LOST = 3, 13, 15
+NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND, GPU_IS_LOST, UNKNOWN = 3, 4, 13, 15, 999
 
 
 class FakeNvml:
@@ -133,6 +133,7 @@ class FakeNvml:
 
     NVMLError: type[Exception] = NvmlError
     NVML_ERROR_GPU_IS_LOST = GPU_IS_LOST
+    NVML_ERROR_NO_PERMISSION = NO_PERMISSION
     NVML_TEMPERATURE_GPU = 0
     NVML_TEMPERATURE_THRESHOLD_SHUTDOWN = 0
     NVML_TEMPERATURE_THRESHOLD_SLOWDOWN = 1
@@ -159,7 +160,7 @@ class FakeNvml:
         return self._answer("count", self.gpus)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:  # noqa: N802
-        return self._answer("handle", f"gpu{index}")
+        return self._answer(f"handle {index}", self._answer("handle", f"gpu{index}"))
 
     def nvmlDeviceGetName(self, handle: Any) -> str:  # noqa: N802
         return self._answer("name", "NVIDIA Test 4000")
@@ -199,6 +200,7 @@ def test_the_real_module_has_the_surface_that_is_used() -> None:
     assert len(names) > 15
     assert all(hasattr(pynvml, name) for name in names)
     assert FakeNvml.NVML_ERROR_GPU_IS_LOST == pynvml.NVML_ERROR_GPU_IS_LOST
+    assert FakeNvml.NVML_ERROR_NO_PERMISSION == pynvml.NVML_ERROR_NO_PERMISSION
     assert FakeNvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN == pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
 
 
@@ -257,8 +259,32 @@ def test_a_lost_gpu_is_reported(call: str) -> None:
     assert sample.lost
 
 
+@pytest.mark.parametrize(
+    ("code", "found"), [(NO_PERMISSION, []), (GPU_IS_LOST, [("1", True)]), (UNKNOWN, [("1", True)])]
+)
+def test_a_gpu_that_cannot_be_opened_is_lost_unless_it_is_somebody_elses(
+    code: int, found: list[tuple[str, bool]]
+) -> None:
+    samples = NvmlProbe(FakeNvml(gpus=2, errors={"handle 1": code})).sample()
+    assert [(sample.gpu_id, sample.lost) for sample in samples] == [("0", False), *found]
+
+
 def test_a_failing_count_is_no_gpu() -> None:
-    assert NvmlProbe(FakeNvml(errors={"count": 999})).sample() == ()
+    assert NvmlProbe(FakeNvml(errors={"count": UNKNOWN})).sample() == ()
+
+
+@pytest.mark.parametrize("code", [GPU_IS_LOST, UNKNOWN])
+def test_a_gpu_that_takes_the_count_down_is_lost_until_it_is_there_again(code: int) -> None:
+    api = FakeNvml(gpus=2, errors={"handle 1": NO_PERMISSION})
+    probe = NvmlProbe(api)
+    (well,) = probe.sample()
+    api.errors["count"] = code
+    assert probe.sample() == probe.sample() == (GpuSample("0", lost=True),)
+    del api.errors["count"]
+    assert probe.sample() == (well,)
+    api.errors["count"] = code
+    probe.close()
+    assert probe.sample() == (), "released, not lost"
 
 
 def test_nvml_is_released_once() -> None:

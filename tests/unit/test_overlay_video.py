@@ -15,7 +15,7 @@ import pytest
 from fakes.replay import RecordingListener, walkers
 from fakes.video import make_video, numbered_image
 
-from agent.errors import DataError, SourceError
+from agent.errors import DataError, ModelError, SourceError
 from agent.offline import file_source
 from agent.overlay import ActionBar
 from agent.overlay_video import OVERLAY, VERDICT_SHOWN_S, ActionTrace, SceneNotes, draw_overlay
@@ -34,8 +34,8 @@ def tracks_of(stamp: FrameStamp, people: People) -> Tracks:
     return Tracks(stamp, people, np.arange(1, len(people) + 1), np.ones(len(people), np.int64))
 
 
-def watch(video: Path, notes: SceneNotes, recording: Sequence[People]) -> None:
-    """Tell `notes` of each frame of `video` as a pipeline would."""
+def watch(video: Path, notes: SceneNotes, recording: Sequence[People | None]) -> None:
+    """Tell `notes` of each frame of `video` as a pipeline would. None: inference failed."""
     with closing(file_source(video)) as source:
         source.open()
         number = 0
@@ -43,11 +43,14 @@ def watch(video: Path, notes: SceneNotes, recording: Sequence[People]) -> None:
             image, t_ns = picture
             stamp = FrameStamp("cam", number, t_ns, T0, image.shape[1], image.shape[0])
             people = recording[number % len(recording)]
+            if people is None:
+                notes.on_failure("cam", "pose", ModelError("out of order"))
+                people = People.empty()
             notes.on_tracks(Frame(stamp, image), people, tracks_of(stamp, people), 0.0)
             number += 1
 
 
-def overlay(video: Path, out: Path, recording: Sequence[People], *, blur_faces: bool = True) -> Path:
+def overlay(video: Path, out: Path, recording: Sequence[People | None], *, blur_faces: bool = True) -> Path:
     done: list[tuple[int, int]] = []
     path = out / OVERLAY
     out.mkdir(exist_ok=True)
@@ -168,12 +171,24 @@ def test_heads_go_as_the_configuration_says(tmp_path: Path, blur_faces: bool) ->
     assert (head.std() < wall.std() / 3) == blur_faces
 
 
+@pytest.mark.parametrize("blur_faces", [True, False])
+def test_a_frame_of_which_nobody_knows_the_heads_is_not_shown(tmp_path: Path, blur_faces: bool) -> None:
+    video = make_video(tmp_path / "clip.mp4", 20, size=SIZE, fps=5)
+    failing = range(5, 18)  # for longer than a head is remembered
+    recording = [None if number in failing else standing() for number in range(20)]
+    images, _ = decoded(overlay(video, tmp_path / "out", recording, blur_faces=blur_faces))
+    for number, image in enumerate(images):
+        background = numbered_image(number, SIZE)
+        assert (image[100:120, 280:310].max() < 5) == (blur_faces and number in failing), number
+        assert drawn(image, background, 20, 232), "the caption"
+
+
 # --- notes ------------------------------------------------------------------------------------------------------------
 
 
 def test_notes_give_back_what_they_were_told_and_pass_it_on(tmp_path: Path) -> None:
     video = make_video(tmp_path / "clip.mp4", 5)
-    recording = [*walkers(3, 2), People.empty(), *walkers(1, 2)]
+    recording = [*walkers(3, 2), People.empty(), None, *walkers(1, 1)]
     listener = RecordingListener()
     with SceneNotes(listener, tmp_path, {}) as notes:
         watch(video, notes, recording)
@@ -181,9 +196,10 @@ def test_notes_give_back_what_they_were_told_and_pass_it_on(tmp_path: Path) -> N
             read = list(notes.read())
             assert notes.frames == len(read) == len(listener.tracks) == 5
             for people, (seen, tracks), told in zip(recording, read, listener.tracks, strict=True):
-                for name in ("boxes", "keypoints", "keypoint_scores", "scores"):
+                for name in ("boxes", "keypoints", "keypoint_scores", "scores") if people is not None else ():
                     np.testing.assert_array_equal(getattr(seen, name), getattr(people, name))
                     np.testing.assert_array_equal(getattr(tracks.people, name), getattr(people, name))
+                assert (seen is None) == (people is None)
                 np.testing.assert_array_equal(tracks.track_ids, told.track_ids)
                 assert tracks.stamp.t_mono_ns == told.stamp.t_mono_ns
                 assert (tracks.stamp.width, tracks.stamp.height) == (told.stamp.width, told.stamp.height)

@@ -62,7 +62,8 @@ async def run(
     pipeline = CameraPipeline(
         stream,
         pose=pose,
-        tracker=lambda: ByteTracker(TrackingConfig(), fps=25.0),
+        tracker=ByteTracker(TrackingConfig()),
+        fps=lambda: 25.0,
         windows=ActionWindows(stream.camera_id, {"fight": config}),
         services={"fight": Service("fight", action, ("fight", "other"), 0, machine)},
         listener=listener,

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from fakes.graphs import rtmo_graph, stgcn_graph
+from fakes.pretend_gpu import PretendGpu
 
 from agent.config.schema import BatchConfig, PoseConfig
 from agent.errors import ConfigError, DataError, DeviceMemoryError, ModelError
@@ -365,6 +366,19 @@ def test_out_of_memory_makes_the_batches_smaller_and_loses_no_picture(make: Call
     assert [people.boxes[0, 0] for people in found] == [0, 2, 4, 6, 8, 10, 12]
     assert seen == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     assert (estimator.batch_limit, estimator.max_batch) == (1, 8)
+    assert estimator.shortage == "out of device memory: batches of 1 in place of 8"
+    assert make(batch=1).shortage == "", "smaller than configured, but all that the graph takes"
+
+
+@pytest.mark.parametrize("no_room_for", ["weights", "run"])
+def test_a_gpu_that_is_full_at_the_start_leaves_the_model_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_room_for: str
+) -> None:
+    PretendGpu(monkeypatch, no_room_for)
+    estimator = create(PoseConfig(model=rtmo_graph(tmp_path / "rtmo-x.onnx"), threads=1))
+    assert estimator.device == "cpu"
+    assert "rtmo-x.onnx on cuda:0: CUDA failure 2: out of memory" in estimator.fallback
+    assert len(estimator.estimate([scene()])[0]) == 1
 
 
 def test_the_batch_size_of_the_configuration_is_kept(make: Callable[..., RtmoEstimator]) -> None:

@@ -36,6 +36,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_size_is_kept(
     assert [value for part in parts for value in part] == list(range(9))
     assert shrunk == [4, 2]
     assert limiter.limit == 2
+    assert limiter.shortage == "out of device memory: batches of 2 in place of 8"
     device.calls.clear()
     limiter.run(4, device)
     assert device.calls == [(0, 2), (2, 4)]
@@ -71,6 +72,7 @@ def test_after_a_good_while_larger_batches_are_tried_again() -> None:
     for _ in range(40):
         limiter.run(8, device)
     assert changes == [4, 2, 4, 8]
+    assert limiter.shortage == ""
     device.calls.clear()
     limiter.run(8, device)
     assert device.calls == [(0, 8)]

@@ -49,6 +49,15 @@ def test_auto_takes_the_best_there_is_and_never_waits_for_an_engine(
     assert plan.cpu_only == (not machine.gpus)
 
 
+def test_an_onnxruntime_for_gpus_without_one_says_what_is_missing() -> None:
+    gone = Accelerators("1.31.1", GPU_PROVIDERS, problem="cuInit failed with error 100")
+    assert "cuInit failed with error 100" in plan_devices("auto", gone, engine_cache=False).missing
+    assert "libcuda.so.1" in plan_devices("auto", NO_GPU, engine_cache=False).missing
+    asked = [plan_devices("cpu", gone, engine_cache=False)]
+    as_it_is = [plan_devices("auto", machine, engine_cache=False) for machine in (CPU_ONLY, CUDA, FULL)]
+    assert {plan.missing for plan in asked + as_it_is} == {""}
+
+
 def test_a_device_asked_for_has_no_stand_in() -> None:
     assert plan_devices("cuda", FULL, engine_cache=True).serve == (Device(Kind.CUDA),)
     assert plan_devices("cpu", FULL, engine_cache=True).serve == (CPU,)

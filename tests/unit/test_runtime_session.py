@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 from fakes.graphs import rtmo_graph, stgcn_graph
+from fakes.pretend_gpu import MACHINE as WITH_GPU
+from fakes.pretend_gpu import PretendGpu
 
-from agent.errors import ConfigError, ModelError
+from agent.errors import ConfigError, DeviceMemoryError, ModelError
 from agent.runtime.backend import Backend, SessionSettings
 from agent.runtime.devices import CPU, Accelerators, Device, Kind, Plan
 from agent.runtime.engines import EngineState
-from agent.runtime.session import InferenceSession, create_session
+from agent.runtime.session import InferenceSession, create_served, create_session
 
 MACHINE = Accelerators("1.32.0", ("CPUExecutionProvider",), ("Pretend GPU (9.9)",), "1", "10.0.0")
 SHAPES = {"input": ((1, 3, 64, 96), (2, 3, 64, 96))}
@@ -67,9 +70,75 @@ def test_a_device_asked_for_and_absent_is_a_configuration_error(model: Path) -> 
 def test_auto_passes_over_a_gpu_that_does_not_start(model: Path) -> None:
     providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
     believed = Accelerators("1.32.0", providers, ("Pretend GPU (9.9)",))
-    assert create_session(model, machine=believed).device == "cpu"
+    session = create_session(model, machine=believed)
+    assert session.device == "cpu"
+    assert session.fallback.startswith("cuda:0 passed over: loading rtmo.onnx on cuda:0: ")
     with pytest.raises(ModelError, match="CUDAExecutionProvider"):
         create_session(model, device="cuda", machine=believed)
+
+
+def test_a_gpu_that_opens_and_is_there_serves_and_nothing_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    PretendGpu(monkeypatch)
+    session = create_session(model)
+    assert (session.device, session.fallback) == ("cuda:0", "")
+
+
+def test_a_gpu_that_has_gone_is_told(model: Path) -> None:
+    machine = Accelerators(
+        "1.32.0", ("CUDAExecutionProvider", "CPUExecutionProvider"), problem="cuInit failed with error 100"
+    )
+    session = create_session(model, machine=machine)
+    assert session.device == "cpu"
+    assert "cuInit failed with error 100" in session.fallback
+    assert create_session(model, device="cpu", machine=machine).fallback == ""
+
+
+@pytest.mark.parametrize("no_room_for", ["weights", "run"])
+def test_a_gpu_that_is_full_at_the_start_is_told_until_an_engine_serves(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_room_for: str
+) -> None:
+    gpu = PretendGpu(monkeypatch, no_room_for)
+    machine = replace(WITH_GPU, tensorrt="10.0.0", providers=(*WITH_GPU.providers, "TensorrtExecutionProvider"))
+
+    def proven(session: InferenceSession) -> InferenceSession:
+        session.run(picture())
+        return session
+
+    def build(folder: Path, _cancelled: threading.Event, _report: object) -> None:
+        (folder / "a.engine").write_bytes(b"engine")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(machine.providers))
+    session = create_served(
+        model, proven, device="auto", settings=None, engine_cache=tmp_path / "e", config_path="device", machine=machine
+    )
+    assert gpu.opened == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert session.device == "cpu"
+    assert "rtmo.onnx on cuda:0: CUDA failure 2: out of memory" in session.fallback
+    job = session.begin_upgrade(SHAPES, model_sha256="ab", engine_cache=tmp_path / "e", build=build)
+    assert job is not None
+    assert job.wait(20).state is EngineState.SERVING
+    assert (session.device, session.fallback) == ("tensorrt:0", "")
+
+
+def test_the_last_device_has_no_stand_in_and_is_closed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = PretendGpu(monkeypatch)
+    tried: list[InferenceSession] = []
+
+    def refuse(session: InferenceSession) -> None:
+        tried.append(session)
+        raise ModelError(f"no good on {session.device}")
+
+    with pytest.raises(ModelError, match="no good on cpu"):
+        create_served(
+            model, refuse, device="auto", settings=None, engine_cache=None, config_path="device", machine=WITH_GPU
+        )
+    assert len(gpu.opened) == len(tried) == 2
+    for session in tried:
+        with pytest.raises(ModelError, match="closed"):
+            session.run(picture())
+    gpu.no_room_for = "weights"
+    with pytest.raises(DeviceMemoryError):
+        create_session(model, device="cuda", machine=WITH_GPU)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, None])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.graphs import rtmo_graph, stgcn_graph
+from fakes.pretend_gpu import PretendGpu
 
 from agent.action.stgcn import StgcnClassifier, create, softmax
 from agent.config.schema import ServiceConfig, WindowConfig
@@ -202,6 +203,17 @@ def test_wrong_options_and_absent_devices_name_the_service(tmp_path: Path) -> No
         create("fight", service(model, options={"lables": LABELS}))
     with pytest.raises(ConfigError, match=r"services\.fight\.device: .*CUDAExecutionProvider"):
         create("fight", service(model, device="cuda"))
+
+
+@pytest.mark.parametrize("no_room_for", ["weights", "run"])
+def test_a_gpu_that_is_full_at_the_start_leaves_the_model_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_room_for: str
+) -> None:
+    PretendGpu(monkeypatch, no_room_for)
+    classifier = create("fight", service(stgcn_graph(tmp_path / "s.onnx"), device="auto"))
+    assert classifier.device == "cpu"
+    assert "s.onnx on cuda:0: CUDA failure 2: out of memory" in classifier.fallback
+    assert classifier.classify(windows(1.0)).shape == (1, 2)
 
 
 def test_fight_and_fall_run_side_by_side(tmp_path: Path) -> None:

@@ -96,6 +96,21 @@ def test_lost_track_comes_back_within_the_buffer_of_the_frame_rate(fps: float, b
     assert see(tracker, (WALKER, 0.9)) == [1]
 
 
+@pytest.mark.parametrize(("before", "now", "buffer_frames"), [(5.0, 30.0, 30), (30.0, 5.0, 5)])
+def test_lost_track_is_kept_as_long_as_the_frame_rate_of_now_says(
+    before: float, now: float, buffer_frames: int
+) -> None:
+    tracker = ByteTracker(TrackingConfig(), fps=before)
+    see(tracker, (WALKER, 0.9))
+    tracker.set_fps(now)
+    for _ in range(buffer_frames):
+        tracker.track(*NOBODY)
+    assert see(tracker, (WALKER, 0.9)) == [1]
+    for _ in range(buffer_frames + 3):
+        tracker.track(*NOBODY)
+    assert tracker.lost_ids == ()
+
+
 def test_lost_track_is_removed_after_the_buffer_and_reported_once() -> None:
     tracker = ByteTracker(TrackingConfig(buffer_frames=5))
     see(tracker, (WALKER, 0.9))
@@ -182,6 +197,8 @@ def test_arrays_that_do_not_fit_together_are_refused() -> None:
 def test_frame_rate_must_be_a_positive_number(fps: float) -> None:
     with pytest.raises(ValueError, match="fps"):
         ByteTracker(TrackingConfig(), fps=fps)
+    with pytest.raises(ValueError, match="fps"):
+        ByteTracker(TrackingConfig()).set_fps(fps)
 
 
 def test_two_hundred_people_in_one_heap_do_no_harm() -> None:

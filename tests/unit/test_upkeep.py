@@ -1,16 +1,25 @@
-"""Delivery, evidence and engines as health reasons and metrics."""
+"""Delivery, evidence and models as health reasons and metrics."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from fakes.graphs import rtmo_graph, stgcn_graph
+from fakes.pretend_gpu import PretendGpu
 
+from agent.action.stgcn import create as create_classifier
+from agent.config.schema import PoseConfig, ServiceConfig
 from agent.daemon.upkeep import BACKLOG_AGE_S, SHOWN_FOR, Upkeep
+from agent.errors import DeviceMemoryError
 from agent.events.evidence_writer import EvidenceStats
 from agent.health.reasons import HealthState, Reason
 from agent.observe.metrics import Metrics
 from agent.outbox.relay import RelayStats
+from agent.pose.rtmo import create as create_estimator
 from agent.runtime.engines import EngineProgress, EngineState
 
 
@@ -81,7 +90,29 @@ def test_evidence_that_cannot_be_written_is_named_until_it_can(health: HealthSta
 
 def test_engine_under_construction_is_a_fallback(health: HealthState) -> None:
     upkeep = Upkeep(health, Metrics("1"))
-    upkeep.look_at_engines({"pose": EngineProgress(EngineState.BUILDING, 3.0, "40 %"), "action/fight": None})
+    pose = SimpleNamespace(upgrade=EngineProgress(EngineState.BUILDING, 3.0, "40 %"))
+    upkeep.look_at_models({"pose": pose, "action/fight": SimpleNamespace(upgrade=None)})
     assert reasons(health) == {"model_fallback:pose"}
-    upkeep.look_at_engines({"pose": EngineProgress(EngineState.SERVING, 9.0), "action/fight": None})
+    pose.upgrade = EngineProgress(EngineState.SERVING, 9.0)
+    upkeep.look_at_models({"pose": pose, "action/fight": SimpleNamespace(upgrade=None)})
     assert reasons(health) == set()
+
+
+def test_lesser_device_and_smaller_batches_are_a_fallback(
+    health: HealthState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upkeep = Upkeep(health, Metrics("1"))
+    gpu = PretendGpu(monkeypatch)
+    options = {"labels": ["normal", "fight"]}
+    fight = create_classifier("fight", ServiceConfig(model=stgcn_graph(tmp_path / "s.onnx"), options=options))
+    gpu.no_room_for = "weights"
+    pose = create_estimator(PoseConfig(model=rtmo_graph(tmp_path / "r.onnx"), threads=1))
+    upkeep.look_at_models({"pose": pose, "action/fight": fight})
+    assert reasons(health) == {"model_fallback:pose"}
+    assert "cuda:0 passed over: loading r.onnx on cuda:0: CUDA failure 2" in health.snapshot().reasons[0].detail
+    gpu.no_room_for = "run"
+    with pytest.raises(DeviceMemoryError):
+        fight.classify(np.zeros((2, *fight.input_shape), np.float32))
+    upkeep.look_at_models({"action/fight": fight})
+    assert reasons(health) == {"model_fallback:pose", "model_fallback:action/fight"}
+    assert health.snapshot().reasons[1].detail == "out of device memory: batches of 1 in place of 16"
