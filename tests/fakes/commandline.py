@@ -21,8 +21,12 @@ def plain_logging() -> Iterator[None]:
     """Gives the test run its own logging back: a command sends all of it to its stderr."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    configure = structlog.configure
+    freely = {"cache_logger_on_first_use": False}  # else the loggers of modules keep what they got first
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(structlog, "configure", lambda **given: configure(**given | freely))
+            yield
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
