@@ -8,15 +8,16 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from agent.capture.base import redact_in
 from agent.capture.camera import Camera, open_camera
 from agent.capture.sources import build_source
 from agent.config.schema import CameraConfig, RulesConfig
 from agent.config.sections import LIVE
-from agent.errors import ConfigError, ConfigProblem, TransientError
+from agent.errors import ConfigError, ConfigProblem, FatalError, TransientError
 from agent.health.governor import LADDER, Step
 from agent.health.reasons import Reason, reason_key
 from agent.ports import HealthSink, PipelineListener, VideoSource
-from agent.recognition import CameraRun, Recognition
+from agent.recognition import NOMINAL_FPS, CameraRun, Recognition
 from agent.supervise import RestartPolicy, supervise
 from agent.types import CameraPhase, CameraStatus
 
@@ -38,6 +39,9 @@ _REASONS = {
     CameraPhase.FROZEN: Reason.CAMERA_FROZEN,
     CameraPhase.BLIND: Reason.CAMERA_BLIND,
 }
+
+_ABSENT = frozenset({CameraPhase.CONNECTING, CameraPhase.OFFLINE, CameraPhase.ENDED})
+"""Nothing comes from such a camera, whatever the governor allows it."""
 
 
 @dataclass(slots=True)
@@ -65,8 +69,11 @@ def check_sources(configs: Sequence[CameraConfig]) -> None:
             build_source(config)
         except ConfigError as error:
             problems += error.problems
-        except TransientError:  # absent, not wrong: its camera tries again
-            continue
+        except FatalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever there is about one source, the cameras that run go on
+            text = redact_in(f"{type(error).__name__}: {error}", config.source)
+            problems.append(ConfigProblem(f"camera {config.id!r}: {text}", path="cameras"))
     if problems:
         raise ConfigError(problems)
 
@@ -179,7 +186,7 @@ class Cameras:
                 entry.run = self._recognition.camera(
                     camera, self._listener, services=config.services, fps=lambda: camera.report().expected_fps
                 )
-                self._slow(entry)
+                self._slow(entry, self._paused())
                 await entry.run.pipeline.run()
             except asyncio.CancelledError:
                 if entry.stopping:  # it did not drain
@@ -212,8 +219,9 @@ class Cameras:
     def apply_step(self, step: Step) -> None:
         """Slow every camera down, or speed it up again, to what `step` allows."""
         self._step = step
+        paused = self._paused()
         for entry in self._entries.values():
-            self._slow(entry)
+            self._slow(entry, paused)
 
     def apply_rules(self, rules: Mapping[str, RulesConfig]) -> None:
         """New thresholds for the services named; open events go on."""
@@ -222,19 +230,35 @@ class Cameras:
                 if name in rules:
                     machine.update_config(rules[name])
 
-    def _slow(self, entry: _Entry) -> None:
-        if entry.camera is None:
+    def _paused(self) -> frozenset[str]:
+        """Who pauses now. No camera that works does so for the sake of one from which nothing comes."""
+        return self._step.paused_cameras(
+            {
+                status.camera_id: self._entries[status.camera_id].config.priority
+                for status in self.statuses()
+                if status.phase not in _ABSENT
+            }
+        )
+
+    def _slow(self, entry: _Entry, paused: frozenset[str]) -> None:
+        camera, config = entry.camera, entry.config
+        if camera is None:
             return
-        entry.camera.set_max_fps(self._step.camera_fps(entry.config.max_fps))
-        paused = self._step.paused_cameras({name: other.config.priority for name, other in self._entries.items()})
-        if entry.config.id in paused:
-            entry.camera.pause()
+        camera.set_max_fps(self._step.camera_fps(config.max_fps))
+        if config.id in paused:
+            camera.pause()
         else:
-            entry.camera.resume()
-        if entry.run is not None:
-            for name, service in self._recognition.config.services.items():
-                if name in entry.run.rules:
-                    entry.run.windows.set_stride(name, service.window.stride * self._step.stride_factor)
+            camera.resume()
+        if entry.run is None:
+            return
+        fps = usual_fps = camera.report().nominal_fps or NOMINAL_FPS
+        if camera.live:  # a file is not thinned
+            usual_fps = min(usual_fps, config.max_fps or usual_fps)
+            fps = self._step.camera_fps(usual_fps)
+        for name, service in self._recognition.config.services.items():
+            if name in entry.run.rules:
+                stride = self._step.stride(service.window, service.rules.silence_s, usual_fps=usual_fps, fps=fps)
+                entry.run.windows.set_stride(name, stride)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -258,7 +282,8 @@ class Cameras:
         return [name for name in self.resting() if name in live]
 
     def report_health(self) -> None:
-        """Raise and clear each camera's reasons; a batch waits for company only from those that deliver."""
+        """Raise and clear each camera's reasons; a batch waits for company only from those that deliver, and who pauses is decided anew."""
+        self.apply_step(self._step)  # cameras may have come or gone since, or said how many frames a second they show
         statuses = self.statuses()
         streaming = sum(status.phase is CameraPhase.STREAMING for status in statuses)
         self._recognition.pose.submitters = max(1, streaming)

@@ -77,6 +77,8 @@ class ModelWatch:
         self._people_s = float("-inf")
         self.smaller_pictures = False
         """The governor has the pose model see less than it is judged by: its figures say nothing about drift meanwhile."""
+        self.sparse_windows = False
+        """The governor has windows farther apart than they are configured to be: how many begin something says nothing meanwhile."""
 
     @property
     def incidents(self) -> frozenset[str]:
@@ -89,7 +91,7 @@ class ModelWatch:
             return
         try:
             text = await asyncio.to_thread(self._file.read_text, encoding="utf-8")
-            self._watch.restore(json.loads(text))
+            self._watch.restore(json.loads(text, parse_constant=_refuse))
         except FileNotFoundError:
             _log.info("drift_learning", warmup_h=self._config.warmup_h, scene_h=self._config.scene_h)
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -108,7 +110,7 @@ class ModelWatch:
     def observe_scores(self, scores: ActionScores) -> None:
         """One classified window."""
         if self._config.enabled:
-            self._watch.observe_scores(scores)
+            self._watch.observe_scores(scores, sparse=self.sparse_windows)
 
     def observe_latency(self, slot: str, items: int, seconds: float) -> None:
         """One call of a model; from any thread."""
@@ -210,6 +212,10 @@ class ModelWatch:
         for reason in self._raised - raised:
             self._health.clear_reason(reason)
         self._raised = raised
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number")
 
 
 def _state(reading: Reading) -> str:

@@ -118,6 +118,7 @@ class Watching:
         if self.cameras is None or self.recognition is None:
             return
         self.cameras.apply_step(LADDER[step])
+        self._agent.drift.sparse_windows = LADDER[step].stride_factor > 1
         self.recognition.scale_pictures(LADDER[step].picture_scale)
         self._note_size(self.recognition)
 

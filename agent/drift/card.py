@@ -23,12 +23,13 @@ class FrameMeans(NamedTuple):
 
 
 def frame_means(people: People) -> FrameMeans | None:
-    """The observation of one frame; None without people, which says nothing about the model."""
+    """The observation of one frame; None without people, which says nothing about the model, and where a score is no number."""
     count = len(people)
     if not count:
         return None
     scores = people.keypoint_scores
-    return FrameMeans(float(people.scores.sum()) / count, float(scores.sum()) / scores.size)
+    means = FrameMeans(float(people.scores.sum()) / count, float(scores.sum()) / scores.size)
+    return means if all(map(math.isfinite, means)) else None
 
 
 def window_confidence(scores: ActionScores) -> float | None:

@@ -7,7 +7,7 @@ and has enough observations: an empty street ends none, and says nothing.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from agent.drift.baseline import Cells, MeanBaseline, learn_mean
@@ -83,7 +83,8 @@ class Signal(Protocol):
 class MeanSignal:
     """A mean that must not move in the harmful direction: CUSUM over blocks, residuals from a profile over conditions.
 
-    shift: relative change to be found, negative for a fall. logarithmic: geometric means, for times with a long tail.
+    shift: relative change to be found, negative for a fall. logarithmic: geometric means, for times with a long tail, and each
+    condition by itself: one that comes later (a larger batch, since there is another camera) is learned then, and not judged by the others.
     card: the mean that the model's card promises, of one that must not fall: where it is above what was learned, it takes the
     place of the learned level (not of the learned profile). Below, it would only hide a fall from what this device knows.
     """
@@ -99,6 +100,8 @@ class MeanSignal:
         self._samples = 0
         self._opened_s: float | None = None
         self._began_s: float | None = None
+        self._late: Cells = {}  # of conditions that were not there to be learned
+        self._late_s: dict[int, float] = {}  # since when
         self._learned: list[Cells] = []
         self._baseline: MeanBaseline | None = None
         self._alarm = pace.alarm()
@@ -110,19 +113,23 @@ class MeanSignal:
         """One observation; above zero where logarithmic."""
         if self._logarithmic:
             value = math.log(value)
-        cell = self._cells.get(condition)
+        late = self._logarithmic and self._baseline is not None and condition not in self._baseline.means
+        cells = self._late if late else self._cells
+        cell = cells.get(condition)
         if cell is None:
-            self._cells[condition] = [1.0, value]
+            cells[condition] = [1.0, value]
         else:
             cell[0] += 1.0
             cell[1] += value
-        self._samples += 1
+        self._samples += not late
 
     def tick(self, t_s: float) -> bool:
         if self._opened_s is None:
             self._opened_s = t_s
         if self._began_s is None:
             self._began_s = t_s
+        if self._baseline is not None and self._late:
+            self._baseline = self._learn_late(self._baseline, t_s)
         if self._samples < self._pace.min_samples or t_s - self._opened_s < self._pace.block_s:
             return False
         cells, self._cells, self._samples, self._opened_s = self._cells, {}, 0, t_s
@@ -141,6 +148,16 @@ class MeanSignal:
         if late or baseline.precise(self._shift):
             self._learned, self._blocks = [], 0
             self._use(baseline)
+
+    def _learn_late(self, baseline: MeanBaseline, t_s: float) -> MeanBaseline:
+        """With the means of what came late, and was there for as long as the first conditions were learned."""
+        means = dict(baseline.means)
+        for condition, (number, total) in list(self._late.items()):
+            since_s = self._late_s.setdefault(condition, t_s)
+            if number >= self._pace.min_samples and t_s - since_s >= self._pace.warmup_s:
+                means[condition] = total / number
+                del self._late[condition], self._late_s[condition]
+        return replace(baseline, means=means)
 
     def _use(self, baseline: MeanBaseline) -> None:
         self._baseline = baseline
@@ -183,7 +200,7 @@ class MeanSignal:
         return {
             "began_s": self._began_s, "learned": learned, "blocks": self._blocks, "smooth": self._smooth,
             "baseline": self._baseline.state() if self._baseline else None, "alarm": self._alarm.state(),
-            "run": self._run,
+            "run": self._run, "late": {str(name): [*cell, self._late_s.get(name)] for name, cell in self._late.items()},
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -197,6 +214,10 @@ class MeanSignal:
         self._alarm.restore(state["alarm"])
         number, total = state["run"]
         self._run = [float(number), float(total)]
+        for name, (number, total, since_s) in state.get("late", {}).items():  # earlier files have none
+            self._late[int(name)] = [float(number), float(total)]
+            if since_s is not None:
+                self._late_s[int(name)] = float(since_s)
 
 
 class RateSignal:

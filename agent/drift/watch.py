@@ -132,14 +132,19 @@ class DriftWatch:
         eyes.visibility.observe(seen.keypoint_visibility, self._condition)
         eyes.people.observe(len(people))
 
-    def observe_scores(self, scores: ActionScores) -> None:
-        """One verdict. Of neighbouring positive windows the first counts as a hit: one fight is one, however long."""
+    def observe_scores(self, scores: ActionScores, *, sparse: bool = False) -> None:
+        """One verdict. Of neighbouring positive windows the first counts as a hit: one fight is one, however long.
+
+        sparse: windows are farther apart than they are configured to be. The same fights begin in fewer of them, so they say
+        nothing about the rate.
+        """
         slot, confidence = action_slot(scores.service), window_confidence(scores)
         if slot not in self._models or confidence is None:
             return
         self._signal(Key("window_confidence", slot), MeanSignal).observe(confidence, self._condition)
         place, positive = (scores.camera_id, scores.service), scores.probability >= POSITIVE_AT
-        self._signal(Key("class_rate", slot), RateSignal).observe(positive and place not in self._positive)
+        if not sparse:
+            self._signal(Key("class_rate", slot), RateSignal).observe(positive and place not in self._positive)
         (self._positive.add if positive else self._positive.discard)(place)
 
     def observe_latency(self, slot: str, items: int, seconds: float) -> None:

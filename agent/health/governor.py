@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agent.config.schema import GovernorConfig
+from agent.config.schema import GovernorConfig, WindowConfig
 
 _NS_PER_S = 1_000_000_000
 MAX_PATIENCE = 8
@@ -27,8 +27,8 @@ class Step:
     """One rung. The agent applies it to what is configured; it never makes anything faster.
 
     max_fps: cap on frames per second and camera, None = as configured. stride_factor: multiplies the classification
-    stride. picture_scale: share of its configured sides at which the pose model sees a picture, where the model allows it.
-    paused_priorities: how many of the lowest distinct camera priorities pause; the highest never does.
+    stride, as far as `stride` allows. picture_scale: share of its configured sides at which the pose model sees a picture, where
+    the model allows it. paused_priorities: how many of the lowest distinct camera priorities pause; the highest never does.
     """
 
     max_fps: float | None
@@ -42,8 +42,17 @@ class Step:
             return configured_fps
         return min(configured_fps, self.max_fps) if configured_fps > 0 else self.max_fps
 
+    def stride(self, window: WindowConfig, silence_s: float, *, usual_fps: float, fps: float) -> int:
+        """Time steps between two windows of a service whose rules wait `silence_s` for a verdict.
+
+        usual_fps, fps: frames/s of the camera where nothing slows it, and under this step. Verdicts as far apart as `silence_s`
+        would end each incident and each run of alerts, so they get no farther apart than half of it, or than what is configured.
+        """
+        longest_s = max(silence_s / 2, window.stride / (window.rate_hz or usual_fps))
+        return max(1, min(window.stride * self.stride_factor, round(longest_s * (window.rate_hz or fps))))
+
     def paused_cameras(self, priorities: Mapping[str, int]) -> frozenset[str]:
-        """The cameras that pause, given each camera's priority (higher = more important)."""
+        """The cameras that pause, given the priority (higher = more important) of each one that shows something or pauses."""
         levels = sorted(set(priorities.values()))[:-1][: self.paused_priorities]
         return frozenset(camera for camera, priority in priorities.items() if priority in levels)
 

@@ -182,9 +182,11 @@ async def test_a_step_of_the_ladder_that_was_taken_before_there_were_cameras_hol
         assert desk.agent.cameras._step == LADDER[4]
         assert gated.loaded[-1].scale == LADDER[4].picture_scale < 1
         assert desk.agent.drift.smaller_pictures  # what it sees meanwhile is no drift of the model
+        assert desk.agent.drift.sparse_windows
         desk.agent.monitor.hold_degradation(0, 0, "fleet")
         await desk.until(lambda: gated.loaded[-1].scale == 1, "whole pictures again")
         assert not desk.agent.drift.smaller_pictures
+        assert not desk.agent.drift.sparse_windows
 
 
 # --- silence ----------------------------------------------------------------------------------------------------------
@@ -297,6 +299,15 @@ async def test_a_plug_in_that_fails_when_a_camera_is_opened_costs_that_camera_al
     async with running(tmp_path, camera("odd", f"scripted://{kind}"), camera()) as desk:
         await desk.until(lambda: "camera_offline:odd" in desk.reasons(), "it says so")
         await desk.until(lambda: desk.frames() > 3, "the other one delivers")
+
+
+async def test_a_device_that_a_plug_in_does_not_find_is_offline_with_its_reason(tmp_path: Path) -> None:
+    async with running(tmp_path, camera("odd", "scripted://absent")) as desk:
+        await desk.until(lambda: desk.phases() == {"odd": CameraPhase.OFFLINE}, "offline")
+        assert desk.agent.cameras is not None
+        assert desk.agent.cameras.statuses()[0].error == "no such device"
+        asked = gated.built.count("absent")
+        await desk.until(lambda: gated.built.count("absent") > asked, "it is asked again")
 
 
 async def test_a_camera_that_is_disabled_or_gone_leaves_nothing_behind(tmp_path: Path) -> None:

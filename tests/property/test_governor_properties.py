@@ -7,8 +7,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.config.schema import GovernorConfig
-from agent.health.governor import LADDER, MAX_PATIENCE, Governor, GovernorSample, GpuHeat
+from agent.config.schema import GovernorConfig, WindowConfig
+from agent.health.governor import LADDER, MAX_PATIENCE, Governor, GovernorSample, GpuHeat, Step
 
 S = 1_000_000_000
 unhurried = settings(deadline=None)  # a loaded machine is no finding
@@ -103,3 +103,19 @@ def test_constant_overload_never_speeds_it_up(config: GovernorConfig, pauses: li
 @given(configs, histories)
 def test_same_history_same_decisions(config: GovernorConfig, history: list[tuple[GovernorSample, int]]) -> None:
     assert replay(Governor(config), history) == replay(Governor(config), history)
+
+
+windows = st.builds(WindowConfig, stride=st.integers(1, 300), rate_hz=st.just(0.0) | st.floats(1, 60))
+
+
+@unhurried
+@given(st.sampled_from(LADDER), windows, st.floats(0.5, 60), st.floats(1, 60))
+def test_verdicts_are_never_quicker_than_configured_and_slow_only_up_to_half_the_silence(
+    step: Step, window: WindowConfig, silence_s: float, usual_fps: float
+) -> None:
+    fps = step.camera_fps(usual_fps)
+    stride = step.stride(window, silence_s, usual_fps=usual_fps, fps=fps)
+    rate_hz = window.rate_hz or fps
+    usual_s, half_a_step_s = window.stride / (window.rate_hz or usual_fps), 0.501 / rate_hz
+    assert stride <= window.stride * step.stride_factor
+    assert usual_s - half_a_step_s <= stride / rate_hz <= max(silence_s / 2, usual_s, 1 / rate_hz) + half_a_step_s

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest_asyncio
 import structlog
 from fakes.plugin import create_classifier
 from fakes.replay import RecordingListener, ReplayEstimator, walkers
-from fakes.video import make_video
+from fakes.video import FPS, make_video
 
 from agent import recognition
 from agent.config.delivery import OutboxConfig
@@ -53,6 +54,14 @@ def config_of(*services: str) -> AgentConfig:
     return AgentConfig.model_validate(
         {"tracking": {"min_box_area_px": 0}, "services": dict.fromkeys(services, SERVICE)}
     )
+
+
+def with_windows(config: AgentConfig, **window: int) -> AgentConfig:
+    services = {
+        name: service.model_copy(update={"window": service.window.model_copy(update=window)})
+        for name, service in config.services.items()
+    }
+    return config.model_copy(update={"services": services})
 
 
 class KeepingListener(RecordingListener):
@@ -97,6 +106,12 @@ class Desk:
 
     def frames(self, camera_id: str) -> int:
         return sum(tracks.stamp.camera_id == camera_id for tracks in self.listener.tracks)
+
+    def stride(self, camera_id: str) -> int:
+        """Of its service's windows."""
+        run = self.cameras._entries[camera_id].run
+        assert run is not None
+        return run.windows._plans["fight"].stride
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + 20
@@ -350,6 +365,26 @@ async def test_a_source_nothing_can_read_changes_nothing(desk: Desk) -> None:
     assert desk.ended == []
 
 
+async def test_a_path_that_cannot_be_looked_at_is_its_cameras_trouble_alone(desk: Desk) -> None:
+    await desk.cameras.apply([desk.camera("one"), desk.camera("long", source=str(desk.folder / f"{'x' * 300}.mp4"))])
+    await desk.streaming("one")
+    await desk.until(lambda: desk.status("long").phase is CameraPhase.OFFLINE, "offline")
+    assert "File name too long" in desk.status("long").error
+
+
+async def test_whatever_comes_up_about_a_source_changes_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise LookupError("rtsp://user:secret@10.0.0.1/1 is unheard of")
+
+    await desk.cameras.apply([desk.camera("one")])
+    await desk.streaming("one")
+    monkeypatch.setattr("agent.capture.network.NetworkSource.__init__", bug)
+    with pytest.raises(ConfigError, match="camera 'new': LookupError: .* is unheard of") as caught:
+        await desk.cameras.apply([desk.camera("new", source="rtsp://user:secret@10.0.0.1/1")])
+    assert "secret" not in str(caught.value)
+    assert [status.camera_id for status in desk.cameras.statuses()] == ["one"]
+
+
 async def test_changes_that_meet_happen_one_after_the_other(desk: Desk) -> None:
     sets = [["one"], ["two"], ["one", "two"], ["two", "three"], ["three"]]
     await asyncio.gather(*(desk.cameras.apply([desk.camera(name) for name in names]) for names in sets))
@@ -380,6 +415,34 @@ async def test_the_governor_slows_and_pauses_what_matters_least(desk: Desk) -> N
     await desk.until(lambda: desk.status("yard").phase is CameraPhase.STREAMING, "yard goes on")
 
 
+async def test_nobody_pauses_for_a_camera_that_shows_nothing(desk: Desk) -> None:
+    missing = {"source": str(desk.folder / "late.mp4")}
+    await desk.cameras.apply([desk.camera("late", priority=9, **missing), desk.camera("yard")])
+    await desk.streaming("yard")
+    await desk.until(lambda: desk.status("late").phase is CameraPhase.OFFLINE, "offline")
+    desk.cameras.apply_step(LADDER[-1])
+    assert desk.status("yard").phase is CameraPhase.STREAMING
+    make_video(desk.folder / "late.mp4")
+    await desk.streaming("late")
+    desk.cameras.report_health()
+    assert desk.status("yard").phase is CameraPhase.PAUSED
+    await desk.cameras.apply([desk.camera("late", priority=9, loop=False, pace=False), desk.camera("yard")])
+    await desk.until(lambda: desk.status("late").phase is CameraPhase.ENDED, "ended")
+    desk.cameras.report_health()
+    assert desk.status("yard").phase is CameraPhase.STREAMING
+
+
+async def test_a_slowed_camera_is_judged_before_its_rules_take_it_for_silent(desk: Desk) -> None:
+    """Windows of frames, once the stream has said how many come in a second: the file does so at 10."""
+    desk.cameras._recognition.config = with_windows(desk.cameras._recognition.config, length=100, stride=40)
+    await desk.cameras.apply([desk.camera("live"), desk.camera("whole", pace=False)])
+    await desk.streaming("live", "whole")
+    for step, strides in ((0, [40, 40]), (5, [25, 50]), (0, [40, 40])):
+        desk.cameras._step = LADDER[step]
+        desk.cameras.report_health()
+        assert [desk.stride(name) for name in ("live", "whole")] == strides
+
+
 async def test_batches_wait_only_for_cameras_that_deliver(desk: Desk) -> None:
     missing = desk.camera("gone", source=str(desk.folder / "none.mp4"))
     await desk.cameras.apply([desk.camera("one"), missing])
@@ -393,15 +456,20 @@ async def test_batches_wait_only_for_cameras_that_deliver(desk: Desk) -> None:
 async def test_the_tracker_of_a_thinned_camera_counts_the_frames_that_are_left(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else somebody lost would be kept for six seconds where one is configured."""
-    rates = []
-    tracker = recognition.ByteTracker
+    """Else somebody lost would be kept for six seconds where one is configured, or for a sixth of one."""
+    rates: list[float] = []
 
-    def noted(*arguments: Any, fps: float) -> ByteTracker:
-        rates.append(fps)
-        return tracker(*arguments, fps=fps)
+    class Noted(ByteTracker):
+        def set_fps(self, fps: float) -> None:
+            rates.append(fps)
+            super().set_fps(fps)
 
-    monkeypatch.setattr(recognition, "ByteTracker", noted)
-    await desk.cameras.apply([desk.camera("one", max_fps=5)])
+    monkeypatch.setattr(recognition, "ByteTracker", Noted)
+    desk.cameras.apply_step(replace(LADDER[0], max_fps=5))
+    await desk.cameras.apply([desk.camera("one")])
     await desk.streaming("one")
-    assert rates == [5.0]
+    assert rates[-1] == 5
+    desk.cameras.apply_step(LADDER[0])
+    await desk.until(lambda: rates[-1] == FPS, "all frames count again")
+    desk.cameras.apply_step(replace(LADDER[0], max_fps=5))
+    await desk.until(lambda: rates[-1] == 5, "the governor comes back")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
+from test_windows import frame
 
-from agent.config.schema import GovernorConfig
+from agent.action.windows import ActionWindows
+from agent.config.schema import GovernorConfig, ServiceConfig, WindowConfig
+from agent.events.rules import EventRules
 from agent.health.governor import LADDER, MAX_PATIENCE, Decision, Governor, GovernorSample, GpuHeat, Step
+from agent.types import ActionScores
 
 S = 1_000_000_000
 CONFIG = GovernorConfig(interval_s=2, step_down_after_s=6, step_up_after_s=30)
@@ -144,6 +148,44 @@ def test_camera_cap_never_speeds_a_camera_up() -> None:
     assert [step.camera_fps(fps) for fps in (0, 5, 25)] == [10, 5, 10]
     assert LADDER[0].camera_fps(25) == 25
     assert LADDER[0].camera_fps(0) == 0
+
+
+SHIPPED = WindowConfig(length=100, stride=15, rate_hz=30)
+
+
+@pytest.mark.parametrize(
+    ("window", "silence_s", "usual_fps", "strides"),
+    [
+        pytest.param(SHIPPED, 10, 30, [15, 30, 30, 45, 45, 45, 45, 45], id="as the ladder says"),
+        pytest.param(WindowConfig(), 10, 30, [50, 100, 75, 50, 50, 25, 25, 25], id="in frames: 5 s, half the silence"),
+        pytest.param(WindowConfig(rate_hz=15), 10, 30, [50, 75, 75, 75, 75, 75, 75, 75], id="in time: 5 s"),
+        pytest.param(WindowConfig(), 10, 6, [50, 50, 50, 50, 50, 42, 42, 42], id="what is configured is longer: 8.3 s"),
+        pytest.param(WindowConfig(), 0.01, 30, [50, 50, 25, 17, 17, 8, 8, 8], id="no silence at all: 1.7 s as configured"),
+        pytest.param(WindowConfig(stride=1), 0.01, 30, [1] * 8, id="never none"),
+    ],
+)  # fmt: skip
+def test_verdicts_get_rarer_but_never_as_rare_as_silence(
+    window: WindowConfig, silence_s: float, usual_fps: float, strides: list[int]
+) -> None:
+    found = [step.stride(window, silence_s, usual_fps=usual_fps, fps=step.camera_fps(usual_fps)) for step in LADDER]
+    assert found == strides
+
+
+@pytest.mark.parametrize("step", LADDER)
+def test_a_fight_becomes_an_event_on_every_step(step: Step) -> None:
+    """Windows and rules as the schema has them: three verdicts in a row, none of them farther from the next than 10 s."""
+    service, fps, ids = ServiceConfig.model_validate({"model": "m"}), step.camera_fps(30), count()
+    rules = EventRules("cam", "fight", service.rules, lambda: f"{next(ids)}")
+    windows = ActionWindows("cam", {"fight": service})
+    windows.set_stride("fight", step.stride(service.window, service.rules.silence_s, usual_fps=30, fps=fps))
+    phases = []
+    for number in range(int(60 * fps)):
+        for window in windows.push(frame(number, fps=fps)):
+            times = window.t_start_ns, window.t_end_ns, window.t_end_utc
+            sure = ActionScores("cam", "fight", 0.9, {}, *times, window.track_ids, 0.0)
+            phases += [event.phase for event in rules.step(sure)]
+    assert phases[:3] == ["detected", "active", "sustained"]
+    assert "resolved" not in phases
 
 
 @pytest.mark.parametrize(

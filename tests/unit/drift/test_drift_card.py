@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -69,6 +70,19 @@ def test_each_frame_counts_once_however_many_are_in_it() -> None:
         "person_confidence": (crowd.scores.mean() + one.scores.mean()) / 2,
         "keypoint_visibility": (crowd.keypoint_scores.mean() + one.keypoint_scores.mean()) / 2,
     })  # fmt: skip
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_frame_whose_scores_are_no_numbers_says_nothing(score: float) -> None:
+    meter, rng = CardMeter(), np.random.default_rng(3)
+    good, joint, person = people(2, rng), people(2, rng), people(2, rng)
+    joint = replace(joint, keypoint_scores=np.where(np.eye(2, NUM_KEYPOINTS), score, joint.keypoint_scores))
+    person = replace(person, scores=np.array([0.9, score], np.float32))
+    for seen in (joint, good, person):
+        meter.observe_people(seen)
+    assert meter.means()["pose"] == pytest.approx(
+        {"person_confidence": good.scores.mean(), "keypoint_visibility": good.keypoint_scores.mean()}
+    )
 
 
 def test_a_window_counts_by_its_surest_class() -> None:

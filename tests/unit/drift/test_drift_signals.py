@@ -5,6 +5,7 @@ A block is five minutes; streams are seeded, so the figures are the same in ever
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -151,6 +152,33 @@ def test_latency_has_a_mean_for_each_batch_size_and_ignores_a_hiccup() -> None:
     assert active
     assert 0 < block - 5 * DAY < 36
     assert signal.reading.change == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_batch_size_that_comes_later_is_learned_then_and_not_judged_by_the_others() -> None:
+    random = np.random.default_rng(12)
+    signal = MeanSignal(PACE, 0.2, logarithmic=True)
+    signal.tick(0.0)
+    found, clock = [], itertools.count(1)
+
+    def days(number: float, sizes: tuple[int, ...], factor: float = 1.0) -> None:
+        for block, _ in zip(clock, range(int(number * DAY)), strict=False):
+            for items in sizes:
+                signal.observe(0.01 * items**0.8 * factor * math.exp(random.normal(0, 0.05)), items)
+            if signal.tick(block * BLOCK_S):
+                found.append(signal.reading.active)
+
+    days(2, (1,))
+    for _ in range(8):
+        days(0.4, (1, 2))  # one more camera
+        state = json.loads(json.dumps(signal.state()))
+        signal = MeanSignal(PACE, 0.2, logarithmic=True)
+        signal.restore(state)
+        signal.tick(next(clock) * BLOCK_S)
+    days(0.2, (2,))
+    assert found == []
+    days(1, (2,), factor=1.3)
+    assert found == [True]
+    assert signal.reading.change == pytest.approx(0.3, abs=0.05)
 
 
 def test_baseline_widens_its_spread_for_correlated_blocks() -> None:

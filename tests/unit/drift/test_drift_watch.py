@@ -168,6 +168,21 @@ def test_a_fight_of_many_windows_is_one_hit() -> None:
     assert learned == [(3, 7)]
 
 
+def test_windows_that_are_farther_apart_say_nothing_about_the_rate_but_a_fight_goes_on_in_them() -> None:
+    watch = make_watch()
+    for probability in (0.1, 0.9):
+        watch.observe_scores(verdict(probability))
+    for probability in (0.1, 0.9):
+        watch.observe_scores(verdict(probability), sparse=True)
+    for probability in (0.9, 0.1):
+        watch.observe_scores(verdict(probability))
+    watch.step(1.0, NOON)  # opens the first block ...
+    watch.step(1.0, NOON)  # ... and ends it
+    learned = {name: state["learned"] for name, *_, state in watch.state()["signals"]}
+    assert learned["class_rate"] == [(1, 4)]
+    assert learned["window_confidence"][0]["0"][0] == 6
+
+
 def test_another_model_starts_afresh_and_closes_the_alarms_of_the_old_one() -> None:
     watch = make_watch()
     seen(watch, 0.8)

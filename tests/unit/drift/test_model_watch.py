@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_drift_watch import QUICK, people
+from test_drift_watch import QUICK, people, verdict
 
 from agent.config.schema import DriftConfig
 from agent.daemon import drift as module
@@ -113,6 +113,18 @@ async def test_what_is_seen_of_smaller_pictures_is_no_drift(tmp_path: Path, cloc
     assert {"model_drift:pose/latency", "model_drift:pose/person_confidence/yard"} <= desk.reasons().keys()
 
 
+async def test_how_many_of_sparse_windows_begin_something_is_not_counted(tmp_path: Path, clock: list[float]) -> None:
+    desk, models = Desk(tmp_path), {"pose": CheckedModel(None), "action/fight": CheckedModel(None)}
+    await desk.watch.open()
+    await desk.watch.round(models)
+    desk.watch.sparse_windows = True
+    desk.watch.observe_scores(verdict(0.9))
+    assert {row["signal"] for row in desk.watch.report()} == {"window_confidence"}
+    desk.watch.sparse_windows = False
+    desk.watch.observe_scores(verdict(0.9))
+    assert {row["signal"] for row in desk.watch.report()} == {"window_confidence", "class_rate"}
+
+
 async def test_restart_takes_up_baseline_alarm_and_reason(tmp_path: Path, clock: list[float]) -> None:
     first, model = Desk(tmp_path), CheckedModel(*[None] * 9)
     await run(first, clock, 0.8, 60, model)
@@ -150,6 +162,23 @@ async def test_unreadable_file_costs_what_was_learned_and_nothing_else(tmp_path:
     await run(desk, clock, 0.8, 3, CheckedModel(None))
     await desk.watch.save()
     assert json.loads(desk.file.read_text())["version"] == 1
+
+
+async def test_a_baseline_that_is_no_number_is_learned_again(tmp_path: Path, clock: list[float]) -> None:
+    first, model = Desk(tmp_path), CheckedModel(*[None] * 9)
+    await run(first, clock, 0.8, 60, model)
+    await first.watch.save()
+    state = json.loads(first.file.read_text())
+    for *_, signal in state["signals"]:
+        if signal.get("baseline"):
+            signal["baseline"]["overall"] = float("nan")
+    first.file.write_text(json.dumps(state))
+    second = Desk(tmp_path)
+    await second.watch.open()
+    await run(second, clock, 0.8, 3, model)
+    assert {row["state"] for row in second.watch.report()} == {"learning"}
+    await second.watch.save()
+    assert "NaN" not in second.file.read_text()
 
 
 async def test_state_folder_that_cannot_be_written_is_no_reason_to_stop(tmp_path: Path, clock: list[float]) -> None:
