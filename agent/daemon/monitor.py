@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +21,9 @@ from agent.observe.metrics import CameraMetrics, Metrics
 from agent.types import CameraPhase, CameraStatus, Lane
 
 _log = structlog.get_logger(__name__)
+
+STORE_PATIENCE_S = 5.0
+"""A disk that hangs answers nothing at all; health and the governor do not wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +128,12 @@ class Monitor:
     async def _look_at_outbox(self) -> None:
         """A database that cannot be read is when health matters most: the round goes on with the last figures."""
         try:
-            self._outbox = await self._ports.outbox()
+            async with asyncio.timeout(STORE_PATIENCE_S):
+                self._outbox = await self._ports.outbox()
         except StorageError as error:
             self._health.raise_reason(Reason.STORAGE, str(error))
+        except TimeoutError:
+            self._health.raise_reason(Reason.STORAGE, f"the database has not answered for {STORE_PATIENCE_S:g} s")
         else:
             self._health.clear_reason(Reason.STORAGE)
 

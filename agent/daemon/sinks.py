@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from agent.config.schema import AgentConfig
+from agent.daemon.monitor import STORE_PATIENCE_S
 from agent.errors import StorageError
 from agent.observe.metrics import Metrics
 from agent.outbox.cursors import SinkDepth
@@ -54,14 +55,15 @@ class Sinks:
             start(f"sink.{name}", runner.run)
 
     async def look(self) -> None:
-        """Once a round: the figures. A database that cannot be read leaves those of the round before."""
+        """Once a round: the figures. A database that cannot be read, or does not answer, leaves those of the round before."""
         if not self.runners:
             return
         try:
-            self._depth = await self._store.sink_depth()
-            if self._depth.keys() != self.runners.keys():  # a damaged database was replaced, and the places with it
-                await self._store.keep_sinks(self.runners.keys())
-        except StorageError:
+            async with asyncio.timeout(STORE_PATIENCE_S):
+                self._depth = await self._store.sink_depth()
+                if self._depth.keys() != self.runners.keys():  # a damaged database was replaced, and the places with it
+                    await self._store.keep_sinks(self.runners.keys())
+        except (StorageError, TimeoutError):
             return  # the monitor says so
         for name, runner in self.runners.items():
             now, before = runner.stats, self._counted.get(name, SinkStats())

@@ -6,6 +6,7 @@ encoder is a result, never an exception: evidence is worth less than the event i
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -38,12 +39,13 @@ class WriteResult:
     """What came of writing one clip.
 
     folder: where it is, None when nothing was written; bytes: on disk; errors: one line per part that is missing, or
-    the one that kept everything from being written.
+    the one that kept everything from being written; full: because the disk, or a quota, has no room.
     """
 
     folder: Path | None
     bytes: int
     errors: tuple[str, ...]
+    full: bool = False
 
 
 def write_clip(root: Path, clip: Clip, jpeg_quality: int = 85) -> WriteResult:
@@ -52,10 +54,10 @@ def write_clip(root: Path, clip: Clip, jpeg_quality: int = 85) -> WriteResult:
     temporary = root / f"{TEMPORARY_PREFIX}{clip.opened.incident_id}"
     try:
         temporary.mkdir(mode=0o750, parents=True)
-        errors = _write_parts(temporary, clip, jpeg_quality)
+        errors, full = _write_parts(temporary, clip, jpeg_quality)
         if len(errors) == len(_PARTS):
             shutil.rmtree(temporary, ignore_errors=True)
-            return WriteResult(None, 0, errors)
+            return WriteResult(None, 0, errors, full)
         size = sum(path.stat().st_size for path in temporary.iterdir())
         _sync(temporary)
         final.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -63,28 +65,37 @@ def write_clip(root: Path, clip: Clip, jpeg_quality: int = 85) -> WriteResult:
         _sync(final.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        return WriteResult(None, 0, (f"{clip.folder}: {error}",))
-    return WriteResult(final, size, errors)
+        return WriteResult(None, 0, (f"{clip.folder}: {error}",), _is_full(error))
+    return WriteResult(final, size, errors, full)
 
 
-def _write_parts(folder: Path, clip: Clip, jpeg_quality: int) -> tuple[str, ...]:
-    """The files of the folder; the names and reasons of those that could not be made. Raises OSError for meta.json."""
+def _write_parts(folder: Path, clip: Clip, jpeg_quality: int) -> tuple[tuple[str, ...], bool]:
+    """The files of the folder; names and reasons of those that could not be made, and whether one did not fit. Raises OSError for
+    meta.json."""
     writers: tuple[Callable[[Path], None], ...] = (
         lambda path: _write_snapshot(path, clip, jpeg_quality),
         lambda path: _write_skeletons(path, clip.frames),
         lambda path: encode_video(path, clip.frames),
     )
-    errors = []
+    errors, full = [], False
     for name, write in zip(_PARTS, writers, strict=True):
+        if full:  # FFmpeg would keep a file open whose very beginning does not fit
+            errors.append(f"{clip.folder}/{name}: not tried, a smaller part did not fit")
+            continue
         try:
             write(folder / name)
         except (OSError, DataError, ValueError, av.FFmpegError, cv2.error) as error:  # an unknown codec is a ValueError
             errors.append(f"{clip.folder}/{name}: {error}")
+            full |= _is_full(error)
             (folder / name).unlink(missing_ok=True)
     files = sorted(path.name for path in folder.iterdir())
     meta = json.dumps(describe(clip, files, errors), indent=2, allow_nan=False) + "\n"
     (folder / META).write_text(meta, encoding="utf-8")
-    return tuple(errors)
+    return tuple(errors), full
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}  # FFmpeg's errors have one as well
 
 
 def describe(clip: Clip, files: Sequence[str], errors: Sequence[str]) -> dict[str, object]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +18,15 @@ from pathlib import Path
 from agent.config.schema import EvidenceConfig
 from agent.events.evidence import Clip
 from agent.events.evidence_files import WriteResult, write_clip
-from agent.events.retention import Pruned, prune, remove_leftovers
+from agent.events.retention import Pruned, lacking_bytes, prune, remove_leftovers, shift
 from agent.memory import trim
 
 PRUNE_EVERY_S = 3600.0
 """Retention runs this often when nothing is written: a quiet camera's evidence grows old all the same."""
 JUMP_S = 3600.0
 BELIEVED_AFTER_S = 86400.0
-"""A wall clock that has jumped by more than `JUMP_S` may be wrong: nothing goes for its age until it has stayed so for this long."""
+"""A wall clock that has jumped by more than `JUMP_S`, or is at a start beyond the age limit since it was last believed, may be
+wrong: nothing goes for its age until it has stayed so for this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class EvidenceWriter:
         self._monotonic_s = monotonic_s
         self._offset_s: float | None = None  # of the wall clock from the monotonic one
         self._doubted_until_s = -math.inf
+        self._believed_s: float | None = None  # the last time of the wall clock that was not doubted
         self._queue: asyncio.Queue[Clip] = asyncio.Queue(max_queued)
         self._stats = EvidenceStats()
 
@@ -95,7 +100,7 @@ class EvidenceWriter:
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evidence-files")
         on_thread = functools.partial(asyncio.get_running_loop().run_in_executor, thread)
         try:
-            await on_thread(remove_leftovers, self._root)
+            await on_thread(self._begin)
             self._count_pruned(await on_thread(self._prune))
             while True:
                 try:
@@ -105,7 +110,13 @@ class EvidenceWriter:
                     self._count_pruned(await on_thread(self._prune))
                     continue
                 try:
-                    self._count_written(await on_thread(self._write, clip))
+                    result = await on_thread(self._write, clip)
+                    if result.full:
+                        pruned = await on_thread(self._prune, _size_bytes(clip))
+                        self._count_pruned(pruned)
+                        if pruned.removed:
+                            result = await on_thread(self._write, clip, result.folder)
+                    self._count_written(result)
                     self._count_pruned(await on_thread(self._prune))
                 finally:
                     self._queue.task_done()
@@ -116,21 +127,45 @@ class EvidenceWriter:
         """Wait until everything queued is written; the caller sets the time limit."""
         await self._queue.join()
 
-    def _write(self, clip: Clip) -> WriteResult:
+    def _begin(self) -> None:
+        with contextlib.suppress(OSError):
+            self._believed_s = self._root.stat().st_mtime
+        remove_leftovers(self._root)
+
+    def _write(self, clip: Clip, incomplete: Path | None = None) -> WriteResult:
+        """incomplete: what an attempt before has left."""
+        if incomplete is not None:
+            shutil.rmtree(incomplete, ignore_errors=True)
         result = write_clip(self._root, clip)
         trim()  # the encoder took tens of megabytes
         return result
 
-    def _prune(self) -> Pruned:
+    def _prune(self, room_bytes: int = 0) -> Pruned:
+        """room_bytes: what is about to be written and found none."""
         config = self._config
-        now_s = self._utc_now().timestamp()
-        max_age_s = math.inf if self._doubts_clock(now_s) else config.max_age_days * 86400
-        return prune(self._root, max_age_s=max_age_s, max_bytes=config.max_bytes, now_s=now_s)
+        now_s, max_age_s = self._utc_now().timestamp(), config.max_age_days * 86400
+        if self._doubts_clock(now_s, max_age_s):
+            max_age_s = math.inf
+        else:
+            self._believed_s = now_s
+        room_bytes = max(room_bytes, lacking_bytes(self._root))
+        pruned = prune(self._root, max_age_s=max_age_s, max_bytes=config.max_bytes, now_s=now_s, room_bytes=room_bytes)
+        if self._believed_s is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self._root, (self._believed_s,) * 2)  # where the next start finds it
+        return pruned
 
-    def _doubts_clock(self, now_s: float) -> bool:
+    def _doubts_clock(self, now_s: float, max_age_s: float) -> bool:
         monotonic_s = self._monotonic_s()
         before_s, self._offset_s = self._offset_s, now_s - monotonic_s
-        if before_s is not None and abs(self._offset_s - before_s) > JUMP_S:
+        if before_s is None:
+            doubtful = self._believed_s is not None and now_s - self._believed_s > max_age_s
+        else:
+            by_s = self._offset_s - before_s
+            doubtful = abs(by_s) > JUMP_S
+            if doubtful:
+                shift(self._root, by_s=by_s, now_s=now_s - by_s)
+        if doubtful:
             self._doubted_until_s = monotonic_s + BELIEVED_AFTER_S
         return monotonic_s < self._doubted_until_s
 
@@ -150,3 +185,8 @@ class EvidenceWriter:
             stored_bytes=pruned.kept_bytes,
             last_error="; ".join(pruned.errors) or self._stats.last_error,
         )
+
+
+def _size_bytes(clip: Clip) -> int:
+    """About what it needs on disk, at least one byte: its pictures take more than the video made of them."""
+    return 1 + sum(len(frame.jpeg) for frame in clip.frames)

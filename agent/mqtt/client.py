@@ -108,7 +108,7 @@ class MqttClient:
     @property
     def connected(self) -> bool:
         """Whether a publish has a chance now."""
-        return self._connection is not None
+        return self._connection is not None and self._connection.open_now
 
     @property
     def receive_maximum(self) -> int:

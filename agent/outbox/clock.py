@@ -2,7 +2,7 @@
 
 Ages are differences of such times, so a clock that is put right (a box without a battery starts in 1970) must not make
 everything that waits too old at once. Time runs on with the monotonic clock; when the wall clock has jumped the owner moves
-what was stamped since the start along, and takes the jump over.
+what it stamped along, and takes the jump over.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ class SteadyClock:
     def __init__(self, clock_us: Callable[[], int], monotonic_us: Callable[[], int]) -> None:
         self._clock_us = clock_us
         self._monotonic_us = monotonic_us
-        self._offset_us = clock_us() - monotonic_us()
+        self._began_us = monotonic_us()
+        self._offset_us = clock_us() - self._began_us
 
     def __call__(self) -> int:
         return self._monotonic_us() + self._offset_us
+
+    @property
+    def running_us(self) -> int:
+        """For how long it has been running, whatever the wall clock has done meanwhile."""
+        return self._monotonic_us() - self._began_us
 
     @property
     def jump_us(self) -> int:

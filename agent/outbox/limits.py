@@ -27,6 +27,11 @@ def max_age_us(config: OutboxConfig, lane: Lane) -> int:
     return int(ages_s[lane] * _US_PER_S)
 
 
+def history_us(config: OutboxConfig) -> int:
+    """How long the history reaches back, in microseconds."""
+    return int(config.history_days * 86_400 * _US_PER_S)
+
+
 def max_bytes(config: OutboxConfig, lane: Lane) -> int:
     """How many bytes of payload may wait in `lane`."""
     sizes = (config.alarm_max_bytes, config.event_max_bytes, config.state_max_bytes, config.telemetry_max_bytes)

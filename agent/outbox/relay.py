@@ -149,11 +149,11 @@ class Relay:
     def _next(self, tasks: asyncio.TaskGroup) -> OutboxRecord | None:
         """The next record to send, of the highest lane that has one; None when there is none, or it has to wait."""
         self._throttled_s = 0.0
+        # all of them, also those behind what has to wait: one that is due to turn back would keep `_sleep` from sleeping
+        open_lanes = [(name, lane) for name, lane in self._lanes.items() if self._may_send(lane)]
         if self.stats.in_flight >= min(self._max_in_flight, self._link.receive_maximum):
             return None
-        for name, lane in self._lanes.items():
-            if not self._may_send(lane):
-                continue
+        for name, lane in open_lanes:
             if len(lane.ready) < _REFILL_BELOW and self._store.newest[name] > lane.cursor and not lane.fetching:
                 lane.fetching = True
                 tasks.create_task(self._refill(name, lane), name="refill")

@@ -78,7 +78,17 @@ KEEP_BELOW = {
     + f"WHERE {of} AND m.message_id > ? AND m.message_id < ? AND m.message_id NOT IN {IDS} ON CONFLICT DO NOTHING"
     for lane, of in _OF.items()
 }
-QUEUE_FROM = _QUEUE.format(attempts=0) + f"WHERE m.message_id >= ? AND {WAITS} ON CONFLICT DO NOTHING"
+_MISTIMED = "({0}.message_id >= ? OR ({0}.t_created_us > ? AND {0}.t_created_us <= ?))"
+QUEUE_MISTIMED = {
+    lane: _QUEUE.format(attempts=0)
+    + f"WHERE {of} AND m.message_id > ? AND {_MISTIMED.format('m')} ON CONFLICT DO NOTHING"
+    for lane, of in _OF.items()
+}
+SHIFT = f"UPDATE outbox AS o SET t_created_us = t_created_us + ? WHERE {_MISTIMED.format('o')}"  # noqa: S608 - constants only
+SHIFT_HISTORY = f"""
+UPDATE messages SET t_created_us = t_created_us + ?
+WHERE t_created_us NOT BETWEEN ? AND ? AND message_id IN (SELECT o.message_id FROM outbox AS o WHERE {_MISTIMED.format("o")})
+"""  # noqa: S608 - constants only
 COUNT_ATTEMPTS = _QUEUE.format(attempts="(SELECT count(*) FROM json_each(?) WHERE value = m.message_id)") + (  # noqa: S608 - constants only
     f"WHERE m.message_id IN {IDS} AND {WAITS} ON CONFLICT DO UPDATE SET attempts = attempts + excluded.attempts"
 )
@@ -99,9 +109,11 @@ SELECT m.message_id, ?, 1 + coalesce((SELECT attempts FROM outbox AS o WHERE o.m
 FROM messages AS m WHERE m.message_id = ? AND {WAITS}
 """  # noqa: S608 - constants only
 _FORGOTTEN = f"NOT {WAITS} AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.message_id = m.message_id)"  # noqa: S608 - constants only
+_SLICE = """
+    SELECT message_id, lane, sequence, t_created_us FROM messages WHERE message_id > ? AND message_id < ? ORDER BY message_id LIMIT ?"""
+SLICE = f"SELECT max(message_id), count(*), min(t_created_us) FROM ({_SLICE})"  # noqa: S608 - constants only
 PURGE = f"""
-SELECT message_id, sequence FROM (
-    SELECT message_id, lane, sequence, t_created_us FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?) AS m
+SELECT message_id, sequence FROM ({_SLICE}) AS m
 WHERE t_created_us < ? AND {_FORGOTTEN}
 """  # noqa: S608 - constants only
 OLDEST_DELIVERED = f"""

@@ -20,6 +20,7 @@ from agent.outbox.cursors import Cursors
 from agent.outbox.limits import missing, runs
 from agent.outbox.moments import from_us, to_us
 from agent.outbox.numbers import row_of
+from agent.outbox.salvage import BEYOND_ANY
 from agent.outbox.statements import (
     BURY,
     CHUNKS,
@@ -35,6 +36,7 @@ from agent.outbox.statements import (
     PURGE,
     QUEUE,
     REQUEUE,
+    SLICE,
     SUPERSEDED,
 )
 from agent.outbox.waiting import State, Waiting
@@ -274,18 +276,21 @@ class Tables:
         self._delete_history(rows, LossReason.BYTES)
         return len(rows)
 
-    def purge_history(self, before_us: int, limit: int, after: int = 0, end: int | None = None) -> int | None:
-        """Drop messages committed before `before_us` that wait for nobody.
+    def purge_history(
+        self, now_us: int, kept_us: int, limit: int, after: int = 0, end: int | None = None
+    ) -> int | None:
+        """Drop messages that were committed more than `kept_us` ago and wait for nobody.
 
         Looks at the `limit` messages above the row id `after` and below `end`; returns the last one looked at, None at the end of
-        what is old enough.
+        what is old enough. Messages that a wrong clock stamped in the future say nothing of those behind them.
         """
+        before_us = now_us - kept_us
         self.connection.execute("DELETE FROM dead_letters WHERE t_dead_us < ?", (before_us,))
-        ask = "SELECT max(message_id), count(*), min(t_created_us) FROM (SELECT message_id, t_created_us FROM messages WHERE message_id > ? ORDER BY message_id LIMIT ?)"
-        last, looked_at, oldest_us = self.connection.execute(ask, (after, limit)).fetchone()
-        if not looked_at or oldest_us >= before_us or (end is not None and last >= end):
+        slice_ = (after, BEYOND_ANY if end is None else end, limit)
+        last, looked_at, oldest_us = self.connection.execute(SLICE, slice_).fetchone()
+        if not looked_at or before_us <= oldest_us <= now_us:
             return None
-        self._delete_history(self.connection.execute(PURGE, (after, limit, before_us)).fetchall(), LossReason.AGE)
+        self._delete_history(self.connection.execute(PURGE, (*slice_, before_us)).fetchall(), LossReason.AGE)
         return int(last) if looked_at == limit else None
 
     def requeue(self, first: int, last: int) -> tuple[Requeued, int | None]:

@@ -6,7 +6,7 @@ import time
 
 from agent.config.delivery import OutboxConfig
 from agent.outbox.clock import SteadyClock
-from agent.outbox.limits import max_age_us
+from agent.outbox.limits import history_us, max_age_us
 from agent.outbox.tables import Tables
 from agent.types import Lane
 
@@ -19,7 +19,6 @@ _VACUUM_PAGES = 512
 _FREE_KEPT_BYTES = 4_000_000
 """Free pages that stay in the file for the next messages."""
 _COMMANDS_KEPT = 10_000
-_US_PER_DAY = 86_400 * 1_000_000
 
 
 class Upkeep:
@@ -28,7 +27,6 @@ class Upkeep:
     def __init__(self, clock: SteadyClock) -> None:
         self.due_s = time.monotonic() + _EVERY_S
         self._clock = clock
-        self._started_us = clock()
         self._purged_to = 0
 
     def begin(self, *, tight: bool) -> None:
@@ -41,14 +39,14 @@ class Upkeep:
         first_id: of the messages of this process. Their history is not too old while the process is not, whatever they are stamped.
         """
         now_us, more = self._clock(), False
-        history_us = int(config.history_days * _US_PER_DAY)
-        young = now_us - self._started_us < history_us
+        kept_us = history_us(config)
+        young = self._clock.running_us < kept_us
         for lane in Lane:
             more |= tables.expire(lane, now_us - max_age_us(config, lane), _ROWS) == _ROWS
         end = first_id if young else None
-        last = tables.purge_history(now_us - history_us, _ROWS, self._purged_to, end)
+        last = tables.purge_history(now_us, kept_us, _ROWS, self._purged_to, end)
         self._purged_to = last or 0
-        tables.commands.purge(now_us - history_us, _COMMANDS_KEPT)
+        tables.commands.purge(now_us - kept_us, _COMMANDS_KEPT)
         if tables.used_bytes() > config.max_bytes:
             more |= tables.drop_history(_ROWS) == _ROWS
         if more or last is not None:

@@ -23,12 +23,16 @@ from agent.outbox.statements import (
     NEWEST_BELOW,
     OLDEST,
     PENDING,
-    QUEUE_FROM,
+    QUEUE_MISTIMED,
+    SHIFT,
+    SHIFT_HISTORY,
     UNQUEUE,
     WAITING_ABOVE,
     WAITING_BELOW,
 )
 from agent.types import Lane
+
+_ANY_TIME_US = -(1 << 63)
 
 State = tuple[list[int], list[tuple[int, int]]]
 _Rows = list[tuple[Any, ...]]
@@ -102,12 +106,20 @@ class Waiting:
             ids = json.dumps(list(row_ids))
             self._connection.execute(COUNT_ATTEMPTS, (ids, ids))
 
-    def shift(self, first_id: int, by_us: int) -> None:
-        """What waits from row id `first_id` on has waited `by_us` less than its times say."""
-        self._connection.execute(QUEUE_FROM, (first_id,))
-        self._connection.execute(
-            "UPDATE outbox SET t_created_us = t_created_us + ? WHERE message_id >= ?", (by_us, first_id)
-        )
+    def shift(self, first_id: int, by_us: int, now_us: int, history_us: int) -> None:
+        """The clock, which said `now_us`, has jumped by `by_us`: what waits and was stamped by it moves along.
+
+        That is what waits from row id `first_id` on, and of earlier starts what can be of the same wrong clock: for a jump ahead
+        everything stamped until now (a box that was started again before it learnt the time), for one back what would lie in
+        the future. What is then not of the last `history_us` moves in the history as well, or it would leave that on delivery, or
+        never.
+        """
+        then_us = now_us + by_us
+        mistimed = (first_id, _ANY_TIME_US if by_us > 0 else then_us, now_us)
+        for lane in Lane:
+            self._connection.execute(QUEUE_MISTIMED[lane], (self._marks[lane], *mistimed))
+        self._connection.execute(SHIFT_HISTORY, (by_us, then_us - history_us, then_us, *mistimed))
+        self._connection.execute(SHIFT, (by_us, *mistimed))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from agent.outbox.clock import SteadyClock
 from agent.outbox.database import open_database, sole_owner
 from agent.outbox.faults import is_broken_connection, is_damage, storage_error
 from agent.outbox.jobs import Answer, Ask, Jobs, Outcome, Put
-from agent.outbox.limits import SLACK, max_bytes, parts
+from agent.outbox.limits import SLACK, history_us, max_bytes, parts
 from agent.outbox.room import Room
 from agent.outbox.sequence import SequenceReserve
 from agent.outbox.tables import SEQUENCED, Row, Tables, message_row
@@ -375,7 +375,7 @@ class Writer:
 
         def work(tables: Tables) -> None:
             if jump_us:
-                tables.waiting.shift(self._first_id, jump_us)
+                tables.waiting.shift(self._first_id, jump_us, self._clock(), history_us(self.config))
             else:
                 self._upkeep.give_up(tables, self.config, self._first_id)
             if renewed:

@@ -57,10 +57,11 @@ async def delivering(
     broker: ScriptedBroker | Mosquitto,
     *,
     doubts: Doubts | None = None,
+    backoff: BackoffConfig = FAST,
     subscriptions: Mapping[str, Callable[[Received], None]] | None = None,
     **settings: object,
 ) -> AsyncIterator[Delivery]:
-    """settings: of `MqttConfig`; subscriptions: handlers by filter."""
+    """settings: of `MqttConfig`; backoff: of the lanes; subscriptions: handlers by filter."""
     given = {"reconnect": FAST, "publish_timeout_s": 1.0, "spread_s": 0.0} | settings
     config = MqttConfig(port=broker.port, **given)  # type: ignore[arg-type]
     store = await OutboxStore.open(folder / "events.db", OutboxConfig())
@@ -69,7 +70,7 @@ async def delivering(
     for name, handler in (subscriptions or {}).items():
         client.subscribe(name, handler)
     relay = Relay(
-        store, client, max_in_flight=config.max_in_flight, backoff=FAST, throttle=throttle, doubts=doubts,
+        store, client, max_in_flight=config.max_in_flight, backoff=backoff, throttle=throttle, doubts=doubts,
         max_age_s=MAX_AGE_S, seal=Seal.of(config, TOPICS.device),
     )  # fmt: skip
     tasks = [asyncio.create_task(part.run()) for part in (client, relay)]

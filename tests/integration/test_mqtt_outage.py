@@ -51,6 +51,22 @@ async def test_a_connection_that_never_stood_has_no_share_to_wait_for() -> None:
     assert await came_back_after(device, 5.0, refused, refused, Manners(), connects=3) < 1
 
 
+async def test_a_lost_link_costs_what_was_under_way_no_wait_of_its_lane(tmp_path: Path) -> None:
+    """The connection has its own waits; those of a lane are for a broker that refuses on an open link, and may be long."""
+    long = BackoffConfig(initial_s=60.0, max_s=600.0)
+    lost = Manners(cut=Cut("puback"))
+    async with (
+        ScriptedBroker(lost, lost, lost, Manners()) as broker,
+        delivering(tmp_path, broker, backoff=long) as delivery,
+    ):
+        await delivery.put(3)
+        await delivery.drained(5)
+        assert len(broker.connects) == 4
+        assert (
+            delivery.relay.stats.retried <= 3 * 3
+        )  # once each time, and not over and over until the client has noticed
+
+
 @pytest.mark.parametrize("rate", [2000.0])
 async def test_retained_state_keeps_to_the_rate_as_well(rate: float) -> None:
     async with ScriptedBroker() as broker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -60,6 +61,12 @@ async def upkeep(store: OutboxStore) -> None:
     await store.depth()
 
 
+async def deliver(store: OutboxStore, count: int) -> None:
+    await asyncio.gather(*(store.put(message(f"{n}")) for n in range(count)))
+    while records := await store.fetch(Lane.EVENT, 1000):
+        await store.delete([record.row_id for record in records])
+
+
 JUMPS = pytest.mark.parametrize("jump_us", [DAY_US, -DAY_US], ids=["ahead", "back"])
 
 
@@ -113,6 +120,19 @@ async def test_delivered_history_of_the_last_days_stays(tmp_path: Path, jump_us:
         assert not await store.events(EventQuery())
 
 
+async def test_delivered_history_stays_when_the_clock_is_put_right(tmp_path: Path) -> None:
+    clock = Clock(200 * S_US)
+    async with opened(tmp_path / "events.db", clock, history_days=3) as store:
+        await deliver(store, 10)
+        clock.now_us = NOON_US
+        for _ in range(2):  # the first moves times, the second looks at ages
+            await upkeep(store)
+        assert len(await store.events(EventQuery())) == 10
+        clock.passes(4 * DAY_US)
+        await upkeep(store)
+        assert not await store.events(EventQuery())
+
+
 async def test_the_newest_state_wins_although_the_clock_went_back(tmp_path: Path) -> None:
     clock = Clock()
     async with opened(tmp_path / "events.db", clock) as store:
@@ -161,6 +181,94 @@ async def test_a_box_that_started_without_a_clock_loses_nothing_when_it_learns_t
         await upkeep(store)
         assert len(await store.fetch(Lane.EVENT, 100)) == 5
         assert {row.delivery for row in await store.events(EventQuery())} == {"pending"}
+
+
+async def test_a_box_that_was_started_again_before_it_learnt_the_time_loses_nothing(tmp_path: Path) -> None:
+    """What an earlier start stamped in 1970 moves along; what has the time of a right clock keeps it."""
+    path = tmp_path / "events.db"
+    async with opened(path, Clock(NOON_US - 20 * DAY_US)) as store:
+        await store.put(message("right", Lane.ALARM))
+    async with opened(path, Clock(100 * S_US)) as store:
+        for n in range(5):
+            await store.put(message(f"{n}", Lane.ALARM if n % 2 else Lane.EVENT))
+        await store.delete([(await store.fetch(Lane.EVENT, 1, after=2))[0].row_id])  # out of order: the first is listed
+    clock = Clock(200 * S_US)
+    async with opened(path, clock) as store:
+        await store.put(message("after"))
+        clock.passes(30 * S_US)
+        clock.now_us = NOON_US
+        for _ in range(3):
+            await upkeep(store)
+        assert [record.event_id for record in await store.fetch(Lane.ALARM, 10)] == ["right", "1", "3"]
+        assert [record.event_id for record in await store.fetch(Lane.EVENT, 10)] == ["0", "4", "after"]
+        depth = await store.depth()
+        assert depth[Lane.ALARM].oldest_age_s == pytest.approx(20 * 86_400)
+        assert depth[Lane.EVENT].oldest_age_s == pytest.approx(130)
+
+
+async def test_what_waited_for_the_time_stays_in_the_history_when_it_is_delivered(tmp_path: Path) -> None:
+    path, clock = tmp_path / "events.db", Clock(200 * S_US)
+    async with opened(path, Clock(100 * S_US)) as store:
+        await store.put(message("before"))
+    async with opened(path, clock) as store:
+        await store.put(message("after"))
+        clock.now_us = NOON_US
+        await upkeep(store)
+        await store.delete([record.row_id for record in await store.fetch(Lane.EVENT, 100)])
+        await upkeep(store)
+    async with opened(path, clock) as store:
+        await upkeep(store)
+        assert [row.event_id for row in await store.events(EventQuery())] == ["before", "after"]
+        clock.passes(31 * DAY_US)
+        await upkeep(store)
+        assert not await store.events(EventQuery())
+
+
+async def test_what_waited_while_the_clock_was_ahead_leaves_the_history_in_time(tmp_path: Path) -> None:
+    clock = Clock(NOON_US + 3650 * DAY_US)
+    async with opened(tmp_path / "events.db", clock, history_days=3) as store:
+        await store.put(message("ahead"))
+        clock.now_us = NOON_US
+        await upkeep(store)
+        await store.delete([record.row_id for record in await store.fetch(Lane.EVENT, 100)])
+        clock.passes(4 * DAY_US)
+        await upkeep(store)
+        assert not await store.events(EventQuery())
+
+
+async def test_a_clock_that_is_ahead_for_a_moment_leaves_the_age_of_an_earlier_start_as_it_was(tmp_path: Path) -> None:
+    path, clock = tmp_path / "events.db", Clock()
+    async with opened(path, clock) as store:
+        await store.put(message("earlier", Lane.ALARM))
+    clock.passes(100 * S_US)
+    async with opened(path, clock, alarm_max_age_s=600) as store:
+        for jump_us in (3650 * DAY_US, -3650 * DAY_US):
+            clock.now_us += jump_us
+            await upkeep(store)
+            assert (await store.depth())[Lane.ALARM].oldest_age_s == pytest.approx(100)
+
+
+async def test_history_goes_in_time_though_its_slice_holds_something_newer(tmp_path: Path) -> None:
+    path, clock = tmp_path / "events.db", Clock()
+    async with opened(path, clock, history_days=30) as store:
+        await deliver(store, 10)
+    clock.passes(40 * DAY_US)
+    async with opened(path, clock, history_days=30) as store:
+        await deliver(store, 1)
+        await upkeep(store)
+        assert [row.sequence for row in await store.events(EventQuery())] == [11]
+
+
+async def test_history_goes_in_time_behind_what_was_stamped_in_the_future(tmp_path: Path) -> None:
+    path, ahead, clock = tmp_path / "events.db", Clock(NOON_US + 3650 * DAY_US), Clock()
+    async with opened(path, ahead) as store:
+        await deliver(store, 1000)  # as many as upkeep looks at in one go
+    async with opened(path, clock, history_days=3) as store:
+        await deliver(store, 10)
+        clock.passes(5 * DAY_US)
+        for _ in range(2):
+            await upkeep(store)
+        assert len(await store.events(EventQuery(limit=None))) == 1000
 
 
 async def test_a_state_survives_that_the_clock_is_put_right(tmp_path: Path) -> None:

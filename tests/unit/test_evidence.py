@@ -6,8 +6,9 @@ import asyncio
 import json
 import os
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -23,12 +24,14 @@ from agent.events import evidence_files
 from agent.events.evidence import Clip, EvidenceRing, evidence_folder
 from agent.events.evidence_files import META, SKELETONS, SNAPSHOT, TEMPORARY_PREFIX, VIDEO, encode_video, write_clip
 from agent.events.evidence_writer import BELIEVED_AFTER_S, EvidenceWriter
-from agent.events.retention import prune, remove_leftovers
+from agent.events.retention import prune, remove_leftovers, shift
 from agent.types import Event, EventPhase, Frame, FrameStamp, ImageArray, People, Tracks
 
 T0 = datetime(2026, 11, 23, 23, 59, 50, tzinfo=UTC)
 CONFIG = EvidenceConfig(pre_roll_s=2, post_roll_s=1, max_clip_s=20, fps=10, max_width_px=160)
 WIDTH, HEIGHT = 320, 240
+DAY_S = 86400
+YEAR_S = 365 * DAY_S
 
 
 def ns(seconds: float) -> int:
@@ -464,6 +467,12 @@ class Clocks:
     def monotonic_s(self) -> float:
         return 1000.0 + self.passed_s
 
+    async def passes(self, seconds: float) -> None:
+        """In steps that no reader of one clock after the other takes for a jump."""
+        for _ in range(round(seconds / 1800)):
+            self.passed_s += 1800
+            await asyncio.sleep(0.0005)
+
 
 async def test_writer_writes_counts_and_prunes(tmp_path: Path) -> None:
     old = incident(tmp_path, "old", age_s=0)
@@ -507,8 +516,9 @@ async def test_evidence_grows_old_while_nothing_is_written(tmp_path: Path) -> No
 
 async def test_a_clock_that_jumps_ahead_deletes_nothing_until_it_has_stayed_there(tmp_path: Path) -> None:
     clocks = Clocks()
+    config = CONFIG.model_copy(update={"max_age_days": 0.1})
     writer = EvidenceWriter(
-        tmp_path, CONFIG, utc_now=clocks.utc_now, prune_every_s=0.01, monotonic_s=clocks.monotonic_s
+        tmp_path, config, utc_now=clocks.utc_now, prune_every_s=0.01, monotonic_s=clocks.monotonic_s
     )
     writer.submit(short_clip("kept"))
     task = asyncio.create_task(writer.run())
@@ -523,6 +533,125 @@ async def test_a_clock_that_jumps_ahead_deletes_nothing_until_it_has_stayed_ther
     assert clocks.passed_s >= BELIEVED_AFTER_S
     task.cancel()
     await asyncio.wait({task})
+
+
+@asynccontextmanager
+async def looked_after(root: Path, clocks: Clocks, max_age_days: float = 10) -> AsyncIterator[EvidenceWriter]:
+    """By a writer that has begun, with one incident on the disk."""
+    config = CONFIG.model_copy(update={"max_age_days": max_age_days})
+    writer = EvidenceWriter(root, config, utc_now=clocks.utc_now, prune_every_s=0.01, monotonic_s=clocks.monotonic_s)
+    task = asyncio.create_task(writer.run())
+    async with asyncio.timeout(10):
+        while not (writer.stats.stored or writer.stats.pruned):
+            await asyncio.sleep(0.01)
+    yield writer
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def test_a_start_while_the_clock_is_ahead_deletes_nothing(tmp_path: Path) -> None:
+    kept, clocks = incident(tmp_path, "kept", age_s=0), Clocks()
+    os.utime(kept)  # now
+    clocks.ahead_s = 10 * YEAR_S
+    for _ in range(2):  # also not when it is started once more
+        async with looked_after(tmp_path, clocks) as writer:
+            await clocks.passes(3600)
+            await asyncio.sleep(0.1)
+        assert (writer.stats.stored, writer.stats.pruned) == (1, 0)
+    clocks.ahead_s = 0
+    async with looked_after(tmp_path, clocks) as writer:
+        await clocks.passes(9 * DAY_S)
+        await asyncio.sleep(0.1)
+        assert kept.exists()
+        await clocks.passes(DAY_S)
+        async with asyncio.timeout(10):
+            while kept.exists():
+                await asyncio.sleep(0.01)
+
+
+async def test_what_was_written_before_the_clock_was_known_gets_its_full_time(tmp_path: Path) -> None:
+    kept, clocks = incident(tmp_path, "kept", age_s=0), Clocks()
+    clocks.ahead_s = -50 * YEAR_S
+    os.utime(kept, (clocks.utc_now().timestamp() - 60,) * 2)
+    async with looked_after(tmp_path, clocks):
+        clocks.ahead_s = 0
+        async with asyncio.timeout(10):
+            while kept.stat().st_mtime < clocks.utc_now().timestamp() - YEAR_S:
+                await asyncio.sleep(0.01)
+    async with looked_after(tmp_path, clocks) as writer:
+        await clocks.passes(9 * DAY_S)
+        await asyncio.sleep(0.1)
+        assert (writer.stats.stored, writer.stats.pruned) == (1, 0)
+        await clocks.passes(DAY_S)
+        async with asyncio.timeout(10):
+            while kept.exists():
+                await asyncio.sleep(0.01)
+
+
+def test_a_clock_that_is_ahead_for_a_moment_leaves_the_times_as_they_were(tmp_path: Path) -> None:
+    folders = [incident(tmp_path, name, age_s=age_s) for name, age_s in (("old", 5000), ("new", 10))]
+    before = [folder.stat().st_mtime for folder in folders]
+    shift(tmp_path, by_s=10 * YEAR_S, now_s=1_000_000)
+    assert [folder.stat().st_mtime for folder in folders] == [time_s + 10 * YEAR_S for time_s in before]
+    shift(tmp_path, by_s=-10 * YEAR_S, now_s=1_000_000 + 10 * YEAR_S)
+    assert [folder.stat().st_mtime for folder in folders] == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def free_bytes(disk: Path) -> int:
+    state = os.statvfs(disk)
+    return state.f_bavail * state.f_frsize
+
+
+async def test_on_a_full_disk_the_oldest_makes_room_for_the_newest(small_disk: Path) -> None:
+    writer = EvidenceWriter(small_disk / "evidence", CONFIG)
+    task = asyncio.create_task(writer.run())
+    for n in range(10):
+        writer.submit(short_clip(f"i{n}"))
+        await writer.drain()
+    with (small_disk / "somebody-else").open("wb", buffering=0) as greedy, suppress(OSError):
+        while True:
+            greedy.write(bytes(4096))
+    for n in range(10, 13):
+        writer.submit(short_clip(f"i{n}"))
+        await writer.drain()
+    task.cancel()
+    await asyncio.wait({task})
+    stats = writer.stats
+    assert (stats.written, stats.failed, stats.incomplete) == (13, 0, 0), stats.last_error
+    kept = sorted(path.name for path in (small_disk / "evidence" / "yard" / "2026-11-23").iterdir())
+    assert len(kept) == stats.stored == 13 - stats.pruned
+    assert {"i10", "i11", "i12"} <= set(kept)
+    assert "i0" not in kept
+    assert free_bytes(small_disk) >= 0.1 * 1024 * 1024  # left to the event database
+
+
+async def test_a_disk_that_others_have_filled_costs_the_clip_and_nothing_else(small_disk: Path) -> None:
+    writer = EvidenceWriter(small_disk, CONFIG)
+    with (small_disk / ".somebody-else").open("wb", buffering=0) as greedy, suppress(OSError):
+        while True:
+            greedy.write(bytes(4096))
+    task = asyncio.create_task(writer.run())
+    writer.submit(short_clip())
+    await writer.drain()
+    assert (writer.stats.written, writer.stats.failed) == (0, 1)
+    (small_disk / ".somebody-else").unlink()
+    writer.submit(short_clip())
+    await writer.drain()
+    task.cancel()
+    await asyncio.wait({task})
+    assert (writer.stats.written, writer.stats.failed) == (1, 1)
 
 
 async def test_writer_survives_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

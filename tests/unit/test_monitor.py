@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import agent.daemon.monitor
 from agent.config.schema import GovernorConfig, HealthConfig
 from agent.daemon.monitor import Monitor, MonitorPorts, OutboxFigures
 from agent.errors import StorageError
@@ -50,7 +51,7 @@ class Desk:
 
     machine: Machine = field(default_factory=Machine)
     cameras: list[CameraStatus] = field(default_factory=lambda: [STREAMING])
-    outbox: OutboxFigures | StorageError = field(default_factory=lambda: OutboxFigures({Lane.ALARM: 2}, 1.25))
+    outbox: OutboxFigures | StorageError | None = field(default_factory=lambda: OutboxFigures({Lane.ALARM: 2}, 1.25))
     published: list[dict[str, Any]] = field(default_factory=list)
     cameras_published: list[dict[str, Any]] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
@@ -73,6 +74,8 @@ class Desk:
     async def _figures(self) -> OutboxFigures:
         if isinstance(self.outbox, StorageError):
             raise self.outbox
+        while self.outbox is None:  # a disk that hangs
+            await asyncio.sleep(0.01)
         return self.outbox
 
     def reasons(self) -> set[str]:
@@ -177,6 +180,24 @@ async def test_a_database_that_cannot_be_read_is_published_not_hidden() -> None:
     desk.outbox = OutboxFigures({Lane.ALARM: 0}, 0.0)
     await monitor.round()
     assert desk.reasons() == set()
+
+
+async def test_a_disk_that_hangs_is_published_and_does_not_stop_the_governor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent.daemon.monitor, "STORE_PATIENCE_S", 0.05)
+    desk = Desk()
+    monitor = desk.monitor(governor={"interval_s": 0.001, "step_down_after_s": 0})
+    await monitor.round()
+    desk.outbox = None
+    desk.machine.system = replace(CALM, cpu=0.99)
+    async with asyncio.timeout(10):
+        while monitor.step == 0:
+            await monitor.round()
+    assert {"storage", "cpu_high"} <= desk.reasons()
+    assert desk.published[-1]["level"] == "failed"
+    assert desk.published[-1]["outbox"]["rows"] == {"alarm": 2}, "those of the last round that had an answer"
+    desk.outbox = OutboxFigures({Lane.ALARM: 0}, 0.0)
+    await monitor.round()
+    assert "storage" not in desk.reasons()
 
 
 async def test_a_camera_that_was_removed_does_not_stay_streaming() -> None:

@@ -20,7 +20,7 @@ from agent.outbox.relay import Relay
 from agent.outbox.store import OutboxStore
 from agent.ports import Envelope, Message
 from agent.throttle import Throttle
-from agent.types import Lane
+from agent.types import Lane, OutboxRecord
 
 FAST = BackoffConfig(initial_s=0.01, max_s=0.05)
 
@@ -78,8 +78,11 @@ class ScriptedLink:
         for waiting in self._waiting.values():
             waiting.set_exception(TransientError("connection lost"))
 
-    def restore(self) -> None:
-        self._automatic = True
+    def waits(self, payload: bytes) -> bool:
+        return payload in self._waiting
+
+    def restore(self, *, automatic: bool = True) -> None:
+        self._automatic = automatic
         self._up.set()
 
 
@@ -200,6 +203,39 @@ async def test_a_throttled_relay_keeps_the_rate_and_its_alarms_do_not_wait_for_i
     assert spent <= rate * (link.sent_at_s[-1] - link.sent_at_s[0] + 2) + 2 * 110
 
 
+async def test_a_lane_that_is_due_to_turn_back_does_not_keep_the_relay_awake(store: OutboxStore) -> None:
+    """An event was under way when the link was lost, and alarms fill the window of a slow broker since it is back."""
+    link = ScriptedLink(automatic=False, receive_maximum=3)
+    relay = Relay(store, link)
+    turns = 0
+    look = relay._next
+
+    def counted(tasks: asyncio.TaskGroup) -> OutboxRecord | None:
+        nonlocal turns
+        turns += 1
+        return look(tasks)
+
+    relay._next = counted  # type: ignore[method-assign]
+    async with running(relay):
+        await put(store, "e1")
+        await until(lambda: link.sent == [b"e1"])
+        link.lose()
+        await until(lambda: relay.stats.in_flight == 0)
+        await put(store, *(f"a{n}" for n in range(5)), lane=Lane.ALARM)
+        link.restore(automatic=False)
+        await until(lambda: relay.stats.in_flight == 3)
+        await asyncio.sleep(0.1)
+        turns = 0
+        await asyncio.sleep(0.2)
+        assert turns <= 2
+        for n in range(5):
+            await until(lambda n=n: link.waits(f"a{n}".encode()))  # type: ignore[misc]
+            link.acknowledge(f"a{n}".encode())
+        await until(lambda: link.sent[-1] == b"e1")
+        link.acknowledge(b"e1")
+        await empty(store)
+
+
 async def test_a_throttle_that_is_lifted_lets_everything_go(store: OutboxStore) -> None:
     await asyncio.gather(*(put(store, f"e{n}" + "x" * 100) for n in range(20)))
     link = ScriptedLink()
@@ -236,6 +272,19 @@ async def test_what_goes_along_says_how_long_it_is_worth_keeping(store: OutboxSt
     retained = found[b"r1"]
     assert retained is not None
     assert retained.expiry_s is None
+
+
+async def test_a_clock_that_was_put_right_takes_no_time_from_what_waits(store: OutboxStore) -> None:
+    """What was taken from the store before the jump keeps its old time. Too old it cannot be: that is given up."""
+    await put(store, "a1", lane=Lane.ALARM)
+    await put(store, "t1", lane=Lane.TELEMETRY)
+    created = (await store.fetch(Lane.ALARM, 1))[0].t_created_utc
+    now_utc = created + timedelta(days=20_000)
+    link = ScriptedLink()
+    limits = {Lane.ALARM: 100.0, Lane.TELEMETRY: 10.0}
+    async with running(Relay(store, link, max_age_s=limits, now_utc=lambda: now_utc)):
+        await empty(store)
+    assert [envelope.expiry_s for envelope in link.envelopes if envelope is not None] == [100, 1]
 
 
 async def test_after_a_lost_link_the_unacknowledged_go_again_in_order(store: OutboxStore) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from fakes.sinks import record
 from fakes.webhooks import code, hang, receiving
 
+import agent.daemon.sinks
 from agent.config.delivery import OutboxConfig
 from agent.config.schema import AgentConfig
 from agent.daemon.sinks import Sinks
@@ -112,6 +114,22 @@ async def test_places_that_are_gone_with_a_database_are_made_again(tmp_path: Pat
         async with asyncio.timeout(10):
             while one.sinks.runners["lines"].stats.delivered < 2:
                 await asyncio.sleep(0.01)
+
+
+async def test_figures_of_a_disk_that_hangs_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent.daemon.sinks, "STORE_PATIENCE_S", 0.05)
+    async with desk(tmp_path, {"lines": {"type": "file"}}) as one:
+        await one.store.put(message())
+        await one.sinks.drain()
+        await one.sinks.look()
+        before, disk = one.sinks.report(), threading.Event()
+        hanging = asyncio.create_task(one.store._ask(lambda _: disk.wait()))
+        async with asyncio.timeout(5):
+            await one.sinks.look()
+        assert one.sinks.report() == before
+        disk.set()
+        await hanging
+        await one.sinks.look()
 
 
 async def test_a_stop_does_not_wait_long_for_a_receiver_that_hangs_nor_for_one_that_is_away(tmp_path: Path) -> None:
