@@ -77,7 +77,7 @@ class Agent:
         self.metrics = Metrics(__version__)
         self.watch = ProgressWatch()
         self.topics = Topics(config.mqtt.base_topic, config.device_id)
-        self.live = LiveHub(config.http, {name: one.rules.alert_threshold for name, one in config.services.items()})
+        self.live = LiveHub(config.http, _alert_thresholds(config))
         self.vitals = Vitals()
         self.trials = AgentTrials(
             TrialPorts(
@@ -111,6 +111,7 @@ class Agent:
         self._environ = environ
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
+        self._reload_wanted = False
         self._group: asyncio.TaskGroup
         self._stack: AsyncExitStack
         self._parts: list[asyncio.Task[None]] = []
@@ -124,6 +125,7 @@ class Agent:
     async def run(self) -> None:
         """Until `stop`, SIGTERM or SIGINT. Raises what ends the process: ConfigError, StorageError, FatalError, bugs."""
         async with AsyncExitStack() as self._stack:
+            self._note_hangup()
             with patience(self.notifier, most_s=PATIENCE_S):
                 await self._open_updates()
                 await self._open()
@@ -155,11 +157,10 @@ class Agent:
         await asyncio.to_thread(prepare_state_dir, self.config.state_dir)
         await self.updates.open(self._stack)
         self.trials.paths |= self.updates.models
-        try:
-            self.config = compare(self.config, self.updates.with_layer(self.config)).effective
-        except ConfigError as error:  # the operator has changed what it was laid over
-            self.health.raise_reason(Reason.CONFIG_RELOAD, f"the configuration that was sent is left aside: {error}")
-        self.live.reconfigure(self.config.http)
+        self.config = compare(self.config, self.updates.with_layer(self.config, starting=True)).effective
+        if self.updates.layer_remark:  # the operator has changed what it was laid over
+            self.health.raise_reason(Reason.CONFIG_RELOAD, self.updates.layer_remark)
+        self.live.reconfigure(self.config.http, _alert_thresholds(self.config))
 
     async def _open(self) -> None:
         config = self.config
@@ -255,13 +256,23 @@ class Agent:
 
     # --- while running ------------------------------------------------------------------------------------------------
 
+    def _note_hangup(self) -> None:
+        """There is nothing to reload yet; the configuration has been read, though."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: setattr(self, "_reload_wanted", True))
+        self._stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
             self._stack.callback(loop.remove_signal_handler, number)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._group.create_task(self.reload(), name="reload"))
-        self._stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, self._start_reload)
+        if self._reload_wanted:
+            self._start_reload()
+
+    def _start_reload(self) -> None:
+        self._group.create_task(self.reload(), name="reload")
 
     async def reload(self) -> Reloaded:
         """Read the configuration again: apply what can change now, say what waits for a restart, keep all if it is bad."""
@@ -287,8 +298,9 @@ class Agent:
             return self._refuse(str(error))
         self._apply_config(change.effective)
         _log.info("reloaded", applied=change.live, needs_restart=change.restart)
-        waiting = f"needs a restart: {', '.join(change.restart)}"
-        self.health.set_reason(Reason.CONFIG_RELOAD, bool(change.restart), waiting)
+        waiting = f"needs a restart: {', '.join(change.restart)}" if change.restart else ""
+        remarks = [remark for remark in (self.updates.layer_remark, waiting) if remark]
+        self.health.set_reason(Reason.CONFIG_RELOAD, bool(remarks), "; ".join(remarks))
         return Reloaded(needs_restart=change.restart)
 
     def _refuse(self, error: str, bug: Exception | None = None) -> Reloaded:
@@ -309,7 +321,7 @@ class Agent:
         set_level(config.log.level)
         self.store.reconfigure(config.outbox)
         self.evidence_writer.update_config(config.evidence)
-        self.live.reconfigure(config.http)
+        self.live.reconfigure(config.http, _alert_thresholds(config))
         if self.http is not None:
             self.http.reconfigure(config.http)
         self.monitor.reconfigure(config.health)
@@ -388,6 +400,10 @@ class Agent:
 
     async def _something_waits(self) -> bool:
         return any((await self._outbox_figures()).rows.values())
+
+
+def _alert_thresholds(config: AgentConfig) -> dict[str, float]:
+    return {name: service.rules.alert_threshold for name, service in config.services.items()}
 
 
 def _enabled(config: AgentConfig) -> set[str]:

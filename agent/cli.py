@@ -10,14 +10,16 @@ import io
 import math
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
 from agent import __version__
 from agent.config.schema import LogConfig
+from agent.config.variables import with_env_file
 from agent.errors import ConfigError, RecognizerError
 from agent.observe.logging import configure_logging, mask_text
 
@@ -37,13 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(LogConfig(level="warning"))
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does: a name that cannot be shown is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
-    return run_command(f"agent.commands.{args.module}", args)
+    if args.module == "run":  # else one that comes before the agent can reload ends it
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    files = args.file if args.module == "check_config" else args.config
+    return run_command(f"agent.commands.{args.module}", args, with_env_file(os.environ, files))
 
 
-def run_command(module: str, args: argparse.Namespace) -> int:
+def run_command(module: str, args: argparse.Namespace, environment: Mapping[str, str] | None = None) -> int:
     """`run(args, environment)` of `module`; its exit code, or that of the error it raised, which is printed."""
     try:
-        code: int = import_module(module).run(args, dict(os.environ))
+        code: int = import_module(module).run(args, dict(os.environ if environment is None else environment))
         _write_out()
     except ConfigError as error:
         for problem in error.problems:

@@ -11,7 +11,7 @@ _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,31}://)(?:[^\s/:@]+:[^\s'\"<>
 _PROSE = (
     r"(?:required|missing|wrong|incorrect|invalid|expired|rejected|refused|denied|unknown(?: key)?|required key"
     r"|not (?:set|given|found|known|valid|correct|accepted|allowed|permitted|a valid)|must (?:not )?be|(?:input|string) should"
-    r"|the environment variable)(?=[.,;:!)]*(?:\s|$))"
+    r"|the environment variable|\[Errno \d+\])(?=[.,;:!)]*(?:\s|$))"
 )
 _ASSIGNMENT = re.compile(
     r"(?i)(?<![a-z0-9])((?:password|passwd|passphrase|(?:login)?pass?|pwd|pw|secret|(?:access)?token|(?:api|private)[_-]?key|authorization)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import cast
 
 from agent.capture.base import redact_in
 from agent.config.schema import CameraConfig
-from agent.errors import ConfigError, ConfigProblem, FatalError, TransientError
-from agent.ports import VideoSource
+from agent.errors import ConfigError, ConfigProblem, FatalError, SourceError, TransientError
+from agent.ports import StreamInfo, VideoSource
+from agent.types import ImageArray
 
 PLUGIN_GROUP = "recognizer_agent.sources"
 """Entry points: name = URL scheme, object = `factory(config: CameraConfig) -> VideoSource`.
@@ -33,11 +35,29 @@ class BuiltSource:
     endless: bool
 
 
+class _AbsentSource:
+    """What a plug-in could not make now: it says why, and its camera's next life asks the plug-in again."""
+
+    live = False
+
+    def __init__(self, error: TransientError) -> None:
+        self._error = error
+
+    def open(self) -> StreamInfo:
+        raise SourceError(str(self._error)) from self._error
+
+    def read(self) -> tuple[ImageArray, int] | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
 def build_source(config: CameraConfig) -> BuiltSource:
     """The source that `config.source` asks for; opens nothing.
 
-    Raises ConfigError for an unknown scheme, a broken plug-in, bad `sim://` parameters, or GStreamer where OpenCV has none; and
-    the TransientErrors of plug-ins.
+    Raises ConfigError for an unknown scheme, a broken plug-in, bad `sim://` parameters, a `~` that is nobody's, or GStreamer where
+    OpenCV has none.
     """
     text = config.source.strip()
     if text.startswith("gst:"):
@@ -51,7 +71,7 @@ def build_source(config: CameraConfig) -> BuiltSource:
     match = _SCHEME.match(text)
     scheme = match.group(1).lower() if match else "file"
     if scheme == "file":
-        return BuiltSource(_recorded(Path(text.removeprefix("file://")).expanduser()), endless=False)
+        return BuiltSource(_recorded(text.removeprefix("file://"), config), endless=False)
     if scheme in NETWORK_SCHEMES:
         from agent.capture.network import NetworkSource
 
@@ -59,16 +79,26 @@ def build_source(config: CameraConfig) -> BuiltSource:
     if scheme == "sim":
         from agent.capture.simulated import SimulatedSource, parse_simulated
 
-        simulated = SimulatedSource(parse_simulated(text, config.id))
+        try:
+            simulated = SimulatedSource(parse_simulated(text, config.id))
+        except ValueError as error:  # `sim://[`
+            raise ConfigError([_problem(config, f"sim:// {error}", "write sim://?name=value&...")]) from error
         return BuiltSource(simulated, endless=simulated.live)
     source = _plugin(scheme, config)
     return BuiltSource(source, endless=bool(getattr(source, "live", True)))
 
 
-def _recorded(path: Path) -> VideoSource:
+def _recorded(text: str, config: CameraConfig) -> VideoSource:
     from agent.capture.files import FileSource, FolderSource
 
-    return FolderSource(path) if path.is_dir() else FileSource(path)
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:  # an unknown user, or no home folder at all
+        raise ConfigError(
+            [_problem(config, "there is no home folder for its ~", "write the folder in full")]
+        ) from error
+    is_folder = os.path.isdir(path)  # noqa: PTH112  `Path.is_dir` raises where it may not look: that is for `open` to say
+    return FolderSource(path) if is_folder else FileSource(path)
 
 
 def _plugin(scheme: str, config: CameraConfig) -> VideoSource:
@@ -85,8 +115,10 @@ def _plugin(scheme: str, config: CameraConfig) -> VideoSource:
         raise _fault(config, entry, f"cannot be loaded: {_text(config, error)}", f"reinstall {entry.value}") from error
     try:
         source = factory(config)
-    except (ConfigError, FatalError, TransientError):
+    except (ConfigError, FatalError):
         raise
+    except TransientError as error:
+        return _AbsentSource(error)
     except (Exception, SystemExit) as error:  # a plug-in's bug, or its way to say that it does not like the address
         raise _fault(config, entry, f"failed: {_text(config, error)}", f"see what {entry.value} expects") from error
     if not all(callable(getattr(source, method, None)) for method in ("open", "read", "close")):

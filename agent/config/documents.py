@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from agent.masking import mask_userinfo
 Location = tuple[str | int, ...]
 Document = TypeVar("Document", bound=BaseModel)
 
-_VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
+_VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}|\$\{")
 _PRIVATE = re.compile(r"password|secret|\burl$")
 """Keys whose values no message repeats."""
 _MAX_VALUES = 100_000
@@ -79,7 +80,9 @@ class Layer:
         try:
             return yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except OSError as error:
-            self._fail(f"cannot be read: {error.strerror}", hint="give the path of a YAML file")
+            denied = error.errno == errno.EACCES
+            hint = "run the command with sudo" if denied else "give the path of a YAML file"
+            self._fail(f"cannot be read: {error.strerror}", hint=hint)
         except UnicodeDecodeError as error:
             self._fail(f"is not UTF-8 text (byte {error.start})")
         except yaml.MarkedYAMLError as error:
@@ -133,10 +136,17 @@ class Layer:
         def fill(match: re.Match[str]) -> str:
             if match[0] == "$$":
                 return "$"
+            if match[0] == "${":
+                hint = "write ${NAME} or ${NAME:-default}, and $$ for a dollar sign"
+                self.problems.append(
+                    ConfigProblem("a ${ that names no variable", str(self.path), line, _dotted(where), hint)
+                )
+                return ""
             if match[1] in self.env:
                 return self.env[match[1]]
             if match[2] is None:
-                hint = f"set it, or write ${{{match[1]}:-default}}"
+                # Not with the name once more: what follows its colon would be masked where the name is that of a password.
+                hint = "set it (for the service: in the .env file beside this one, then restart), or write :-default behind its name"
                 message = f"the environment variable {match[1]} is not set"
                 self.problems.append(ConfigProblem(message, str(self.path), line, _dotted(where), hint))
             return match[3] or ""

@@ -33,7 +33,8 @@ def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pull
         places = _laid_over(places, layer.places)
         merged = _merge(merged, tree)
     try:
-        config = AgentConfig.model_validate(merged, context=_pulled_models(merged, env, required=need_pulled_models))
+        pulled = _pulled_models(merged, files, env, required=need_pulled_models)
+        config = AgentConfig.model_validate(merged, context=pulled)
     except ValidationError as error:
         named = {problem.path for problem in problems}  # a variable that is not set needs no second complaint
         found = [problem_of(item, places, AgentConfig) for item in error.errors(include_url=False)]
@@ -43,10 +44,12 @@ def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pull
     return config
 
 
-def _pulled_models(tree: dict[str, Any], env: Mapping[str, str], *, required: bool) -> PulledModels:
+def _pulled_models(
+    tree: dict[str, Any], files: Sequence[Path], env: Mapping[str, str], *, required: bool
+) -> PulledModels:
     state_dir = tree.get("state_dir") or AgentConfig.model_fields["state_dir"].default
     try:
-        return PulledModels(models_dir(state_dir, env), required)
+        return PulledModels(models_dir(state_dir, env), required, tuple(files))
     except ValueError:  # validation says what is wrong with state_dir; that nothing is in it is no news then
         return PulledModels(Path(), required=False)
 

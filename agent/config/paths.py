@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,11 +28,13 @@ MODELS_VARIABLE = "RECOGNIZER_MODELS"
 class PulledModels:
     """What `catalogue:NAME` means; the `context` of validation.
 
-    folder: of pulled models; required: a model that is not there is an error (not so for the command that pulls it).
+    folder: of pulled models; required: a model that is not there is an error (not so for the command that pulls it); files: of the
+    configuration, for that command to find the same folder.
     """
 
     folder: Path
     required: bool = True
+    files: tuple[Path, ...] = ()
 
 
 class LocatedStr(str):
@@ -93,7 +96,8 @@ def _resolve_pulled(name: str, context: object) -> str:
         )
     folder = context.folder / PULLED / name
     if context.required and not folder.is_dir():
-        hint = f"recognizer-agent models pull {name}"
+        options = [option for file in context.files for option in ("--config", str(file))]
+        hint = shlex.join(["recognizer-agent", "models", "pull", name, *options])
         raise PydanticCustomError("pulled_model", "this model is not on this machine yet", {"hint": hint})
     return str(folder)
 

@@ -56,9 +56,9 @@ class LiveHub:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="live")
         self.viewers = 0
 
-    def reconfigure(self, config: HttpConfig) -> None:
-        """Apply the keys that may change while running (`live_fps`)."""
-        self._config = config
+    def reconfigure(self, config: HttpConfig, alert: Mapping[str, float]) -> None:
+        """Apply what may change while running: `live_fps`, and the thresholds of alerts."""
+        self._config, self._alert = config, alert
 
     def close(self) -> None:
         """End the encoder."""

@@ -154,6 +154,31 @@ def test_a_wrong_configuration_is_78_with_file_line_path_and_hint(shell: Shell, 
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize(
+    ("max_fps", "window", "says"),
+    [
+        (0, {"rate_hz": 5}, "services.fight: a verdict every 10 s, but after 10 s without one"),
+        (4, {"rate_hz": 0}, "services.fight: a verdict every 12.5 s"),
+        (0, {"rate_hz": 0}, ""),
+        (0, {"rate_hz": 5.1}, ""),
+    ],
+)
+def test_verdicts_as_rare_as_silence_are_warned_of(
+    shell: Shell, max_fps: int, window: dict[str, float], says: str
+) -> None:
+    done = shell.run("check-config", shell.config({
+        "cameras": [
+            {"id": "door", "source": "rtsp://cam/1", "services": ["fight"]},
+            {"id": "yard", "source": "rtsp://cam/2", "services": ["fight"], "max_fps": max_fps},
+            {"id": "hall", "source": "rtsp://cam/3", "services": ["fall"], "max_fps": 1},
+        ],
+        "services": {"fight": {"window": {"stride": 50, **window}}},
+    }))  # fmt: skip
+    assert done.returncode == GOOD
+    assert done.stderr.startswith(f"warning: {says}" if says else "")
+    assert bool(done.stderr) == bool(says)
+
+
 def test_a_configuration_that_is_not_there_is_78(shell: Shell) -> None:
     done = shell.run("check-config", shell.folder / "none.yaml")
     assert done.returncode == CONFIG
@@ -176,6 +201,16 @@ def test_check_config(shell: Shell) -> None:
     assert [(problem["path"], problem["line"]) for problem in report["problems"]] == [
         ("cameras.0.source", 1), ("log.level", 2),
     ]  # fmt: skip
+
+
+def test_every_command_has_the_variables_of_the_service(shell: Shell) -> None:
+    file = shell.config({"cameras": [{"id": "door", "source": "rtsp://user:${DOOR_PASSWORD}@cam/1"}]})
+    for arguments in (("check-config",), ("events", "list", "--config"), ("ota", "status", "--config")):
+        assert "the environment variable DOOR_PASSWORD is not set" in shell.run(*arguments, file).stderr
+    (shell.folder / "agent.env").write_text("DOOR_PASSWORD='a b'\n")
+    assert shell.run("check-config", file).returncode == GOOD
+    assert "no event database here" in shell.run("events", "list", "--config", file).stderr
+    assert shell.run("ota", "status", "--config", file).returncode == GOOD
 
 
 # --- evaluate tracking ------------------------------------------------------------------------------------------------

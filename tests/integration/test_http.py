@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import socket
+import sqlite3
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -509,6 +511,26 @@ async def test_a_running_agent_from_outside(tmp_path: Path, monkeypatch: pytest.
             response.close()
         await asyncio.sleep(0.2)
         assert "recognizer_active_realtime_sessions 0.0" in await (await client.get("/metrics")).text()
+
+
+async def test_an_event_that_cannot_be_read_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_agent(tmp_path, monkeypatch) as url, aiohttp.ClientSession(url) as client:
+
+        async def events() -> list[dict[str, Any]]:
+            async with client.get("/api/v1/events?limit=1000") as response:
+                assert response.status == 200
+                return list((await response.json())["events"])
+
+        async with asyncio.timeout(30):
+            while len(await events()) < 2:
+                await asyncio.sleep(0.1)
+        with contextlib.closing(sqlite3.connect(tmp_path / "state" / "events.db", timeout=10)) as database, database:
+            database.execute("UPDATE messages SET payload = x'fffe00' WHERE sequence = 2")
+        found = await events()
+        assert found[-2] == {"payload_base64": "//4A", "delivery": found[-2]["delivery"]}
+        assert found[-1]["data"]["sequence"] == 1
 
 
 async def test_two_agents_want_one_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

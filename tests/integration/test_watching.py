@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -131,6 +133,16 @@ async def test_a_reload_while_the_models_load_comes_after_them(tmp_path: Path) -
         assert names.count("camera.cam") == 1
 
 
+async def test_a_reload_that_is_asked_for_before_the_agent_can_comes_after_the_start(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    loop.call_soon(loop.call_soon, os.kill, os.getpid(), signal.SIGHUP)  # as the state folder is looked at
+    async with running(tmp_path, camera(), let=False) as desk:
+        assert not desk.agent.ready
+        desk.configure(camera(), camera("two"))
+        gated.go.set()
+        await desk.until(lambda: sorted(desk.phases()) == ["cam", "two"], "the reload")
+
+
 async def test_a_stop_does_not_wait_for_models_and_closes_what_comes_late(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
@@ -252,6 +264,14 @@ async def test_a_source_that_cannot_be_made_leaves_the_configuration_as_it_was(t
         desk.wanted = before
         assert (await desk.agent.reload()).error == ""
         assert "config_reload" not in desk.reasons()
+
+
+async def test_a_reload_takes_its_thresholds_to_the_live_page(tmp_path: Path) -> None:
+    async with running(tmp_path) as desk:
+        rules = {"rules": {"alert_threshold": 0.7}, "enabled": False}
+        desk.configure(services={"fight": rules, "fall": {"enabled": False}})
+        assert (await desk.agent.reload()).error == ""
+        assert desk.agent.live._alert == {"fight": 0.7, "fall": 0.6}
 
 
 async def test_models_that_cannot_be_loaded_leave_the_configuration_as_it_was(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -159,6 +160,20 @@ def test_reload_applies_thresholds_and_cameras_and_keeps_the_old_when_bad(make_a
         lambda: "no home folder" in str(agent.get("/health")["reasons"]), "the refusal of what is no path on this box"
     )
     assert agent.camera_states() == {"cam": "streaming", "second": "streaming"}
+
+
+def test_a_reload_that_is_asked_for_at_once_does_not_end_the_agent(make_agent: MakeAgent) -> None:
+    agent = make_agent(QUIET)
+    agent.start(ready=False)
+
+    def ignores_hangups() -> bool:
+        (ignored,) = re.findall(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{agent.pid}/status").read_text(), re.MULTILINE)
+        return bool(int(ignored, 16) >> (signal.SIGHUP - 1) & 1)
+
+    wait_for(ignores_hangups, "it does not end by a hangup any more")
+    agent.signal(signal.SIGHUP)
+    wait_for(agent.is_ready, "agent ready")
+    assert agent.stop() == 0
 
 
 def test_service_manager_is_told_and_the_watchdog_fed(make_agent: MakeAgent, tmp_path: Path) -> None:

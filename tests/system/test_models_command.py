@@ -156,7 +156,7 @@ def test_from_nothing_to_a_configuration_that_loads(box: Box, model: Path, serve
     config.write_text("pose: {model: 'catalogue:rtmo-x'}\n")
     before = box.run("check-config", config)
     assert before.returncode == CONFIG
-    assert "recognizer-agent models pull rtmo-x" in before.stderr
+    assert f"recognizer-agent models pull rtmo-x --config {config}" in before.stderr
     pulled = box.run("models", "pull", "rtmo-x", "--catalogue", catalogue, "--config", config)
     assert (pulled.returncode, box.pulled.is_dir()) == (GOOD, True)
     assert "rtmo-x is ready" in pulled.stdout

@@ -379,7 +379,7 @@ async def test_whatever_comes_up_about_a_source_changes_nothing(desk: Desk, monk
     await desk.cameras.apply([desk.camera("one")])
     await desk.streaming("one")
     monkeypatch.setattr("agent.capture.network.NetworkSource.__init__", bug)
-    with pytest.raises(ConfigError, match="camera 'new': LookupError: .* is unheard of") as caught:
+    with pytest.raises(ConfigError, match=r"camera 'new': LookupError: .* is unheard of") as caught:
         await desk.cameras.apply([desk.camera("new", source="rtsp://user:secret@10.0.0.1/1")])
     assert "secret" not in str(caught.value)
     assert [status.camera_id for status in desk.cameras.statuses()] == ["one"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -50,6 +51,23 @@ def test_the_source_string_picks_the_adapter(source: str, kind: type, endless: b
 
 def test_a_folder_is_recognised(tmp_path: Path) -> None:
     assert isinstance(build_source(config(str(tmp_path))).source, FolderSource)
+
+
+def test_a_path_that_cannot_be_looked_at_is_offline_not_wrong(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="File name too long"):
+        build_source(config(f"{tmp_path}/{'x' * 300}.mp4")).source.open()
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("file://~nobody-has-this-name/film.mp4", "there is no home folder for its ~"),
+        ("sim://[", "sim:// Invalid IPv6 URL"),
+    ],
+)
+def test_an_address_that_is_none_is_a_configuration_error_of_its_camera(source: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"camera 'cam': {re.escape(told)} \(hint: write "):
+        build_source(config(source))
 
 
 def test_an_unknown_scheme_is_a_configuration_error_that_lists_the_known_ones() -> None:
@@ -127,8 +145,10 @@ def test_what_a_plug_in_raises_names_it_and_no_password() -> None:
 
 @pytest.mark.usefixtures("plugin_path")
 def test_a_plug_in_may_say_that_its_device_is_absent() -> None:
+    built = build_source(config("absent://x"))
     with pytest.raises(SourceError, match="no such device"):
-        build_source(config("absent://x"))
+        built.source.open()
+    assert built.endless is False  # the next try is the plug-in's
 
 
 @pytest.mark.usefixtures("plugin_path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from agent.config.load import load_config
 from agent.config.reload import compare
 from agent.config.schema import AgentConfig
 from agent.errors import ConfigError
+from agent.masking import mask_text
 
 
 def write(folder: Path, text: str, name: str = "agent.yaml") -> Path:
@@ -62,9 +64,31 @@ def test_variables_are_filled_in_and_keep_their_type(tmp_path: Path) -> None:
 
 def test_unset_variable_names_line_and_hint(tmp_path: Path) -> None:
     path = write(tmp_path, "mqtt:\n  port: ${BROKER_PORT}\n")
-    assert problems(path) == [
-        f"{path}:2:mqtt.port: the environment variable BROKER_PORT is not set (hint: set it, or write ${{BROKER_PORT:-default}})"
+    (text,) = problems(path)
+    assert text.startswith(f"{path}:2:mqtt.port: the environment variable BROKER_PORT is not set (hint: set it ")
+
+
+def test_what_is_to_be_done_about_a_password_that_is_not_set_can_be_read(tmp_path: Path) -> None:
+    (text,) = problems(write(tmp_path, "mqtt:\n  password_file: ${BROKER_PASSWORD}\n"))
+    assert mask_text(text) == text
+
+
+@pytest.mark.parametrize("text", ["a${B:***}c", "${B", "${}", "${1}", "${B-x}", "${B:-x", "${ B }", "$$${"])
+def test_what_names_no_variable_is_not_taken_as_it_stands(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, f"mqtt:\n  host: '{text}'\n")
+    assert problems(path, B="b") == [
+        f"{path}:2:mqtt.host: a ${{ that names no variable (hint: write ${{NAME}} or ${{NAME:-default}}, and $$ for a dollar sign)"
     ]
+
+
+def test_who_may_not_read_the_file_is_told_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", denied)  # root may read every file
+    assert problems(tmp_path / "agent.yaml")[-1].endswith(
+        "cannot be read: Permission denied (hint: run the command with sudo)"
+    )
 
 
 def test_all_errors_come_at_once_each_with_its_line(tmp_path: Path) -> None:
@@ -241,6 +265,14 @@ def test_a_new_camera_that_nobody_could_watch_waits_for_the_restart() -> None:
 def test_shipped_configurations_are_valid(repo_dir: Path, name: str) -> None:
     config = load_config([repo_dir / "configs" / f"{name}.yaml"], env={"POSENET_MODEL": "/m.tflite"})
     assert sorted(config.services) == ["fall", "fight"]
+
+
+@pytest.mark.parametrize("name", ["one-camera", "four-cameras", "jetson"])
+def test_an_example_for_a_box_has_the_places_of_the_installation(repo_dir: Path, name: str) -> None:
+    config = load_config([repo_dir / "configs" / f"{name}.yaml"], env={})
+    installed = load_config([repo_dir / "systemd" / "agent.yaml"], env={})
+    assert config.state_dir == installed.state_dir == Path("/var/lib/recognizer")
+    assert config.mqtt.password_file in {None, installed.mqtt.password_file}
 
 
 def test_every_shipped_configuration_is_in_the_test_above(repo_dir: Path) -> None:

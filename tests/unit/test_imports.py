@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
             "agent.causes", "agent.health.reasons", "agent.migrations", "agent.net", "agent.observe.*", "agent.plugins", "agent.private_files",
             "agent.sdnotify", "agent.supervise",
         ),
-        "documents": ("agent.config.documents",),
+        "documents": ("agent.config.documents", "agent.config.variables"),
         "inference": ("agent.runtime.*",),
         "transfer": ("agent.transfer.*",),
         "drawing": ("agent.overlay", "agent.events.privacy"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,8 +16,8 @@ from fakes.replay import T0_UTC, walkers
 from agent.config.schema import HttpConfig
 from agent.daemon import live
 from agent.daemon.live import MAX_WIDTH_PX, LiveHub, Scene
-from agent.overlay import Mode
-from agent.types import ActionScores, Event, EventPhase, Frame, FrameStamp, People, Tracks
+from agent.overlay import ActionBar, Mode, draw
+from agent.types import ActionScores, Event, EventPhase, Frame, FrameStamp, ImageArray, People, Tracks
 
 FAST = HttpConfig(live_fps=200)
 
@@ -166,6 +167,25 @@ async def test_stale_verdicts_vanish(hub: LiveHub, monkeypatch: pytest.MonkeyPat
     assert hub.camera_state("cam") == {"people": 2, "track_ids": [1, 2], "scores": {"fight": 0.91}}
     monkeypatch.setattr(live, "VERDICT_SHOWN_S", -1.0)
     assert hub.camera_state("cam")["scores"] == {}
+
+
+async def test_the_threshold_that_turns_a_bar_red_may_change_while_it_runs(
+    hub: LiveHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[ActionBar] = []
+
+    def drawing(*arguments: Any, actions: Sequence[ActionBar], **rest: Any) -> ImageArray:
+        drawn.extend(actions)
+        return draw(*arguments, actions=actions, **rest)
+
+    monkeypatch.setattr(live, "draw", drawing)
+    hub.on_scores(verdict(0.7))
+    hub.offer(*scene(0))
+    await hub.picture("cam")
+    hub.reconfigure(FAST, {"fight": 0.6})
+    hub.offer(*scene(1))
+    await hub.picture("cam")
+    assert drawn == [ActionBar("fight", 0.7, 0.8), ActionBar("fight", 0.7, 0.6)]
 
 
 @pytest.mark.parametrize("probability", [float("nan"), float("inf"), -0.1, 1.5])

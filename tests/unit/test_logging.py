@@ -146,6 +146,7 @@ def test_credentials_in_text_are_masked(text: str, masked: str) -> None:
         "password: not set", "passwd: not found (hint: mqtt.password_file)", "password: required", "Password: wrong.",
         "token: expired, ask for a new one", "agent.yaml:4:mqtt.password: Input should be a valid string",
         "mqtt.password: unknown key (hint: did you mean 'password_file'?)", "secret: required key is missing",
+        "mqtt.password_file: cannot read the password: [Errno 13] Permission denied: '/x'",
         "mqtt.password: the environment variable PW is not set", "passphrase: must not be empty", "api_key: not a valid value",
     ],
 )  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from agent.cli import build_parser
 from agent.config.load import load_config
 from agent.config.paths import models_dir
 from agent.config.schema import PoseConfig
@@ -45,8 +47,18 @@ def test_what_is_not_pulled_is_named_with_its_line_and_the_command(file: Path) -
     (problem,) = caught.value.problems
     assert str(problem) == (
         f"{file}:3:pose.model: catalogue:rtmo-s: this model is not on this machine yet "
-        "(hint: recognizer-agent models pull rtmo-s)"
+        f"(hint: recognizer-agent models pull rtmo-s --config {file})"
     )
+
+
+def test_the_command_names_every_file_and_can_be_typed_as_it_stands(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "north wing.yaml"
+    other.write_text("log: {level: debug}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config([file, other], env={})
+    (problem,) = caught.value.problems
+    arguments = build_parser().parse_args(shlex.split(problem.hint)[1:])
+    assert (arguments.name, arguments.config) == ("rtmo-s", [file, other])
 
 
 def test_the_command_that_pulls_it_reads_the_same_file(file: Path, tmp_path: Path) -> None:
