@@ -24,6 +24,7 @@ from pathlib import Path
 
 import structlog
 
+from agent.durable import give
 from agent.errors import ModelError, RecognizerError
 
 _log = structlog.get_logger(__name__)
@@ -111,7 +112,9 @@ class EngineCache:
     def build(self, key: EngineKey, build: Build, cancelled: threading.Event, report: Report) -> Path:
         """Build `key` unless someone else has meanwhile; its folder. Raises ModelError, CancelledBuildError."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            if not self._folder.is_dir():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                give(self._folder, self._folder.parent)
             with self._lock(key.digest, cancelled):
                 if found := self.find(key):
                     return found
@@ -138,6 +141,9 @@ class EngineCache:
     def _publish(self, temporary: Path, key: EngineKey, files: dict[str, int], rejected: str = "") -> Path:
         content = {"key": asdict(key), "files": files, "rejected": rejected}
         (temporary / _KEY).write_text(json.dumps(content, indent=2) + "\n")
+        for path in (*temporary.iterdir(), temporary):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+            give(path, self._folder)
         entry = self._folder / key.digest
         shutil.rmtree(entry, ignore_errors=True)
         temporary.replace(entry)
@@ -164,7 +170,9 @@ class EngineCache:
 
     @contextmanager
     def _lock(self, digest: str, cancelled: threading.Event) -> Iterator[None]:
-        with (self._folder / f".{digest}.lock").open("w") as handle:
+        lock = self._folder / f".{digest}.lock"
+        with lock.open("w") as handle:
+            give(lock, self._folder)
             while True:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -118,6 +119,23 @@ def test_an_unfinished_or_shortened_engine_is_not_found(tmp_path: Path) -> None:
     assert cache.find(KEY) is None
     (built / "key.json").write_text("{")
     assert cache.find(KEY) is None
+
+
+def test_an_engine_can_be_read_by_the_agents_user_whoever_built_it(tmp_path: Path) -> None:
+    built = EngineCache(tmp_path).build(KEY, lambda folder, _cancelled, _say: write(folder), threading.Event(), print)
+    assert stat.S_IMODE(built.stat().st_mode) == 0o755
+    assert {stat.S_IMODE(path.stat().st_mode) for path in built.iterdir()} == {0o644}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who builds for others")
+def test_what_root_builds_belongs_to_whom_the_state_folder_belongs(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    built = EngineCache(tmp_path / "engines").build(
+        KEY, lambda folder, _cancelled, _say: write(folder), threading.Event(), print
+    )
+    laid_down = [tmp_path / "engines", built, *built.iterdir(), *(tmp_path / "engines").glob(".*.lock")]
+    assert len(laid_down) == 5
+    assert {path.stat().st_uid for path in laid_down} == {65534}
 
 
 def test_a_failed_build_says_why_and_leaves_nothing(tmp_path: Path, log: Path) -> None:
