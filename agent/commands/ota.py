@@ -24,13 +24,15 @@ from agent.errors import StorageError
 from agent.update.boot import JOURNAL
 from agent.update.journal import Journal, title_of
 from agent.update.journal_file import InUseError, sole_owner
-from agent.update.machine import Phase, report
+from agent.update.machine import after, report
 from agent.update.models import VersionStore
 from agent.update.requests import Answer, Request, RequestFolder
 from agent.update.state import action_document, serving_document
 from agent.update.trials import Refusal
 
 _WAIT_S = 60.0
+_DONE_S = 3600.0
+"""For an agent that is at it: a model may need an engine built first."""
 _FOLDER = "updates"
 
 
@@ -112,15 +114,19 @@ def _roll_back(root: Path, slot: str) -> Answer:
         with sole_owner(root / JOURNAL), closing(Journal.open(root / JOURNAL)) as journal:
             return roll_back_here(journal, VersionStore(root), slot)
     except InUseError:
-        return RequestFolder(root / "requests").ask(Request("rollback", slot, _who()), _WAIT_S)
+        folder = RequestFolder(root / "requests")
+        return folder.ask(Request("rollback", slot, _who()), _WAIT_S, _DONE_S, _say_taken)
+
+
+def _say_taken() -> None:
+    print("taken by the agent, under way", file=sys.stderr)
 
 
 def roll_back_here(journal: Journal, store: VersionStore, slot: str) -> Answer:
-    """Without an agent: what it finds at its next start. A probation that was cut off ends here."""
-    on_trial = [one for one in journal.unsettled() if one.slot == slot and one.phase is Phase.PROBATION]
-    for action in on_trial:
+    """Without an agent: what it finds at its next start. What is under way for `slot` ends here, else the version before comes back."""
+    for action in (one for one in journal.unsettled() if one.slot == slot and not one.over):
         refusal = Refusal("command", f"rolled back by {_who()}")
-        ended = journal.enter(action, Phase.ROLLED_BACK, None, refusal=refusal)
+        ended = journal.enter(action, after(action.phase, refusal), None, refusal=refusal)
         store.switch(slot, journal.serving(slot).current)
         journal.settle(ended, report(ended.phase, text=ended.text, reason=ended.reason, figures=ended.flat_figures))
         return Answer(True, f"{action.title}: taken back")

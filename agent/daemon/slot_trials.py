@@ -52,9 +52,9 @@ class SlotTrials:
     def layer(self, path: Path | None) -> None:
         self._layer, self._refused = path, False
 
-    def not_now(self) -> str:
+    def not_now(self, *, back: bool = False) -> str:
         """As `Trials`."""
-        return self._models.not_now()
+        return self._models.not_now(back=back)
 
     def running(self, slot: str) -> Path | None:
         """As `Trials`; None also for a configuration of which that is not sure."""

@@ -94,7 +94,7 @@ class AgentTrials:
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
-    def not_now(self) -> str:
+    def not_now(self, *, back: bool = False) -> str:
         """See `Trials`."""
         if self._ports.recognition() is None:
             return "no model is loaded"
@@ -104,6 +104,8 @@ class AgentTrials:
         active = [f"{one['kind']} at {one['camera']}" for one in self._ports.incidents() if one["kind"] in services]
         if active:
             return f"an event is active: {', '.join(active)}"
+        if back:
+            return ""
         snapshot = self._ports.health.snapshot()
         serious = [reason.reason for reason in snapshot.reasons if reason.code in BLOCKING]
         if snapshot.level is Level.FAILED or serious:
@@ -288,6 +290,8 @@ class AgentTrials:
             return self._vitals.spell(slot, self._kinds(slot), at_s)
 
         change = self._changes.get(slot) or Change(self._vitals.mark(), since(None))
+        if candidate.back:  # what was raised before is no fault of its own; nothing else of the past counts
+            change = Change(change.at_s, probation.Spell(change.before.seconds, change.before.reasons))
         outcome = await run_probation(
             self._vitals, candidate, self._ports.config(), change,
             since=lambda: since(change.at_s), frames=lambda: self._frames_for(slot), tell=tell,

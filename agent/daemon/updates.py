@@ -36,7 +36,7 @@ from agent.update.journal_file import sole_owner
 from agent.update.machine import Phase
 from agent.update.models import VersionStore
 from agent.update.parts import Pace, Parts
-from agent.update.records import Action
+from agent.update.records import Action, Serving
 from agent.update.release import Release
 from agent.update.requests import RequestFolder
 from agent.update.state import ServerView
@@ -91,7 +91,11 @@ class Updates:
         self._trust_thread = OneThread("trust")
         self._trust: Trust | None = None
         self._client: UpdateClient | None = None
+        self._left_aside: frozenset[Path] = frozenset()
         self._stale = asyncio.Event()
+        self._layer_aside: Path | None = None
+        self.layer_remark = ""
+        """Why the configuration that was sent is left aside; empty where it is not, or none was."""
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -122,13 +126,29 @@ class Updates:
         known = {POSE_SLOT, *(action_slot(name) for name in config.services)}
         return {slot: path for slot, path in self._booted.models.items() if slot in known}
 
-    def with_layer(self, config: AgentConfig) -> AgentConfig:
-        """The operator's configuration with what was sent laid over it. Raises ConfigError."""
-        layer = self._trials.layer
-        return lay_over(config, layer) if layer is not None else config
+    def with_layer(self, config: AgentConfig, *, starting: bool = False) -> AgentConfig:
+        """The operator's configuration with what was sent laid over it. Raises ConfigError.
+
+        What no longer fits it at the start is left aside, until it fits again or another is sent: it was not in force, so no
+        reload waits for it.
+        """
+        layer, self.layer_remark = self._trials.layer, ""
+        if layer is None:
+            return config
+        try:
+            return lay_over(config, layer)
+        except ConfigError as error:
+            if starting:
+                self._layer_aside = layer
+            elif layer != self._layer_aside:
+                raise
+            self.layer_remark = f"the configuration that was sent is left aside: {error}"
+            return config
 
     def start(self, start: Callable[[str, Callable[[], Coroutine[Any, Any, None]]], object]) -> None:
-        """start: runs a part under a name, supervised."""
+        """When the models are loaded. start: runs a part under a name, supervised."""
+        running = self._ports.trials.running
+        self._left_aside = frozenset(path for slot, path in self.models.items() if running(slot) not in {None, path})
         if self._journal is not None and self._ports.config().update.enabled:
             start("updates", self._run)
 
@@ -253,6 +273,7 @@ class Updates:
         recognition = self._ports.recognition()
         running = recognition.models if recognition is not None else {}
         slots = self._client.slots if self._client is not None else {}
+        serving = {slot: one for slot, one in slots.items() if not self._is_left_aside(one)}
         return {
             **self._ports.config().update.attributes,
             "agent_version": __version__,
@@ -262,8 +283,14 @@ class Updates:
             "architecture": platform.machine(),
             "health": self._health.snapshot().level.value,
             **{f"model.{slot.replace('/', '-', 1)}": name for slot, name in running.items()},
-            **serving_attributes(slots),
+            **serving_attributes(serving),
         }
+
+    def _is_left_aside(self, serving: Serving) -> bool:
+        """Whether what should serve could not be loaded at the start, and still does not."""
+        if serving.current is None or (path := self._store.path(serving.current)) not in self._left_aside:
+            return False
+        return self._ports.trials.running(serving.slot) != path
 
     # --- what is told -------------------------------------------------------------------------------------------------
 

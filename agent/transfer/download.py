@@ -27,13 +27,12 @@ from agent import __version__
 from agent.backoff import full_jitter
 from agent.hosts import is_loopback
 from agent.throttle import Throttle
-from agent.transfer.faults import DownloadError, NoNetworkError, RefusedDownloadError, network_errors
+from agent.transfer.faults import DownloadError, NoNetworkError, RefusedDownloadError, may_pass, network_errors
 from agent.transfer.tls import Tls
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_TRY_AGAIN = frozenset({408, 425, 429})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
-_WORTH_BYTES = 1_000_000
+WORTH_BYTES = 1_000_000
 """An attempt that brought this much was a success cut short: the count of failures starts again."""
 
 
@@ -162,7 +161,7 @@ class _Download:
             except DownloadError as error:
                 gained = self._size() - before
                 reached = reached or gained > 0
-                failures = 1 if gained >= _WORTH_BYTES else failures + 1
+                failures = 1 if gained >= WORTH_BYTES else failures + 1
                 if failures >= self.limits.attempts or (isinstance(error, NoNetworkError) and not reached):
                     raise
                 await self._wait(failures, error)
@@ -230,7 +229,7 @@ class _Download:
         if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
             forget_part(self.part)
             raise DownloadError(f"{place} does not have the rest of what is here")
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRY_AGAIN:
+        if may_pass(status):
             raise DownloadError(f"{place} answers {status} {response.reason}", _retry_after_s(response))
         raise RefusedDownloadError(f"{place} answers {status} {response.reason} for {_shown(self.url)}")
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 import aiohttp
 
 from agent.errors import ModelError, TransientError
 from agent.transfer.tls import Tls, passes, trouble
+
+_TRY_AGAIN = frozenset({408, 425, 429})
 
 
 class DownloadError(TransientError):
@@ -29,6 +32,11 @@ class RefusedDownloadError(ModelError):
 
 class TlsError(RefusedDownloadError):
     """One side does not trust the other: a person has to mend it, here or there; nothing is known about the file."""
+
+
+def may_pass(status: int) -> bool:
+    """Whether an HTTP `status` says that the same request may go well later."""
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRY_AGAIN
 
 
 @contextmanager
@@ -64,10 +72,11 @@ def _connection_error(
 
 def _proxy_error(
     error: aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError,
-) -> RefusedDownloadError | NoNetworkError:
+) -> DownloadError | RefusedDownloadError:
     hint = "see HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return RefusedDownloadError(f"the proxy answers {error.status} {error.message} (hint: {hint})")
+        kind = DownloadError if may_pass(error.status) else RefusedDownloadError
+        return kind(f"the proxy answers {error.status} {error.message} (hint: {hint})")
     return NoNetworkError(f"cannot reach the proxy {error.host}:{error.port}: {error.os_error.strerror} (hint: {hint})")
 
 

@@ -7,14 +7,14 @@ import errno
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
 from agent.backoff import full_jitter
-from agent.errors import DataError, ModelError, StorageError, StorageFullError, TransientError, TrustError
-from agent.transfer.download import forget_part
+from agent.errors import AccessError, DataError, ModelError, StorageError, StorageFullError, TransientError, TrustError
+from agent.transfer.download import WORTH_BYTES, forget_part
 from agent.transfer.faults import RefusedDownloadError
 from agent.update.faults import UntrustedError
 from agent.update.fit import objection
@@ -32,14 +32,15 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 class AlreadyHere:
     """What was asked for serves already."""
 
-    version: Version
-
 
 @dataclass(slots=True)
 class _Held:
-    """The action as it is on the disk now."""
+    """The action as it is on the disk now. denied: how often in a row there was something for a person to mend; reached: the most bytes
+    that were here."""
 
     action: Action
+    denied: int = 0
+    reached: int = 0
 
 
 class Acquirer:
@@ -57,12 +58,15 @@ class Acquirer:
         while True:
             try:
                 return await self._try(held)
+            except AccessError as error:  # says nothing about the release, however long it takes
+                held.denied += 1
+                await self._wait(held, error)
             except TransientError as error:
-                known = held.action
+                known, held.denied = held.action, 0
                 await self._keep(held, self._parts.journal.failed_once, known, known.failures + 1)
                 if held.action.failures > self._parts.config().retries:
                     return Refusal("download", f"given up after {held.action.failures} failures: {error}")
-                await self._wait(held.action, error)
+                await self._wait(held, error)
             except (TrustError, DataError, ModelError, StorageFullError) as error:
                 return _refusal(error)
 
@@ -70,9 +74,10 @@ class Acquirer:
         held.action = await self._parts.disk.do(write, *values)
         self._note(held.action)
 
-    async def _wait(self, action: Action, error: TransientError) -> None:
-        pace = self._parts.pace
-        wait_s = full_jitter(action.failures - 1, pace.first_s, pace.longest_s, self._random.random)
+    async def _wait(self, held: _Held, error: TransientError) -> None:
+        pace, action = self._parts.pace, held.action
+        times = held.denied or action.failures
+        wait_s = full_jitter(times - 1, pace.first_s, pace.longest_s, self._random.random)
         self._progress.waiting = f"{error}; again in {wait_s:.0f} s"
         self._parts.changed()
         _log.warning("update_download_waits", action=action.action_id, error=str(error), wait_s=round(wait_s, 1))
@@ -87,8 +92,9 @@ class Acquirer:
         if target.release.slot != slot:
             return Refusal("deployment", f"asked for {slot}, but {target.release.title} is for {target.release.slot}")
         await self._keep(held, parts.journal.identified, held.action, version)
-        if serving.current is not None and serving.current.sha256 == target.sha256:
-            return AlreadyHere(version)
+        here = serving.current is not None and serving.current.sha256 == target.sha256
+        if here and parts.store.is_in_use(version, parts.trials.running(slot)):
+            return AlreadyHere()
         if refusal := objection(target.release, target.length, serving, parts.facts()):
             return refusal
         if await parts.disk.do(parts.store.has, target.sha256) and not await parts.disk.do(
@@ -96,7 +102,7 @@ class Acquirer:
         ):
             return {"download_bytes": 0}
         await self._leave()
-        return await self._bring(target, version)
+        return await self._bring(held, target, version)
 
     async def _leave(self) -> None:
         """Until the server lets the download begin."""
@@ -113,17 +119,21 @@ class Acquirer:
             return await self._parts.trust_thread.do(lambda: self._parts.trust().find(path))
         except UntrustedError as error:
             if error.reason == "clock":
-                raise TransientError(str(error)) from error
+                raise AccessError(str(error)) from error
             raise
 
-    async def _bring(self, target: Target, version: Version) -> Figures:
+    async def _bring(self, held: _Held, target: Target, version: Version) -> Figures:
         parts, started_s = self._parts, time.monotonic()
         part = await parts.disk.do(parts.store.partial, target.sha256)
         while True:
             resumed = await parts.disk.do(_size, part)
             need = target.length - resumed + target.release.unpacked_bytes
             await parts.disk.do(parts.store.require_room, need, parts.config().reserve_bytes)
-            await parts.fetch(target, part, lambda have: self._advance(have, target.length))
+            try:
+                await parts.fetch(target, part, lambda have: self._advance(have, target.length))
+            except TransientError:
+                await self._credit(held, part, resumed)
+                raise
             try:
                 await parts.trust_thread.do(lambda: parts.trust().verify(part, target))
                 break
@@ -137,6 +147,13 @@ class Acquirer:
         await parts.disk.do(forget_part, part)
         seconds = time.monotonic() - started_s
         return {"download_bytes": target.length - resumed, "download_s": round(seconds, 2)}
+
+    async def _credit(self, held: _Held, part: Path, resumed: int) -> None:
+        """A try that brought as much as this was a success cut short: the count of failures starts again."""
+        have, reached = await self._parts.disk.do(_size, part), max(held.reached, resumed)
+        if have - reached >= WORTH_BYTES:
+            held.action = replace(held.action, failures=0)
+        held.reached = max(have, reached)
 
     async def _unpack(self, part: Path, version: Version) -> None:
         parts = self._parts

@@ -94,7 +94,8 @@ def _written(booted: Booted, otherwise: str) -> Iterator[None]:
 
 def _link(store: VersionStore, slot: str, version: Version | None) -> None:
     """Only where the link says something else: also that takes room on the disk."""
-    if version is None or store.linked().get(slot) != version:
+    linked = store.linked().get(slot)
+    if version is None or linked is None or linked.sha256 != version.sha256:  # its number may have risen since it came
         store.switch(slot, version)
 
 

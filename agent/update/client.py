@@ -7,6 +7,7 @@ away stops nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -56,6 +57,7 @@ class UpdateClient:
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
         self._last: Action | None = None
+        self._seen_to: dict[tuple[str, str], list[str]] = {}
         self.slots: dict[str, Serving] = {}
 
     async def run(self) -> None:
@@ -113,12 +115,28 @@ class UpdateClient:
 
     async def _serve_requests(self) -> None:
         await self._looked.wait()  # what is under way from the last life is known now: a wish to go back is about that
-        while True:
-            for name, request in await asyncio.to_thread(self._requests.waiting):
-                await asyncio.to_thread(self._requests.take, name)
-                answer = await self._answer(request)
-                await asyncio.to_thread(self._requests.answer, name, answer)
-            await asyncio.sleep(self._parts.pace.requests_s)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for name, request in await asyncio.to_thread(self._requests.waiting):
+                    await asyncio.to_thread(self._requests.take, name)
+                    same = self._seen_to.setdefault((request.what, request.slot), [])
+                    same.append(name)
+                    if len(same) == 1:  # else it gets the answer of the one before: to go back twice is to stay
+                        group.create_task(self._see_to(request), name="update.request")
+                await asyncio.sleep(self._parts.pace.requests_s)
+
+    async def _see_to(self, request: Request) -> None:
+        what = request.what, request.slot
+        try:
+            answer = await self._answer(request)
+        except asyncio.CancelledError:
+            answer = Answer(False, "the agent stops in the middle of it (hint: `ota status` shows what will serve)")
+            with contextlib.suppress(OSError):
+                for name in self._seen_to.pop(what):
+                    self._requests.answer(name, answer)
+            raise
+        for name in self._seen_to.pop(what):
+            await asyncio.to_thread(self._requests.answer, name, answer)
 
     async def _answer(self, request: Request) -> Answer:
         if request.what == "check":

@@ -151,19 +151,16 @@ class Journal:
         return changed
 
     def commit(self, action: Action, report: Report) -> Action:
-        """The end of a good probation: the slot has a new version, and one to go back to."""
+        """The end of a good probation: the slot has a new version, and one to go back to. What serves already has a new number at most."""
         changed = replace(action, phase=Phase.COMMITTED, settled=True, t_phase_us=self._now_us())
         release = action.version.release
         with self._writing() as connection:
             serving = _serving_in(connection, action.slot)
             self._update(connection, changed)
-            self._serve(
-                connection,
-                Serving(
-                    action.slot, action.version, serving.current, has_before=True,
-                    highest=max(serving.highest, release.number),
-                ),
-            )  # fmt: skip
+            if serving.current is None or serving.current.sha256 != action.sha256:
+                serving = replace(serving, before=serving.current, has_before=True)
+            highest = max(serving.highest, release.number)
+            self._serve(connection, replace(serving, current=action.version, highest=highest))
             _queue(connection, action.action_id, "deployment", report)
             self._note(connection, action.action_id, Phase.COMMITTED.value, {"release": release.title})
         return changed

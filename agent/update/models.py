@@ -76,6 +76,11 @@ class VersionStore:
             return str(error)
         return "" if found == expected else f"{path}: the manifest is not the one that was signed"
 
+    def is_in_use(self, version: Version, running: Path | None) -> bool:
+        """Whether `version`, which should serve its slot, does where `Trials.running` says `running`: one that cannot be loaded at a
+        start is left aside. No model at all (no camera) is nothing against it; of a configuration None says that it is not sure."""
+        return running == self.path(version) or (running is None and version.release.slot != CONFIGURATION)
+
     def version(self, sha256: str) -> Version | None:
         """The version of this archive as the store has it; None when it is not here or says nothing about itself."""
         try:

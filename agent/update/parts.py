@@ -38,9 +38,10 @@ Fetch = Callable[[Target, Path, Callable[[int], None]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Waits. first_s, longest_s: between two tries of a download; look_s: between two looks for a moment that suits;
-    moment_s: most for a moment that suits a candidate that is loaded; progress_s: between two words to the server about the same phase;
-    requests_s: between two looks for requests; spent_s: between two times that the time on trial is written down."""
+    """Waits. first_s, longest_s: between two tries of a download; first_s: of writing down that a candidate was taken back; look_s: between
+    two looks for a moment that suits; moment_s: most for a moment that suits a candidate that is loaded; progress_s: between two words to
+    the server about the same phase; requests_s: between two looks for requests; spent_s: between two times that the time on trial is
+    written down."""
 
     first_s: float = 30.0
     longest_s: float = 3600.0

@@ -1,7 +1,7 @@
 """Wishes of people at this device, by files: the command line lays one into `requests/`, the agent that runs answers beside it.
 
 Only who may write into the state folder can do that, and nothing has to listen on a port. `<id>.json` holds the wish,
-`<id>.answer` what became of it; both come by a rename, so nobody reads half of one.
+`<id>.answer` what became of it; both come by a rename, so nobody reads half of one. A wish that is being seen to is `<id>.taken`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,10 +47,16 @@ class RequestFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def ask(self, request: Request, wait_s: float) -> Answer:
-        """Lay down `request` and wait for the answer. Raises StorageError when none comes."""
+    def ask(
+        self, request: Request, wait_s: float, done_s: float = 0.0, on_taken: Callable[[], None] = lambda: None
+    ) -> Answer:
+        """Lay down `request` and wait for the answer. Raises StorageError when none comes.
+
+        wait_s: for the agent to take it; done_s: from then on, if that is longer; on_taken: is told when it has.
+        """
         name = uuid.uuid4().hex
-        question, answer = self._folder / f"{name}.json", self._folder / f"{name}.answer"
+        question, taken, answer = (self._folder / f"{name}.{kind}" for kind in ("json", "taken", "answer"))
+        seen = False
         try:
             if not self._folder.is_dir():
                 self._folder.mkdir(parents=True)
@@ -59,6 +66,9 @@ class RequestFolder:
             while time.monotonic() < deadline_s:
                 if answer.exists():
                     return Answer(**json.loads(answer.read_bytes()))
+                if not seen and taken.exists():
+                    seen, deadline_s = True, max(deadline_s, time.monotonic() + done_s)
+                    on_taken()
                 time.sleep(0.1)
         except OSError as error:
             hint = "run it as the agent's user, or as root"
@@ -66,19 +76,22 @@ class RequestFolder:
         except (ValueError, TypeError) as error:
             raise StorageError(f"{answer}: not an answer: {error}") from error
         finally:
-            for file in (question, answer):
+            for file in (question, taken, answer):
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
+        if seen:
+            hint = "`ota status` shows what serves; to ask again when it is done is to go forth again"
+            raise StorageError(f"the agent is at it, and not done within {max(wait_s, done_s):g} s (hint: {hint})")
         raise StorageError(f"the agent has not answered within {wait_s:g} s (hint: is update.enabled true there?)")
 
     def waiting(self) -> list[tuple[str, Request]]:
         """Names and wishes that came and are not too old. What is no wish is removed, and answers that nobody waits for any more."""
         if not self._folder.is_dir():
             return []
-        for answer in self._folder.glob("*.answer"):
+        for left in (*self._folder.glob("*.answer"), *self._folder.glob("*.taken")):
             with contextlib.suppress(OSError):
-                if time.time() - answer.stat().st_mtime > _MAX_AGE_S:
-                    answer.unlink(missing_ok=True)
+                if time.time() - left.stat().st_mtime > _MAX_AGE_S:
+                    left.unlink(missing_ok=True)
         found = []
         for file in sorted(self._folder.glob("*.json")):
             try:
@@ -89,7 +102,8 @@ class RequestFolder:
 
     def take(self, name: str) -> None:
         """The wish `name` is seen to now, and not again after a death: to go back twice is to stay."""
-        (self._folder / f"{name}.json").unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # nobody waits any more
+            (self._folder / f"{name}.json").rename(self._folder / f"{name}.taken")
         sync(self._folder)
 
     def answer(self, name: str, answer: Answer) -> None:

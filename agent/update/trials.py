@@ -24,12 +24,14 @@ class Candidate:
 
     path: its unpacked bundle folder (or the configuration file); sha256: of the archive, the name of the version in the store.
     spent_s: what its shadow run or probation took in earlier lives of the agent; counts towards the longest that it may take.
+    back: it is the version before, and is not measured against the one that it takes away.
     """
 
     release: Release
     path: Path
     sha256: str
     spent_s: float = 0.0
+    back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,9 @@ class Refusal:
 class Trials(Protocol):
     """All of it on the loop; cancelling leaves what runs as it is."""
 
-    def not_now(self) -> str:
-        """Why nothing may be swapped at this moment (an event is active, the agent is unhealthy); empty = it may."""
+    def not_now(self, *, back: bool = False) -> str:
+        """Why nothing may be swapped at this moment (an event is active, the agent is unhealthy); empty = it may. back: for the version
+        before, which may be what makes the agent well again: how it is does not count."""
         ...
 
     def running(self, slot: str) -> Path | None:
@@ -75,5 +78,6 @@ class Trials(Protocol):
         ...
 
     async def watch(self, candidate: Candidate, tell: Tell) -> Figures | Refusal:
-        """Probation: health, drift and errors for as long as configured and as it takes to say something."""
+        """Probation: health, drift and errors for as long as configured and as it takes to say something; of one that is `back` only
+        health and errors, without the past."""
         ...

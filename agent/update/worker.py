@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -131,53 +132,84 @@ class Worker:
             refusal = Refusal("cancelled", outcome.why)
             return await disk.do(journal.enter, action, Phase.CANCELLED, None, refusal=refusal, settled=True)
         if isinstance(outcome, AlreadyHere):
-            told = report(Phase.COMMITTED, text="this version serves already")
-            return await disk.do(journal.enter, action, Phase.COMMITTED, told, version=outcome.version, settled=True)
+            return await self._commit(action, report(Phase.COMMITTED, text="this version serves already"))
         phase = after(action.phase, outcome)
         if isinstance(outcome, Refusal):
-            changed = replace(action, reason=outcome.reason, text=outcome.text)
-            done = phase is Phase.REFUSED
-            verdict = _report(changed, outcome.figures, phase) if done else None
-            return await disk.do(journal.enter, action, phase, verdict, refusal=outcome, settled=done)
+            return await (self._turn_away if phase is Phase.REFUSED else self._take_back)(action, outcome)
         if outcome:
             action = await disk.do(journal.measured, action, outcome)
         if phase is Phase.COMMITTED:
-            committed = await disk.do(journal.commit, action, _report(action, action.flat_figures, phase))
-            numbers = {slot: one.highest for slot, one in (await disk.do(journal.slots)).items()}
-            await disk.do(self._parts.store.write_numbers, numbers)
-            return committed
+            return await self._commit(action, _report(action, action.flat_figures, phase))
         if phase is Phase.PROBATION:
             serving = await disk.do(journal.serving, action.slot)
+            if serving.current is not None and serving.current.sha256 == action.sha256:  # left aside until now
+                serving = replace(serving, current=serving.before, before=None, has_before=False)
+                await disk.do(journal.adopt, serving, f"{action.title} could not be loaded, and is tried again")
             came_from = serving.current.sha256 if serving.current else ""
             return await disk.do(journal.enter, action, phase, _report(action, {}, phase), came_from=came_from)
         return await disk.do(journal.enter, action, phase, _report(action, outcome, phase))
 
+    async def _commit(self, action: Action, told: Report) -> Action:
+        journal, disk = self._parts.journal, self._parts.disk
+        committed = await disk.do(journal.commit, action, told)
+        numbers = {slot: one.highest for slot, one in (await disk.do(journal.slots)).items()}
+        await disk.do(self._parts.store.write_numbers, numbers)
+        return committed
+
+    async def _turn_away(self, action: Action, refusal: Refusal) -> Action:
+        journal, disk = self._parts.journal, self._parts.disk
+        changed = replace(action, reason=refusal.reason, text=refusal.text)
+        verdict = _report(changed, refusal.figures, Phase.REFUSED)
+        return await disk.do(journal.enter, action, Phase.REFUSED, verdict, refusal=refusal, settled=True)
+
+    async def _take_back(self, action: Action, refusal: Refusal) -> Action:
+        """A disk that takes nothing keeps no bad model serving: then the change comes first, and this is written once it can be."""
+        parts = self._parts
+        changed = False
+        while True:
+            try:
+                return await parts.disk.do(parts.journal.enter, action, Phase.ROLLED_BACK, None, refusal=refusal)
+            except StorageError as error:
+                _log.error("update_end_not_written", action=action.action_id, reason=refusal.reason, error=str(error))
+                self._progress.waiting = f"taken back ({refusal.reason}), which cannot be written: {error}"
+            if not changed:
+                await self._install(await parts.disk.do(parts.journal.serving, action.slot))
+                changed = True
+            parts.changed()
+            await asyncio.sleep(parts.pace.first_s)
+
     # --- what each phase does -----------------------------------------------------------------------------------------
 
-    def _candidate(self, action: Action) -> Candidate:
+    async def _candidate(self, action: Action) -> Candidate:
         version = action.version
-        return Candidate(version.release, self._parts.store.path(version), version.sha256, action.spent_s)
+        serving = await self._parts.disk.do(self._parts.journal.serving, action.slot)
+        before = serving.before is not None and serving.before.sha256 == version.sha256
+        back = before and version.release.number != serving.highest  # else it is forth again, after a way back
+        return Candidate(version.release, self._parts.store.path(version), version.sha256, action.spent_s, back)
 
     async def _validate(self, action: Action) -> Outcome:
         problem = await self._parts.disk.do(self._parts.store.problem, action.version)
         if problem:
             return Refusal("archive", f"damaged on this disk: {problem}")
-        return await _tried(self._parts.trials.validate(self._candidate(action), self._tell))
+        candidate = await self._candidate(action)
+        if candidate.back and action.slot != CONFIGURATION:
+            return {}
+        return await _tried(self._parts.trials.validate(candidate, self._tell))
 
     async def _shadow(self, action: Action) -> Outcome:
-        measured = action.figures.get(Phase.SHADOW.value)
+        measured, back = action.figures.get(Phase.SHADOW.value), (await self._candidate(action)).back
         if measured is None and action.slot != CONFIGURATION:
-            outcome = await self._timed(action, self._parts.trials.shadow)
+            outcome: Figures | Refusal = {} if back else await self._timed(action, self._parts.trials.shadow)
             if isinstance(outcome, Refusal):
                 return outcome
             self._note(await self._parts.disk.do(self._parts.journal.measured, action, outcome))
             measured = outcome
-        await self._moment()
+        await self._moment(back=back)
         self._swapping = True
         return measured or {}
 
-    async def _moment(self) -> None:
-        """Until nothing speaks against a swap."""
+    async def _moment(self, *, back: bool) -> None:
+        """Until nothing speaks against a swap. back: see `Trials.not_now`."""
         parts, progress = self._parts, self._progress
         told = ""
         while True:
@@ -187,7 +219,7 @@ class Worker:
             elif not (progress.forced or config.open_at(parts.local_time())):
                 progress.waiting = "outside the maintenance windows"
             else:
-                progress.waiting = parts.trials.not_now()
+                progress.waiting = parts.trials.not_now(back=back)
             if progress.waiting != told:
                 told = progress.waiting
                 parts.changed()
@@ -195,26 +227,27 @@ class Worker:
                 return
             await asyncio.sleep(parts.pace.look_s)
 
-    async def _moment_after_all(self) -> None:
+    async def _moment_after_all(self, *, back: bool) -> None:
         """Loading the candidate may have taken minutes. Raises _NoMomentError."""
         try:
             async with asyncio.timeout(self._parts.pace.moment_s):
-                await self._moment()
+                await self._moment(back=back)
         except TimeoutError:
             raise _NoMomentError from None
 
     async def _install_at_a_moment(self, slot: str, candidate: Candidate) -> Figures:
         """When none comes for long, the candidate is freed, and loaded again when one has come. Raises DeviceMemoryError."""
+        ready = partial(self._moment_after_all, back=candidate.back)
         for _ in range(_LOADS):
             try:
-                return await self._parts.trials.install(slot, candidate.path, self._moment_after_all)
+                return await self._parts.trials.install(slot, candidate.path, ready)
             except _NoMomentError:
                 waiting = self._progress.waiting
-                await self._moment()
+                await self._moment(back=candidate.back)
         raise DeviceMemoryError(f"loaded {_LOADS} times, and each time there was no moment for the change: {waiting}")
 
     async def _probation(self, action: Action) -> Outcome:
-        parts, candidate = self._parts, self._candidate(action)
+        parts, candidate = self._parts, await self._candidate(action)
         await parts.disk.do(parts.store.switch, action.slot, action.version)
         measured: dict[str, float | int | str] = {}
         if parts.trials.running(action.slot) != candidate.path:
@@ -231,7 +264,7 @@ class Worker:
         """What it takes is written down as it passes, so that its limit counts over restarts of the agent."""
         counting = asyncio.create_task(self._count(action), name="update.count")
         try:
-            return await _tried(trial(self._candidate(action), self._tell))
+            return await _tried(trial(await self._candidate(action), self._tell))
         finally:
             counting.cancel()
             await asyncio.wait({counting})

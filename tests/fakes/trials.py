@@ -21,7 +21,8 @@ from agent.update.trials import Candidate, Figures, Ready, Refusal, Tell
 class FakeTrials:
     """configured: what the configuration names, by slot; served: what serves in its place from the start.
 
-    step_s: how long each step takes. blocked, blocked_while_loaded: what `not_now` says. calls: every call, in order.
+    step_s: how long each step takes. blocked, blocked_while_loaded: what `not_now` says; unwell: the same, but for a way back.
+    calls: every call, in order.
     given_up: candidates that were loaded and freed before their change. spent_s: what each step was told of its earlier lives.
     """
 
@@ -32,7 +33,7 @@ class FakeTrials:
         self._running = dict(self._configured)
         self.begin(served or {})
         self.step_s = step_s
-        self.blocked = self.blocked_while_loaded = ""
+        self.blocked = self.blocked_while_loaded = self.unwell = ""
         self._loaded = False
         self.given_up = 0
         self.calls: list[tuple[str, str]] = []
@@ -42,8 +43,12 @@ class FakeTrials:
         """What serves in place of the configured, from the start; one that does not load is left aside, as the agent does."""
         self._running |= {slot: path for slot, path in served.items() if not behaviour(path).get("install")}
 
-    def not_now(self) -> str:
-        return self.blocked or (self.blocked_while_loaded if self._loaded else "")
+    def leave_aside(self, slot: str) -> None:
+        """As the agent does at a start with a model that cannot be loaded."""
+        self._running[slot] = self._configured[slot]
+
+    def not_now(self, *, back: bool = False) -> str:
+        return self.blocked or ("" if back else self.unwell) or (self.blocked_while_loaded if self._loaded else "")
 
     def running(self, slot: str) -> Path | None:
         return self._running.get(slot)

@@ -94,8 +94,10 @@ async def test_an_agent_that_runs_does_it_itself(tmp_path: Path, capsys: pytest.
             code, out, _ = await said(capsys, "check", *config)
             assert (code, out) == (0, "asking the server now\n")
             await until(lambda: here.server.polls > polls)
-            code, out, _ = await said(capsys, "rollback", "pose", *config)
+            here.device.trials.step_s = 2.0  # long enough to be said to be under way
+            code, out, err = await said(capsys, "rollback", "pose", *config)
             assert (code, out) == (0, "pose: as configured serves\n")
+            assert "under way" in err
             assert here.device.serving == "1.0.0"
             code, out, _ = await said(capsys, "status", "--json", *config)
             assert json.loads(out)["running"]
@@ -116,3 +118,24 @@ async def test_a_probation_that_a_death_cut_off_can_be_taken_back(
             assert here.device.serving == "1.0.0"
             await until(lambda: here.server.result("7"))
         assert "reason: command" in here.server.told("7")[-1]["details"]
+
+
+@pytest.mark.parametrize("phase", ["downloading", "shadow"])
+async def test_an_update_that_has_not_changed_anything_yet_ends_without_an_agent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], phase: str
+) -> None:
+    """As with one: else it would install itself at the next start, after somebody has said that it should go."""
+    async with world(tmp_path) as here:
+        here.device.root = tmp_path / "state" / "updates"
+        await committed(here, here.device)
+        release = here.releases.make("1.2.0", **({"shadow": "hang"} if phase == "shadow" else {}))
+        here.server.offer("8", release.path, "pose", download="skip" if phase == "downloading" else "forced")
+        async with here.device.running(here.server.url):
+            await until(lambda: any(one.phase == phase and one.release for one in here.device.journal.unsettled()))
+        code, out, _ = await said(capsys, "rollback", "pose", *configured(here, tmp_path))
+        assert (code, out) == (0, "tiny 1.2.0: taken back\n")
+        here.server.actions["8"].download = "forced"
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("8"))
+            assert here.device.serving == "1.1.0"
+        assert {"refused", "reason: command"} <= set(here.server.told("8")[-1]["details"])

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from fakes.downloads import Watcher, redirect, serving, stall_after
+from fakes.downloads import Watcher, proxying, redirect, serving, stall_after
 
 from agent.errors import ModelError
 from agent.transfer.download import Access, Limits, Wanted, download
-from agent.transfer.faults import DownloadError
+from agent.transfer.faults import DownloadError, RefusedDownloadError
 
 CONTENT = bytes(range(256)) * 800
 LIMITS = Limits(connect_s=2, stall_s=0.4, stall_bytes=1000, attempts=1, initial_wait_s=0.01, max_wait_s=0.02)
@@ -63,6 +63,25 @@ async def test_headers_go_to_the_first_host_only(tmp_path: Path) -> None:
         await download(server.url("/a"), tmp_path / "a", WANTED, Watcher(), limits=LIMITS, access=access)
         assert server.requests[0][1]["authorization"] == "TargetToken secret"
         assert "authorization" not in other.requests[0][1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "asked"),
+    [(503, DownloadError, 2), (502, DownloadError, 2), (429, DownloadError, 2), (407, RefusedDownloadError, 1),
+     (403, RefusedDownloadError, 1)],
+)  # fmt: skip
+async def test_what_a_proxy_says_in_passing_is_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int, error: type[Exception], asked: int
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with proxying() as proxy:
+        proxy.refuse = answer
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with pytest.raises(error, match=f"the proxy answers {answer} .*HTTPS_PROXY") as caught:
+            await download("https://files.example/a", tmp_path / "a", WANTED, Watcher(), limits=limited(attempts=2))
+        assert type(caught.value) is error
+        assert len(proxy.seen) == asked
 
 
 async def test_the_reserve_of_the_disk_is_left_alone(tmp_path: Path) -> None:

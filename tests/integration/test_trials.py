@@ -98,6 +98,7 @@ async def test_when_nothing_may_be_exchanged(tmp_path: Path) -> None:
         assert desk.trials.not_now() == "", "a model that drifts is a reason for an update, not against it"
         desk.incidents.append({"kind": "fall", "camera": "cam0", "phase": "active", "incident_id": "2"})
         assert desk.trials.not_now() == "an event is active: fall at cam0"
+        assert desk.trials.not_now(back=True) == desk.trials.not_now()
         desk.incidents.clear()
         for reason in (Reason.MQTT_OFFLINE, Reason.CPU_HIGH, Reason.DEGRADED_STEP):
             desk.health.raise_reason(reason)
@@ -106,6 +107,7 @@ async def test_when_nothing_may_be_exchanged(tmp_path: Path) -> None:
             desk.health.raise_reason(reason)
             assert "not well" in desk.trials.not_now()
             assert str(reason) in desk.trials.not_now()
+            assert desk.trials.not_now(back=True) == "", "the version before may be what helps"
             desk.health.clear_reason(reason)
 
 
@@ -326,6 +328,25 @@ async def test_a_model_that_is_slower_on_live_frames_does_not_stay(tmp_path: Pat
         refusal = refusal_of(await asyncio.wait_for(watch, 200))
         assert refusal.reason == "slower"
         assert float(refusal.figures["latency_ratio"]) > 1.5
+
+
+@pytest.mark.parametrize("back", [False, True])
+async def test_the_version_before_is_not_held_against_the_one_that_it_takes_away(tmp_path: Path, back: bool) -> None:
+    old = candidate_of(derive("fall-stgcn", tmp_path / "old", version="9.0.0"), FALL, latency_ratio=0.01)
+    async with open_desk(desk_config(tmp_path, SIM, probation_s=0.5)) as desk:
+        await desk.more_frames(8)
+        window = np.random.default_rng(0).uniform(-1, 1, (4, 100, 17, 3)).astype(np.float32)
+        for _ in range(60):
+            await desk.recognition.worker(FALL).submit(window)
+        desk.health.raise_reason(Reason.MEMORY_HIGH)  # by the one that goes
+        await desk.trials.install(FALL, old.path)
+        for _ in range(60):
+            await desk.recognition.worker(FALL).submit(window)
+        outcome = await asyncio.wait_for(desk.trials.watch(replace(old, back=back), desk.tell), 60)
+        if back:
+            assert "latency_ratio" not in figures_of(outcome)
+        else:
+            assert refusal_of(outcome).reason == "slower"
 
 
 async def test_after_a_restart_a_probation_goes_on_without_a_past(tmp_path: Path) -> None:

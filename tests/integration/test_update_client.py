@@ -7,22 +7,25 @@ import contextlib
 import threading
 import time
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 from fakes.ddi_server import TOKEN, DdiServer, answers
-from fakes.downloads import cut_after, good
+from fakes.downloads import Handler, cut_after, good, status, wrong_range
 from fakes.update_world import QUICK, until, world
 
 from agent.config.update import MaintenanceWindow
 from agent.errors import StorageFullError
+from agent.update import acquire, trust
 from agent.update.boot import JOURNAL
 from agent.update.journal import Journal
 from agent.update.machine import Phase, Report
 from agent.update.records import Action
-from agent.update.requests import Request, RequestFolder
+from agent.update.requests import Answer, Request, RequestFolder
+from agent.update.trials import Candidate, Refusal
 
 WAY = ["downloading", "verified", "validated", "shadow", "probation", "committed"]
 
@@ -133,6 +136,83 @@ async def test_the_number_of_a_slot_only_rises_but_for_the_version_before(tmp_pa
             assert here.server.result("4") == "success"
             assert here.device.serving == "1.2.0"
             assert here.device.journal.serving("pose").highest == newer.number
+
+
+async def test_the_version_before_comes_back_without_the_trials_that_the_new_one_would_spoil(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        old, new = here.releases.make("1.1.0"), here.releases.make("1.2.0")
+        async with here.device.running(here.server.url) as client:
+            for action, release in (("1", old), ("2", new)):
+                here.server.offer(action, release.path, "pose")
+                await until(partial(here.server.result, action))
+            trials = here.device.trials
+            trials.calls.clear()
+            trials.unwell, trials.blocked = "the agent is not well: memory_high", "an event is active: fall at cam0"
+            here.server.offer("3", old.path, "pose", update="forced")
+            await until(lambda: client.state["waiting"])
+            assert (client.state["detail"], here.device.serving) == ("an event is active: fall at cam0", "1.2.0")
+            assert here.device.journal.unsettled()[0].figures["shadow"] == {}, "deaths while it waits are not its own"
+            trials.blocked = ""
+            await until(lambda: here.server.result("3"))
+            assert (here.server.result("3"), here.device.serving) == ("success", "1.1.0")
+            assert trials.calls == [("install", "pose"), ("watch", "pose")]
+            trials.calls.clear()
+            here.server.offer("4", new.path, "pose", update="forced")  # forth again is no way back
+            await until(lambda: client.state["waiting"])
+            assert trials.calls == [("validate", "pose"), ("shadow", "pose")]
+            assert client.state["detail"] == "the agent is not well: memory_high"
+
+
+async def test_the_same_bytes_under_a_new_number_raise_it_where_they_serve_already(tmp_path: Path) -> None:
+    """The fleet is brought back from 1.2.0 by `sign --again`: this device never had that, and must not take it any more."""
+    async with world(tmp_path) as here:
+        release, bad = here.releases.make("1.1.0"), here.releases.make("1.2.0")
+        name = release.path.rpartition("/")[2]
+        archive = next(content for path, content in here.releases.repository.files.items() if path.endswith(name))
+        async with here.device.running(here.server.url):
+            here.server.offer("1", release.path, "pose")
+            await until(lambda: here.server.result("1"))
+            before = here.device.journal.serving("pose")
+            here.releases.repository.add(release.model_copy(update={"number": 3}), archive)
+            here.releases.repository.publish()
+            here.server.offer("2", release.path, "pose")
+            await until(lambda: here.server.result("2"))
+            assert here.server.result("2") == "success"
+            now = here.device.journal.serving("pose")
+            assert now.current is not None
+            assert (now.current.release.number, now.highest) == (3, 3)
+            assert (now.before, now.has_before) == (before.before, before.has_before)
+            assert here.device.store.numbers() == {"pose": 3}
+            here.server.offer("3", bad.path, "pose")
+            await until(lambda: here.server.result("3"))
+            assert "reason: number" in here.server.told("3")[-1]["details"]
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+async def test_what_was_left_aside_does_not_serve_already(tmp_path: Path, ends: str) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        here.server.offer("1", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("1"))
+        async with here.device.running(here.server.url):
+            trials = here.device.trials
+            trials.leave_aside("pose")
+            if ends == "badly":
+                trials.watch = unwell  # type: ignore[method-assign]
+            here.server.offer("2", release.path, "pose")
+            await until(lambda: here.server.result("2"))
+            current = here.device.journal.serving("pose").current
+        if ends == "well":
+            assert {"shadow", "watch"} <= {call for call, _ in trials.calls}
+            assert (here.server.result("2"), here.device.serving, current is not None) == ("success", "1.1.0", True)
+        else:
+            assert "reason: unhealthy" in here.server.told("2")[-1]["details"]
+            assert (here.server.result("2"), here.device.serving, current) == ("failure", "1.0.0", None)
+
+
+async def unwell(_candidate: Candidate, _tell: object) -> Refusal:
+    return Refusal("unhealthy", "pose_model is raised")
 
 
 async def test_what_serves_already_is_a_success_at_once(tmp_path: Path) -> None:
@@ -252,6 +332,25 @@ async def test_time_on_trial_that_cannot_be_written_ends_nothing(tmp_path: Path)
 
 def full(*_: object) -> Action:
     raise StorageFullError("no room")
+
+
+async def test_a_full_disk_keeps_no_bad_model_serving(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.server.offer("7", here.releases.make("1.1.0", watch="unhealthy").path, "pose")
+        async with here.device.running(here.server.url) as client:
+            enter, room = here.device.journal.enter, threading.Event()
+
+            def late(action: Action, phase: Phase, told: Report | None, **more: Any) -> Action:
+                return enter(action, phase, told, **more) if phase is not Phase.ROLLED_BACK or room.is_set() else full()
+
+            here.device.journal.enter = late  # type: ignore[method-assign]
+            await until(lambda: client.state["waiting"])
+            assert client.state["detail"] == "taken back (unhealthy), which cannot be written: no room"
+            assert (client.state["phase"], here.device.serving) == ("probation", "1.0.0")
+            room.set()
+            await until(lambda: here.server.result("7"))
+            assert {"rolled_back", "reason: unhealthy"} <= set(here.server.told("7")[-1]["details"])
+            assert [call for call, _ in here.device.trials.calls].count("watch") == 1
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -543,6 +642,44 @@ async def test_rolled_back_by_command_and_forth_again(tmp_path: Path) -> None:
             assert not list(requests.waiting())
 
 
+async def test_a_second_wish_to_go_back_while_it_is_done_does_not_undo_it(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        requests, taken = RequestFolder(here.device.root / "requests"), threading.Event()
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+            here.device.trials.step_s = 2.0  # a model that has to be loaded takes its time
+
+            def ask() -> Answer:
+                return requests.ask(Request("rollback", "pose", "test"), 0.3, 10.0, taken.set)
+
+            first = asyncio.create_task(asyncio.to_thread(ask))
+            await until(taken.is_set)
+            taken.clear()
+            second = asyncio.create_task(asyncio.to_thread(ask))
+            await until(taken.is_set)
+            assert not first.done()
+            assert await first == await second == Answer(True, "pose: as configured serves")
+            assert here.device.serving == "1.0.0"
+
+
+async def test_a_stop_in_the_middle_of_a_way_back_is_said(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        release = here.releases.make("1.1.0")
+        here.server.offer("7", release.path, "pose")
+        requests, taken = RequestFolder(here.device.root / "requests"), threading.Event()
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+            here.device.trials.step_s = 60.0
+            back = asyncio.create_task(
+                asyncio.to_thread(requests.ask, Request("rollback", "pose", "test"), 5.0, 20.0, taken.set)
+            )
+            await until(taken.is_set)
+        answer = await back
+        assert (answer.good, "the agent stops in the middle of it" in answer.text) == (False, True)
+
+
 async def test_rolled_back_by_command_in_the_probation(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         release = here.releases.make("1.1.0", watch="hang")
@@ -613,6 +750,68 @@ async def test_a_download_that_breaks_off_goes_on_later(tmp_path: Path) -> None:
             for path, headers in here.tuf.requests
             if path.endswith(".zst")
         )
+
+
+async def test_a_download_that_gets_on_each_time_is_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acquire, "WORTH_BYTES", 200)
+    async with world(tmp_path, retries=1) as here:
+        release = here.releases.make("1.1.0")
+        archive = next(path for path in here.releases.repository.files if path.endswith(".tar.zst"))
+        here.tuf.behaviours[archive] = cut_after(200)
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+        assert here.server.result("7") == "success"
+        assert here.tuf.asked.count(archive) > 5
+
+
+async def test_a_download_that_starts_over_again_and_again_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that were here once are no progress."""
+    monkeypatch.setattr(acquire, "WORTH_BYTES", 200)
+    async with world(tmp_path, retries=3) as here:
+        release = here.releases.make("1.1.0")
+        archive = next(path for path in here.releases.repository.files if path.endswith(".tar.zst"))
+
+        def forgetful(handler: Handler) -> None:
+            (wrong_range if handler.headers.get("Range") else cut_after(300))(handler)
+
+        here.tuf.behaviours[archive] = forgetful
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url):
+            await until(lambda: here.server.result("7"))
+        assert "reason: download" in here.server.told("7")[-1]["details"]
+
+
+@pytest.mark.parametrize("trouble", ["denied", "clock"])
+async def test_what_somebody_has_to_mend_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    async with world(tmp_path, retries=1) as here:
+        release, timestamp, looks = here.releases.make("1.1.0"), "/metadata/timestamp.json", 0
+
+        class Wrong(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> Self:
+                nonlocal looks
+                looks += 1
+                return cls(2001, 1, 1, tzinfo=tz)
+
+        if trouble == "denied":
+            here.tuf.behaviours[timestamp] = status(403)
+        else:
+            monkeypatch.setattr(trust, "datetime", Wrong)
+        here.server.offer("7", release.path, "pose")
+        async with here.device.running(here.server.url) as client:
+            await until(lambda: here.tuf.asked.count(timestamp) > 4 or looks > 4)
+            assert client.state["phase"] == "downloading"
+            here.tuf.behaviours.clear()
+            monkeypatch.undo()
+            await until(lambda: here.server.result("7"))
+        assert here.server.result("7") == "success"
 
 
 async def test_no_room_is_a_refusal_before_the_download(tmp_path: Path) -> None:

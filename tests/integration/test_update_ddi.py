@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from fakes import hawkbit_exchanges
 from fakes.ddi_server import DEVICE, TENANT, TOKEN, Answer, DdiServer, answers, ddi_server
+from fakes.downloads import proxying
 
 from agent.errors import AccessError, BusyError, DataError, TransientError
 from agent.update import ddi
@@ -110,6 +111,21 @@ async def test_nobody_there_is_worth_another_try() -> None:
     async with client_of(server) as client:
         with pytest.raises(TransientError, match="cannot reach"):
             await client.poll()
+
+
+@pytest.mark.parametrize(("answer", "error"), [(503, TransientError), (407, AccessError)])
+async def test_a_proxy_that_is_away_for_a_moment_is_not_the_server_denying_access(
+    monkeypatch: pytest.MonkeyPatch, answer: int, error: type[Exception]
+) -> None:
+    for name in ("https_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with proxying() as proxy:
+        proxy.refuse = answer
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        async with connect("https://fleet.example", TENANT, DEVICE) as client:
+            with pytest.raises(error, match=f"the proxy answers {answer}") as caught:
+                await client.poll()
+            assert type(caught.value) is error
 
 
 async def test_a_server_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

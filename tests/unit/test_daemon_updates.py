@@ -16,8 +16,9 @@ from fakes.ddi_server import DEVICE, TOKEN, ddi_server
 from fakes.downloads import say_nothing
 from fakes.trials import FakeTrials
 from fakes.tuf_repository import TufRepository, release, serving_tuf
-from fakes.update_world import Releases
+from fakes.update_world import Releases, until
 
+from agent.app import Agent
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig
 from agent.daemon.remote import Reloaded
@@ -48,13 +49,13 @@ def config_of(folder: Path, *, enabled: bool = True) -> AgentConfig:
 
 
 @asynccontextmanager
-async def opened(config: AgentConfig) -> AsyncIterator[tuple[Updates, HealthState]]:
+async def opened(config: AgentConfig, trials: FakeTrials | None = None) -> AsyncIterator[tuple[Updates, HealthState]]:
     async def reload() -> Reloaded:
         return Reloaded()
 
     health = HealthState()
     ports = UpdatePorts(
-        trials=FakeTrials({}), config=lambda: config, load=lambda: config, reload=reload, recognition=lambda: None,
+        trials=trials or FakeTrials({}), config=lambda: config, load=lambda: config, reload=reload, recognition=lambda: None,
         publish=lambda _: None,
     )  # fmt: skip
     async with AsyncExitStack() as stack:
@@ -149,6 +150,55 @@ async def test_a_full_disk_takes_away_neither_the_configuration_nor_updates(
         assert "No space left" in health.snapshot().reasons[0].detail
 
 
+async def test_a_configuration_that_no_longer_fits_at_the_start_holds_up_no_reload(
+    tmp_path: Path, releases: Releases
+) -> None:
+    committed(tmp_path / "state" / "updates", releases, "services: {queue: {rules: {alert_threshold: 0.9}}}\n")
+    file = tmp_path / "agent.yaml"
+
+    def write(text: str) -> None:
+        file.write_text(f"state_dir: state\nmqtt: {{enabled: false}}\nhttp: {{enabled: false}}\n{text}")
+
+    def reason() -> str:
+        return {one.reason: one.detail for one in agent.health.snapshot().reasons}.get("config_reload", "")
+
+    write("log: {level: info}\n")
+    agent = Agent(load_config([file], env={}), environ={}, load=lambda: load_config([file], env={}))
+    running = asyncio.create_task(agent.run())
+    await asyncio.wait_for(agent.ready_event.wait(), 30)
+    aside = "the configuration that was sent is left aside: "
+    assert reason().startswith(aside)
+    write("log: {level: error}\ndevice_id: other\n")
+    assert (await agent.reload()).error == ""
+    assert agent.config.log.level == "error"
+    assert reason().startswith(aside)
+    assert reason().endswith("; needs a restart: device_id")
+
+    sent = tmp_path / "site.yaml"  # another one is not left aside
+    sent.write_text("services: {queue: {enabled: true}}\n")
+    agent.updates._trials.layer = sent
+    assert "no such entry" in (await agent.reload()).error
+    sent.write_text("services: {fight: {rules: {alert_threshold: 0.7}}}\n")
+    assert (await agent.reload()).error == ""
+    assert agent.config.services["fight"].rules.alert_threshold == 0.7
+    assert aside not in reason()
+    sent.write_text("services: {queue: {enabled: true}}\n")  # nor is one that was in force
+    assert "no such entry" in (await agent.reload()).error
+    agent.stop()
+    await asyncio.wait_for(running, 30)
+
+
+async def test_one_that_was_left_aside_comes_into_force_when_it_fits_again(tmp_path: Path, releases: Releases) -> None:
+    committed(tmp_path / "state" / "updates", releases, "services: {fight: {rules: {alert_threshold: 0.9}}}\n")
+    config = config_of(tmp_path)
+    async with opened(config) as (updates, _):
+        without = config.model_copy(update={"services": {}})
+        assert updates.with_layer(without, starting=True) == without
+        assert "no such entry" in updates.layer_remark
+        assert updates.with_layer(config).services["fight"].rules.alert_threshold == 0.9
+        assert updates.layer_remark == ""
+
+
 async def test_a_second_process_does_not_touch_the_journal(tmp_path: Path, releases: Releases) -> None:
     root = tmp_path / "state" / "updates"
     committed(root, releases)
@@ -194,6 +244,30 @@ async def test_a_repository_that_says_nothing_does_not_make_a_stop_wait(tmp_path
                 await asyncio.wait(tasks)
                 stopping_s = time.monotonic()
             assert time.monotonic() - stopping_s < 10  # of 20 that the repository is silent, and more that it might be
+
+
+@pytest.mark.parametrize("loads", [True, False])
+async def test_the_server_is_not_told_of_a_version_that_was_left_aside(
+    tmp_path: Path, releases: Releases, loads: bool
+) -> None:
+    version = committed(tmp_path / "state" / "updates", releases)
+    config = config_of(tmp_path)
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o600)
+    trials = FakeTrials({"pose": releases.configured})
+    async with ddi_server() as server:
+        where = {"server": server.url, "token_file": tmp_path / "token", "controller_id": DEVICE}
+        config = config.model_copy(update={"update": config.update.model_copy(update=where)})
+        async with opened(config, trials) as (updates, _):
+            trials.begin(updates.models if loads else {})
+            tasks: list[asyncio.Task[None]] = []
+            updates.start(lambda name, run: tasks.append(asyncio.create_task(run(), name=name)))
+            await until(lambda: server.attributes)
+            tasks[0].cancel()
+            await asyncio.wait(tasks)
+    told = {name: value for name, value in server.attributes.items() if name.startswith(("model.", "number."))}
+    number = str(version.release.number)
+    assert told == ({"model.pose": "tiny 1.1.0", "number.pose": number} if loads else {})
 
 
 # --- the slot `configuration` -----------------------------------------------------------------------------------------

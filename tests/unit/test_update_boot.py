@@ -341,3 +341,15 @@ def test_a_number_is_not_forgotten_with_the_slot_that_it_is_of(box: Box) -> None
     box.commit("1", version := box.version("1.1.0"))
     box.start()
     assert box.store.numbers() == {"action/fall": 7, "pose": version.release.number}
+
+
+def test_a_number_that_has_risen_under_the_same_bytes_writes_no_link_anew(box: Box) -> None:
+    box.commit("1", version := box.version("1.1.0"))
+    box.start()
+    link = box.root / "current" / "pose"
+    before = link.lstat().st_ino
+    risen = Version(version.sha256, version.release.model_copy(update={"number": 9}))
+    box.commit("2", risen)
+    assert box.start().models == {"pose": box.store.path(version)}
+    assert box.serving() == Serving("pose", risen, None, has_before=True, highest=9)
+    assert link.lstat().st_ino == before

@@ -32,6 +32,44 @@ def test_a_wish_is_answered(tmp_path: Path) -> None:
     assert list((tmp_path / "requests").iterdir()) == []
 
 
+def test_a_wish_that_is_taken_is_waited_for_longer(tmp_path: Path) -> None:
+    folder, said = RequestFolder(tmp_path / "requests"), threading.Event()
+
+    def agent() -> None:
+        while not (found := folder.waiting()):
+            time.sleep(0.01)
+        folder.take(found[0][0])
+        assert said.wait(5)
+        time.sleep(0.4)
+        folder.answer(found[0][0], Answer(True, "done"))
+
+    thread = threading.Thread(target=agent)
+    thread.start()
+    try:
+        assert folder.ask(Request("rollback", "pose", "anna"), 0.3, 10.0, said.set) == Answer(True, "done")
+    finally:
+        thread.join()
+    assert list((tmp_path / "requests").iterdir()) == []
+
+
+def test_a_wish_that_is_taken_and_not_done_is_not_taken_for_unheard(tmp_path: Path) -> None:
+    folder = RequestFolder(tmp_path / "requests")
+
+    def agent() -> None:
+        while not (found := folder.waiting()):
+            time.sleep(0.01)
+        folder.take(found[0][0])
+
+    thread = threading.Thread(target=agent)
+    thread.start()
+    try:
+        with pytest.raises(StorageError, match=r"is at it, and not done within 0\.4 s"):
+            folder.ask(Request("rollback", "pose", "anna"), 0.3, 0.4)
+    finally:
+        thread.join()
+    assert list((tmp_path / "requests").iterdir()) == []
+
+
 def test_nobody_answers(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"has not answered within 0\.2 s"):
         RequestFolder(tmp_path / "requests").ask(Request("check"), 0.2)
@@ -63,13 +101,15 @@ def test_an_old_wish_is_not_granted_at_the_next_start(tmp_path: Path) -> None:
     assert RequestFolder(tmp_path).waiting() == []
 
 
-def test_answers_that_nobody_has_waited_for_go(tmp_path: Path) -> None:
+def test_what_nobody_has_waited_for_goes(tmp_path: Path) -> None:
     folder = RequestFolder(tmp_path)
     for name, age_s in (("old", 3600), ("new", 0)):
         folder.answer(name, Answer(True, "too late"))
-        os.utime(tmp_path / f"{name}.answer", (time.time() - age_s,) * 2)
+        (tmp_path / f"{name}.taken").touch()
+        for kind in ("answer", "taken"):
+            os.utime(tmp_path / f"{name}.{kind}", (time.time() - age_s,) * 2)
     folder.waiting()
-    assert [file.name for file in tmp_path.iterdir()] == ["new.answer"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["new.answer", "new.taken"]
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
