@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from agent.durable import sync
+from agent.durable import give, sync
 from agent.errors import StorageError
 
 What = Literal["rollback", "check"]
@@ -60,7 +60,7 @@ class RequestFolder:
         try:
             if not self._folder.is_dir():
                 self._folder.mkdir(parents=True)
-                _give(self._folder, self._folder.parent)
+                give(self._folder, self._folder.parent)
             _write(question, asdict(request))
             deadline_s = time.monotonic() + wait_s
             while time.monotonic() < deadline_s:
@@ -128,12 +128,5 @@ def _write(file: Path, document: dict[str, object]) -> None:
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
         json.dump(document, opened)
-    _give(fresh, file.parent)
+    give(fresh, file.parent)
     fresh.replace(file)
-
-
-def _give(path: Path, like: Path) -> None:
-    """What root lays down belongs to the agent's user, who has to read and remove it."""
-    if os.geteuid() == 0:
-        status = like.stat()
-        os.chown(path, status.st_uid, status.st_gid)
