@@ -182,7 +182,7 @@ async def test_the_same_bytes_under_a_new_number_raise_it_where_they_serve_alrea
             assert now.current is not None
             assert (now.current.release.number, now.highest) == (3, 3)
             assert (now.before, now.has_before) == (before.before, before.has_before)
-            assert here.device.store.numbers() == {"pose": 3}
+            await until(lambda: here.device.store.numbers() == {"pose": 3})  # written behind the commit
             here.server.offer("3", bad.path, "pose")
             await until(lambda: here.server.result("3"))
             assert "reason: number" in here.server.told("3")[-1]["details"]
