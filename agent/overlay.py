@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.types import SKELETON, ImageArray, Tracks
+from agent.types import SKELETON, ImageArray, People, Tracks, TrackState
 
 MIN_JOINT_SCORE = 0.3
 """Joints below it are not drawn."""
@@ -24,6 +24,7 @@ _WHITE: Colour = (255, 255, 255)
 _BLACK: Colour = (0, 0, 0)
 _CALM: Colour = (70, 140, 30)
 _ALERT: Colour = (40, 40, 200)
+_LEFT_OUT: Colour = (150, 150, 150)
 _GOLDEN_ANGLE = 137.508
 
 
@@ -33,6 +34,7 @@ class Mode(StrEnum):
     FULL = "full"  # picture, boxes, skeletons, ids, actions
     SKELETON = "skeleton"  # the same on black: nobody can be recognised
     MINIMAL = "minimal"  # picture, skeletons
+    DEBUG = "debug"  # as full, with what the models and the tracker said: scores, states, whom they left out
     RAW = "raw"  # the picture as it is
 
 
@@ -46,12 +48,18 @@ class ActionBar:
 
 
 def draw(
-    image: ImageArray, tracks: Tracks, *, mode: Mode = Mode.FULL, actions: Sequence[ActionBar] = (), caption: str = ""
+    image: ImageArray,
+    tracks: Tracks,
+    *,
+    mode: Mode = Mode.FULL,
+    actions: Sequence[ActionBar] = (),
+    caption: str = "",
+    found: People | None = None,
 ) -> ImageArray:
     """A new picture with `tracks` drawn on it.
 
     image: (H, W, 3) uint8 BGR, left unchanged; it may be a scaled copy of the tracks' source frame: coordinates are
-    scaled by the ratio of the sizes. caption: one line at the bottom, ASCII.
+    scaled by the ratio of the sizes. caption: one line at the bottom, ASCII. found: everyone in the frame, shown to debug.
     """
     canvas = np.zeros_like(image) if mode is Mode.SKELETON else image.copy()
     if mode is Mode.RAW:
@@ -60,12 +68,18 @@ def draw(
     scale = np.array([width / tracks.stamp.width, height / tracks.stamp.height])
     pen = _Pen(width, height)
     people = tracks.people
+    if mode is Mode.DEBUG and found is not None:
+        for box, score in zip(found.boxes.astype(np.float64) * np.tile(scale, 2), found.scores.tolist(), strict=True):
+            _draw_box(canvas, box, f"{score:.2f}", _LEFT_OUT, pen)  # who is followed gets another one on top
     for index, track_id in enumerate(tracks.track_ids.tolist()):
-        colour = track_colour(track_id)
+        colour, text = track_colour(track_id), f"#{track_id}"
         joints = people.keypoints[index].astype(np.float64) * scale
+        if mode is Mode.DEBUG:
+            text += f" {people.scores[index]:.2f} {TrackState(int(tracks.states[index])).name.lower()}"
+            _draw_joint_scores(canvas, joints, people.keypoint_scores[index], pen)
         _draw_skeleton(canvas, joints, people.keypoint_scores[index], colour, pen)
         if mode is not Mode.MINIMAL:
-            _draw_box(canvas, people.boxes[index].astype(np.float64) * np.tile(scale, 2), f"#{track_id}", colour, pen)
+            _draw_box(canvas, people.boxes[index].astype(np.float64) * np.tile(scale, 2), text, colour, pen)
     if mode is not Mode.MINIMAL:
         for row, bar in enumerate(actions):
             _draw_bar(canvas, bar, row, pen)
@@ -108,11 +122,26 @@ class _Pen:
         return max(1, round(self.font_scale * 1.5))
 
 
+def _drawable(canvas: ImageArray, joints: NDArray[np.float64]) -> NDArray[np.bool_]:
+    limit = 4 * max(canvas.shape)  # far outside is a defect of the estimator and would overflow the drawing
+    drawable: NDArray[np.bool_] = np.isfinite(joints).all(axis=1) & (np.abs(joints) < limit).all(axis=1)
+    return drawable
+
+
+def _draw_joint_scores(canvas: ImageArray, joints: NDArray[np.float64], scores: NDArray[np.float32], pen: _Pen) -> None:
+    """A ring around each joint that was given a score, from red (0) to green (1), also where it is not drawn otherwise."""
+    for joint in np.flatnonzero(_drawable(canvas, joints) & (scores > 0)).tolist():
+        share = min(float(scores[joint]), 1.0)
+        centre = (round(joints[joint, 0]), round(joints[joint, 1]))
+        cv2.circle(
+            canvas, centre, 3 * pen.line, (0, round(255 * share), round(255 * (1 - share))), pen.line, cv2.LINE_AA
+        )
+
+
 def _draw_skeleton(
     canvas: ImageArray, joints: NDArray[np.float64], scores: NDArray[np.float32], colour: Colour, pen: _Pen
 ) -> None:
-    limit = 4 * max(canvas.shape)  # far outside is a defect of the estimator and would overflow the drawing
-    visible = (scores >= MIN_JOINT_SCORE) & np.isfinite(joints).all(axis=1) & (np.abs(joints) < limit).all(axis=1)
+    visible = (scores >= MIN_JOINT_SCORE) & _drawable(canvas, joints)
     points = np.where(visible[:, None], joints, 0.0).round().astype(int).tolist()
     for first, second in SKELETON:
         if visible[first] and visible[second]:

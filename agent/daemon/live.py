@@ -190,7 +190,7 @@ def encode(
             blur.see(others, t_mono_ns)
         blur.apply(image, people, frame.stamp.t_mono_ns, scale=image.shape[1] / frame.stamp.width)
     caption = f"{frame.stamp.camera_id}  {frame.stamp.t_utc:%Y-%m-%d %H:%M:%S} UTC"
-    drawn = draw(image, tracks, mode=mode, actions=bars, caption=caption)
+    drawn = draw(image, tracks, mode=mode, actions=bars, caption=caption, found=people)
     _, encoded = cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return bytes(encoded)
 

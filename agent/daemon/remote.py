@@ -38,7 +38,7 @@ class SnapshotArguments(_Arguments):
     """camera: its id; mode: what is drawn on the picture."""
 
     camera: str
-    mode: Literal["full", "skeleton", "minimal", "raw"] = "raw"
+    mode: Literal["full", "skeleton", "minimal", "debug", "raw"] = "raw"
 
 
 class SetLevelArguments(_Arguments):

@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _STARTED = web.RequestKey("started", float)
-MODES = ("full", "skeleton", "minimal", "raw")
+MODES = ("full", "skeleton", "minimal", "debug", "raw")
 MAX_EVENTS = 1000
 _LIMITS = Limits()
 _PAGE = {

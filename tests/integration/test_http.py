@@ -255,7 +255,7 @@ async def test_unknown_cameras_and_modes_are_refused(site: Site, kind: str) -> N
         assert (await site.get(f"/api/v1/cameras/{camera}/{kind}"))[:2] == (404, {"error": "there is no such camera"})
     status, body, _ = await site.get(f"/api/v1/cameras/cam/{kind}?mode=x-ray")
     assert status == 400
-    assert "full, skeleton, minimal, raw" in body["error"]
+    assert "full, skeleton, minimal, debug, raw" in body["error"]
     assert site.view.sessions == 0
 
 

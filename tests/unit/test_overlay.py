@@ -73,6 +73,27 @@ def test_minimal_draws_no_box_and_no_actions() -> None:
     assert not changed(out)[:20, :60].any()
 
 
+def test_debug_also_shows_doubtful_joints_and_whom_the_tracker_left_out() -> None:
+    other = np.stack([LINE, np.add(LINE, (150, 0))]).astype(np.float32)
+    boxes = np.array([(90, 30, 160, 180), (240, 30, 310, 180)], np.float32)
+    found = People(boxes, other, np.full((2, 17), 0.9, np.float32), np.array([0.9, 0.2], np.float32))
+    out = draw(grey(), tracks(score=0.2), mode=Mode.DEBUG, actions=[ActionBar("fight", 0.9)], found=found)
+    assert all(near(out, x + 3, y) for x, y in LINE)  # the ring around a joint
+    assert near(out, 310, 100)  # the box of who is not followed
+    plain = draw(grey(), tracks(score=0.2), actions=[ActionBar("fight", 0.9)], found=found)
+    assert not near(plain, 310, 100)
+    assert not near(plain, *LINE[9])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0, 1e12])
+def test_debug_stands_any_number(bad: float) -> None:
+    draw(grey(), tracks(score=bad), mode=Mode.DEBUG)
+    points = LINE.copy()
+    points[3] = bad
+    broken = tracks(points, box=(bad, 0, 10, 10))
+    draw(grey(), broken, mode=Mode.DEBUG, found=broken.people)
+
+
 def test_doubtful_joints_are_left_out() -> None:
     out = draw(grey(), tracks(score=0.2), mode=Mode.MINIMAL)
     assert not changed(out).any()
