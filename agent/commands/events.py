@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -65,7 +64,7 @@ def _query(args: argparse.Namespace) -> EventQuery:
 
 def _list(rows: list[EventRow], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps([_document(row) | {"delivery": row.delivery} for row in rows]))
+        print(json.dumps([row.as_json() for row in rows]))
         return
     table = Table("sequence", "time", "what", "camera", "for", "sure", "delivery", box=None, pad_edge=False)
     for row in rows:
@@ -84,14 +83,6 @@ def _what(row: EventRow) -> tuple[str, str, str, str]:
     except (DataError, IndexError):  # damaged, or of another version: the others are to be seen all the same
         return f"{row.kind} {row.phase} (unreadable)", row.camera_id, "", ""
     return f"{row.kind} {row.phase}", row.camera_id, f"{event.duration_s:.0f} s", f"{event.confidence:.0%}"
-
-
-def _document(row: EventRow) -> dict[str, object]:
-    with contextlib.suppress(ValueError, RecursionError):
-        document = json.loads(row.payload)
-        if isinstance(document, dict):
-            return document
-    return {"payload_base64": base64.b64encode(row.payload).decode("ascii")}
 
 
 def _list_dead(letters: list[DeadLetter], *, as_json: bool) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import json
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +68,7 @@ class View:
             since=since, until=until, kind=query.kind, camera_id=query.camera, limit=query.limit, newest_first=True
         )
         rows = await self._agent.store.events(wanted)
-        return [_document(row.payload) | {"delivery": row.delivery} for row in rows]
+        return [row.as_json() for row in rows]
 
     async def picture(self, camera_id: str, mode: str) -> bytes | None:
         return await self._agent.live.picture(camera_id, Mode(mode))
@@ -87,12 +84,3 @@ class View:
             self._agent.metrics.session_opened()
         else:
             self._agent.metrics.session_closed()
-
-
-def _document(payload: bytes) -> dict[str, Any]:
-    """As `events list --json` shows it: one that is damaged does not hide the others."""
-    with contextlib.suppress(ValueError, RecursionError):
-        document = json.loads(payload)
-        if isinstance(document, dict):
-            return document
-    return {"payload_base64": base64.b64encode(payload).decode("ascii")}

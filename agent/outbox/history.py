@@ -60,6 +60,11 @@ class EventRow:
     payload: bytes
     delivery: Delivery
 
+    def as_json(self) -> dict[str, Any]:
+        """The message and its delivery; of one that cannot be read its bytes, since it must not hide the others."""
+        document = _readable(self.payload).get("payload")
+        return (document if isinstance(document, dict) else _encoded(self.payload)) | {"delivery": self.delivery}
+
 
 def events_sql(query: EventQuery, first_row: int = 0) -> tuple[str, list[Any]]:
     """The statement and its parameters; columns as in EventRow, times in microseconds. first_row: nothing lies before it."""
@@ -214,4 +219,8 @@ def _readable(payload: bytes) -> dict[str, object]:
     try:
         return {"payload": json.loads(payload)}
     except (ValueError, RecursionError):
-        return {"payload_base64": base64.b64encode(payload).decode("ascii")}
+        return _encoded(payload)
+
+
+def _encoded(payload: bytes) -> dict[str, object]:
+    return {"payload_base64": base64.b64encode(payload).decode("ascii")}

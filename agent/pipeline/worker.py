@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from agent.batch_size import BatchSize
 from agent.errors import DeviceMemoryError, FatalError, ModelError, RecognizerError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-_MAX_PATIENCE = 1 << 20
 
 
 class _Wake:
@@ -38,9 +38,9 @@ class BatchWorker(Generic[In, Out]):
     submitters are announced (`submitters`), nor longer than until each of them has an item in the batch.
     on_batch: called on the thread with (items, seconds) after each successful call.
 
-    A batch that is too large for the device is halved and tried again. `patience` good batches in a row double a reduced
-    size again, up to `max_batch`; each time memory runs out the patience doubles. A batch that fails otherwise is tried
-    item by item, so that one bad input costs only itself. FatalError is passed to every waiter at once.
+    A batch that is too large for the device is halved and tried again; how large the next ones are, and `patience`: see
+    `BatchSize`. A batch that fails otherwise is tried item by item, so that one bad input costs only itself. FatalError is
+    passed to every waiter at once.
 
     tap: called on the thread with (inputs, outputs) after each successful call, when the results are on their way; must be
     quick, and must not change what it is given. What it raises is counted in `tap_errors` and costs no result.
@@ -57,7 +57,7 @@ class BatchWorker(Generic[In, Out]):
         patience: int = 500,
     ) -> None:
         self.name = name
-        self.max_batch = self._largest = max_batch
+        self._size = BatchSize(max_batch, patience)
         self.submitters = 1
         self.tap: Callable[[Sequence[In], Sequence[Out]], None] | None = None
         self.tap_errors = 0
@@ -65,13 +65,17 @@ class BatchWorker(Generic[In, Out]):
         self._next: _Replacement[In, Out] | None = None
         self._lock = threading.Lock()
         self._running = False
-        self._first_patience = self._patience = patience
-        self._good = 0
+        self._patience = patience
         self._max_wait_s = max_wait_s
         self._on_batch = on_batch
         self._queue: queue.SimpleQueue[tuple[In, asyncio.Future[Out]] | _Wake | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def max_batch(self) -> int:
+        """How many inputs `function` gets at most at present."""
+        return self._size.now
 
     def start(self) -> None:
         """Start the thread; results arrive on the running loop."""
@@ -133,8 +137,7 @@ class BatchWorker(Generic[In, Out]):
         if replacement is None:
             return
         self._function = replacement.function
-        self.max_batch = self._largest = replacement.max_batch
-        self._patience, self._good = self._first_patience, 0
+        self._size = BatchSize(replacement.max_batch, self._patience)
         for done in replacement.done:
             loop = done.get_loop()
             if not loop.is_closed():
@@ -167,7 +170,7 @@ class BatchWorker(Generic[In, Out]):
         except RecognizerError as error:
             self._recover(batch, error)
         else:
-            self._note_success()
+            self._size.note_success()
             if self._on_batch is not None:
                 self._on_batch(len(batch), time.perf_counter() - started)
             self._hand_over([(future, output, None) for (_, future), output in zip(batch, outputs, strict=True)])
@@ -187,19 +190,11 @@ class BatchWorker(Generic[In, Out]):
             self._hand_over([(future, None, error) for _, future in batch])
             return
         if isinstance(error, DeviceMemoryError):
-            self.max_batch = len(batch) // 2
-            self._patience, self._good = min(2 * self._patience, _MAX_PATIENCE), 0
+            self._size.halve(len(batch))
         while batch:  # max_batch may shrink further on the way
             size = self.max_batch if isinstance(error, DeviceMemoryError) else 1
             self._serve(batch[:size])
             batch = batch[size:]
-
-    def _note_success(self) -> None:
-        if self.max_batch == self._largest:
-            return
-        self._good += 1
-        if self._good >= self._patience:
-            self.max_batch, self._good = min(2 * self.max_batch, self._largest), 0
 
     def _call(self, items: list[In]) -> Sequence[Out]:
         try:

@@ -16,7 +16,7 @@ REPO = Path(__file__).resolve().parent.parent.parent
 LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     ("values", {
         "values": ("agent", "agent.types", "agent.errors"),
-        "helpers": ("agent.backoff", "agent.durable", "agent.hosts", "agent.masking", "agent.memory", "agent.throttle", "agent.timeparse"),
+        "helpers": ("agent.backoff", "agent.batch_size", "agent.durable", "agent.hosts", "agent.masking", "agent.memory", "agent.throttle", "agent.timeparse"),
         "empty packages": ("agent.action", "agent.config", "agent.events", "agent.health"),
     }),
     ("contracts", {"contracts": ("agent.config.paths", "agent.config.sections", "agent.config.delivery", "agent.config.update", "agent.config.schema", "agent.ports")}),
