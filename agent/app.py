@@ -30,6 +30,7 @@ from agent.daemon.sinks import Sinks
 from agent.daemon.trials import AgentTrials, TrialPorts
 from agent.daemon.updates import UpdatePorts, Updates
 from agent.daemon.view import View
+from agent.daemon.viewpoints import Viewpoints
 from agent.daemon.vitals import Vitals
 from agent.daemon.watching import Watching
 from agent.errors import ConfigError, ModelError, TransientError, TrustError
@@ -102,6 +103,7 @@ class Agent:
         self.evidence_writer: EvidenceWriter
         self.monitor: Monitor
         self.drift: ModelWatch
+        self.viewpoints: Viewpoints
         self.sinks: Sinks
         self.watching = Watching(self)
         self.delivery: Delivery | None = None
@@ -190,6 +192,9 @@ class Agent:
         )  # fmt: skip
         await self.drift.open()
         self.drift.keep_cameras([camera.id for camera in config.cameras])
+        self.viewpoints = Viewpoints(config.state_dir / "viewpoints.json")
+        await self.viewpoints.open()
+        self.viewpoints.keep(config.cameras)
         self._listener = AgentListener(
             device_id=config.device_id, store=self.store, topic_of=self.topics.event, lanes=self._lanes(),
             models=lambda: self.models, evidence=self.evidence, live=self.live, metrics=self.metrics,
@@ -330,6 +335,7 @@ class Agent:
         for gone in _enabled(before) - _enabled(config):
             self.live.forget(gone)
         self.drift.keep_cameras([camera.id for camera in config.cameras])
+        self.viewpoints.keep(config.cameras)
         if self.cameras is not None:
             self.cameras.apply_rules({name: service.rules for name, service in config.services.items()})
 
@@ -370,6 +376,7 @@ class Agent:
             statuses=lambda: self.cameras.statuses() if self.cameras is not None else [],
             models=lambda: self.recognition.slots if self.recognition is not None else {},
             check_updates=self.updates.check,
+            accept_view=self.viewpoints.accept,
         )
 
     # --- stop ---------------------------------------------------------------------------------------------------------
@@ -386,6 +393,7 @@ class Agent:
             stages.add(Stage.COMMIT, "evidence", self.evidence.drain)
         stages.add(Stage.COMMIT, "events", self._listener.settle)
         stages.add(Stage.COMMIT, "drift", self.drift.save)
+        stages.add(Stage.COMMIT, "viewpoints", self.viewpoints.save)
         stages.add(Stage.COMMIT, "updates", self.updates.stop)
         stages.add(Stage.ANNOUNCE, "sinks", self.sinks.drain)
         if self.delivery is not None:

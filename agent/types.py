@@ -299,7 +299,10 @@ class CameraPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CameraStatus:
-    """A camera's state at one moment. fps: frames delivered per second over the last seconds."""
+    """A camera's state at one moment.
+
+    fps: frames delivered per second over the last seconds; moved: it shows another view than it used to, whatever its phase.
+    """
 
     camera_id: str
     phase: CameraPhase
@@ -310,6 +313,7 @@ class CameraStatus:
     dropped: int
     reconnects: int
     error: str = ""
+    moved: bool = False
 
 
 class Level(StrEnum):

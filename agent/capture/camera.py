@@ -16,6 +16,7 @@ from agent.capture.decoder import Clock, Decoder
 from agent.capture.handover import Handover
 from agent.capture.sources import build_source
 from agent.capture.timeline import RateMeter
+from agent.capture.viewpoint import Viewpoint
 from agent.capture.watch import View
 from agent.config.schema import CameraConfig
 from agent.ports import VideoSource
@@ -47,14 +48,15 @@ class CaptureReport:
         return min((rate for rate in (self.nominal_fps, self.max_fps) if rate > 0), default=0.0)
 
 
-def open_camera(config: CameraConfig, *, clock: Clock | None = None) -> Camera:
+def open_camera(config: CameraConfig, *, clock: Clock | None = None, viewpoint: Viewpoint | None = None) -> Camera:
     """The camera that `config` describes, not started yet: `async with open_camera(config) as camera`.
 
+    viewpoint: what an earlier life of it has learned about where it looks.
     Raises ConfigError for a source nothing can read (unknown scheme, GStreamer without support). A source that is
     merely absent is no error here.
     """
     built = build_source(config)
-    return Camera(config, built.source, endless=built.endless, clock=clock)
+    return Camera(config, built.source, endless=built.endless, clock=clock, viewpoint=viewpoint)
 
 
 class Camera:
@@ -64,12 +66,21 @@ class Camera:
     SourceError from `frames()`. Live (cameras, and files with `pace`) keeps the newest frame only.
     """
 
-    def __init__(self, config: CameraConfig, source: VideoSource, *, endless: bool, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: CameraConfig,
+        source: VideoSource,
+        *,
+        endless: bool,
+        clock: Clock | None = None,
+        viewpoint: Viewpoint | None = None,
+    ) -> None:
         self._config = config
         self._source = source
         self._endless = endless
         self._live = endless or config.pace
         self._clock = clock or Clock()
+        self._viewpoint = viewpoint or Viewpoint(config.moved_after_s)
         self._max_fps = config.max_fps
         self._paused = False
         self._delivered = RateMeter()
@@ -110,8 +121,9 @@ class Camera:
         loop = asyncio.get_running_loop()
         self._handover = Handover(loop, LOOK_AHEAD)
         self._decoder = Decoder(
-            self._config, self._source, self._handover, endless=self._endless, live=self._live, clock=self._clock
-        )
+            self._config, self._source, self._handover, endless=self._endless, live=self._live, clock=self._clock,
+            viewpoint=self._viewpoint,
+        )  # fmt: skip
         self._decoder.set_max_fps(self._max_fps)
         if self._paused:
             self._decoder.pause()
@@ -187,6 +199,7 @@ class Camera:
             dropped=handover.dropped,
             reconnects=decoder.reconnects,
             error=decoder.error,
+            moved=self._viewpoint.moved,
         )
 
     def report(self) -> CaptureReport:

@@ -17,6 +17,7 @@ from agent.backoff import full_jitter
 from agent.capture.base import NS_PER_S, ReportingSource, SourceDeniedError, in_two_steps, redact, redact_in
 from agent.capture.handover import Handover
 from agent.capture.timeline import RateMeter, Thinner, Timeline
+from agent.capture.viewpoint import Viewpoint, thumbnail
 from agent.capture.watch import PictureWatch, View, sample_points
 from agent.config.schema import CameraConfig
 from agent.errors import FatalError, SourceError
@@ -60,7 +61,15 @@ class Decoder:
     """
 
     def __init__(
-        self, config: CameraConfig, source: VideoSource, handover: Handover, *, endless: bool, live: bool, clock: Clock
+        self,
+        config: CameraConfig,
+        source: VideoSource,
+        handover: Handover,
+        *,
+        endless: bool,
+        live: bool,
+        clock: Clock,
+        viewpoint: Viewpoint,
     ) -> None:
         self._config = config
         self._source = source
@@ -74,6 +83,7 @@ class Decoder:
         self._running.set()
         self._timeline = Timeline()
         self._watch = PictureWatch(config.frozen_after_s, config.blind_after_s)
+        self._viewpoint = viewpoint
         self._thinner = Thinner(config.max_fps)
         self._seq = 0
         self._last_ns = -1
@@ -186,6 +196,7 @@ class Decoder:
         self.size = (self.info.width, self.info.height)
         self._timeline.start_pass(self.info.fps)
         self._watch.reset()
+        self._viewpoint.interrupt()
         self._pace_from_ns = None
         if self._start_utc is None:
             self._start_utc = self._clock.utc_now()
@@ -283,6 +294,10 @@ class Decoder:
     def _emit(self, image: ImageArray, seq: int, t_ns: int) -> None:
         if self._watch.due(t_ns):
             self._watch.update(sample_points(image), t_ns)
+        if self._watch.view is not View.CLEAR:
+            self._viewpoint.interrupt()
+        elif self._viewpoint.due(t_ns):
+            self._viewpoint.update(thumbnail(image), t_ns)
         height, width = image.shape[:2]
         self.size = (width, height)
         frame = Frame(FrameStamp(self._config.id, seq, t_ns, self._utc_of(t_ns), width, height), image)

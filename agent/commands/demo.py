@@ -56,7 +56,8 @@ def demo_config(args: argparse.Namespace, folder: Path, env: Mapping[str, str]) 
     """The shipped defaults with everything embedded; state goes to `folder`. Raises ConfigError."""
     camera: dict[str, object] = {"id": _CAMERA, "source": args.camera or SCENE.format(seed=args.seed)}
     if args.video is not None:
-        camera |= {"source": str(args.video.absolute()), "loop": True, "pace": True, "frozen_after_s": 0}
+        video = {"source": str(args.video.absolute()), "loop": True, "pace": True}
+        camera |= video | {"frozen_after_s": 0, "moved_after_s": 0}
     document: dict[str, object] = {
         "device_id": "demo",
         "state_dir": str(folder),

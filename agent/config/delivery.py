@@ -214,8 +214,8 @@ class CommandsConfig(Section):
     clients: dict[Name, CommandClient] = {}
     roles: dict[Role, tuple[str, ...]] = {
         "viewer": ("snapshot",),
-        "operator": ("snapshot", "set-level", "replay-events", "self-test", "ota-check"),
-        "admin": ("snapshot", "set-level", "replay-events", "self-test", "ota-check", "reload"),
+        "operator": ("snapshot", "set-level", "replay-events", "self-test", "accept-view", "ota-check"),
+        "admin": ("snapshot", "set-level", "replay-events", "self-test", "accept-view", "ota-check", "reload"),
     }
     """What each may command."""
     max_per_minute: int = Field(default=30, ge=1)

@@ -48,6 +48,8 @@ class CameraConfig(Section):
     """Identical pictures for this long = frozen; 0 = do not look."""
     blind_after_s: NonNegative = 5.0
     """Black or uniform picture for this long = blind; 0 = do not look."""
+    moved_after_s: NonNegative = 60.0
+    """Another view than the camera used to have for this long, at least half a minute = moved; 0 = do not look."""
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from agent.capture.camera import Camera, open_camera
 from agent.capture.sources import build_source
 from agent.config.schema import CameraConfig, RulesConfig
 from agent.config.sections import LIVE
+from agent.daemon.viewpoints import Viewpoints
 from agent.errors import ConfigError, ConfigProblem, FatalError, TransientError
 from agent.health.governor import LADDER, Step
 from agent.health.reasons import Reason, reason_key
@@ -39,6 +40,8 @@ _REASONS = {
     CameraPhase.FROZEN: Reason.CAMERA_FROZEN,
     CameraPhase.BLIND: Reason.CAMERA_BLIND,
 }
+
+_MOVED = "it shows another view than it used to"
 
 _ABSENT = frozenset({CameraPhase.CONNECTING, CameraPhase.OFFLINE, CameraPhase.ENDED})
 """Nothing comes from such a camera, whatever the governor allows it."""
@@ -83,6 +86,7 @@ class Cameras:
 
     group: its tasks live there, so that a bug in one ends the process. on_ended: called with the camera's id when a life of it
     is over: no frame comes before the next one, whose time line may begin anew. on_removed: called after the last of them.
+    viewpoints: outlive them.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Cameras:
         *,
         group: asyncio.TaskGroup,
         health: HealthSink,
+        viewpoints: Viewpoints,
         on_restart: Callable[[str], None],
         on_ended: Callable[[str], None] = lambda _: None,
         on_removed: Callable[[str], None] = lambda _: None,
@@ -100,6 +105,7 @@ class Cameras:
         self._listener = listener
         self._group = group
         self._health = health
+        self._viewpoints = viewpoints
         self._on_restart = on_restart
         self._on_ended = on_ended
         self._on_removed = on_removed
@@ -172,7 +178,7 @@ class Cameras:
         finally:
             entry.task.cancel()
         await asyncio.wait([entry.task])
-        for reason in _REASONS.values():
+        for reason in (*_REASONS.values(), Reason.CAMERA_MOVED):
             self._health.clear_reason(reason_key(reason, name))
         self._on_ended(name)
         self._on_removed(name)
@@ -180,7 +186,7 @@ class Cameras:
     async def _watch(self, entry: _Entry) -> None:
         """One life of a camera: opened, watched to its end, closed."""
         config = entry.config
-        async with open_camera(config) as camera:
+        async with open_camera(config, viewpoint=self._viewpoints.of(config)) as camera:
             entry.camera = camera
             try:
                 entry.run = self._recognition.camera(
@@ -290,7 +296,11 @@ class Cameras:
         for status in statuses:
             for phase, reason in _REASONS.items():
                 key = reason_key(reason, status.camera_id)
-                if status.phase is phase:
-                    self._health.raise_reason(key, status.error)
-                else:
-                    self._health.clear_reason(key)
+                self._show(key, status.error, wrong=status.phase is phase)
+            self._show(reason_key(Reason.CAMERA_MOVED, status.camera_id), _MOVED, wrong=status.moved)
+
+    def _show(self, key: str, detail: str, *, wrong: bool) -> None:
+        if wrong:
+            self._health.raise_reason(key, detail)
+        else:
+            self._health.clear_reason(key)

@@ -99,7 +99,7 @@ class Monitor:
             self._ports.publish_health(self.report())
         statuses = self._ports.cameras()
         for status in statuses:
-            if self._due(f"camera.{status.camera_id}", (status.phase, status.error)):
+            if self._due(f"camera.{status.camera_id}", (status.phase, status.moved, status.error)):
                 self._ports.publish_camera(status.camera_id, camera_report(status))
         for camera_id in self._camera_metrics.keys() - {status.camera_id for status in statuses}:
             self._take_leave(camera_id)
@@ -224,6 +224,7 @@ def camera_report(status: CameraStatus) -> dict[str, Any]:
         "t": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "camera": status.camera_id,
         "state": status.phase.value,
+        "moved": status.moved,
         "fps": round(status.fps, 2),
         "width": status.width,
         "height": status.height,

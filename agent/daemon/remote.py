@@ -41,6 +41,12 @@ class SnapshotArguments(_Arguments):
     mode: Literal["full", "skeleton", "minimal", "debug", "raw"] = "raw"
 
 
+class AcceptViewArguments(_Arguments):
+    """camera: its id."""
+
+    camera: str
+
+
 class SetLevelArguments(_Arguments):
     """degradation: the lowest step of the governor, 0 = let go; for_s: how long; log: level of the log until the next reload."""
 
@@ -85,7 +91,7 @@ class RemotePorts:
     """What the commands reach.
 
     hold_degradation: step, seconds, who wants it. requeue: of the store, with the relay told. check_database: what is wrong,
-    empty = nothing. models: by slot. check_updates: asks the fleet server.
+    empty = nothing. models: by slot. check_updates: asks the fleet server. accept_view: of a camera by its id.
     """
 
     topics: Topics
@@ -99,6 +105,7 @@ class RemotePorts:
     statuses: Callable[[], list[CameraStatus]]
     models: Callable[[], Mapping[str, object]]
     check_updates: Callable[[], Awaitable[dict[str, Any]]]
+    accept_view: Callable[[str], None]
 
 
 class Remote:
@@ -114,20 +121,33 @@ class Remote:
             "set-level": _typed(SetLevelArguments, self._set_level),
             "replay-events": _typed(ReplayArguments, self._replay),
             "self-test": _typed(NoArguments, self._self_test),
+            "accept-view": _typed(AcceptViewArguments, self._accept_view),
             "reload": _typed(NoArguments, self._reload),
             "ota-check": _typed(NoArguments, self._check_updates),
         }
 
     async def _snapshot(self, wanted: SnapshotArguments, _command: Command) -> dict[str, Any]:
         """The picture goes out on a topic of its own: it is no JSON, and others may want it."""
-        if wanted.camera not in {status.camera_id for status in self._ports.statuses()}:
-            raise RefusedError(f"no camera {wanted.camera!r} is watched")
+        self._watched(wanted.camera)
         picture = await self._ports.live.picture(wanted.camera, Mode(wanted.mode))
         if picture is None:
             raise DataError(f"{wanted.camera} has delivered no picture that may be shown")
         topic = self._ports.topics.camera_snapshot(wanted.camera)
         await self._ports.publish(topic, picture, Envelope("image/jpeg"))
         return {"topic": topic, "bytes": len(picture)}
+
+    async def _accept_view(self, wanted: AcceptViewArguments, _command: Command) -> dict[str, Any]:
+        """It takes effect with the next half a minute of pictures that can be judged on."""
+        moved = self._watched(wanted.camera).moved
+        self._ports.accept_view(wanted.camera)
+        return {"camera": wanted.camera, "was_moved": moved}
+
+    def _watched(self, camera_id: str) -> CameraStatus:
+        """Raises RefusedError."""
+        for status in self._ports.statuses():
+            if status.camera_id == camera_id:
+                return status
+        raise RefusedError(f"no camera {camera_id!r} is watched")
 
     async def _set_level(self, wanted: SetLevelArguments, command: Command) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -162,8 +182,9 @@ class Remote:
         problem = await self._ports.check_database()
         findings = [_finding("database", ok=not problem, detail=problem)]
         for status in self._ports.statuses():
-            good = status.phase in {CameraPhase.STREAMING, CameraPhase.ENDED, CameraPhase.PAUSED}
-            findings.append(_finding(f"camera {status.camera_id}", ok=good, detail=status.error or status.phase.value))
+            good = status.phase in {CameraPhase.STREAMING, CameraPhase.ENDED, CameraPhase.PAUSED} and not status.moved
+            detail = status.error or ("moved" if status.moved else status.phase.value)
+            findings.append(_finding(f"camera {status.camera_id}", ok=good, detail=detail))
         for slot, model in self._ports.models().items():
             findings.append(await _check_model(slot, model))
         return {

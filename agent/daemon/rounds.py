@@ -37,6 +37,7 @@ class Rounds:
         if agent.recognition is not None:
             self._upkeep.look_at_models(agent.recognition.slots)
             await agent.drift.round(agent.recognition.slots)
+        await agent.viewpoints.round()
         self._upkeep.look_at_evidence(agent.evidence_writer.stats)
         await agent.sinks.look()
         self._upkeep.let_go()

@@ -98,7 +98,7 @@ class Watching:
         finally:
             self._loading = None
         self.cameras = Cameras(
-            self.recognition, self._listener, group=self._group, health=agent.health,
+            self.recognition, self._listener, group=self._group, health=agent.health, viewpoints=agent.viewpoints,
             on_restart=agent.metrics.count_restart, on_ended=self._on_camera_ended, on_removed=self._listener.forget,
         )  # fmt: skip
         self.apply_step(agent.monitor.step)  # taken, or asked for, while there was none

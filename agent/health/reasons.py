@@ -25,6 +25,7 @@ class Reason(StrEnum):
     CAMERA_OFFLINE = "camera_offline"
     CAMERA_FROZEN = "camera_frozen"
     CAMERA_BLIND = "camera_blind"
+    CAMERA_MOVED = "camera_moved"
     NO_CAMERA = "no_camera"
     POSE_MODEL = "pose_model"
     ACTION_MODEL = "action_model"

@@ -17,7 +17,7 @@ Entity = dict[str, Any]
 
 _PHASE = "{{ 'OFF' if value_json.data.phase == 'resolved' else 'ON' }}"
 _CONNECTED = "{{ 'OFF' if value_json.state in ['connecting', 'offline'] else 'ON' }}"
-_TROUBLE = "{{ 'ON' if value_json.state in ['offline', 'frozen', 'blind'] else 'OFF' }}"
+_TROUBLE = "{{ 'ON' if value_json.state in ['offline', 'frozen', 'blind'] or value_json.moved else 'OFF' }}"
 _HOTTEST = "{{ value_json.gpus | map(attribute='temperature_c') | select('number') | max | default(none) }}"
 _WAITING = "{{ value_json.outbox.rows.values() | sum }}"
 _SNAPSHOT = (

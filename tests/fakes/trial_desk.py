@@ -15,6 +15,7 @@ from agent.config.load import load_config
 from agent.config.schema import AgentConfig, CameraConfig
 from agent.daemon.cameras import Cameras
 from agent.daemon.trials import AgentTrials, TrialPorts
+from agent.daemon.viewpoints import Viewpoints
 from agent.daemon.vitals import Vitals
 from agent.errors import RecognizerError
 from agent.health.reasons import HealthState
@@ -141,7 +142,10 @@ async def open_desk(config: AgentConfig, *, paths: Mapping[str, Path] | None = N
             asyncio.TaskGroup() as group,
         ):  # fmt: skip
             opened.append(recognition)
-            cameras = Cameras(recognition, log, group=group, health=health, on_restart=lambda _: None)
+            viewpoints = Viewpoints(config.state_dir / "viewpoints.json")
+            cameras = Cameras(
+                recognition, log, group=group, health=health, viewpoints=viewpoints, on_restart=lambda _: None
+            )
             await cameras.apply(config.cameras)
             try:
                 yield Desk(config, recognition, trials, log, health, cameras, incidents)

@@ -9,6 +9,7 @@ import pytest
 
 from agent.capture.camera import open_camera
 from agent.capture.files import FileSource
+from agent.capture.viewpoint import Viewpoint, thumbnail
 from agent.capture.watch import PictureWatch, View, sample_points
 from agent.config.schema import CameraConfig
 
@@ -49,6 +50,28 @@ def test_no_clip_at_all_is_called_frozen_or_blind(shared_dir: Path) -> None:
     paths = clips(shared_dir)
     assert len(paths) >= 200
     assert {path.name: seen for path in paths if (seen := views(path, 2.0, 0.4)) != {View.CLEAR}} == {}
+
+
+def test_a_camera_that_is_knocked_is_moved_and_one_that_films_a_busy_place_is_not(shared_dir: Path) -> None:
+    """The recording is ten times as long as it was, as pictures are looked at; then the same through a window that shifted."""
+    source = FileSource(shared_dir / "data/video/vtest.avi")
+    source.open()
+    still, knocked = Viewpoint(60.0), Viewpoint(60.0)
+    seen: dict[bool, list[bool]] = {False: [], True: []}
+    for index in range(795):
+        assert source.grab() is not None
+        if index % 2:
+            continue
+        image, now_ns = source.retrieve(), index * 10**9
+        left = 0.15 if index > 400 else 0.0
+        height, width = image.shape[:2]
+        for viewpoint, share in ((still, 0.0), (knocked, left)):
+            window = image[: round(0.8 * height), round(share * width) : round((share + 0.8) * width)]
+            seen[viewpoint is knocked].append(viewpoint.update(thumbnail(window), now_ns))
+    source.close()
+    assert not any(seen[False])
+    assert seen[True].index(True) * 2 - 400 in range(40, 100)
+    assert seen[True][-1]
 
 
 async def test_every_frame_of_a_recording_arrives_with_its_time(shared_dir: Path) -> None:

@@ -139,6 +139,8 @@ def test_a_control_room_sees_slows_replays_tests_and_reloads(agent: AgentProcess
     assert answer["result"]["good"], answer
     assert {"database", "camera cam", "pose"} <= {finding["what"] for finding in answer["result"]["findings"]}
 
+    assert room.ask("accept-view", {"camera": "cam"})["result"] == {"camera": "cam", "was_moved": False}
+
     agent.document["log"] = {"level": "warning"}
     agent.document["device_id"] = "other"
     agent.write_config()
@@ -153,6 +155,7 @@ def test_what_is_not_allowed_is_refused_and_everything_is_on_record(agent: Agent
     assert "may not reload" in room.ask("reload")["detail"]
     assert room.ask("format-disk")["state"] == "refused"
     assert room.ask("snapshot", {"camera": "none"})["state"] == "refused"
+    assert "no camera 'none'" in room.ask("accept-view", {"camera": "none"})["detail"]
     assert "last" in room.ask("replay-events", {"first": 2})["detail"]
     assert "extra" in room.ask("self-test", {"x": 1})["detail"].lower()
     expires = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()

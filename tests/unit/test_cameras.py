@@ -18,11 +18,13 @@ import structlog
 from fakes.plugin import create_classifier
 from fakes.replay import RecordingListener, ReplayEstimator, walkers
 from fakes.video import FPS, make_video
+from fakes.views import look_elsewhere
 
 from agent import recognition
 from agent.config.delivery import OutboxConfig
 from agent.config.schema import AgentConfig, CameraConfig
 from agent.daemon.cameras import DRAIN_S, Cameras
+from agent.daemon.viewpoints import Viewpoints
 from agent.errors import ConfigError
 from agent.health.governor import LADDER
 from agent.health.reasons import HealthState
@@ -89,6 +91,7 @@ class Desk:
         self.removed: list[str] = []
         self.restarted: list[str] = []
         self.listener: KeepingListener
+        self.viewpoints: Viewpoints
         self.gate = threading.Event()  # set: the model answers
         self.held = threading.Event()  # it has a picture and does not
 
@@ -154,13 +157,14 @@ async def desk(tmp_path: Path, config: AgentConfig) -> AsyncIterator[Desk]:
         removed: list[str] = []
         restarted: list[str] = []
         listener, health = KeepingListener(), HealthState()
+        viewpoints = Viewpoints(tmp_path / "viewpoints.json")
         recognition = Recognition(config, models, workers)
         cameras = Cameras(
-            recognition, listener, group=group, health=health, on_restart=restarted.append, on_ended=ended.append,
-            on_removed=removed.append,
+            recognition, listener, group=group, health=health, viewpoints=viewpoints, on_restart=restarted.append,
+            on_ended=ended.append, on_removed=removed.append,
         )  # fmt: skip
         made = Desk(cameras, pose, tmp_path)
-        made.removed, made.gate, made.held = removed, gate, held
+        made.removed, made.gate, made.held, made.viewpoints = removed, gate, held, viewpoints
         made.listener, made.health, made.ended, made.restarted = listener, health, ended, restarted
         yield made
         await cameras.drain()
@@ -279,6 +283,22 @@ async def test_removed_and_disabled_cameras_end_and_new_ones_start(desk: Desk) -
     await desk.cameras.apply([desk.camera("one", enabled=False), desk.camera("three")])
     await desk.streaming("three")
     assert [status.camera_id for status in desk.cameras.statuses()] == ["three"]
+
+
+async def test_a_moved_camera_has_a_reason_of_its_own_that_goes_with_it(desk: Desk) -> None:
+    config = desk.camera("one")
+    look_elsewhere(desk.viewpoints.of(config))
+    await desk.cameras.apply([config, desk.camera("two")])
+    await desk.streaming("one", "two")
+    assert desk.status("one").phase is CameraPhase.STREAMING
+    desk.cameras.report_health()
+    assert {reason.reason for reason in desk.health.snapshot().reasons} == {"camera_moved:one"}
+    await desk.cameras.apply([desk.camera("one", priority=7, max_fps=5, read_timeout_s=3), desk.camera("two")])
+    await desk.until(lambda: desk.status("one").phase is CameraPhase.STREAMING, "its next life")
+    desk.cameras.report_health()
+    assert {reason.reason for reason in desk.health.snapshot().reasons} == {"camera_moved:one"}
+    await desk.cameras.apply([desk.camera("two")])
+    assert desk.health.snapshot().reasons == ()
 
 
 async def test_a_missing_file_is_offline_with_its_reason_and_can_be_taken_away_at_once(desk: Desk) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import structlog
@@ -18,6 +19,7 @@ from fakes.video import ScriptedSource, Step, make_video, number_of, numbered_im
 from agent.capture.base import SourceDeniedError
 from agent.capture.camera import Camera, CaptureReport, open_camera
 from agent.capture.decoder import Clock
+from agent.capture.viewpoint import Viewpoint
 from agent.config.schema import CameraConfig
 from agent.errors import FatalError, SourceError
 from agent.ports import FrameStream
@@ -32,8 +34,15 @@ def config(source: str = "scripted", **more: Any) -> CameraConfig:
     return CameraConfig.model_validate({"id": "cam", "source": source, "reconnect": QUICK, **more})
 
 
-def camera(source: ScriptedSource, *, endless: bool = True, clock: Clock | None = None, **more: Any) -> Camera:
-    return Camera(config(**more), source, endless=endless, clock=clock)
+def camera(
+    source: ScriptedSource,
+    *,
+    endless: bool = True,
+    clock: Clock | None = None,
+    viewpoint: Viewpoint | None = None,
+    **more: Any,
+) -> Camera:
+    return Camera(config(**more), source, endless=endless, clock=clock, viewpoint=viewpoint)
 
 
 async def collect(stream: FrameStream, count: int = 1000) -> list[Frame]:
@@ -323,6 +332,41 @@ async def test_a_covered_camera_shows_as_blind() -> None:
     fast = Clock(monotonic_ns=lambda: start + (time.monotonic_ns() - start) * 100)
     async with camera(ScriptedSource([*black, -1.0]), clock=fast) as stream:
         await until(lambda: stream.status().phase is CameraPhase.BLIND)
+
+
+async def test_a_turned_camera_shows_as_moved_and_goes_on_streaming_through_another_connection() -> None:
+    views = [cv2.resize(RANDOM.integers(0, 255, (9, 12, 3), np.uint8), (64, 48)) for _ in range(2)]
+    turned = threading.Event()
+
+    class Turning(ScriptedSource):
+        def read(self) -> tuple[np.ndarray, int] | None:
+            time.sleep(0.002)
+            noise = RANDOM.integers(0, 4, (48, 64, 3), np.uint8)
+            return np.minimum(views[turned.is_set()], 250) + noise, 0
+
+    start = time.monotonic_ns()
+    fast = Clock(monotonic_ns=lambda: start + (time.monotonic_ns() - start) * 200)
+    viewpoint = Viewpoint(60.0)
+    async with camera(Turning([]), clock=fast, viewpoint=viewpoint) as stream:
+        await until(lambda: viewpoint.reference is not None)
+        assert not stream.status().moved
+    turned.set()
+    async with camera(Turning([]), clock=fast, viewpoint=viewpoint) as stream:
+        await until(lambda: stream.status().moved)
+        assert stream.status().phase is CameraPhase.STREAMING
+        turned.clear()
+        await until(lambda: not stream.status().moved)
+
+
+async def test_what_a_covered_camera_shows_is_no_view() -> None:
+    black: list[Step] = [step for _ in range(600) for step in (np.zeros((48, 64, 3), np.uint8), 0.002)]
+    start = time.monotonic_ns()
+    fast = Clock(monotonic_ns=lambda: start + (time.monotonic_ns() - start) * 200)
+    viewpoint = Viewpoint(60.0)
+    async with camera(ScriptedSource([*black, -1.0]), clock=fast, viewpoint=viewpoint) as stream:
+        await until(lambda: stream.status().phase is CameraPhase.BLIND)
+        await asyncio.sleep(0.5)  # a hundred seconds of it
+    assert viewpoint.reference is None
 
 
 async def test_a_source_that_gives_no_images_is_offline_with_the_reason() -> None:

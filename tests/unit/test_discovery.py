@@ -45,6 +45,7 @@ def test_each_camera_has_its_services_and_its_state() -> None:
         "yard.connected", "yard.trouble", "yard.fps", "yard.service.fight", "yard.service.fall",
         "hall.connected", "hall.trouble", "hall.fps", "hall.service.fall",
     }  # fmt: skip
+    assert "value_json.moved" in found["yard.trouble"]["value_template"]
     fight = found["yard.service.fight"]
     assert (fight["platform"], fight["device_class"], fight["name"]) == ("binary_sensor", "safety", "yard fight")
     assert fight["state_topic"] == TOPICS.event("yard", "fight")

@@ -99,6 +99,9 @@ async def test_publishes_on_change_only_until_it_is_due() -> None:
     desk.cameras = [replace(STREAMING, phase=CameraPhase.FROZEN)]
     await monitor.round()
     assert [document["state"] for document in desk.cameras_published] == ["streaming", "frozen"]
+    desk.cameras = [replace(desk.cameras[0], moved=True)]
+    await monitor.round()
+    assert [document["moved"] for document in desk.cameras_published] == [False, False, True]
     assert len(desk.published) == 2
 
 

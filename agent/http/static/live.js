@@ -72,6 +72,7 @@ function showCamera(camera, active) {
   card.querySelector("p").replaceChildren(
     element("strong", camera.camera),
     element("span", camera.state, camera.state),
+    ...(camera.moved ? [element("span", "moved", "degraded")] : []),
     element("span", `${camera.fps.toFixed(1)} frames/s`, "soft"),
     element("span", people, "soft"),
     ...scores,
