@@ -361,6 +361,10 @@ class Agent:
         if self.delivery is not None:
             self.delivery.put_state(topic, document)
 
+    def _accept_view(self, camera_id: str) -> None:
+        self.viewpoints.accept(camera_id)
+        self.drift.forget_camera(camera_id)
+
     def _remote_ports(self) -> RemotePorts:
         delivery = self.delivery
         assert delivery is not None  # noqa: S101 - nobody else asks
@@ -376,7 +380,7 @@ class Agent:
             statuses=lambda: self.cameras.statuses() if self.cameras is not None else [],
             models=lambda: self.recognition.slots if self.recognition is not None else {},
             check_updates=self.updates.check,
-            accept_view=self.viewpoints.accept,
+            accept_view=self._accept_view,
         )
 
     # --- stop ---------------------------------------------------------------------------------------------------------

@@ -123,6 +123,10 @@ class ModelWatch:
         """Forget cameras that are not configured any more."""
         self._watch.keep_cameras(cameras)
 
+    def forget_camera(self, camera_id: str) -> None:
+        """It looks elsewhere from now on."""
+        self._watch.forget_camera(camera_id)
+
     async def round(self, models: Mapping[str, object]) -> None:
         """Judge what has come in, tell what has changed. models: estimator and classifiers by slot, all that serve."""
         if not self._config.enabled:

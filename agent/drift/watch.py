@@ -102,6 +102,10 @@ class DriftWatch:
         wanted = {"", *cameras}
         self._drop(lambda key: key.camera not in wanted, "camera_removed")
 
+    def forget_camera(self, camera: str) -> None:
+        """It looks elsewhere from now on: what is usual there is learned again."""
+        self._drop(lambda key: key.camera == camera, "view_accepted")
+
     def keep_slots(self, slots: Iterable[str]) -> None:
         """Forget models of slots that are not among these: a service that was taken out has nobody who could recover."""
         served = set(slots)

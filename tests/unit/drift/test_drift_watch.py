@@ -224,6 +224,19 @@ def test_camera_that_is_gone_takes_its_alarm_along() -> None:
     assert watch.readings() == {}
 
 
+def test_a_camera_that_looks_elsewhere_is_learned_again() -> None:
+    watch = make_watch()
+    seen(watch, 0.8)
+    seen(watch, 0.6)
+    watch.forget_camera("lane")
+    assert CONFIDENCE in watch.readings()
+    watch.forget_camera(CONFIDENCE.camera)
+    (ended,) = watch.step(1.0, NOON)
+    assert ended.attributes["reason"] == "view_accepted"
+    assert watch.readings() == {}
+    VALIDATOR.validate(json.loads(render(ended, device_id="box", sequence=1, emitted_utc=NOON)))
+
+
 def test_service_that_is_gone_takes_its_alarm_along_also_over_a_restart() -> None:
     first = make_watch()
     for agreement in (0.5, 0.5, 0.5):
