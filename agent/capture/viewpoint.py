@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -39,6 +40,8 @@ BACK = 0.4
 """A moved camera is back from this likeness on."""
 FOLLOW_S = 3600.0
 """Time constant with which the reference follows light, season and furniture."""
+SETTLED_AFTER_S = 600.0
+"""A reference that was seen for less gives way without a word: a camera is aimed while it is put up."""
 ACCEPTED_AFTER_S = 86_400.0
 """A view that was reported for so long is the right one from now on."""
 
@@ -105,17 +108,30 @@ def _correlation(one: ComplexArray, other: ComplexArray) -> float:
     return float((weight * first * second.conj()).real.sum() / np.sqrt(max(float(spread), 1e-12)))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Learned:
+    """What is known of a camera's view.
+
+    reference: (48, 64) uint8, what is taken for the right view; known_s: how long it was seen, as far as that matters; other_s: how long another one
+    has been seen since, 0 = it is not.
+    """
+
+    reference: ByteArray
+    known_s: float
+    other_s: float
+
+
 class Viewpoint:
     """Follows what one camera looks at. `update` belongs to the thread that decodes; the rest may be asked from any.
 
-    moved_after_s: another view for this long = moved, in any case half a minute; 0 = do not look. reference, other_s: what
-    an earlier one has kept. Outlives connections, so that a camera that is unplugged, turned and plugged in is noticed.
+    moved_after_s: another view for this long = moved, in any case half a minute; 0 = do not look. learned: by an earlier one.
+    Outlives connections, so that a camera that is unplugged, turned and plugged in is noticed.
     """
 
-    def __init__(self, moved_after_s: float, reference: ByteArray | None = None, other_s: float = 0.0) -> None:
+    def __init__(self, moved_after_s: float, learned: Learned | None = None) -> None:
         self.moved_after_s = moved_after_s
-        self._reference = None if reference is None else reference.astype(np.float32)
-        self._other_s = other_s
+        self._reference = None if learned is None else learned.reference.astype(np.float32)
+        self._known_s, self._other_s = (0.0, 0.0) if learned is None else (learned.known_s, learned.other_s)
         self._samples: deque[tuple[int, ByteArray]] = deque(maxlen=SAMPLES)
         self._accept = False
         self._unjudged = 0
@@ -127,15 +143,12 @@ class Viewpoint:
         return bool(self.moved_after_s) and self._other_s >= self.moved_after_s
 
     @property
-    def other_s(self) -> float:
-        """How long it has shown another view, s; 0 = it does not."""
-        return self._other_s
-
-    @property
-    def reference(self) -> ByteArray | None:
-        """(48, 64) uint8: what is taken for the right view; None before the first half a minute."""
+    def learned(self) -> Learned | None:
+        """To go on with later; None before the first half a minute."""
         reference = self._reference
-        return None if reference is None else np.round(reference).astype(np.uint8)
+        if reference is None:
+            return None
+        return Learned(np.round(reference).astype(np.uint8), self._known_s, self._other_s)
 
     def accept(self) -> None:
         """What the camera shows is right, from the next half a minute that can be judged on."""
@@ -166,12 +179,18 @@ class Viewpoint:
         if _correlation(earlier, later) < STEADY:
             return
         view = np.median(samples, axis=0).astype(np.float32)
-        if self._reference is None or self._accept or self._other_s >= self.moved_after_s + ACCEPTED_AFTER_S:
-            self._reference, self._other_s, self._accept = view, 0.0, False
-            return
-        like = likeness(edges(self._reference), edges(view))
-        if like < (BACK if self.moved else OTHER):
-            self._other_s += elapsed_s if self._other_s else span_s
-        else:
-            self._other_s = 0.0
+        if self._reference is None or self._accept:
+            self._take(view)
+        elif likeness(edges(self._reference), edges(view)) >= (BACK if self.moved else OTHER):
             self._reference = self._reference + (view - self._reference) * np.float32(elapsed_s / FOLLOW_S)
+            self._known_s, self._other_s = min(self._known_s + elapsed_s, SETTLED_AFTER_S), 0.0
+        else:
+            other_s = self._other_s + (elapsed_s if self._other_s else span_s)
+            settled = self._known_s >= SETTLED_AFTER_S
+            if other_s >= self.moved_after_s + (ACCEPTED_AFTER_S if settled else 0.0):
+                self._take(view)
+            else:
+                self._other_s = other_s
+
+    def _take(self, view: FloatArray) -> None:
+        self._reference, self._known_s, self._other_s, self._accept = view, 0.0, 0.0, False

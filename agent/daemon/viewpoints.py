@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from agent.capture.viewpoint import HEIGHT, WIDTH, Viewpoint
+from agent.capture.viewpoint import HEIGHT, WIDTH, Learned, Viewpoint
 from agent.config.schema import CameraConfig
 from agent.durable import write_durably
 
@@ -90,17 +90,17 @@ def _mark(source: str) -> str:
 
 
 def _entry(mark: str, viewpoint: Viewpoint) -> dict[str, Any] | None:
-    view = viewpoint.reference
-    if view is None:
+    learned = viewpoint.learned
+    if learned is None:
         return None
-    picture = base64.b64encode(view.tobytes()).decode("ascii")
-    return {"source": mark, "view": picture, "other_s": round(viewpoint.other_s)}
+    picture = base64.b64encode(learned.reference.tobytes()).decode("ascii")
+    return {"source": mark, "view": picture, "known_s": round(learned.known_s), "other_s": round(learned.other_s)}
 
 
 def _restored(entry: dict[str, Any]) -> tuple[str, Viewpoint]:
     """Raises KeyError, TypeError, ValueError."""
     view = np.frombuffer(base64.b64decode(entry["view"], validate=True), np.uint8).reshape(HEIGHT, WIDTH)
-    other_s = float(entry["other_s"])
-    if not 0 <= other_s < float("inf"):
-        raise ValueError(f"other_s is {other_s}")
-    return str(entry["source"]), Viewpoint(0.0, view, other_s)
+    times_s = [float(entry[name]) for name in ("known_s", "other_s")]
+    if not all(0 <= time_s < float("inf") for time_s in times_s):
+        raise ValueError(f"known_s, other_s are {times_s}")
+    return str(entry["source"]), Viewpoint(0.0, Learned(view, *times_s))

@@ -14,8 +14,8 @@ USUAL: NDArray[np.uint8] = _VIEWS[0].astype(np.uint8)
 ELSEWHERE: NDArray[np.uint8] = _VIEWS[1].astype(np.uint8)
 
 
-def look(viewpoint: Viewpoint, view: NDArray[np.uint8], samples: int = 3 * SAMPLES) -> None:
-    """Show it `view` for so many samples, after a pause in which nothing was seen."""
+def look(viewpoint: Viewpoint, view: NDArray[np.uint8], samples: int = 24 * SAMPLES) -> None:
+    """Show it `view` for so many samples (a quarter of an hour), after a pause in which nothing was seen."""
     viewpoint.interrupt()
     for index in range(samples):
         viewpoint.update(view + _RANDOM.integers(0, 4, view.shape, np.uint8), index * SAMPLE_PERIOD_NS)
@@ -24,4 +24,4 @@ def look(viewpoint: Viewpoint, view: NDArray[np.uint8], samples: int = 3 * SAMPL
 def look_elsewhere(viewpoint: Viewpoint) -> None:
     """It has its view, and shows another one for a minute and a half."""
     look(viewpoint, USUAL)
-    look(viewpoint, ELSEWHERE)
+    look(viewpoint, ELSEWHERE, 3 * SAMPLES)

@@ -19,7 +19,7 @@ from fakes.video import ScriptedSource, Step, make_video, number_of, numbered_im
 from agent.capture.base import SourceDeniedError
 from agent.capture.camera import Camera, CaptureReport, open_camera
 from agent.capture.decoder import Clock
-from agent.capture.viewpoint import Viewpoint
+from agent.capture.viewpoint import SETTLED_AFTER_S, Viewpoint
 from agent.config.schema import CameraConfig
 from agent.errors import FatalError, SourceError
 from agent.ports import FrameStream
@@ -345,10 +345,10 @@ async def test_a_turned_camera_shows_as_moved_and_goes_on_streaming_through_anot
             return np.minimum(views[turned.is_set()], 250) + noise, 0
 
     start = time.monotonic_ns()
-    fast = Clock(monotonic_ns=lambda: start + (time.monotonic_ns() - start) * 200)
+    fast = Clock(monotonic_ns=lambda: start + (time.monotonic_ns() - start) * 400)
     viewpoint = Viewpoint(60.0)
     async with camera(Turning([]), clock=fast, viewpoint=viewpoint) as stream:
-        await until(lambda: viewpoint.reference is not None)
+        await until(lambda: (learned := viewpoint.learned) is not None and learned.known_s == SETTLED_AFTER_S, 20)
         assert not stream.status().moved
     turned.set()
     async with camera(Turning([]), clock=fast, viewpoint=viewpoint) as stream:
@@ -366,7 +366,7 @@ async def test_what_a_covered_camera_shows_is_no_view() -> None:
     async with camera(ScriptedSource([*black, -1.0]), clock=fast, viewpoint=viewpoint) as stream:
         await until(lambda: stream.status().phase is CameraPhase.BLIND)
         await asyncio.sleep(0.5)  # a hundred seconds of it
-    assert viewpoint.reference is None
+    assert viewpoint.learned is None
 
 
 async def test_a_source_that_gives_no_images_is_offline_with_the_reason() -> None:

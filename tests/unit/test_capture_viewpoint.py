@@ -16,6 +16,8 @@ from agent.capture.viewpoint import (
     JUDGED_EVERY,
     OTHER,
     SAMPLES,
+    SETTLED_AFTER_S,
+    Learned,
     Viewpoint,
     edges,
     likeness,
@@ -43,6 +45,11 @@ def place(
     seen = replace(camera, rotation=(tilt @ turn @ camera.rotation).astype(np.float32))
     # The place is built where the camera hung at first; it is only looked at from the other one.
     return choose_place(seen, points, np.random.default_rng((seed, 2)), name=name, night=night).backdrop.image
+
+
+def knowing(image: ImageArray, other_s: float = 0.0) -> Viewpoint:
+    """It has seen this for long enough."""
+    return Viewpoint(AFTER_S, Learned(thumbnail(image), SETTLED_AFTER_S, other_s))
 
 
 class Filmed:
@@ -107,15 +114,13 @@ def test_a_view_that_stays_is_not_moved_whatever_walks_through_it(name: str) -> 
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("change", ["dusk", "glare", "fog", "sun patches", "infrared"])
 def test_another_light_is_no_other_view(name: str, change: str) -> None:
-    filmed = Filmed()
-    filmed.show(place(name), 60)
+    filmed = Filmed(knowing(place(name)))
     assert filmed.show(as_seen(place(name), change), 120) == []
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_night_is_no_other_view(name: str) -> None:
-    filmed = Filmed()
-    filmed.show(place(name), 60)
+    filmed = Filmed(knowing(place(name)))
     assert filmed.show(place(name, night=True), 120) == []
     assert filmed.show(place(name), 120) == []
 
@@ -125,8 +130,7 @@ def test_night_is_no_other_view(name: str) -> None:
 def test_a_turned_camera_is_moved_after_the_time_and_back_when_it_is_turned_back(
     name: str, turn: dict[str, float]
 ) -> None:
-    filmed = Filmed()
-    filmed.show(place(name), 60)
+    filmed = Filmed(knowing(place(name)))
     moved = filmed.show(place(name, **turn), 120)
     assert AFTER_S - 2 * SAMPLES * PERIOD_S / 3 <= moved[0] <= AFTER_S + SAMPLES * PERIOD_S
     assert moved[-1] == 120 - PERIOD_S
@@ -150,8 +154,7 @@ def test_a_picture_without_edges_is_like_nothing() -> None:
 
 
 def test_a_lorry_that_stops_in_front_is_no_other_view() -> None:
-    filmed = Filmed()
-    filmed.show(place("parking"), 60)
+    filmed = Filmed(knowing(place("parking")))
     assert filmed.show(with_box(place("parking"), 0.0, 0.25, 0.45, 0.75), 300) == []
 
 
@@ -162,15 +165,13 @@ def test_a_mast_in_the_wind_is_no_other_view() -> None:
 
 
 def test_a_moment_before_the_lens_is_no_other_view() -> None:
-    filmed = Filmed()
-    filmed.show(place("street"), 60)
+    filmed = Filmed(knowing(place("street")))
     assert filmed.show(place("shop"), 20) == []
     assert filmed.show(place("street"), 200) == []
 
 
 def test_nothing_is_concluded_from_a_camera_on_tour() -> None:
-    filmed = Filmed()
-    filmed.show(place("street"), 60)
+    filmed = Filmed(knowing(place("street")))
     assert filmed.show(lambda t_s: place("street", turned_deg=5.0 * (round(t_s / PERIOD_S) % 13)), 400) == []
 
 
@@ -178,8 +179,7 @@ def test_slow_change_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step is small, the sum is another view."""
     monkeypatch.setattr("agent.capture.viewpoint.FOLLOW_S", 60.0)
     empty, other = place("parking"), place("room", seed=4)
-    filmed = Filmed()
-    filmed.show(empty, 60)
+    filmed = Filmed(knowing(empty))
 
     def changing(t_s: float) -> ImageArray:
         share = min(1.0, t_s / (900))
@@ -192,24 +192,31 @@ def test_slow_change_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_view_is_right_when_somebody_says_so() -> None:
-    filmed = Filmed()
-    filmed.show(place("street"), 60)
+    filmed = Filmed(knowing(place("street")))
     assert filmed.show(place("shop"), 200)
     filmed.viewpoint.accept()
     assert max(filmed.show(place("shop"), 200), default=0.0) < JUDGED_EVERY * PERIOD_S
+    filmed.show(place("shop"), SETTLED_AFTER_S)
+    assert filmed.show(place("street"), 200)
+
+
+def test_a_camera_is_aimed_while_it_is_put_up() -> None:
+    filmed = Filmed()
+    assert filmed.show(place("street"), 120) == []
+    assert filmed.show(place("street", turned_deg=20.0), 120) == []
+    assert filmed.show(place("street", turned_deg=40.0), SETTLED_AFTER_S + 120) == []
     assert filmed.show(place("street"), 200)
 
 
 def test_a_view_is_right_after_a_day_of_telling() -> None:
-    filmed = Filmed(Viewpoint(AFTER_S, thumbnail(place("street")), ACCEPTED_AFTER_S + AFTER_S - 120))
+    filmed = Filmed(knowing(place("street"), ACCEPTED_AFTER_S + AFTER_S - 120))
     assert filmed.viewpoint.moved
     moved = filmed.show(place("shop"), 400)
     assert 100 <= moved[-1] <= 160
 
 
 def test_a_camera_that_is_unplugged_turned_and_plugged_in_is_moved() -> None:
-    filmed = Filmed()
-    filmed.show(place("street"), 60)
+    filmed = Filmed(knowing(place("street")))
     filmed.viewpoint.interrupt()
     filmed.now_s += 3600
     assert filmed.show(place("street", turned_deg=20.0), 100)
@@ -217,20 +224,22 @@ def test_a_camera_that_is_unplugged_turned_and_plugged_in_is_moved() -> None:
 
 @pytest.mark.parametrize("other_s", [0.0, 500.0])
 def test_what_was_kept_goes_on(other_s: float) -> None:
-    filmed = Filmed()
+    filmed = Filmed(knowing(place("street")))
     filmed.show(place("street"), 60)
-    reference = filmed.viewpoint.reference
-    assert reference is not None
-    assert reference.shape == (48, 64)
-    again = Filmed(Viewpoint(AFTER_S, reference, other_s))
+    learned = filmed.viewpoint.learned
+    assert learned is not None
+    assert learned.reference.shape == (48, 64)
+    assert learned.known_s == SETTLED_AFTER_S
+    again = Filmed(Viewpoint(AFTER_S, replace(learned, other_s=other_s)))
     assert again.viewpoint.moved == (other_s > 0)
     assert bool(again.show(place("street"), 200)) == (other_s > 0)
-    assert again.viewpoint.other_s == 0.0
+    assert again.viewpoint.learned is not None
+    assert again.viewpoint.learned.other_s == 0.0
     assert again.show(place("shop"), 200)
 
 
 def test_zero_switches_it_off() -> None:
-    viewpoint = Viewpoint(0.0, thumbnail(place("street")), 10_000.0)
+    viewpoint = Viewpoint(0.0, Learned(thumbnail(place("street")), SETTLED_AFTER_S, 10_000.0))
     assert not viewpoint.due(0)
     assert not viewpoint.moved
 

@@ -55,9 +55,9 @@ async def test_another_source_has_another_view_and_a_camera_that_is_gone_none(tm
     viewpoints = await reopened(tmp_path / "viewpoints.json")
     for name in ("yard", "hall"):
         look(viewpoints.of(camera(name)), USUAL)
-    assert viewpoints.of(camera(moved_after_s=90)).reference is not None
+    assert viewpoints.of(camera(moved_after_s=90)).learned is not None
     assert viewpoints.of(camera(moved_after_s=90)).moved_after_s == 90
-    assert viewpoints.of(camera(source="rtsp://u:pass@cam/?channel=2")).reference is None
+    assert viewpoints.of(camera(source="rtsp://u:pass@cam/?channel=2")).learned is None
     viewpoints.keep([camera("hall")])
     await viewpoints.save()
     assert list(json.loads((tmp_path / "viewpoints.json").read_text())) == ["hall"]
@@ -79,8 +79,8 @@ async def test_a_file_is_written_only_when_something_was_learned(tmp_path: Path)
 @pytest.mark.parametrize(
     "text",
     [
-        "", "[]", "3", '{"yard": 3}', '{"yard": {"source": "1", "view": "AAAA", "other_s": 0}}',
-        '{"yard": {"source": "1", "view": "?", "other_s": 0}}', '{"yard": {"source": "1", "view": "", "other_s": NaN}}',
+        "", "[]", "3", '{"yard": 3}', '{"yard": {"source": "1", "view": "AAAA", "known_s": 0, "other_s": 0}}',
+        '{"yard": {"source": "1", "view": "?", "known_s": 0, "other_s": 0}}', '{"yard": {"source": "1", "view": "", "other_s": NaN}}',
         "[" * 100_000, "\x00\xff",
     ],
 )  # fmt: skip
@@ -93,8 +93,8 @@ async def test_a_damaged_file_is_said_and_learned_again(tmp_path: Path, text: st
     look(viewpoints.of(camera()), USUAL)
     await viewpoints.save()
     again = (await reopened(file)).of(camera())
-    assert again.reference is not None
-    assert np.abs(again.reference.astype(int) - USUAL).max() <= 4
+    assert again.learned is not None
+    assert np.abs(again.learned.reference.astype(int) - USUAL).max() <= 4
 
 
 async def test_a_disk_that_takes_nothing_is_said_and_tried_again(tmp_path: Path) -> None:
