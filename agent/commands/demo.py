@@ -18,8 +18,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from agent.app import Agent
 from agent.capture.simulated import SimulatedSource
 from agent.cli import EXIT_USAGE
+from agent.commands.loop import run_loop
 from agent.commands.output import complain
-from agent.commands.run import run_loop
 from agent.commands.scene_judge import SceneJudge
 from agent.config.load import load_config
 from agent.config.paths import resource_dir

@@ -30,6 +30,8 @@ KEPT = 4
 """Finished episodes that are remembered."""
 STEPS_HZ, STEPS_A_CALL = 4, 3
 """Work on the next episode: an episode takes about 60 steps of 10 ms, so that it is ready half way through this one."""
+PLAYED_S = 0.5
+"""Moments that follow each other so closely are played, and the next episode will be wanted; whoever looks here and there wants this one."""
 
 
 def build_script(scenario: str, *, seed: int, people: int) -> EpisodicScript:
@@ -52,6 +54,7 @@ class EpisodicScript:
         self._kept: OrderedDict[int, Episode] = OrderedDict()
         self._coming: tuple[int, Iterator[Episode | None]] | None = None
         self._steps = 0
+        self._last_s = -PLAYED_S
 
     @property
     def name(self) -> str:
@@ -70,7 +73,9 @@ class EpisodicScript:
         found: list[ActorState] = []
         for index in self._alive(number, t_s):
             found.extend(_states(self.episode(index), (t_s - index * EPISODE_S) * RATE_HZ))
-        self._work_ahead(number + 1, t_s - number * EPISODE_S)
+        if abs(t_s - self._last_s) < PLAYED_S:
+            self._work_ahead(number + 1, t_s - number * EPISODE_S)
+        self._last_s = t_s
         return tuple(found)
 
     def intervals(self, start_s: float, end_s: float) -> tuple[Interval, ...]:

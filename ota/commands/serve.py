@@ -39,15 +39,16 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Until SIGTERM or SIGINT; 1 when a part of it fails, so that systemd starts it again."""
     import os
 
-    from agent.commands.run import run_loop
+    from agent.commands.loop import run_loop
     from agent.config.schema import LogConfig
     from agent.observe.logging import configure_logging
-    from ota.server.run import serve
     from ota.server.settings import load_settings
 
     given = load_settings(args.config, options_of(args), env=env)
     if args.check:
         return 0
+    from ota.server.run import serve  # heavy: what is wrong with the settings is said before
+
     configure_logging(LogConfig.model_validate({"level": given.log_level}))
     os.umask(0o077)  # tokens and what they open are nobody else's
     return run_loop(lambda: serve(given, env))
