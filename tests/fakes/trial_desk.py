@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from agent.capture import simulated
+from agent.capture.simulated import SimulatedCamera
 from agent.config.load import load_config
 from agent.config.schema import AgentConfig, CameraConfig
 from agent.daemon.cameras import Cameras
@@ -20,9 +24,14 @@ from agent.daemon.vitals import Vitals
 from agent.errors import RecognizerError
 from agent.health.reasons import HealthState
 from agent.recognition import Recognition, open_recognition
+from agent.simulation.scene import SimulatedScene
 from agent.types import POSE_SLOT, ActionScores, Event, EventPhase, Frame, People, Tracks, action_slot
 
 REPO = Path(__file__).resolve().parent.parent.parent
+SMALL = 0.6
+"""Share of their size that the pose model sees pictures in: a third of the work, and nothing here is about how well it sees."""
+STRIDE = 3
+"""Time steps between two windows, a fifth of the shipped: trials wait for so many of them."""
 
 
 @dataclass
@@ -97,22 +106,60 @@ class Desk:
         await self.until(lambda: self.log.frames >= had + count, f"{count} more frames")
 
 
-def desk_config(folder: Path, *sources: str, services: tuple[str, ...] = ("fall",), **update: Any) -> AgentConfig:
-    """pose-nano in 8 bits on the CPU, with the named services, over `sources`; update: of the section `update`."""
+def desk_config(
+    folder: Path, *sources: str, services: tuple[str, ...] = ("fall",), stride: int = STRIDE, **update: Any
+) -> AgentConfig:
+    """pose-nano in 8 bits on the CPU, with the named services, over `sources`; stride: time steps between two windows; update: of the
+    section `update`."""
     config = load_config([REPO / "configs" / "pose-nano.yaml"], env={})
     cameras = tuple(
         CameraConfig.model_validate({"id": f"cam{n}", "source": source, "frozen_after_s": 0, "blind_after_s": 0})
         for n, source in enumerate(sources)
     )
+    chosen = {
+        name: service.model_copy(update={"window": service.window.model_copy(update={"stride": stride})})
+        for name, service in config.services.items()
+        if name in services
+    }
     return config.model_copy(
         update={
             "state_dir": folder,
             "cameras": cameras,
             "pose": config.pose.model_copy(update={"device": "cpu"}),
-            "services": {name: service for name, service in config.services.items() if name in services},
+            "services": chosen,
             "update": config.update.model_copy(update=update),
         }
     )
+
+
+class _Scenes:
+    """Those that were made already, to be shown again: a desk has the same as the one before, and making one takes a second."""
+
+    def __init__(self) -> None:
+        self._build = simulated._build
+        self._free: list[tuple[SimulatedCamera, SimulatedScene]] = []
+
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[None]:
+        """Every source that is opened meanwhile has a scene of its own; afterwards they are free again."""
+        taken: list[tuple[SimulatedCamera, SimulatedScene]] = []
+
+        def take(camera: SimulatedCamera) -> SimulatedScene:
+            found = next((one for one in self._free if one[0] == camera), None)
+            if found is None:
+                found = camera, self._build(camera)
+            else:
+                self._free.remove(found)
+            taken.append(found)
+            return found[1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(simulated, "_build", take)
+            yield
+        self._free += taken
+
+
+_SCENES = _Scenes()
 
 
 @asynccontextmanager
@@ -135,6 +182,7 @@ async def open_desk(config: AgentConfig, *, paths: Mapping[str, Path] | None = N
 
     try:
         async with (
+            _SCENES.lent(),
             open_recognition(
                 config, paths=trials.paths, on_left_aside=trials.left_aside, on_pose_batch=on_pose,
                 on_action_batch=on_action,
@@ -142,6 +190,7 @@ async def open_desk(config: AgentConfig, *, paths: Mapping[str, Path] | None = N
             asyncio.TaskGroup() as group,
         ):  # fmt: skip
             opened.append(recognition)
+            recognition.scale_pictures(SMALL)
             viewpoints = Viewpoints(config.state_dir / "viewpoints.json")
             cameras = Cameras(
                 recognition, log, group=group, health=health, viewpoints=viewpoints, on_restart=lambda _: None

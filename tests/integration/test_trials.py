@@ -150,13 +150,20 @@ async def test_a_device_without_the_memory_refuses_instead_of_trying(tmp_path: P
 
 
 async def shadow(
-    tmp_path: Path, candidate: Candidate, *, source: str = SIM, shadow_s: float = 2.0, **update: float
+    tmp_path: Path,
+    candidate: Candidate,
+    *,
+    source: str = SIM,
+    frames: tuple[int, int] = (8, 3),
+    shadow_s: float = 2.0,
+    **update: float,
 ) -> tuple[Figures | Refusal, list[tuple[str, float]]]:
+    """frames: waited for before and after."""
     async with open_desk(desk_config(tmp_path, source, shadow_s=shadow_s, **update)) as desk:
-        await desk.more_frames(8)
+        await desk.more_frames(frames[0])
         before = desk.recognition.slots
         outcome = await desk.trials.shadow(candidate, desk.tell)
-        await desk.more_frames(3)
+        await desk.more_frames(frames[1])
         untouched(desk, before)
         return outcome, desk.told
 
@@ -230,9 +237,8 @@ async def test_candidate_that_fails_on_live_frames_is_refused(tmp_path: Path) ->
 
 async def test_nobody_in_view_is_waited_for_and_then_said(tmp_path: Path) -> None:
     candidate = candidate_of(derive("fall-stgcn", tmp_path / "new", contrary, version="9.0.0"), FALL)
-    outcome, told = await shadow(
-        tmp_path, candidate, source="sim://?scenario=mixed&seed=3&people=4&fps=1", shadow_s=0.4, shadow_max_s=1.2
-    )
+    slow = "sim://?scenario=mixed&seed=3&people=4&fps=1"
+    outcome, told = await shadow(tmp_path, candidate, source=slow, frames=(2, 1), shadow_s=0.4, shadow_max_s=1.2)
     refusal = refusal_of(outcome)
     assert int(refusal.figures["samples"]) < 6, "with so few nothing is called worse"
     assert refusal.reason == "unproven"
@@ -314,9 +320,9 @@ async def test_health_that_fails_ends_the_probation_and_the_old_model_is_back_at
 
 @pytest.mark.timeout(300)
 async def test_a_model_that_is_slower_on_live_frames_does_not_stay(tmp_path: Path) -> None:
-    candidate = candidate_of(derive("fall-stgcn", tmp_path / "new", slower(6), version="9.0.0"), FALL)
+    candidate = candidate_of(derive("fall-stgcn", tmp_path / "new", slower(3), version="9.0.0"), FALL)
     source = "sim://?scenario=mixed&seed=3&people=4&fps=10"
-    async with open_desk(desk_config(tmp_path, source, probation_s=90)) as desk:
+    async with open_desk(desk_config(tmp_path, source, stride=15, probation_s=90)) as desk:
         await desk.more_frames(8)  # starting is over: it would count as slowness of the model before
         window = np.random.default_rng(0).uniform(-1, 1, (4, 100, 17, 3)).astype(np.float32)
         for _ in range(60):  # as many cameras would: the past of a classifier in a moment

@@ -95,7 +95,7 @@ async def box_at(server: FleetServer, folder: Path) -> AsyncIterator[Box]:
         folder,
         {
             "device_id": "gate-1", "state_dir": str(folder / "state"),
-            "cameras": [{"id": "yard", "source": "sim://?scenario=mixed&seed=3&people=3&fps=3", "blind_after_s": 0}],
+            "cameras": [{"id": "yard", "source": "sim://?scenario=mixed&seed=3&people=3&fps=6", "blind_after_s": 0}],
             "services": {"fight": {"enabled": False}, "fall": {"rules": {"alert_threshold": 0.99, "normal_threshold": 0.1}}},
             "mqtt": {"enabled": False}, "evidence": {"enabled": False}, "http": {"port": free_port()},
             "health": {"probe_interval_s": 0.5, "governor": {"enabled": False}},
@@ -127,7 +127,7 @@ async def publish(server: FleetServer, source: Path, folder: Path, number: int, 
 @pytest.mark.timeout(700)
 async def test_a_model_a_bad_model_and_a_configuration(tmp_path: Path) -> None:
     good = derive("pose-nano-int8", tmp_path / "good", version="9.0.0")
-    slow = derive("pose-nano-int8", tmp_path / "slow", slower(60), version="9.1.0")
+    slow = derive("pose-nano-int8", tmp_path / "slow", slower(12), version="9.1.0")
     settings = tmp_path / "site.yaml"
     settings.write_text("services: {fall: {rules: {alert_threshold: 0.97}}}\n")
     repository = Repository(tmp_path / "repository")
