@@ -292,7 +292,8 @@ class Agent:
 
     async def _reload(self) -> Reloaded:
         try:
-            change = compare(self.config, await asyncio.to_thread(self._load_whole))
+            loaded = self.watching.recognition is not None
+            change = compare(self.config, await asyncio.to_thread(self._load_whole), models_loaded=loaded)
         except _REFUSED as error:
             return self._refuse(str(error))
         except Exception as error:  # noqa: BLE001 - nothing has changed yet: a bug there is no reason to stop watching
@@ -300,7 +301,8 @@ class Agent:
         try:
             await self.watching.apply(change.effective)
         except _REFUSED as error:
-            return self._refuse(str(error))
+            waiting = f" (besides, these need a restart: {', '.join(change.restart)})" if change.restart else ""
+            return self._refuse(f"{error}{waiting}")
         self._apply_config(change.effective)
         _log.info("reloaded", applied=change.live, needs_restart=change.restart)
         waiting = f"needs a restart: {', '.join(change.restart)}" if change.restart else ""

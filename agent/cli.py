@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
@@ -42,13 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.module == "run":  # else one that comes before the agent can reload ends it
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     files = args.file if args.module == "check_config" else args.config
-    return run_command(f"agent.commands.{args.module}", args, with_env_file(os.environ, files))
+    os.environ.update(
+        with_env_file(os.environ, files)
+    )  # as systemd does for the service: libraries read it, too (proxies, CUDA)
+    return run_command(f"agent.commands.{args.module}", args)
 
 
-def run_command(module: str, args: argparse.Namespace, environment: Mapping[str, str] | None = None) -> int:
+def run_command(module: str, args: argparse.Namespace) -> int:
     """`run(args, environment)` of `module`; its exit code, or that of the error it raised, which is printed."""
     try:
-        code: int = import_module(module).run(args, dict(os.environ if environment is None else environment))
+        code: int = import_module(module).run(args, dict(os.environ))
         _write_out()
     except ConfigError as error:
         for problem in error.problems:

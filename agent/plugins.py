@@ -94,6 +94,23 @@ def create_pose_estimator(config: PoseConfig) -> PoseEstimator:
     return made
 
 
+def check_pose_estimator(config: PoseConfig) -> None:
+    """Whether the estimator is there and takes this configuration, as far as its factory can tell without opening a model: by a function
+    of the same arguments, the factory's attribute `check`, if it has one. Raises what `load` and that function raise."""
+    _check(load(Group.POSE, config.estimator, "pose.estimator"), config)
+
+
+def check_action_classifier(service: str, config: ServiceConfig) -> None:
+    """Likewise for the classifier of the service `service`."""
+    _check(load(Group.ACTION, config.classifier, f"services.{service}.classifier"), service, config)
+
+
+def _check(factory: Callable[..., Any], *arguments: object) -> None:
+    check = getattr(factory, "check", None)
+    if check is not None:
+        check(*arguments)
+
+
 def create_action_classifier(service: str, config: ServiceConfig) -> ActionClassifier:
     """The classifier of the service `service`. Raises as `create_pose_estimator`."""
     factory = load(Group.ACTION, config.classifier, f"services.{service}.classifier")

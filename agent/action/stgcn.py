@@ -70,6 +70,14 @@ def create(name: str, config: ServiceConfig, *, machine: Accelerators | None = N
     return classifier
 
 
+def check(name: str, config: ServiceConfig) -> None:
+    """Raises ConfigError for options that `create` would refuse on any machine."""
+    _read_options(name, config)
+
+
+create.check = check  # type: ignore[attr-defined]  # see `plugins.check_action_classifier`
+
+
 class StgcnClassifier:
     """An `ActionClassifier` over one session. Used from one thread."""
 

@@ -231,7 +231,7 @@ def _failure(entry: Entry, failures: Sequence[tuple[str, Failure]]) -> ModelErro
     if asked and all(isinstance(error, NoNetworkError) for error in asked):
         direct = next((source for source in entry.sources if source.same_file), entry.sources[0])
         lines += [
-            "There is no network here. Behind a proxy: set HTTPS_PROXY. Without one: fetch the file on another machine,",
+            "There is no network here. Behind a proxy: HTTPS_PROXY=... in agent.env, or after `sudo`. Without one: fetch the file on another machine,",
             f"  {direct.url}",
             f"  {entry.file.bytes:,} bytes, sha256 {entry.file.sha256}",
             f"bring it here, and: recognizer-agent models pull {entry.name} --file PATH",

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import structlog
 
 from agent.cli import EXIT_FAILED
-from agent.config.load import load_config
+from agent.config.load import load_config, load_with_places, located
 from agent.config.schema import AgentConfig
-from agent.errors import RecognizerError
+from agent.errors import ConfigError, RecognizerError
 from agent.memory import limit_arenas
 from agent.observe.logging import configure_logging
 
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     def load() -> AgentConfig:
         return load_config(args.config, env=env)
 
-    config = load()
+    config, places = load_with_places(args.config, env=env)
     configure_logging(config.log)
     limit_arenas()
     from agent.app import Agent  # heavy: what is wrong with the configuration is said before
@@ -31,6 +31,8 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 
     try:
         return run_loop(lambda: Agent(config, environ=env, load=load).run())
+    except ConfigError as error:
+        raise ConfigError([located(problem, places) for problem in error.problems]) from error
     except RecognizerError:
         raise  # has a message for the user
     except Exception:  # noqa: BLE001 - the last frame: systemd sees the exit code, people the log

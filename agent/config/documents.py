@@ -168,6 +168,9 @@ def problem_of(item: Any, places: Mapping[Location, tuple[str, int]], model: typ
         message, hint = "unknown key", _suggest(str(where[-1]), section)
     elif item["type"] == "missing":
         message, hint = "required key is missing", "add it"
+    elif item["type"] == "shipped_model":
+        hint = f"one of {', '.join(item['ctx']['known'])}"
+        message = f"{item['input']}: {message}"
     elif item["type"] == "pulled_model":
         hint = item["ctx"].get("hint", "")
         message = f"{item['input']}: {message}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pull
     stands in for. Raises ConfigError with all problems; one of them is a `catalogue:` model that has not been pulled, unless
     need_pulled_models is False.
     """
+    return load_with_places(files, env=env, need_pulled_models=need_pulled_models)[0]
+
+
+def load_with_places(
+    files: Sequence[Path] = (), *, env: Mapping[str, str], need_pulled_models: bool = True
+) -> tuple[AgentConfig, Places]:
+    """As `load_config`, with the file and line of every key."""
     layers = [Layer(path, env) for path in (resource_dir("configs") / "default.yaml", *files)]
     merged: Any = {}
     places: Places = {}
@@ -41,7 +49,14 @@ def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pull
         problems += [problem for problem in found if problem.path not in named]
     if problems:
         raise ConfigError(problems)
-    return config
+    return config, places
+
+
+def located(problem: ConfigProblem, places: Places) -> ConfigProblem:
+    """`problem`, which somebody has with the key `problem.path`, with the place of the nearest key that stands in a file."""
+    parts = tuple(problem.path.split("."))
+    file, line = next((places[parts[:n]] for n in range(len(parts), 0, -1) if parts[:n] in places), ("", 0))
+    return replace(problem, file=problem.file or file, line=problem.line or line)
 
 
 def _pulled_models(

@@ -83,8 +83,16 @@ def _resolve_path(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str) and value.startswith(CATALOGUE):
         return _resolve_pulled(value.removeprefix(CATALOGUE), info.context)
     if isinstance(value, str) and value.startswith(SHIPPED):
-        return str(resource_dir("models") / value.removeprefix(SHIPPED))
+        return _resolve_shipped(value.removeprefix(SHIPPED))
     return _absolute(value, value.folder) if isinstance(value, LocatedStr) and value else value
+
+
+def _resolve_shipped(name: str) -> str:
+    folder = resource_dir("models")
+    known = sorted(manifest.parent.name for manifest in folder.glob("*/manifest.json"))
+    if known and name not in known:  # without any this is no place where the agent is installed
+        raise PydanticCustomError("shipped_model", "no model of this name comes with the agent", {"known": known})
+    return str(folder / name)
 
 
 def _resolve_pulled(name: str, context: object) -> str:

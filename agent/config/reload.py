@@ -11,6 +11,9 @@ from agent.config.schema import AgentConfig, CameraConfig
 
 M = TypeVar("M", bound=BaseModel)
 
+_UNTIL_LOADED = ("pose", "tracking")
+"""Sections that nothing has been made of until the models are loaded, with the first camera."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConfigChange:
@@ -27,10 +30,13 @@ class ConfigChange:
     restart: tuple[str, ...]
 
 
-def compare(old: AgentConfig, new: AgentConfig) -> ConfigChange:
-    """Pure: decides, applies nothing."""
+def compare(old: AgentConfig, new: AgentConfig, *, models_loaded: bool = True) -> ConfigChange:
+    """Pure: decides, applies nothing. models_loaded: else poses and tracks are still free to be made as `new` has it."""
     live: list[str] = []
     restart: list[str] = []
+    if not models_loaded:
+        live += [name for name in _UNTIL_LOADED if getattr(old, name) != getattr(new, name)]
+        old = old.model_copy(update={name: getattr(new, name) for name in _UNTIL_LOADED})
     effective = _combine(old, new, "", live, restart)
     effective = effective.model_copy(update={"cameras": _watched(old, effective, restart)})
     return ConfigChange(effective, tuple(live), tuple(restart))

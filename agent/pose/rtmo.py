@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -70,12 +71,10 @@ def create(config: PoseConfig, *, machine: Accelerators | None = None) -> RtmoEs
     Raises ConfigError (no model named, wrong options, device absent), ModelError, TrustError.
     """
     options = _read_options(config)
-    if config.model is None:
-        hint = "an RTMO model (`recognizer-agent models pull` fetches one), or shipped:pose-nano to try things out"
-        raise ConfigError([ConfigProblem("the estimator 'rtmo' needs a model", path="pose.model", hint=hint)])
+    model = _named_model(config)
     machine = machine or probe_accelerators()
     plan = plan_devices(config.device, machine, engine_cache=config.engine_cache is not None, path="pose.device")
-    bundle = load_bundle(config.cpu_model if config.cpu_model and plan.cpu_only else config.model)
+    bundle = load_bundle(config.cpu_model if config.cpu_model and plan.cpu_only else model)
     if bundle.manifest and bundle.manifest.task != "pose":
         problem = f"{bundle.title} is a model for {bundle.manifest.task!r}, not for 'pose'"
         key = "pose.cpu_model" if bundle.path == config.cpu_model else "pose.model"
@@ -99,6 +98,15 @@ def create(config: PoseConfig, *, machine: Accelerators | None = None) -> RtmoEs
     )
     estimator.begin_upgrade()
     return estimator
+
+
+def check(config: PoseConfig) -> None:
+    """Raises ConfigError for what `create` would refuse on any machine."""
+    _read_options(config)
+    _named_model(config)
+
+
+create.check = check  # type: ignore[attr-defined]  # see `plugins.check_pose_estimator`
 
 
 class RtmoEstimator:
@@ -301,6 +309,13 @@ def _milliseconds(call: Callable[[], object]) -> float:
 
 def _probability(values: NDArray[Any]) -> FloatArray:
     return np.clip(values.astype(np.float32), 0.0, 1.0)
+
+
+def _named_model(config: PoseConfig) -> Path:
+    if config.model is None:
+        hint = "an RTMO model (`recognizer-agent models pull` fetches one), or shipped:pose-nano to try things out"
+        raise ConfigError([ConfigProblem("the estimator 'rtmo' needs a model", path="pose.model", hint=hint)])
+    return config.model
 
 
 def _read_options(config: PoseConfig) -> RtmoOptions:

@@ -9,6 +9,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import structlog
@@ -40,13 +41,9 @@ def call(
     """`recognizer-agent ARGUMENTS` (or another `main`) in `folder`; environment: all variables there are."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
-        pytest.MonkeyPatch.context() as patch, plain_logging(),
+        pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ, environment, clear=True), plain_logging(),
         contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr),
     ):  # fmt: skip
-        for name in set(os.environ) - set(environment):
-            patch.delenv(name)
-        for name, value in environment.items():
-            patch.setenv(name, value)
         patch.chdir(folder)
         try:
             code = main(arguments)

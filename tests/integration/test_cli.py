@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from agent.ports import Message
 from agent.types import GAP, Event, EventPhase, Lane, Loss, People
 
 GOOD, FAILED, USAGE, CONFIG = 0, 1, 2, 78
+SOUND = {"cameras": [{"id": "a", "source": "sim://"}], "pose": {"model": "shipped:pose-nano-int8"}}
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -172,6 +174,7 @@ def test_verdicts_as_rare_as_silence_are_warned_of(
             {"id": "yard", "source": "rtsp://cam/2", "services": ["fight"], "max_fps": max_fps},
             {"id": "hall", "source": "rtsp://cam/3", "services": ["fall"], "max_fps": 1},
         ],
+        "pose": SOUND["pose"],
         "services": {"fight": {"window": {"stride": 50, **window}}},
     }))  # fmt: skip
     assert done.returncode == GOOD
@@ -186,7 +189,7 @@ def test_a_configuration_that_is_not_there_is_78(shell: Shell) -> None:
 
 
 def test_check_config(shell: Shell) -> None:
-    good = shell.config({"cameras": [{"id": "door", "source": "rtsp://user:secret@cam/1"}]})
+    good = shell.config(SOUND | {"cameras": [{"id": "door", "source": "rtsp://user:secret@cam/1"}]})
     done = shell.run("check-config", good)
     assert (done.returncode, done.stderr) == (GOOD, "")
     assert "door" in done.stdout
@@ -201,6 +204,63 @@ def test_check_config(shell: Shell) -> None:
     assert [(problem["path"], problem["line"]) for problem in report["problems"]] == [
         ("cameras.0.source", 1), ("log.level", 2),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("document", "says", "anywhere"),
+    [
+        ({"pose": {"options": {"target": 3}}}, "pose.options.target: ", True),
+        (
+            {"pose": {"model": "shipped:pose-nan"}},
+            "pose.model: shipped:pose-nan: no model of this name comes with",
+            True,
+        ),
+        ({"services": {"fight": {"options": {"x": 1}}}}, "services.fight.options.x: ", True),
+        ({"pose": {"estimator": "rtmo"}}, "pose.model: the estimator 'rtmo' needs a model", False),
+        ({"pose": {"estimator": "rtmoo"}}, "pose.estimator: no plug-in 'rtmoo'", False),
+        ({"services": {"fight": {"classifier": "none"}}}, "services.fight.classifier: no plug-in 'none'", False),
+        ({"cameras": [{"id": "a", "source": "ftp://x/y"}]}, "cameras: camera 'a': unknown kind of source 'ftp'", False),
+    ],
+)
+def test_what_the_agent_refuses_at_its_start_is_said_before_with_its_line(
+    shell: Shell, document: dict[str, Any], says: str, *, anywhere: bool
+) -> None:
+    assert shell.run("check-config", shell.config(SOUND)).stderr == ""
+    file = shell.config(SOUND | document)
+    done = shell.run("check-config", file)
+    assert done.returncode == (CONFIG if anywhere else GOOD)
+    told = "error: " if anywhere else "warning: would be refused on this machine: "
+    place = rf"({re.escape(str(file))}:\d+:)?{re.escape(says)}"
+    assert re.match(told + place, done.stderr), done.stderr
+    done = shell.run("run", "--config", file)
+    assert done.returncode == CONFIG
+    assert any(re.match(f"error: {place}", line) for line in done.stderr.splitlines()), done.stderr
+
+
+def test_a_model_that_is_not_there_is_warned_of(shell: Shell) -> None:
+    file = shell.config(SOUND | {"pose": {"model": "/nowhere/x.onnx"}})
+    done = shell.run("check-config", file)
+    assert done.returncode == GOOD
+    assert re.fullmatch(r"warning: would be .*:\d+:pose.model: /nowhere/x.onnx is not there\n", done.stderr)
+
+
+def test_libraries_have_the_variables_of_the_service(shell: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        asked: list[bytes] = []
+
+        def serve() -> None:
+            connection, _ = proxy.accept()
+            with connection:
+                asked.append(connection.recv(4096))
+                connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        file = shell.config({})
+        (shell.folder / "agent.env").write_text(f"HTTPS_PROXY=http://127.0.0.1:{proxy.getsockname()[1]}\n")
+        assert shell.run("models", "pull", "rtmo-t", "--config", file).returncode == FAILED
+        thread.join(10)
+    assert asked[0].startswith(b"CONNECT huggingface.co:443")
 
 
 def test_every_command_has_the_variables_of_the_service(shell: Shell) -> None:

@@ -287,6 +287,23 @@ async def test_models_that_cannot_be_loaded_leave_the_configuration_as_it_was(tm
         assert "no_camera" not in desk.reasons()
 
 
+async def test_the_first_camera_comes_with_the_models_that_are_named_with_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as desk:
+        pose = {"estimator": "gated", "options": {"late": 1}}
+        desk.configure(camera(), pose=pose, tracking={"min_box_area_px": 1}, device_id="other")
+        outcome = await desk.agent.reload()
+        assert (outcome.error, outcome.needs_restart) == ("", ("device_id",))
+        assert desk.agent.config.pose.options == {"late": 1}
+        desk.configure(camera(), pose={"estimator": "gated", "options": {"late": 2}})
+        assert (await desk.agent.reload()).needs_restart == ("pose.options", "tracking.min_box_area_px")
+
+
+async def test_what_is_refused_says_what_would_have_waited_for_a_restart(tmp_path: Path) -> None:
+    async with running(tmp_path, camera()) as desk:
+        desk.configure(camera(source="gopher://x"), device_id="other")
+        assert "(besides, these need a restart: device_id)" in (await desk.agent.reload()).error
+
+
 async def test_a_bug_as_the_configuration_is_read_leaves_it_as_it_was(tmp_path: Path) -> None:
     async with running(tmp_path, camera()) as desk:
         before, agent = desk.agent.config, desk.agent
