@@ -92,7 +92,18 @@ def test_nothing_is_reported_to_the_maker_of_the_runtime(unit_dir: Path) -> None
 @pytest.mark.parametrize("dropin", DROPINS)
 def test_a_drop_in_opens_devices_and_loosens_nothing_else(unit_dir: Path, dropin: str) -> None:
     allowed = {"SupplementaryGroups", "DeviceAllow", "LimitMEMLOCK"}
-    assert set(settings(unit_dir / f"{UNIT}.d" / dropin)) <= allowed
+    found = settings(unit_dir / f"{UNIT}.d" / dropin)
+    loaded = {name for key in ("Wants", "After") for value in found.pop(key, []) for name in value.split()}
+    assert all(re.fullmatch(r"modprobe@[a-z_]+\.service", name) for name in loaded)
+    assert set(found) <= allowed
+
+
+def test_drivers_of_cameras_that_come_later_are_there_at_the_start(unit_dir: Path) -> None:
+    """systemd.resource-control(5), DeviceAllow=: what /proc/devices does not list then is not allowed later."""
+    unit = settings(unit_dir / UNIT)
+    assert "char-video4linux rw" in unit["DeviceAllow"]
+    for key in ("Wants", "After"):
+        assert "modprobe@videodev.service" in " ".join(unit[key]).split()
 
 
 def test_installed_configuration_is_valid(unit_dir: Path) -> None:
