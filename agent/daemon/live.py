@@ -32,7 +32,7 @@ Scene = tuple[Frame, People, Tracks]
 
 @dataclass(slots=True)
 class _View:
-    """What is known of one camera. pictures: per mode the newest one asked for, and of which frame it is.
+    """What is known of one camera. pictures: per mode the newest one, of which frame it is, and until when it is new enough for whoever asks.
 
     unblurred: when and who, of the latest frames that `blur` has not seen.
     """
@@ -41,7 +41,7 @@ class _View:
     unblurred: deque[tuple[int, People]] = field(default_factory=lambda: deque(maxlen=MOST_UNBLURRED))
     scores: dict[str, tuple[float, ActionScores]] = field(default_factory=dict)
     blur: FaceBlur = field(default_factory=FaceBlur)
-    pictures: dict[Mode, tuple[FrameStamp, asyncio.Future[bytes]]] = field(default_factory=dict)
+    pictures: dict[Mode, tuple[FrameStamp, float, asyncio.Future[bytes]]] = field(default_factory=dict)
 
 
 class LiveHub:
@@ -150,10 +150,11 @@ class LiveHub:
         return await self._picture(view, view.newest, mode) if view is not None and view.newest is not None else None
 
     async def _picture(self, view: _View, scene: Scene, mode: Mode) -> bytes:
-        """Encoded once per frame and mode, however many ask for it; one who leaves does not spoil it for the others."""
-        stamp = scene[0].stamp  # not `seq`: that starts again with each source
+        """Encoded `live_fps` times a second at most per mode, and one at a time, however many ask for it at whatever moments; one who
+        leaves does not spoil it for the others."""
+        stamp, now_s = scene[0].stamp, time.monotonic()  # not `seq`: that starts again with each source
         known = view.pictures.get(mode)
-        if known is None or known[0] is not stamp:
+        if known is None or (known[0] is not stamp and known[1] <= now_s and known[2].done()):
             bars = [
                 ActionBar(name, scores.probability, self._alert.get(name, 1.0))
                 for name, scores in self._fresh(view).items()
@@ -162,8 +163,8 @@ class LiveHub:
             seen = list(view.unblurred)
             view.unblurred.clear()
             work = asyncio.get_running_loop().run_in_executor(self._thread, encode, scene, bars, mode, blur, seen)
-            known = view.pictures[mode] = (stamp, work)
-        return await asyncio.shield(known[1])
+            known = view.pictures[mode] = (stamp, now_s + 1 / self._config.live_fps, work)
+        return await asyncio.shield(known[2])
 
     def _fresh(self, view: _View) -> dict[str, ActionScores]:
         oldest = time.monotonic() - VERDICT_SHOWN_S

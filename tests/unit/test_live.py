@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -88,7 +90,32 @@ async def test_the_first_frame_of_a_new_source_is_not_taken_for_the_old_one(hub:
     hub.offer(*scene(0, grey=0))
     before = await hub.picture("cam", Mode.RAW)
     hub.offer(*scene(0, grey=255))
+    await asyncio.sleep(1 / FAST.live_fps)
     assert await hub.picture("cam", Mode.RAW) != before
+
+
+async def test_viewers_who_ask_at_different_moments_share_pictures(encoded: list[int]) -> None:
+    hub = LiveHub(HttpConfig(live_fps=10), {})
+    began_s = time.monotonic()
+    for seq in range(60):
+        hub.offer(*scene(seq))
+        await hub.picture("cam")
+        await asyncio.sleep(0.005)
+    hub.close()
+    assert 1 < len(encoded) <= (time.monotonic() - began_s) * 10 + 1
+
+
+async def test_one_picture_is_encoded_at_a_time(hub: LiveHub, encoded: list[int]) -> None:
+    gate = threading.Event()
+    hub._thread.submit(gate.wait)  # the encoder is busy
+    asked = []
+    for seq in range(5):
+        hub.offer(*scene(seq))
+        asked.append(asyncio.create_task(hub.picture("cam")))
+        await asyncio.sleep(2 / FAST.live_fps)
+    gate.set()
+    assert len(set(await asyncio.gather(*asked))) == 1
+    assert encoded == [0]
 
 
 async def test_viewers_are_counted_and_leave(hub: LiveHub) -> None:
