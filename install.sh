@@ -122,8 +122,8 @@ install_locked() { # VENV LOCK...
   pip_install "$venv" --require-hashes "${files[@]}"
 }
 
-fingerprint() { # FILE...: of contents and of the Python in use
-  { cat "$@" && "$venv/bin/python" --version; } | sha256sum | cut -d' ' -f1
+fingerprint() { # FILE...: of contents, of the Python in use, and of the place: a copy would run the code that it was copied from
+  { cat "$@" && "$venv/bin/python" --version && echo "$venv"; } | sha256sum | cut -d' ' -f1
 }
 
 sync_checkout_venv() { # PURPOSE LOCK...: $venv holds the locked packages and this checkout, editable
@@ -148,7 +148,9 @@ sync_checkout_venv() { # PURPOSE LOCK...: $venv holds the locked packages and th
   say "installing packages for '$purpose' ($(have_uv && echo uv || echo pip))"
   rm -f "$stamp"
   if ! have_uv && ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
-    "$venv/bin/python" -m ensurepip > /dev/null # a venv that uv made has no pip
+    # A venv that uv made has no pip, and one that was cut off perhaps half of it, which counts as installed.
+    rm -rf "$venv"/lib/python*/site-packages/pip "$venv"/lib/python*/site-packages/pip-*.dist-info
+    "$venv/bin/python" -m ensurepip > /dev/null
   fi
   install_locked "$venv" build "$@"
   pip_install "$venv" --no-build-isolation "${projects[@]}"
@@ -202,7 +204,7 @@ cmd_test() {
   fi
   run_step "ruff check" "$venv/bin/ruff" check .
   run_step "ruff format" "$venv/bin/ruff" format --check .
-  run_step "mypy" "$venv/bin/mypy"
+  run_step "mypy" "$venv/bin/python" -m mypy # its program names the place where it was installed
   local -a pytest=(env "PATH=$PATH:/usr/sbin" "$venv/bin/python" -m pytest -rs --max-worker-restart 2 ${coverage:+--cov})
   if [ $# -gt 0 ]; then
     run_tests "pytest" ${coverage:+--cov-report=term} "$@"
@@ -385,6 +387,13 @@ start_or_roll_back() { # NEW OLD
   die "$1 did not start; its last log lines are above"
 }
 
+undo_install() { # what a failed or cut off upgrade has left; once `current` is the new version, that is what is installed
+  if [ "$opt/current" -ef "$partial" ]; then return; fi
+  restore_unit || true
+  rm -rf "$partial"
+  note "not installed; what was installed before is as it was"
+}
+
 cmd_service() {
   need_root
   local new old
@@ -408,7 +417,7 @@ cmd_service() {
   if [ -n "$root" ]; then mkdir -p "$state"; else
     install -d -o "$account" -g "$account" -m "$state_mode" "$state"
   fi
-  trap 'restore_unit || true; rm -rf "$partial" ${scratch:+"$scratch"}; note "not installed; what was installed before is as it was"' EXIT
+  trap 'undo_install; rm -rf ${scratch:+"$scratch"}' EXIT
   install_unit
   switch_to "$new"
   trap 'rm -rf ${scratch:+"$scratch"}' EXIT

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import yaml
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -74,7 +74,8 @@ def demo_config(args: argparse.Namespace, folder: Path, env: Mapping[str, str]) 
     else:
         document["pose"] = {"options": {"target_ms": TARGET_MS}}
     file = folder / "demo.yaml"
-    file.write_text(json.dumps(document), encoding="utf-8")  # JSON is YAML
+    # Names of files as they are: not JSON, whose escapes cut an emoji in two, and no `${}` filled in.
+    file.write_text(yaml.safe_dump(document).replace("$", "$$"), encoding="utf-8")
     shipped = resource_dir("configs") / f"{args.pose_plugin or 'pose-nano'}.yaml"  # thresholds that fit the estimator
     return load_config([shipped, file] if shipped.is_file() else [file], env=env)
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,8 +23,17 @@ Document = TypeVar("Document", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}|\$\{")
 _PRIVATE = re.compile(r"password|secret|\burl$")
 """Keys whose values no message repeats."""
+_QUOTES = 'write "${NAME}" in quotes: then it is text, whatever is filled in'
 _MAX_VALUES = 100_000
 """In one file. A configuration of a thousand cameras has a tenth of it; a few lines of aliases of aliases have millions."""
+
+
+class Place(NamedTuple):
+    """Where a value stands. filled: its text with variables filled in, where YAML judged what that is; else None."""
+
+    file: str
+    line: int
+    filled: str | None = None
 
 
 class _TooManyError(Exception):
@@ -50,7 +59,7 @@ class Layer:
 
     path: Path
     env: Mapping[str, str]
-    places: dict[Location, tuple[str, int]] = field(default_factory=dict)
+    places: dict[Location, Place] = field(default_factory=dict)
     problems: list[ConfigProblem] = field(default_factory=list)
 
     def read(self) -> dict[str, Any]:
@@ -68,7 +77,7 @@ class Layer:
     def _read(self) -> dict[str, Any]:
         root = self._compose()
         if root is None:
-            self.places[()] = (str(self.path), 1)
+            self.places[()] = Place(str(self.path), 1)
             return {}
         value = self._build(root, ())
         if isinstance(value, dict):
@@ -98,7 +107,7 @@ class Layer:
     def _build(self, node: yaml.Node, where: Location) -> Any:
         if len(self.places) >= _MAX_VALUES:
             raise _TooManyError
-        self.places[where] = (str(self.path), node.start_mark.line + 1)
+        self.places[where] = Place(str(self.path), node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             return self._build_mapping(node, where)
         if isinstance(node, yaml.SequenceNode):
@@ -113,14 +122,16 @@ class Layer:
                 path = _dotted((*where, key))
                 self.problems.append(ConfigProblem("given twice", str(self.path), line, path, "keep one of them"))
             built[key] = self._build(value_node, (*where, key))
-            self.places[(*where, key)] = (str(self.path), line)
+            self.places[(*where, key)] = self.places[(*where, key)]._replace(line=line)
         return built
 
     def _build_scalar(self, node: yaml.Node, where: Location) -> Any:
         text = self._substitute(str(node.value), node.start_mark.line + 1, where)
         loader = yaml.SafeLoader("")
-        tag = node.tag
+        tag, hint = node.tag, ""
         if text != node.value and getattr(node, "style", None) is None:  # plain: what was filled in may be a number
+            self.places[where] = self.places[where]._replace(filled=text)
+            hint = _QUOTES
             tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
         try:
             value = loader.construct_object(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark))
@@ -128,7 +139,8 @@ class Layer:
             told = isinstance(error, yaml.YAMLError | ValueError)  # PyYAML stumbles over the others: `!!bool maybe`
             why = " ".join(str(error).split()) if told else f"{text!r} is no {tag.rpartition(':')[2]}"
             message = f"not a valid value: {why}"
-            self.problems.append(ConfigProblem(message, str(self.path), node.start_mark.line + 1, _dotted(where)))
+            line = node.start_mark.line + 1
+            self.problems.append(ConfigProblem(message, str(self.path), line, _dotted(where), hint))
             return None
         return LocatedStr(value, self.path.absolute().parent) if isinstance(value, str) else value
 
@@ -158,11 +170,11 @@ def _dotted(where: Location) -> str:
     return ".".join(str(part) for part in where)
 
 
-def problem_of(item: Any, places: Mapping[Location, tuple[str, int]], model: type[BaseModel]) -> ConfigProblem:
+def problem_of(item: Any, places: Mapping[Location, Place], model: type[BaseModel]) -> ConfigProblem:
     """A pydantic error with the place of the nearest key that stands in a file."""
     where, section = _walk([part for part in item["loc"] if part != "[key]"], model)
     known = next((where[:n] for n in range(len(where), -1, -1) if where[:n] in places), None)
-    file, line = places[known] if known is not None else ("", 0)
+    file, line, filled = places[known] if known is not None else Place("", 0)
     message, hint = str(item["msg"]).removeprefix("Value error, "), ""
     if item["type"] == "extra_forbidden":
         message, hint = "unknown key", _suggest(str(where[-1]), section)
@@ -174,8 +186,12 @@ def problem_of(item: Any, places: Mapping[Location, tuple[str, int]], model: typ
     elif item["type"] == "pulled_model":
         hint = item["ctx"].get("hint", "")
         message = f"{item['input']}: {message}"
-    elif isinstance(item.get("input"), str | int | float) and not _PRIVATE.search(_dotted(where)):
-        message = f"{message}, got {mask_userinfo(str(item['input']))!r}"
+    else:
+        given = item.get("input")
+        if item["type"] in {"string_type", "path_type"} and filled is not None:
+            given, hint = filled, _QUOTES
+        if isinstance(given, str | int | float) and not _PRIVATE.search(_dotted(where)):
+            message = f"{message}, got {mask_userinfo(str(given))!r}"
     return ConfigProblem(message, file, line, _dotted(where), hint)
 
 

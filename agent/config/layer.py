@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from agent.config.documents import Layer, Location, problem_of, sections_in
+from agent.config.documents import Layer, Location, Place, problem_of, sections_in
 from agent.config.schema import AgentConfig
 from agent.errors import ConfigError, ConfigProblem
 
@@ -37,11 +37,11 @@ def lay_over(config: AgentConfig, file: Path) -> AgentConfig:
 
 
 def _forbidden(
-    tree: Mapping[str, Any], config: AgentConfig, places: Mapping[Location, tuple[str, int]]
+    tree: Mapping[str, Any], config: AgentConfig, places: Mapping[Location, Place]
 ) -> Iterator[ConfigProblem]:
     for path, why in _walk(tree, AgentConfig, config, ()):
-        file, line = places.get(path, ("", 0))
-        yield ConfigProblem(why, file, line, ".".join(path), "docs/ota.md says which keys may be sent")
+        place = places.get(path, Place("", 0))
+        yield ConfigProblem(why, place.file, place.line, ".".join(path), "docs/ota.md says which keys may be sent")
 
 
 def _walk(

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agent.config.documents import Layer, Location, problem_of
+from agent.config.documents import Layer, Location, Place, problem_of
 from agent.config.paths import PulledModels, models_dir, resource_dir
 from agent.config.schema import AgentConfig
 from agent.errors import ConfigError, ConfigProblem
 
-Places = dict[Location, tuple[str, int]]
+Places = dict[Location, Place]
 
 
 def load_config(files: Sequence[Path] = (), *, env: Mapping[str, str], need_pulled_models: bool = True) -> AgentConfig:
@@ -55,8 +55,8 @@ def load_with_places(
 def located(problem: ConfigProblem, places: Places) -> ConfigProblem:
     """`problem`, which somebody has with the key `problem.path`, with the place of the nearest key that stands in a file."""
     parts = tuple(problem.path.split("."))
-    file, line = next((places[parts[:n]] for n in range(len(parts), 0, -1) if parts[:n] in places), ("", 0))
-    return replace(problem, file=problem.file or file, line=problem.line or line)
+    place = next((places[parts[:n]] for n in range(len(parts), 0, -1) if parts[:n] in places), Place("", 0))
+    return replace(problem, file=problem.file or place.file, line=problem.line or place.line)
 
 
 def _pulled_models(

@@ -24,7 +24,8 @@ Made from `agent/config/schema.py` by `python -m agent.config.reference > docs/c
 
 The shipped `configs/default.yaml` comes first, the files given with `--config` are laid over it in their order, and what
 none of them names has the default below. Mappings are merged key by key; lists are replaced whole. `${NAME}` and
-`${NAME:-default}` stand for environment variables, `$$` for a dollar sign. Relative paths start at the folder of the file
+`${NAME:-default}` stand for environment variables, `$$` for a dollar sign; write `"${NAME}"` in quotes where a text is
+wanted, or digits, `yes` and nothing at all are what YAML takes them for. Relative paths start at the folder of the file
 that names them. Unknown keys are errors. `recognizer-agent check-config FILE` names every problem with file and line.
 
 **Unit**: lengths of time in s or ms, fractions from 0 to 1, as the last part of a key says.

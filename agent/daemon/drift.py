@@ -44,7 +44,7 @@ class SelfChecking(Protocol):
         ...
 
     def self_check(self) -> float | None:
-        """Share of the golden answers given alike; None when there are none. Blocks; safe beside the inference thread."""
+        """Share of the golden answers given alike; None when there are none (any more). Blocks; safe beside the inference thread."""
         ...
 
 

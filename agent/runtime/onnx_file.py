@@ -70,9 +70,14 @@ def graph_problems(model: Path, facts: GraphFacts, *, any_domain: bool = False) 
     folder = model.parent.resolve()
     for name in sorted(facts.external_files):
         place = PurePosixPath(name)
-        if place.is_absolute() or "\\" in name or not (folder / place).resolve().is_relative_to(folder):
+        try:
+            inside = (folder / place).resolve().is_relative_to(folder)
+            there = inside and (folder / place).is_file()
+        except (OSError, RuntimeError, ValueError):  # too long a name; links in a circle; a NUL in it
+            inside = there = False
+        if place.is_absolute() or "\\" in name or not inside:
             yield f"{model}: takes weights from {name!r}, which is outside its folder"
-        elif not (folder / place).is_file():
+        elif not there:
             yield f"{model}: its weights should be in {name}, which is missing"
 
 

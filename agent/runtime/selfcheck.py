@@ -9,8 +9,8 @@ import numpy as np
 
 from agent.drift.card import SIGNALS
 from agent.errors import ModelError
-from agent.runtime.bundle import Array, Bundle, Runnable, agreement_of, people_outputs, read_golden
-from agent.runtime.manifest import Agreement
+from agent.runtime.bundle import Array, Bundle, Runnable, agreement_of, people_outputs, read_bundle, read_golden
+from agent.runtime.manifest import Agreement, Manifest
 from agent.runtime.people import Tolerance, compare_people
 
 CARD_SIGNALS = frozenset(signal for signals in SIGNALS.values() for signal in signals)
@@ -33,12 +33,13 @@ def card_baseline(bundle: Bundle) -> dict[str, float]:
 
 
 def golden_agreement(bundle: Bundle, session: Runnable) -> float | None:
-    """Share of the golden samples (rows of the batch) that are answered as they must be; None without golden data.
+    """Share of the golden samples (rows of the batch) that are answered as they must be; None without golden data, and when
+    the model that was loaded no longer lies where it was loaded from.
 
     The tolerances are those of `check_golden`. Raises as `Runnable.run`.
     """
     manifest = bundle.manifest
-    if manifest is None or manifest.golden is None:
+    if manifest is None or manifest.golden is None or not _still_there(bundle, manifest):
         return None
     inputs, expected = read_golden(bundle, manifest)
     agreement = agreement_of(manifest.golden, session.device, reduced_precision=session.device != "cpu")
@@ -46,6 +47,15 @@ def golden_agreement(bundle: Bundle, session: Runnable) -> float | None:
     people = people_outputs(manifest, expected)
     rows = len(next(iter(expected.values())))
     return sum(_agrees(row, expected, found, people, agreement) for row in range(rows)) / rows
+
+
+def _still_there(bundle: Bundle, manifest: Manifest) -> bool:
+    """`models pull` makes the name of its folder stand for another model, whose answers this one need not give."""
+    try:
+        found = read_bundle(bundle.path).manifest
+    except (ModelError, OSError):
+        return False
+    return found is not None and found.files == manifest.files
 
 
 def _agrees(

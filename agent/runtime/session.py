@@ -192,6 +192,8 @@ def create_served(
         raise ModelError(
             f"{model}: no such model file (hint: check the path; a bundle names its model in manifest.json)"
         )
+    # `models pull` lets the name of a folder stand for another model, and an engine of this one may be built after that.
+    model = model.parent.resolve() / model.name
     found = machine or probe_accelerators()
     plan = plan_devices(device, found, engine_cache=engine_cache is not None, path=config_path)
     chosen = settings or SessionSettings()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from agent.config.documents import Layer, problem_of
+from agent.config.documents import Layer, Place, problem_of
 from agent.config.paths import LocatedStr
 from agent.errors import ConfigError
 from agent.hosts import is_loopback
@@ -115,7 +115,7 @@ def load_settings(path: Path | None, options: Mapping[str, Any], *, env: Mapping
     for key, value in options.items():
         tree[key] = value
         places = {where: place for where, place in places.items() if where[:1] != (key,)}
-        places[key,] = ("command line", 0)
+        places[key,] = Place("command line", 0)
     try:
         return ServerSettings.model_validate(tree)
     except ValidationError as error:

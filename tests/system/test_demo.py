@@ -15,6 +15,9 @@ from urllib.request import urlopen
 import pytest
 from harness import make_video
 
+from agent.cli import build_parser
+from agent.commands.demo import demo_config
+
 SUBSCRIBE = r"^subscribe      mosquitto_sub -h 127\.0\.0\.1 -p \d+ -t 'recognizer/#' -v$"
 
 
@@ -50,6 +53,13 @@ def test_a_file_is_played_in_a_loop_for_as_long_as_asked(leavings: Path, tmp_pat
     assert has(r"^mqtt  recognizer/demo/cameras/demo/state  .*\"streaming\"", said)
     assert has(r"^speed          [\d.]+ frames/s of 320x240", said)
     assert "Traceback" not in said
+
+
+def test_names_of_files_and_cameras_are_taken_as_they_are(tmp_path: Path) -> None:
+    video = tmp_path / "a$$b ${HOME} \U0001f600 \x85 'é' \".mp4"
+    for option, name in (("--video", str(video)), ("--camera", "rtsp://box/${HOME}$$\U0001f600")):
+        config = demo_config(build_parser().parse_args(["demo", option, name]), tmp_path, os.environ)
+        assert config.cameras[0].source == name
 
 
 @pytest.mark.timeout(120)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,6 +153,41 @@ def test_the_check_has_the_variables_that_the_service_will_have(repo_dir: Path, 
     assert {name: found.get(name) for name in [*wanted, "NO"]} == {**wanted, "NO": None}
 
 
+def test_an_upgrade_that_is_cut_off_as_it_switches_is_an_upgrade(repo_dir: Path, tmp_path: Path) -> None:
+    """The version that `current` names is never removed."""
+    body = f"""
+    root={tmp_path}/root state={tmp_path}/state
+    echo "unit of 1" > "$HERE/systemd/$unit"; install_unit; switch_to 1
+    echo "unit of 2" > "$HERE/systemd/$unit"
+    echo 'version = "2"' > "$HERE/pyproject.toml"; echo > "$HERE/systemd/agent.yaml"
+    build_version() {{ mkdir -p "$1/bin"; }}
+    check_configuration() {{ :; }}
+    mv() {{ command mv "$@"; if [ "${{@: -1}}" = "$opt/current" ]; then kill -TERM $$; fi; }}
+    cmd_service
+    """
+    result = call(repo_dir, tmp_path, body)
+    assert result.returncode == -signal.SIGTERM, result.stderr
+    assert (tmp_path / "opt/current").readlink().name.startswith("2-")
+    assert (tmp_path / "opt/current/bin").is_dir()
+    assert (tmp_path / "units" / UNIT).read_text() == "unit of 2\n"
+    assert "not installed" not in result.stderr
+
+
+def test_half_a_pip_of_a_venv_that_was_cut_off_is_made_whole(repo_dir: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", symlinks=True, with_pip=True)
+    (pip,) = (tmp_path / "venv/lib").glob("python*/site-packages/pip")
+    shutil.rmtree(pip / "_internal/utils")  # its metadata, which Debian packs first, says that it is there
+    body = f"""
+    force_pip=1 venv={tmp_path}/venv; touch "$HERE/pyproject.toml"
+    install_locked() {{ :; }}
+    pip_install() {{ "$venv/bin/python" -m pip --version; }}
+    sync_checkout_venv demo
+    """
+    result = call(repo_dir, tmp_path, body)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("pip ")
+
+
 # --- the life of a service --------------------------------------------------------------------------------------------
 
 
@@ -175,6 +212,22 @@ def current(root: Path) -> str:
 
 def versions(root: Path) -> set[str]:
     return {path.name for path in (root / "opt/recognizer-agent/versions").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_demo_of_a_checkout_that_was_copied_or_moved_runs_its_own_code(checkout: Path, tmp_path: Path) -> None:
+    def code_of(place: Path) -> Path:
+        result = run(place / "install.sh", "demo", "--cpu", "--help")
+        assert result.returncode == 0, result.stderr
+        shown = run(place / ".venv/bin/python", "-I", "-c", "import agent; print(agent.__file__)")
+        return Path(shown.stdout.strip()).parents[1]
+
+    assert code_of(checkout) == checkout
+    copy = shutil.copytree(checkout, tmp_path / "copy", symlinks=True)
+    assert code_of(copy) == copy
+    assert code_of(copy.rename(tmp_path / "moved")) == tmp_path / "moved"
+    assert code_of(checkout) == checkout
 
 
 @pytest.mark.slow

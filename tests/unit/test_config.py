@@ -62,6 +62,38 @@ def test_variables_are_filled_in_and_keep_their_type(tmp_path: Path) -> None:
     assert config.pose.options == {"n": 5, "s": "5"}
 
 
+@pytest.mark.parametrize("text", ["1042", "0042", "yes", "null", "~", "", "2024-01-01", "1:30"])
+def test_a_variable_that_yaml_takes_for_something_else_is_shown_as_filled_in(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, "mqtt:\n  username: ${NAME:-}\n  password: ${SECRET}\n  password_file: ${FILE}\n")
+    hint = '(hint: write "${NAME}" in quotes: then it is text, whatever is filled in)'
+    shown, masked, file = problems(path, NAME=text, SECRET=text, FILE="7")
+    assert shown == f"{path}:2:mqtt.username: Input should be a valid string, got {text!r} {hint}"
+    assert masked == f"{path}:3:mqtt.password: Input should be a valid string {hint}"
+    assert file.startswith(f"{path}:4:mqtt.password_file: ")
+    assert file.endswith(hint)
+    assert [mask_text(line) for line in (shown, masked, file)] == [shown, masked, file]
+
+
+@pytest.mark.parametrize("text", ["=", "<<", "2024-99-99"])
+def test_a_variable_that_yaml_cannot_make_anything_of_has_the_hint_too(tmp_path: Path, text: str) -> None:
+    (problem,) = problems(write(tmp_path, "mqtt:\n  password: ${SECRET}\n"), SECRET=text)
+    assert 'write "${NAME}" in quotes' in problem
+
+
+def test_what_was_not_filled_in_has_no_hint_about_variables(tmp_path: Path) -> None:
+    site = write(tmp_path, "mqtt: {username: '${NAME}'}\ndevice_id: ${BOX}\n", "site.yaml")
+    box = write(tmp_path, "device_id: 1042\n", "box.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config([site, box], env={"NAME": "0042", "BOX": "0042"})
+    assert str(caught.value) == f"{box}:1:device_id: Input should be a valid string, got '1042'"
+
+
+def test_a_device_may_be_called_by_a_number(repo_dir: Path) -> None:
+    assert load_config(env={"RECOGNIZER_DEVICE_ID": "0042"}).device_id == "0042"
+    service = repo_dir / "systemd" / "agent.yaml"
+    assert load_config([service], env={"RECOGNIZER_DEVICE_ID": "0042"}).device_id == "0042"
+
+
 def test_unset_variable_names_line_and_hint(tmp_path: Path) -> None:
     path = write(tmp_path, "mqtt:\n  port: ${BROKER_PORT}\n")
     (text,) = problems(path)

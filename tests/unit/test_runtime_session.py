@@ -14,6 +14,7 @@ from fakes.graphs import rtmo_graph, stgcn_graph
 from fakes.pretend_gpu import MACHINE as WITH_GPU
 from fakes.pretend_gpu import PretendGpu
 
+from agent.durable import point
 from agent.errors import ConfigError, DeviceMemoryError, ModelError
 from agent.runtime.backend import Backend, SessionSettings
 from agent.runtime.devices import CPU, Accelerators, Device, Kind, Plan
@@ -118,6 +119,30 @@ def test_a_gpu_that_is_full_at_the_start_is_told_until_an_engine_serves(
     assert job is not None
     assert job.wait(20).state is EngineState.SERVING
     assert (session.device, session.fallback) == ("tensorrt:0", "")
+
+
+def test_an_engine_is_of_the_model_that_was_loaded_whatever_its_link_stands_for_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("old", (64, 96)), ("new", (32, 32))):
+        (tmp_path / name).mkdir()
+        rtmo_graph(tmp_path / name / "model.onnx", size=size)
+    link = tmp_path / "link"
+    point(link, tmp_path / "old")
+    PretendGpu(monkeypatch)
+    machine = replace(WITH_GPU, tensorrt="10.0.0", providers=(*WITH_GPU.providers, "TensorrtExecutionProvider"))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(machine.providers))
+
+    def build(folder: Path, _cancelled: threading.Event, _report: object) -> None:
+        point(link, tmp_path / "new")
+        (folder / "a.engine").write_bytes(b"engine")
+
+    session = create_session(link / "model.onnx", engine_cache=tmp_path / "e", machine=machine)
+    job = session.begin_upgrade(SHAPES, model_sha256="ab", engine_cache=tmp_path / "e", build=build)
+    assert job is not None
+    assert job.wait(20).state is EngineState.SERVING
+    assert session.run(picture())[0].shape == (1, 1, 5)
+    session.close()
 
 
 def test_the_last_device_has_no_stand_in_and_is_closed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -405,7 +405,9 @@ def test_custom_operators_unless_allowed(bundle: Path, tmp_path: Path) -> None:
     unpack(file, tmp_path / "out", release, allow_custom_ops=True)
 
 
-@pytest.mark.parametrize("location", ["/etc/shadow", "../weights.data", "a/../../weights.data", "..\\weights.data"])
+@pytest.mark.parametrize(
+    "location", ["/etc/shadow", "../weights.data", "a/../../weights.data", "..\\weights.data", "a\0b", "a" * 300]
+)
 def test_weights_outside_the_bundle_are_never_allowed(bundle: Path, tmp_path: Path, location: str) -> None:
     file, release = repacked(bundle, lambda folder: graph(folder / "model.onnx", location=location), tmp_path)
     assert "outside its folder" in refusal(file, tmp_path / "out", release, "content", allow_custom_ops=True)

@@ -114,6 +114,8 @@ def test_a_device_that_is_not_here_is_a_wrong_argument(bundle: Path) -> None:
         (GraphFacts({"": 17}, frozenset(), frozenset({"/etc/passwd"})), "'/etc/passwd', which is outside its folder"),
         (GraphFacts({"": 17}, frozenset(), frozenset({"a/../../b"})), "outside its folder"),
         (GraphFacts({"": 17}, frozenset(), frozenset({"..\\b"})), "outside its folder"),
+        (GraphFacts({"": 17}, frozenset(), frozenset({"a\0b"})), "outside its folder"),
+        (GraphFacts({"": 17}, frozenset(), frozenset({"a" * 300})), "outside its folder"),
         (GraphFacts({"": 17}, frozenset(), frozenset({"weights.bin"})), "should be in weights.bin, which is missing"),
     ],
 )
@@ -129,6 +131,12 @@ def test_links_do_not_hide_where_weights_come_from(tmp_path: Path) -> None:
     (folder / "weights.bin").symlink_to(tmp_path / "outside.bin")
     facts = GraphFacts({"": 17}, frozenset({("com.microsoft", "FusedConv")}), frozenset({"weights.bin"}))
     assert "outside its folder" in next(graph_problems(folder / "model.onnx", facts))
+
+
+def test_weights_behind_links_in_a_circle_are_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").symlink_to("weights.bin")
+    facts = GraphFacts({"": 17}, frozenset(), frozenset({"weights.bin"}))
+    assert "outside its folder" in next(graph_problems(tmp_path / "model.onnx", facts))
 
 
 def test_an_old_operator_set_is_noted_for_fp16(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_drift_watch import QUICK, people, verdict
 
+from agent.catalogue.store import ModelStore
 from agent.config.schema import DriftConfig
 from agent.daemon import drift as module
 from agent.daemon.drift import ModelWatch
@@ -240,11 +242,11 @@ class Doubler:
         return [answer]
 
 
-def make_bundle(folder: Path, figures: dict[str, object] | None = None) -> Bundle:
+def make_bundle(folder: Path, figures: dict[str, object] | None = None, times: int = 2) -> Bundle:
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"none")
     x = np.arange(12, dtype=np.float32).reshape(4, 3)
-    write_golden(folder / "golden.npz", {"x": x}, {"y": x * 2})
+    write_golden(folder / "golden.npz", {"x": x}, {"y": x * times})
     fields = {
         "name": "doubler", "version": "1", "task": "action", "labels": ["a", "b"], "licence": "none", "training_data": "none",
         "inputs": [{"name": "x", "shape": ["batch", 3], "preprocessing": {"kind": "skeleton"}}],
@@ -259,6 +261,27 @@ def test_golden_agreement_is_the_share_of_samples_answered_alike(tmp_path: Path)
     assert golden_agreement(bundle, Doubler()) == 1.0
     assert golden_agreement(bundle, Doubler(1)) == 0.75
     assert golden_agreement(Bundle(tmp_path, tmp_path, "", None), Doubler()) is None
+
+
+def test_a_model_is_not_asked_for_the_answers_of_one_that_was_pulled_in_its_place(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "models")
+    with store.staging() as folder:
+        store.publish("doubler", make_bundle(folder / "new").path)
+    bundle = load_bundle(store.names()["doubler"])
+    assert golden_agreement(bundle, Doubler()) == 1.0
+    with store.staging() as folder:
+        newer = store.publish("doubler", make_bundle(folder / "new", times=3).path)
+    assert golden_agreement(load_bundle(bundle.path), Doubler()) == 0.0
+    assert golden_agreement(bundle, Doubler()) is None
+    shutil.rmtree(newer)
+    assert golden_agreement(bundle, Doubler()) is None
+
+
+def test_golden_answers_that_were_damaged_are_an_error(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "doubler")
+    (tmp_path / "doubler" / "golden.npz").write_bytes(b"rot")
+    with pytest.raises(ModelError, match="not a readable"):
+        golden_agreement(bundle, Doubler())
 
 
 def test_card_baseline_takes_the_signals_it_knows(tmp_path: Path) -> None:
