@@ -120,7 +120,7 @@ def _as_drift(event: ReceivedEvent) -> Drift:
             basis=str(said["basis"]),
             blocks=int(said["blocks"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"not a drift of a Recognizer: {error!r}") from error
 
 

@@ -13,10 +13,10 @@ from agent.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What a look at the clock brought: missing ranges to yield, and ranges to ask the device for."""
+    """What a look at the clock brought: missing ranges to yield, and ranges to ask devices for, rising."""
 
     missing: tuple[MissingRange, ...]
-    ask: tuple[tuple[str, Range], ...]
+    ask: tuple[tuple[str, tuple[Range, ...]], ...]
 
 
 class Ledger:
@@ -58,11 +58,12 @@ class Ledger:
     def look(self, *, ask: bool) -> Due:
         """What is overdue by now. ask: ask the device before a range is reported."""
         missing: list[MissingRange] = []
-        wanted: list[tuple[str, Range]] = []
+        wanted: list[tuple[str, tuple[Range, ...]]] = []
         for device_id, tracker in self.trackers.items():
             overdue = tracker.overdue(self._clock_s(device_id), ask=ask)
             missing += [MissingRange(device_id, *run) for run in overdue.missing]
-            wanted += [(device_id, run) for run in overdue.ask]
+            if overdue.ask:
+                wanted.append((device_id, overdue.ask))
         return Due(tuple(missing), tuple(wanted))
 
     def wait_s(self, running: Callable[[str], bool]) -> float | None:
@@ -74,10 +75,11 @@ class Ledger:
         ]
         return max(0.0, min(waits)) if waits else None
 
-    def give_up(self, device_id: str, ranges: tuple[Range, ...], detail: str) -> tuple[MissingRange, ...]:
-        """The device said that it does not have these numbers."""
-        given_up = self._tracker(device_id).give_up(ranges)
-        return tuple(MissingRange(device_id, *run, detail) for run in given_up)
+    def asked(self, device_id: str, run: Range, gone: tuple[Range, ...], detail: str) -> tuple[MissingRange, ...]:
+        """The device was asked for `run`, and said that it does not have `gone`."""
+        tracker = self._tracker(device_id)
+        tracker.asked(run, self._clock_s(device_id))
+        return tuple(MissingRange(device_id, *one, detail) for one in tracker.give_up(gone))
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Go on from what `SequenceTracker.dump` said, by device. Raises ValueError, KeyError, TypeError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -64,9 +65,12 @@ class Replays:
         """Where a device's answers come; `+` for all devices."""
         return f"{self._base_topic}/{device_id}/cmd/{COMMAND}/result"
 
-    async def request(self, link: CommandLink, device_id: str, run: Range) -> ReplayAnswer:
-        """Raises TransientError: no connection, or no answer in time."""
-        request_id = str(uuid.uuid4())
+    async def request(self, link: CommandLink, device_id: str, run: Range, request_id: str = "") -> ReplayAnswer:
+        """request_id: of a request that is repeated, which the device does once; empty = a new one.
+
+        Raises TransientError: no connection, or no answer in time.
+        """
+        request_id = request_id or new_id()
         answer: asyncio.Future[ReplayAnswer] = asyncio.get_running_loop().create_future()
         self._waiting[request_id] = answer
         topic = f"{self._base_topic}/{device_id}/cmd/{COMMAND}"
@@ -100,6 +104,18 @@ class Replays:
             return False
         waiting.set_result(answer)
         return True
+
+
+def new_id() -> str:
+    """For a request."""
+    return str(uuid.uuid4())
+
+
+def joined(runs: Sequence[Range]) -> Range:
+    """The latest of rising `runs` that one command reaches. What lies between has come, and is dropped when it comes again."""
+    last = runs[-1][1]
+    lowest = last - MOST_NUMBERS + 1
+    return min(max(lowest, run[0]) for run in runs if run[1] >= lowest), last
 
 
 def parse_answer(payload: bytes) -> tuple[str, ReplayAnswer]:

@@ -1,4 +1,4 @@
-"""Where a subscriber stood, in a file: its client id, and for each device what had come."""
+"""Where a subscriber stood, in a file: its client id, what it subscribed to, and for each device what had come."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ _VERSION = 1
 
 @dataclass(slots=True)
 class SubscriberState:
-    """devices: what `SequenceTracker.dump` said, by device id."""
+    """devices: what `SequenceTracker.dump` said, by device id. filters: of the session that the broker keeps."""
 
     client_id: str = ""
     devices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    filters: list[str] = field(default_factory=list)
 
     def as_json(self) -> bytes:
         """As the file holds it."""
-        document = {"version": _VERSION, "client_id": self.client_id, "devices": self.devices}
+        document = {
+            "version": _VERSION, "client_id": self.client_id, "devices": self.devices, "filters": self.filters,
+        }  # fmt: skip
         return json.dumps(document, separators=(",", ":")).encode()
 
 
@@ -43,7 +46,8 @@ def load(path: Path) -> SubscriberState:
 def _read(document: dict[str, Any]) -> SubscriberState:
     if document["version"] != _VERSION:
         raise ValueError(f"version {document['version']}")
-    return SubscriberState(str(document["client_id"]), dict(document["devices"]))
+    filters = [str(one) for one in document.get("filters", ())]  # older files have none
+    return SubscriberState(str(document["client_id"]), dict(document["devices"]), filters)
 
 
 def save(path: Path, content: bytes) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -17,7 +17,7 @@ from agent.client.clocks import DeviceClocks
 from agent.client.items import Item
 from agent.client.ledger import Ledger
 from agent.client.options import OptionNames, SubscribeOptions
-from agent.client.replay import MOST_NUMBERS, ReplayAnswer, Replays
+from agent.client.replay import ReplayAnswer, Replays, joined, new_id
 from agent.client.tracker import Range, SequenceTracker
 from agent.client.transport import Broker, Link, RefusedError
 from agent.errors import DataError, StorageError, TransientError
@@ -25,6 +25,8 @@ from agent.errors import DataError, StorageError, TransientError
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
+_ASK_TIMES = 2
+"""A device that has too much to do drops a command without an answer."""
 _STABLE_S = 5.0
 """A connection that lasted this long was a good one: the next wait is short again."""
 
@@ -44,17 +46,17 @@ class Subscription:
         self._clocks = DeviceClocks()
         self._ledger = Ledger(
             lambda: SequenceTracker(grace_s=options.grace_s, max_holes=options.max_holes, max_ids=options.max_ids),
-            lambda device_id: self._clocks.time_s(device_id, self._loop.time()),
+            self._time_s,
         )
+        self._came: deque[_Delivery | _Asked] = deque()
         try:
-            self._ledger.load(kept.devices)
+            self._ledger.load({name: one for name, one in kept.devices.items() if options.device in ("+", name)})
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{options.state_file}: not the state of a subscriber: {error}") from error
         self._replays = Replays(options.base_topic, timeout_s=options.replay_timeout_s, signer=options.signer())
-        self._came: deque[_Delivery] = deque()
         self._ready: deque[tuple[Item, _Delivery | None]] = deque()
         self._current: tuple[Item, _Delivery | None] | None = None
-        self._gone: deque[tuple[str, tuple[Range, ...], str]] = deque()
+        self._asking: set[str] = set()
         self._touched: set[str] = set()
         self._uncovered: list[_Delivery] = []
         self._settled: list[_Delivery] = []
@@ -96,8 +98,9 @@ class Subscription:
                 raise StopAsyncIteration
             self._raise_if_over()
             self._wake.clear()
-            self._take_what_came()
             self._look_at_the_clock()
+            if not self._ready:  # an event is never among missing ranges: it is settled as soon as it is dealt with
+                self._take_what_came()
             if not self._ready:
                 await self._sleep()
         self._current = self._ready.popleft()
@@ -114,9 +117,7 @@ class Subscription:
 
         Raises TransientError: no connection, or no answer in time.
         """
-        if self._link is None:
-            raise TransientError(f"not connected to the broker: {self.error}")
-        return await self._replays.request(self._link, device_id, (first, last))
+        return await self._request(device_id, (first, last))
 
     async def aclose(self) -> None:
         """Disconnect. An item that was yielded last and not followed by another, or by `handled`, comes again next time."""
@@ -136,27 +137,37 @@ class Subscription:
 
     def _take_what_came(self) -> None:
         while self._came and not self._ready:
-            delivery = self._came.popleft()
-            self._touched.add(delivery.device_id)
-            items = self._ledger.receive(delivery.device_id, delivery.payload, delivery.problem)
-            self._ready += [(item, None) for item in items[:-1]] + [(item, delivery) for item in items[-1:]]
-            if not items:
-                self._settle(delivery)
+            came = self._came[0]  # it stays in its place while it is counted: see `_time_s`
+            self._touched.add(came.device_id)
+            if isinstance(came, _Asked):
+                self._asking.discard(came.device_id)
+                gone = self._ledger.asked(came.device_id, came.run, came.gone, came.detail)
+                self._ready += [(item, None) for item in gone]
+            else:
+                items = self._ledger.receive(came.device_id, came.payload, came.problem)
+                self._ready += [(item, None) for item in items[:-1]] + [(item, came) for item in items[-1:]]
+                if not items:
+                    self._settle(came)
+            self._came.popleft()
 
     def _look_at_the_clock(self) -> None:
-        while self._gone:
-            device_id, ranges, detail = self._gone.popleft()
-            self._touched.add(device_id)
-            self._ready += [(item, None) for item in self._ledger.give_up(device_id, ranges, detail)]
         if self._loop.time() < self._look_s:
             return
         self._look_s = self._loop.time() + min(_LOOK_EVERY_S, self._options.grace_s / 4)
         due = self._ledger.look(ask=self._options.replay)
-        self._touched |= {missing.device_id for missing in due.missing} | {device_id for device_id, _ in due.ask}
+        self._touched |= {missing.device_id for missing in due.missing}
         self._ready += [(missing, None) for missing in due.missing]
-        for device_id, run in due.ask:
-            if self._group is not None:
-                self._group.create_task(self._ask(device_id, run), name="ask-again")
+        for device_id, runs in due.ask:
+            if self._group is not None and device_id not in self._asking:  # one command at a time: devices limit them
+                self._asking.add(device_id)
+                self._group.create_task(self._ask(device_id, joined(runs)), name="ask-again")
+
+    def _time_s(self, device_id: str) -> float:
+        """By the device's clock, when the first of what still waits here came: what came in time is not overdue. Else now."""
+        for came in self._came:
+            if came.device_id == device_id:
+                return came.at_s
+        return self._clocks.time_s(device_id, self._loop.time())
 
     async def _sleep(self) -> None:
         """Until something comes or a grace is over."""
@@ -258,12 +269,14 @@ class Subscription:
                 self._on_message(link, topic, payload, problem, token)
 
         filters, answers = self._filters()
+        gone = sorted({*self._kept.filters} - {*filters, answers})
         if self._options.replay:
-            link = await Link.open(self._broker, [*filters, answers], on_message)
+            link = await Link.open(self._broker, [*filters, answers], on_message, gone=gone)
         else:  # for `replay` by hand; who does not use it needs no right to read them
-            link = await Link.open(self._broker, filters, on_message, optional=[answers])
-        if link.session_present:  # what was not acknowledged comes again
-            self._came.clear()
+            link = await Link.open(self._broker, filters, on_message, optional=[answers], gone=gone)
+        self._kept.filters = [*filters, answers]
+        if link.session_present:  # what was not acknowledged comes again, if the broker still has it; kept once
+            self._came = deque(dict.fromkeys(self._came))
         for message in early:
             self._on_message(link, *message)
         self._link, self.error = link, ""
@@ -288,7 +301,8 @@ class Subscription:
     def _on_message(self, link: Link, topic: str, payload: bytes, problem: str, token: int) -> None:
         device_id, place = topic.removeprefix(f"{self._options.base_topic}/").split("/", 1)
         if place.startswith("events"):
-            self._came.append(_Delivery(link, token, device_id, payload, problem))
+            at_s = self._clocks.time_s(device_id, self._loop.time())
+            self._came.append(_Delivery(link, token, at_s, device_id, payload, problem))
         else:
             if place == "status":
                 self._clocks.device(device_id, payload != b"offline", self._loop.time())
@@ -303,31 +317,52 @@ class Subscription:
         except DataError as error:
             log.warning("%s", error)
 
+    async def _request(self, device_id: str, run: Range, request_id: str = "") -> ReplayAnswer:
+        if self._link is None:
+            raise TransientError(f"not connected to the broker: {self.error}")
+        return await self._replays.request(self._link, device_id, run, request_id)
+
     async def _ask(self, device_id: str, run: Range) -> None:
-        """Ask for what is missing, the latest of it. Without an answer it is reported when its second grace is over."""
-        run = max(run[0], run[1] - MOST_NUMBERS + 1), run[1]
-        try:
-            answer = await self.replay(device_id, *run)
-        except TransientError as error:
-            log.warning("%s: %d-%d could not be asked for: %s", device_id, *run, error)
-            return
-        if answer.state == "done":
-            gone, detail = answer.missing, answer.detail or "the device has it no more"
-        else:
-            gone, detail = (run,), f"{answer.state}: {answer.detail}"
-        self._gone.append((device_id, tuple(_inside(run, one) for one in gone), detail))
+        """Ask for what is missing. What the answer does not explain is reported when its second grace is over."""
+        gone: tuple[Range, ...] = ()
+        detail, request_id = "", new_id()
+        for _ in range(_ASK_TIMES):
+            try:
+                answer = await self._request(device_id, run, request_id)
+            except TransientError as error:
+                log.warning("%s: %d-%d could not be asked for: %s", device_id, *run, error)
+                continue
+            if answer.state == "done":
+                gone, detail = answer.missing, answer.detail or "the device has it no more"
+            else:
+                gone, detail = (run,), f"{answer.state}: {answer.detail}"
+            break
+        at_s = self._clocks.time_s(device_id, self._loop.time())
+        self._came.append(_Asked(at_s, device_id, run, tuple(_inside(run, one) for one in gone), detail))
         self._wake.set()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class _Delivery:
-    """A message on an event topic, to be acknowledged on the link that brought it."""
+    """A message on an event topic, to be acknowledged on the link that brought it. at_s: when it came, by the device's clock."""
 
-    link: Link
-    token: int
+    link: Link = field(compare=False)
+    token: int = field(compare=False)
+    at_s: float = field(compare=False)
     device_id: str
     payload: bytes
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The device was asked for `run` and has answered, or not in time. gone: what it has no more; detail: its words."""
+
+    at_s: float
+    device_id: str
+    run: Range
+    gone: tuple[Range, ...]
+    detail: str
 
 
 def _inside(run: Range, part: Range) -> Range:

@@ -50,7 +50,7 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """ask: to be asked for again. missing: given up."""
+    """ask: to be asked for again, until `asked` says that this is done. missing: given up, told once."""
 
     ask: tuple[Range, ...] = ()
     missing: tuple[Range, ...] = ()
@@ -118,7 +118,7 @@ class SequenceTracker:
             self._mark(first, last, HoleState.ANNOUNCED, frozenset(HoleState))
 
     def overdue(self, now_s: float, *, ask: bool = False) -> Overdue:
-        """The holes whose grace is over, each told once. ask: ask for them first, and report them a grace later."""
+        """The holes whose grace is over. ask: ask for them first, and report them a grace later."""
         asked: list[Range] = []
         missing, self._forced = self._forced, []
         for index, hole in enumerate(self._holes):
@@ -126,11 +126,17 @@ class SequenceTracker:
                 continue
             if ask and hole.state is HoleState.OPEN:
                 asked.append((hole.first, hole.last))
-                self._holes[index] = Hole(hole.first, hole.last, HoleState.ASKED, now_s)
             else:
                 missing.append((hole.first, hole.last))
                 self._holes[index] = Hole(hole.first, hole.last, HoleState.REPORTED, now_s)
         return Overdue(tuple(asked), tuple(missing))
+
+    def asked(self, run: Range, now_s: float) -> None:
+        """The device was asked for these numbers: what is missing there has a grace from now. A hole counts as a whole."""
+        first, last = run
+        for index, hole in enumerate(self._holes):
+            if hole.state is HoleState.OPEN and hole.first <= last and first <= hole.last:
+                self._holes[index] = Hole(hole.first, hole.last, HoleState.ASKED, now_s)
 
     def give_up(self, ranges: Iterable[Range]) -> tuple[Range, ...]:
         """Do not wait for these numbers: returns those that were waited for, and counts them as reported."""

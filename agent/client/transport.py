@@ -60,6 +60,7 @@ class Link:
     def __init__(self, client: paho.Client, broker: Broker, on_message: OnMessage) -> None:
         self.session_present = False
         self._needed = 0
+        self._filters: tuple[str, ...] = ()
         self._client = client
         self._broker = broker
         self._loop = asyncio.get_running_loop()
@@ -70,7 +71,14 @@ class Link:
         self._tick: asyncio.TimerHandle | None = None
         self._complaint = Complaint()
         client.enable_logger(self._complaint.logger)
-        client.on_message = lambda _c, _d, message: on_message(message.topic, *self._content(message), message.mid)
+        client.on_message = lambda _c, _d, message: self._take(message, on_message)
+
+    def _take(self, message: paho.MQTTMessage, on_message: OnMessage) -> None:
+        """A session that was begun with other filters still brings what they let through: nobody asked for it now."""
+        if any(paho.topic_matches_sub(one, message.topic) for one in self._filters):
+            on_message(message.topic, *self._content(message), message.mid)
+        else:
+            self.acknowledge(message.mid)
 
     def _content(self, message: paho.MQTTMessage) -> tuple[bytes, str]:
         """What was in the payload before it was compressed, and what is wrong with it. Retained state is never signed."""
@@ -87,16 +95,26 @@ class Link:
 
     @classmethod
     async def open(
-        cls, broker: Broker, filters: Sequence[str], on_message: OnMessage, optional: Sequence[str] = ()
+        cls,
+        broker: Broker,
+        filters: Sequence[str],
+        on_message: OnMessage,
+        optional: Sequence[str] = (),
+        gone: Sequence[str] = (),
     ) -> Link:
-        """Connect and subscribe with QoS 1; the broker may refuse what is `optional`. Raises RefusedError, TransientError."""
+        """Connect and subscribe with QoS 1; the broker may refuse what is `optional`. Raises RefusedError, TransientError.
+
+        gone: filters that the session may still have, to be taken out of it.
+        """
         link = cls(_new_client(broker), broker, on_message)
-        link._needed = len(filters)
+        link._needed, link._filters = len(filters), (*filters, *optional)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await link._connect()
                 await link._connack
-                link._client.subscribe([(one, 1) for one in (*filters, *optional)])
+                link._client.subscribe([(one, 1) for one in link._filters])
+                if gone:  # only now: nothing that both let through gets lost in between
+                    link._client.unsubscribe(list(gone))
                 link._watch_writes()
                 await link._suback
         except TimeoutError as error:

@@ -17,7 +17,7 @@ from agent.config.delivery import MqttConfig
 from agent.errors import ConfigError, RejectedError, TransientError, UnexplainedError
 from agent.mqtt.connection import Connection
 from agent.mqtt.inbox import Handler, Inbox, InboxStats, Subscription
-from agent.mqtt.refusals import AliasTroubleError, FloodError, LoginRefusedError
+from agent.mqtt.refusals import AliasTroubleError, FloodError, LoginRefusedError, RetainRefusedError
 from agent.mqtt.spread import share
 from agent.mqtt.target import Target, default_client_id, read_password, tls_context
 from agent.mqtt.topics import Topics
@@ -34,6 +34,8 @@ _ONLINE, _OFFLINE = b"online", b"offline"
 _GOODBYE_S = 2.0
 _STABLE_S = 5.0
 """A connection that lasted this long was a good one: the next wait is short again."""
+_FLOOD_PAUSE_S = 3600.0
+"""A second flood within so long is one that the broker retains: for as long nothing is subscribed to."""
 _HEAD_BYTES = 16_384
 """What a message to the agent may have in topic and properties, next to its payload."""
 
@@ -52,8 +54,8 @@ class LinkState(StrEnum):
 class MqttStatus:
     """The client at one moment. error: why it is not connected; connects: since the start.
 
-    unheard: publishes since the start that the broker took though nobody has subscribed (MQTT 5); refused: filters that it
-    does not let the agent subscribe to, with its reason; inbox: what was sent to the agent.
+    unheard: publishes since the start that the broker took though nobody has subscribed (MQTT 5); refused: filters that
+    are not subscribed to, with the broker's reason or what else speaks against it; inbox: what was sent to the agent.
     """
 
     state: LinkState
@@ -86,6 +88,9 @@ class MqttClient:
         self._inbox = Inbox(config.inbound_max_bytes, config.inbound_max_per_s)
         self._refused: dict[str, str] = {}
         self._fresh = False
+        self._flood = ""
+        self._flood_over_s = 0.0
+        self._will_retained = True
         self._aliases = True
         self._unheard = 0
         self._last_packet_id = 0
@@ -134,7 +139,7 @@ class MqttClient:
         self._on_disconnected.append(callback)
 
     def on_subscribed(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called on the event loop whenever the broker has answered the subscriptions; see `status().refused`."""
+        """Have `callback` called on the event loop whenever the subscriptions have an answer; see `status().refused`."""
         self._on_subscribed.append(callback)
 
     def subscribe(self, filter_: str, handler: Handler, qos: int = 1) -> None:
@@ -181,7 +186,7 @@ class MqttClient:
 
     async def try_connecting(self) -> None:
         """Connect once in place of `run`, and leave nothing with the broker. Raises TransientError, ConfigError."""
-        connection = await Connection.open(self._target(), self._inbox.take)
+        connection = await self._open()
         connection.disconnect()
 
     async def run(self) -> None:
@@ -204,25 +209,25 @@ class MqttClient:
 
     async def _connected_once(self) -> TransientError:
         """One connection from its start to its end; returns why it ended. Raises what kept it from standing."""
-        connection = await Connection.open(
-            self._target(), self._inbox.take, aliases=self._aliases, last_packet_id=self._last_packet_id
-        )
+        connection = await self._open()
         since_s = asyncio.get_running_loop().time()
         self._state, self._error = LinkState.CONNECTED, ""
         self._connection = connection
         self._connects += 1
         self._fresh = False
+        self._will_retained = connection.terms.retains
         self._unsent = dict.fromkeys((self._topics.status, *self._retained))
         self._up.set()
         log.info("mqtt_connected", host=self._config.host, port=self._config.port, receive_maximum=self.receive_maximum)
         try:
             async with asyncio.TaskGroup() as tasks:
                 sender = tasks.create_task(self._send_retained(connection), name="mqtt-retained")
-                tasks.create_task(self._subscribe(connection), name="mqtt-subscribe")
+                subscriber = tasks.create_task(self._subscribe(connection), name="mqtt-subscribe")
                 for callback in self._on_connected:
                     callback()
                 error = await connection.wait_ended()
                 sender.cancel()
+                subscriber.cancel()
         finally:
             self._connection = None
             self._up.clear()
@@ -233,22 +238,41 @@ class MqttClient:
             self._failures = 0
         return error
 
+    async def _open(self) -> Connection:
+        """Connect, to a broker that retains nothing with a will that asks for no more. Raises TransientError, ConfigError."""
+        while True:
+            try:
+                return await Connection.open(
+                    self._target(), self._inbox.take, aliases=self._aliases, last_packet_id=self._last_packet_id
+                )
+            except RetainRefusedError:
+                if not self._will_retained:
+                    raise
+                self._will_retained = False
+
     async def _subscribe(self, connection: Connection) -> None:
-        """Ask for everything again. A broker that refuses or does not answer costs commands, and no event."""
+        """Ask for everything again. A broker that refuses, floods or does not answer costs commands, and no event."""
         wanted = [(one.filter, one.qos) for one in self._inbox.subscriptions]
         if not wanted:
             return
+        if self._flood:
+            self._note_refused(dict.fromkeys((name for name, _ in wanted), self._flood))
+            await asyncio.sleep(self._flood_over_s - asyncio.get_running_loop().time())
+            self._flood = ""
         try:
             async with asyncio.timeout(self._config.publish_timeout_s):
                 answers = await connection.subscribe(wanted)
         except TimeoutError:
-            self._refused = dict.fromkeys((name for name, _ in wanted), "no answer from the broker")
+            self._note_refused(dict.fromkeys((name for name, _ in wanted), "no answer from the broker"))
         except TransientError:
             return  # the next connection asks again
         else:
             pairs = zip(wanted, answers, strict=False)
-            self._refused = {name: named(answer) for (name, _), answer in pairs if answer.value >= FAILURE}
-        for name, reason in self._refused.items():
+            self._note_refused({name: named(answer) for (name, _), answer in pairs if answer.value >= FAILURE})
+
+    def _note_refused(self, refused: dict[str, str]) -> None:
+        self._refused = refused
+        for name, reason in refused.items():
             log.warning("mqtt_subscription_refused", filter=name, reason=reason)
         for callback in self._on_subscribed:
             callback()
@@ -313,6 +337,9 @@ class MqttClient:
             self._aliases = False
         if isinstance(error, FloodError):
             self._fresh = True  # the session would only bring the same again
+            now_s = asyncio.get_running_loop().time()
+            self._flood = str(error) if now_s < self._flood_over_s else ""
+            self._flood_over_s = now_s + _FLOOD_PAUSE_S
         if isinstance(error, LoginRefusedError | ConfigError):
             self._state = LinkState.REFUSED
             longest_s = self._config.reconnect.max_s
@@ -349,4 +376,5 @@ class MqttClient:
             session_expiry_s=session_expiry_s,
             fresh=self._fresh or not session_expiry_s,
             max_inbound_bytes=config.inbound_max_bytes + _HEAD_BYTES,
+            will_retained=self._will_retained,
         )

@@ -21,7 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from agent.errors import RejectedError, TransientError
 from agent.mqtt import packing, transport
 from agent.mqtt.aliases import TopicAliases
-from agent.mqtt.refusals import AliasTroubleError, FloodError, LoginRefusedError, refusal
+from agent.mqtt.refusals import AliasTroubleError, FloodError, LoginRefusedError, login_refusal, refusal
 from agent.mqtt.target import Target
 from agent.mqtt.terms import MOST_IN_FLIGHT, Terms
 from agent.mqtt.transport import CONNECT_TIMEOUT_S, Complaint, GatheringClient, named
@@ -36,8 +36,6 @@ _ALIAS_TROUBLE = frozenset({0x82, 0x94})
 """DISCONNECT: protocol error, topic alias invalid."""
 _MOST_INBOUND_BYTES = 4_194_304
 """What a broker that cannot be told a limit may send as one packet; more ends the connection."""
-_LOGIN_REFUSED = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C, 0x90, 0x95, 0x99, 0x9A, 0x9B, 0x9C, 0x9D})
-"""CONNACK: what a person has to change before it can work: version, identifier, password, rights, will, server."""
 
 
 @dataclass(slots=True)
@@ -87,7 +85,7 @@ class Connection:
         aliases: bool = True,
         last_packet_id: int = 0,
     ) -> Connection:
-        """Connect and wait for the broker's welcome. Raises LoginRefusedError, TransientError.
+        """Connect and wait for the broker's welcome. Raises LoginRefusedError (also RetainRefusedError), TransientError.
 
         on_message: called with each message that comes in, which is acknowledged when it returns. aliases: use topic
         aliases if the broker has some. last_packet_id: of the connection before, see `transport.new_client`.
@@ -260,7 +258,10 @@ class Connection:
         if oldest is not None:
             silent_s = now_s - max(oldest.since_s, self._acknowledged_s)
             if silent_s > limit_s or now_s - oldest.since_s > _MOST_TIMEOUTS * limit_s:
-                self.drop(f"a publish was not acknowledged within {min(silent_s, limit_s):g} s")
+                why = f"a publish was not acknowledged within {min(silent_s, limit_s):g} s"
+                if (coming := transport.waiting_bytes(self._client)) > self._target.max_inbound_bytes:
+                    self._end(f"{why}, behind a packet of {coming} bytes", FloodError)
+                self.drop(why)
                 return
         self._client.loop_misc()
         self._flush_soon()
@@ -271,8 +272,7 @@ class Connection:
         if self._connack.done():
             return
         if reason.is_failure:
-            kind = LoginRefusedError if reason.value in _LOGIN_REFUSED else TransientError
-            self._connack.set_exception(kind(f"the broker refused the connection: {named(reason)}"))
+            self._connack.set_exception(login_refusal(reason))
             return
         self.terms = Terms.of(found, session_present=flags.session_present)
         if not self.terms.maximum_qos:

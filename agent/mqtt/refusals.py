@@ -8,9 +8,17 @@ from agent.errors import QuotaError, RejectedError, TransientError, UnexplainedE
 from agent.mqtt.transport import named
 from agent.mqtt.verdicts import Verdict
 
+_LOGIN_REFUSED = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C, 0x90, 0x95, 0x99, 0x9A, 0x9B, 0x9C, 0x9D})
+"""CONNACK: what a person has to change before it can work: version, identifier, password, rights, will, server."""
+_RETAIN_NOT_SUPPORTED = 0x9A
+
 
 class LoginRefusedError(TransientError):
     """The broker answered and does not want this client as it is configured."""
+
+
+class RetainRefusedError(LoginRefusedError):
+    """The broker retains nothing, not even the will."""
 
 
 class AliasTroubleError(TransientError):
@@ -19,6 +27,14 @@ class AliasTroubleError(TransientError):
 
 class FloodError(TransientError):
     """The broker sends more than fits; it would send the same again from its session."""
+
+
+def login_refusal(reason: ReasonCode) -> TransientError:
+    """The error for a CONNACK that is a no."""
+    text = f"the broker refused the connection: {named(reason)}"
+    if reason.value == _RETAIN_NOT_SUPPORTED:
+        return RetainRefusedError(text)
+    return LoginRefusedError(text) if reason.value in _LOGIN_REFUSED else TransientError(text)
 
 
 def refusal(judged: Verdict, reason: ReasonCode) -> TransientError | RejectedError | None:

@@ -14,7 +14,7 @@ from agent.net import tls_client
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One connection to make. will_topic: gets `will_payload`, retained, when it is lost.
+    """One connection to make. will_topic: gets `will_payload` when it is lost, retained where `will_retained`.
 
     session_expiry_s: how long the broker keeps subscriptions and messages for this client after the connection, 0 = not at
     all; fresh: forget the session there is. max_inbound_bytes: of a packet that the broker may send.
@@ -35,6 +35,7 @@ class Target:
     session_expiry_s: int = 0
     fresh: bool = True
     max_inbound_bytes: int = 65_536
+    will_retained: bool = True
 
 
 class TlsSocket(ssl.SSLSocket):

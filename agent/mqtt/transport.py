@@ -123,7 +123,7 @@ def new_client(target: Target, last_packet_id: int) -> GatheringClient:
     client._last_mid = last_packet_id  # noqa: SLF001 - there is no public way; a test notices when it stops working
     client.max_inflight_messages_set(0)  # the window is kept here; paho's own would queue in memory
     client.connect_timeout = CONNECT_TIMEOUT_S
-    client.will_set(target.will_topic, target.will_payload, qos=1, retain=True)
+    client.will_set(target.will_topic, target.will_payload, qos=1, retain=target.will_retained)
     if target.username:
         client.username_pw_set(target.username, target.password or None)
     if target.tls is not None:

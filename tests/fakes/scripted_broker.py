@@ -142,11 +142,14 @@ class Peer:
         self.broker.connects.append(connect)
         if self._cut_here("connect") is not None:
             raise HangUpError
-        body = bytes([self.manners.session_present and not self.manners.connack, self.manners.connack])
+        code = self.manners.connack
+        if connect.will_retain and not self.manners.properties.get("retain_available", 1):
+            code = code or 0x9A
+        body = bytes([self.manners.session_present and not code, code])
         if self.version == 5:
             body += wire.properties(self.manners.properties)
         await self.send(wire.packet(wire.CONNACK, body))
-        if self.manners.connack:
+        if code:
             raise HangUpError
         if self.manners.on_connected is not None:
             await self.manners.on_connected(self)

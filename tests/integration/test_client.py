@@ -251,6 +251,113 @@ async def test_a_gap_over_the_subscribers_own_absence_is_noticed(
     assert items[1] == MissingRange("gate-1", 2, 3)
 
 
+async def test_what_had_come_before_the_broker_crashed_is_not_lost(
+    mosquitto: Mosquitto, device: Device, tmp_path: Path
+) -> None:
+    """The session comes back as it was last saved: without what the subscriber had got since, or with some of it."""
+    state = tmp_path / "state.json"
+    async with subscribe(url(mosquitto), state_file=state, grace_s=GRACE_S, reconnect_s=FAST) as events:
+        await connected(events)
+        device.events(1, 2, 3)
+        assert sequences(await take(events, 1)) == [1]
+        await asyncio.to_thread(mosquitto.save)
+        device.events(4, 5, 6)
+        async with asyncio.timeout(10):
+            while len(events._came) < 5:
+                await asyncio.sleep(0.01)
+        for _ in range(2):  # what comes again and again is kept once
+            await asyncio.to_thread(mosquitto.kill)
+            async with asyncio.timeout(10):
+                while events.connected:
+                    await asyncio.sleep(0.01)
+            await asyncio.to_thread(mosquitto.start)
+            await connected(events)
+            await asyncio.sleep(0.3)
+            assert len(events._came) <= 6 + 3
+        assert sequences(await take(events, 5)) == [2, 3, 4, 5, 6]
+        await nothing_more(events, 2 * GRACE_S)
+    client_id = json.loads(state.read_bytes())["client_id"]
+    assert await kept_by_broker(mosquitto, client_id) == [], "what came again is acknowledged"
+
+
+async def test_a_consumer_that_is_busy_is_not_told_that_what_it_has_is_missing(
+    mosquitto: Mosquitto, device: Device
+) -> None:
+    async with subscribe(url(mosquitto), grace_s=GRACE_S) as events:
+        await connected(events)
+        device.events(1, 5, 6, 7, 2, 4)
+        items = []
+        for _ in range(6):
+            items += await take(events, 1)
+            await asyncio.sleep(0.6 * GRACE_S)
+        assert sequences(items) == [1, 5, 6, 7, 2, 4]
+        assert await take(events, 1) == [MissingRange("gate-1", 3, 3)]
+
+
+async def test_what_is_dealt_with_is_on_disk_though_a_grace_has_just_passed(
+    mosquitto: Mosquitto, device: Device, tmp_path: Path
+) -> None:
+    state = tmp_path / "state.json"
+    async with subscribe(url(mosquitto), state_file=state, grace_s=GRACE_S) as events:
+        await connected(events)
+        device.events(1, 3)
+        await take(events, 2)
+        await asyncio.sleep(1.5 * GRACE_S)
+        device.events(4)
+        await asyncio.sleep(0.2)
+        assert await take(events, 1) == [MissingRange("gate-1", 2, 2)]
+        assert sequences(await take(events, 1)) == [4]
+        await events.handled()
+        assert json.loads(state.read_bytes())["devices"]["gate-1"]["highest"] == 4
+    async with subscribe(url(mosquitto), state_file=state, grace_s=GRACE_S) as events:
+        await connected(events)
+        await nothing_more(events)
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_a_session_that_was_begun_for_all_brings_one_device_only_when_one_is_asked_for(
+    mosquitto: Mosquitto, device: Device, tmp_path: Path, protocol: Any
+) -> None:
+    state, here = tmp_path / "state.json", url(mosquitto)
+    other = documents.event(1).replace(b'"gate-1"', b'"gate-2"')
+    async with subscribe(here, state_file=state, protocol=protocol) as events:
+        await connected(events)
+        device.events(1)
+        device.say(other, device="gate-2")
+        device.say(documents.event(5).replace(b'"gate-1"', b'"gate-2"'), device="gate-2")
+        await take(events, 3)
+        await events.handled()
+    client_id = json.loads(state.read_bytes())["client_id"]
+    device.say(documents.event(6).replace(b'"gate-1"', b'"gate-2"'), device="gate-2")  # the session has it already
+    narrow: dict[str, Any] = {"protocol": protocol, "device": "gate-1", "grace_s": GRACE_S}
+    async with subscribe(here, state_file=state, **narrow) as events:
+        await connected(events)
+        device.events(2)
+        assert sequences(await take(events, 1)) == [2]
+        await events.handled()
+        await nothing_more(events, 2 * GRACE_S)  # nor are numbers of the other one missing
+    device.say(documents.event(7).replace(b'"gate-1"', b'"gate-2"'), device="gate-2")
+    device.events(3)
+    assert await kept_by_broker(mosquitto, client_id, protocol) == ["recognizer/gate-1/events/yard/fight"]
+
+
+async def kept_by_broker(broker: Mosquitto, client_id: str, protocol: str = "5") -> list[str]:
+    """Topics of what a session holds, without subscribing to anything."""
+    topics: list[str] = []
+    v5 = protocol == "5"
+    client = paho.Client(
+        CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=None if v5 else False, manual_ack=True,
+        protocol=MQTTProtocolVersion.MQTTv5 if v5 else MQTTProtocolVersion.MQTTv311,
+    )  # fmt: skip
+    client.on_message = lambda _c, _d, message: topics.append(message.topic)
+    client.connect("127.0.0.1", broker.port, **({"clean_start": False} if v5 else {}))
+    client.loop_start()
+    await asyncio.sleep(0.5)
+    client.disconnect()
+    client.loop_stop()
+    return topics
+
+
 async def test_a_consumer_that_is_busy_holds_no_more_than_the_window(mosquitto: Mosquitto, device: Device) -> None:
     async with subscribe(url(mosquitto), client_id="slow", window=10) as events:
         await connected(events)
@@ -265,9 +372,9 @@ async def test_a_consumer_that_is_busy_holds_no_more_than_the_window(mosquitto: 
 
 
 class Archive:
-    """Answers `replay-events` from what it was given, on the response topic with the correlation data."""
+    """Answers `replay-events` from what it was given, on the response topic with the correlation data; None = not."""
 
-    def __init__(self, device: Device, answer: Callable[[int, int], dict[str, Any]]) -> None:
+    def __init__(self, device: Device, answer: Callable[[int, int], dict[str, Any] | None]) -> None:
         self.requests: list[dict[str, Any]] = []
         self.topics: list[tuple[str, bytes]] = []
         self._answer = answer
@@ -280,9 +387,12 @@ class Archive:
         self.requests.append(request)
         where, correlation = message.properties.ResponseTopic, message.properties.CorrelationData
         self.topics.append((where, correlation))
+        said = self._answer(**request["arguments"])
+        if said is None:
+            return
         properties = paho.Properties(paho.PacketTypes.PUBLISH)
         properties.CorrelationData = correlation
-        answer = {"id": request["id"]} | self._answer(**request["arguments"])
+        answer = {"id": request["id"]} | said
         client.publish(where, json.dumps(answer).encode(), 1, properties=properties)
 
 
@@ -302,6 +412,33 @@ async def test_what_is_missing_is_asked_for_and_comes(mosquitto: Mosquitto, devi
     assert request["arguments"] == {"first": 3, "last": 5}
     (where,) = archive.topics
     assert where == ("recognizer/gate-1/cmd/replay-events/result", request["id"].encode())
+
+
+async def test_a_device_that_does_not_answer_is_asked_once_more_and_for_one_thing_at_a_time(
+    mosquitto: Mosquitto, device: Device
+) -> None:
+    """It is asked under the same id, and a second grace begins only then: what it drops is not called missing."""
+
+    def again(first: int, last: int) -> dict[str, Any] | None:
+        if len(archive.requests) == 1:
+            return None
+        device.client.publish("recognizer/gate-1/events/yard/fight", documents.event(last), 1)
+        return {"state": "done", "detail": "", "result": {"sent": 1, "missing": []}}
+
+    archive = Archive(device, again)
+    async with subscribe(url(mosquitto), grace_s=GRACE_S, replay=True, replay_timeout_s=3 * GRACE_S) as events:
+        await connected(events)
+        device.events(1, 3)
+        assert sequences(await take(events, 2)) == [1, 3]
+        waiting = asyncio.create_task(take(events, 3))
+        await asyncio.sleep(1.5 * GRACE_S)
+        device.events(5)
+        assert sequences(await waiting) == [5, 2, 4]
+        await nothing_more(events, 3 * GRACE_S)
+    first, repeated, second = archive.requests
+    assert first["arguments"] == repeated["arguments"] == {"first": 2, "last": 2}
+    assert first["id"] == repeated["id"] != second["id"]
+    assert second["arguments"] == {"first": 4, "last": 4}
 
 
 async def test_what_the_device_has_no_more_is_told_at_once(mosquitto: Mosquitto, device: Device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,22 @@ async def test_what_nobody_kept_for_the_subscriber_comes_from_the_device(
             with pytest.raises(TimeoutError):  # they came before
                 async with asyncio.timeout(1.0):
                     pytest.fail(f"unexpected: {await anext(events)}")
+
+
+async def test_many_holes_at_once_do_not_meet_the_limits_of_the_device(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    path, address = tmp_path / "state.json", f"mqtt://127.0.0.1:{mosquitto.port}"
+    config = CommandsConfig(enabled=True, unsigned_role="operator")
+    async with running(tmp_path / "events.db", mosquitto, config) as box:
+        async with subscribe(address, state_file=path) as events:
+            await connected(events)
+            await box.put(120)
+            await sequences(events, 120)
+        state = json.loads(path.read_bytes())
+        state["devices"]["box"]["holes"] = [[number, number, "open"] for number in range(2, 121, 2)]
+        path.write_text(json.dumps(state))  # as if every second one had been lost on the way
+        async with subscribe(address, state_file=path, grace_s=2.0, replay=True) as events:
+            assert sorted(await sequences(events, 60)) == list(range(2, 121, 2))
+        assert box.desk.dropped == 0
 
 
 async def test_who_may_not_ask_is_told_so(mosquitto: Mosquitto, tmp_path: Path) -> None:

@@ -227,6 +227,21 @@ async def test_a_wrong_password_is_reported_and_tried_again_rarely(
 
 
 @pytest.mark.mosquitto
+async def test_a_broker_that_retains_nothing_has_the_state_and_the_will_all_the_same(
+    make_mosquitto: Callable[..., Mosquitto], subscribe: Callable[..., Subscriber]
+) -> None:
+    broker = make_mosquitto("retain_available false")
+    subscriber = await asyncio.to_thread(subscribe, broker.port, TOPICS.status)
+    slow = BackoffConfig(initial_s=60, max_s=60)  # the login without a retained will follows at once
+    async with running(MqttConfig(port=broker.port, reconnect=slow)) as client:
+        await subscriber.wait_for(lambda s: s.payloads() == [b"online"])
+        connection = client._connection
+        assert connection is not None
+        connection.drop("cut by the test")
+        await subscriber.wait_for(lambda s: s.payloads() == [b"online", b"offline"])
+
+
+@pytest.mark.mosquitto
 async def test_tls_with_a_client_certificate(mosquitto_tls: Mosquitto, tls_files: TlsFiles) -> None:
     tls = TlsConfig(ca_file=tls_files.ca, cert_file=tls_files.client_cert, key_file=tls_files.client_key)
     async with running(MqttConfig(port=mosquitto_tls.port, tls=tls)) as client, asyncio.TaskGroup() as tasks:

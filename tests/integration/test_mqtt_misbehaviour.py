@@ -12,6 +12,7 @@ from fakes.delivery import TOPICS, delivering, duplicates
 from fakes.mqtt_packets import Publish
 from fakes.scripted_broker import Cut, HangUpError, Manners, Peer, PublishRule, ScriptedBroker, acknowledge
 
+from agent.config.sections import BackoffConfig
 from agent.errors import TransientError
 from agent.mqtt.client import LinkState
 from agent.outbox.doubts import Doubts
@@ -19,6 +20,7 @@ from agent.ports import Message
 from agent.types import Lane
 
 TOTAL = 30
+SLOW = BackoffConfig(initial_s=60, max_s=60)
 
 
 CUTS = [
@@ -354,6 +356,29 @@ async def test_a_broker_that_retains_nothing_is_sent_nothing_retained(tmp_path: 
         await delivery.drained()
         assert not any(publish.retain for publish in broker.published)
         assert [p.payload for p in broker.published if p.topic == TOPICS.status] == [b"online"]
+        assert [connect.will_retain for connect in broker.connects] == [True, False]
+
+
+async def test_whether_the_will_may_be_retained_is_remembered_until_the_broker_says_otherwise(tmp_path: Path) -> None:
+    none = Manners(properties={"retain_available": 0}, cut=Cut("publish", nth=5))
+    some = Manners(cut=Cut("publish", nth=5))
+    async with ScriptedBroker(none, none, none, some, Manners()) as broker, delivering(tmp_path, broker) as delivery:
+        await delivery.put(TOTAL)
+        await delivery.drained()
+        duplicates(broker, TOTAL)
+        assert [connect.will_retain for connect in broker.connects] == [True, False, False, False, True]
+
+
+async def test_a_broker_that_refuses_any_will_is_tried_again_rarely(tmp_path: Path) -> None:
+    async with (
+        ScriptedBroker(Manners(connack=0x9A)) as broker,
+        delivering(tmp_path, broker, reconnect=SLOW) as delivery,
+    ):
+        async with asyncio.timeout(10):
+            while delivery.client.status().state is not LinkState.REFUSED:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert [connect.will_retain for connect in broker.connects] == [True, False]
 
 
 async def test_nonsense_instead_of_packets_ends_the_connection_and_nothing_else(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.config.delivery import MqttConfig
+from agent.mqtt import client as client_module
 from agent.mqtt.client import MqttClient
 from agent.ports import Received
 
@@ -323,6 +324,46 @@ async def test_a_packet_beyond_all_bounds_ends_the_connection_and_the_session(tm
         assert [connect.clean for connect in broker.connects] == [False, True]
         assert "4194304" in json.dumps(delivery.client.status().error) or delivery.client.connected
         duplicates(broker, 30)
+
+
+@PROTOCOLS
+@pytest.mark.parametrize(
+    ("length", "error"),
+    [(b"\xff\xff\xff\x7f", "above 4194304 bytes"), (b"\x80\x80\x40", "behind a packet of 1048576 bytes")],
+    ids=["beyond-all-bounds", "slow"],
+)
+async def test_a_packet_that_stays_costs_subscriptions_and_no_event(
+    tmp_path: Path, protocol: str, length: bytes, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retained one comes with each subscription: they are left out, said to be, and tried again later."""
+    monkeypatch.setattr(client_module, "_FLOOD_PAUSE_S", 4.0)
+
+    async def too_much(peer: Peer) -> None:
+        await peer.send(b"\x33" + length + b"\x00\x01x" + b"x" * 200)
+        await asyncio.sleep(60)  # nothing else passes it
+
+    async def command(peer: Peer) -> None:
+        await peer.publish(COMMAND, b"now", 1)
+
+    found: list[Received] = []
+    reported: list[dict[str, str]] = []
+    flood = Manners(on_subscribed=too_much)
+    async with (
+        ScriptedBroker(flood, flood, Manners(on_subscribed=command)) as broker,
+        delivering(
+            tmp_path, broker, protocol=protocol, publish_timeout_s=0.3, subscriptions={TOPICS.commands: found.append}
+        ) as delivery,
+    ):
+        delivery.client.on_subscribed(lambda: reported.append(dict(delivery.client.status().refused)))
+        await delivery.put(30)
+        await delivery.drained()
+        duplicates(broker, 30)
+        assert [number for number, _ in broker.subscribed] == [1, 2]
+        assert error in delivery.client.status().refused[TOPICS.commands]
+        await until(lambda: bool(found))
+        assert [number for number, _ in broker.subscribed] == [1, 2, 3]
+        assert [connect.clean for connect in broker.connects] == [False, True, True]
+        assert reported[-1] == {}
 
 
 async def test_a_topic_that_is_not_utf_8_is_dropped(tmp_path: Path) -> None:

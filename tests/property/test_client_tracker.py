@@ -92,8 +92,16 @@ class TrackerMachine(RuleBasedStateMachine):
         overdue = self.tracker.overdue(self.now_s, ask=ask)
         assert spread(overdue.ask) == asked
         assert spread(overdue.missing) == late - asked
-        for number in late:
-            self.absent[number] = (HoleState.ASKED if number in asked else HoleState.REPORTED, self.now_s)
+        for number in late - asked:
+            self.absent[number] = (HoleState.REPORTED, self.now_s)
+
+    @rule()
+    def ask(self) -> None:
+        """For all that may be asked for, due or not."""
+        numbers = [number for number, (state, _) in self.absent.items() if state is HoleState.OPEN]
+        if numbers:
+            self.tracker.asked((min(numbers), max(numbers)), self.now_s)
+        self.absent |= dict.fromkeys(numbers, (HoleState.ASKED, self.now_s))
 
     @rule(first=NUMBERS, length=st.integers(0, 10))
     def give_up(self, first: int, length: int) -> None:

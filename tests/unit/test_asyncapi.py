@@ -132,6 +132,12 @@ def test_bindings_say_what_the_client_does() -> None:
         session = server["bindings"]["mqtt"]
         assert session["lastWill"] == {"topic": TOPICS.status, "qos": 1, "message": "offline", "retain": True}
         assert session["keepAlive"] == MqttConfig().keepalive_s
+        assert "cleanSession" not in session  # with a subscription another one than without
+
+
+def test_nothing_that_the_code_sends_is_called_reserved() -> None:
+    """`channels` are those of the code."""
+    assert not [name for name, one in DOCUMENT["operations"].items() if "reserved" in one.get("summary", "").lower()]
 
 
 def test_the_documentation_of_topics_has_the_same_channels(repo_dir: Path) -> None:

@@ -22,8 +22,8 @@ from agent.client.clocks import DeviceClocks
 from agent.client.items import decode, identity
 from agent.client.ledger import Due, Ledger
 from agent.client.options import OptionNames
-from agent.client.replay import ReplayAnswer, Replays, parse_answer
-from agent.client.tracker import HoleState, SequenceTracker
+from agent.client.replay import ReplayAnswer, Replays, joined, parse_answer
+from agent.client.tracker import HoleState, Range, SequenceTracker
 from agent.config.delivery import CommandsConfig
 from agent.daemon.remote import MOST_RUNS, Remote, RemotePorts
 from agent.errors import DataError
@@ -77,6 +77,8 @@ def test_messages_of_each_kind_become_their_type() -> None:
 @pytest.mark.parametrize(
     "payload",
     [b"", b"null", b'{"data": 1}', b'{"data": {"kind": ["fight"]}}', altered(documents.drift(), data__change="much"),
+     altered(documents.drift(), data__change=10**400), altered(documents.drift(), data__baseline=10**400),
+     altered(documents.drift(), data__blocks=float("inf")),
      altered(documents.gap(), data__ranges=[[1]]), altered(documents.event(), data__phase="over")],
 )  # fmt: skip
 def test_what_is_no_message_is_a_data_error(payload: bytes) -> None:
@@ -176,11 +178,32 @@ def test_ledgers_go_on_from_what_they_kept() -> None:
     assert later.ledger.wait_s(lambda _: True) == 10
     assert later.ledger.wait_s(lambda _: False) is None
     later.now_s = 10
-    assert later.ledger.look(ask=True) == Due((), (("gate-1", (3, 5)),))
-    assert later.ledger.give_up("gate-1", ((4, 4),), "gone") == (MissingRange("gate-1", 4, 4, "gone"),)
+    assert later.ledger.look(ask=True) == Due((), (("gate-1", ((3, 5),)),))
+    assert later.ledger.asked("gate-1", (3, 5), ((4, 4),), "gone") == (MissingRange("gate-1", 4, 4, "gone"),)
     assert [hole.state for hole in later.ledger.trackers["gate-1"].holes] == [
         HoleState.ASKED, HoleState.REPORTED, HoleState.ASKED,
     ]  # fmt: skip
+
+
+def test_a_second_grace_begins_when_asking_is_done() -> None:
+    desk = Desk()
+    desk.receive(1, 3, 5)
+    desk.now_s = 10
+    for desk.now_s in (10, 15):
+        assert desk.ledger.look(ask=True) == Due((), (("gate-1", ((2, 2), (4, 4))),)), "until it is asked for"
+    assert desk.ledger.asked("gate-1", (2, 4), (), "") == ()
+    desk.now_s = 24
+    assert desk.ledger.look(ask=True) == Due((), ())
+    desk.now_s = 25
+    assert desk.ledger.look(ask=True).missing == (MissingRange("gate-1", 2, 2), MissingRange("gate-1", 4, 4))
+
+
+def test_a_hole_that_is_longer_than_a_command_reaches_is_asked_for_once() -> None:
+    desk = Desk()
+    desk.receive(1, 300_000)
+    desk.ledger.asked("gate-1", (200_000, 299_999), (), "")
+    desk.now_s = 10
+    assert desk.ledger.look(ask=True) == Due((MissingRange("gate-1", 2, 299_999),), ())
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------
@@ -261,6 +284,20 @@ async def test_the_agent_understands_a_request_and_its_answer_is_understood(tmp_
     assert (command.client, command.role) == (("archive", "operator") if signed else ("", "viewer"))
     if not signed:
         jsonschema.Draft202012Validator(load_schema("command")).validate(json.loads(payload))
+
+
+@pytest.mark.parametrize(
+    ("runs", "request_"),
+    [
+        ([(3, 5)], (3, 5)),
+        ([(3, 5), (7, 7), (100_002, 100_002)], (3, 100_002)),
+        ([(3, 5), (7, 7), (100_004, 100_004)], (5, 100_004)),
+        ([(3, 5), (200_000, 200_001)], (200_000, 200_001)),
+        ([(1, 1 << 53)], ((1 << 53) - 99_999, 1 << 53)),
+    ],
+)
+def test_holes_are_asked_for_together_as_far_as_one_command_reaches(runs: list[Range], request_: Range) -> None:
+    assert joined(runs) == request_
 
 
 def test_the_agents_answers_are_what_the_schema_says() -> None:
@@ -344,7 +381,7 @@ def test_addresses_say_where_and_as_whom() -> None:
 def test_a_state_file_is_replaced_as_a_whole(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "state.json"
     assert state_file.load(path) == state_file.SubscriberState()
-    state = state_file.SubscriberState("me", {"gate-1": SequenceTracker().dump()})
+    state = state_file.SubscriberState("me", {"gate-1": SequenceTracker().dump()}, ["recognizer/+/status"])
     state_file.save(path, state.as_json())
     assert state_file.load(path) == state
     (tmp_path / "state.json.new").write_bytes(state.as_json()[:cut])  # a crash in mid write
@@ -353,6 +390,11 @@ def test_a_state_file_is_replaced_as_a_whole(tmp_path: Path, cut: int) -> None:
     state_file.save(path, state.as_json())
     assert state_file.load(path) == state
     assert [file.name for file in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_a_state_file_of_before_filters_were_kept_is_read(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"version": 1, "client_id": "me", "devices": {}}')
+    assert state_file.load(tmp_path / "state.json") == state_file.SubscriberState("me")
 
 
 def test_the_documentation_has_every_option_with_its_default_and_examples_that_compile(repo_dir: Path) -> None:
