@@ -27,6 +27,8 @@ ByteArray = NDArray[np.uint8]
 
 WIDTH, HEIGHT = 64, 48
 """Cells of a thumbnail, whatever the picture's shape."""
+EDGES_SHAPE = (HEIGHT - 2, WIDTH - 2, 2)
+"""Of a reference that is kept."""
 SAMPLE_PERIOD_NS = 2 * NS_PER_S
 SAMPLES = 16
 """Thumbnails whose median is the view without people: half a minute."""
@@ -51,6 +53,7 @@ _NEIGHBOURS = 4.0
 """Standard deviation of the surroundings that an edge is measured against, cells."""
 _MAX_STRIDE_WIDTH = 320
 _GREEN = 1  # of BGR: most of the luma
+_SCALE = 127.0
 _LONGEST_STEP_S = 10.0
 """What passes between two samples beyond this was not watched."""
 
@@ -112,13 +115,18 @@ def _correlation(one: ComplexArray, other: ComplexArray) -> float:
 class Learned:
     """What is known of a camera's view.
 
-    reference: (48, 64) uint8, what is taken for the right view; known_s: how long it was seen, as far as that matters; other_s: how long another one
+    reference: (46, 62, 2) int8, the `edges` of what is taken for the right view times 127, real and imaginary part; known_s: how long it was seen, as far as that matters; other_s: how long another one
     has been seen since, 0 = it is not.
     """
 
-    reference: ByteArray
+    reference: NDArray[np.int8]
     known_s: float
     other_s: float
+
+
+def _complex(parts: NDArray[np.int8]) -> ComplexArray:
+    reference: ComplexArray = (parts[..., 0] + 1j * parts[..., 1]) / _SCALE
+    return reference
 
 
 class Viewpoint:
@@ -130,7 +138,8 @@ class Viewpoint:
 
     def __init__(self, moved_after_s: float, learned: Learned | None = None) -> None:
         self.moved_after_s = moved_after_s
-        self._reference = None if learned is None else learned.reference.astype(np.float32)
+        # Edges, not a picture: where light turns edges round, as infrared does, a mean of pictures has none of them.
+        self._reference = None if learned is None else _complex(learned.reference)
         self._known_s, self._other_s = (0.0, 0.0) if learned is None else (learned.known_s, learned.other_s)
         self._samples: deque[tuple[int, ByteArray]] = deque(maxlen=SAMPLES)
         self._accept = False
@@ -148,7 +157,8 @@ class Viewpoint:
         reference = self._reference
         if reference is None:
             return None
-        return Learned(np.round(reference).astype(np.uint8), self._known_s, self._other_s)
+        parts = np.stack([reference.real, reference.imag], axis=-1)
+        return Learned(np.round(parts * _SCALE).astype(np.int8), self._known_s, self._other_s)
 
     def accept(self) -> None:
         """What the camera shows is right, from the next half a minute that can be judged on."""
@@ -178,11 +188,11 @@ class Viewpoint:
         earlier, later = (edges(np.median(half, axis=0)) for half in (samples[: SAMPLES // 2], samples[SAMPLES // 2 :]))
         if _correlation(earlier, later) < STEADY:
             return
-        view = np.median(samples, axis=0).astype(np.float32)
+        view = edges(np.median(samples, axis=0))
         if self._reference is None or self._accept:
             self._take(view)
-        elif likeness(edges(self._reference), edges(view)) >= (BACK if self.moved else OTHER):
-            self._reference = self._reference + (view - self._reference) * np.float32(elapsed_s / FOLLOW_S)
+        elif likeness(self._reference, view) >= (BACK if self.moved else OTHER):
+            self._reference = self._reference + (view - self._reference) * min(1.0, elapsed_s / FOLLOW_S)
             self._known_s, self._other_s = min(self._known_s + elapsed_s, SETTLED_AFTER_S), 0.0
         else:
             other_s = self._other_s + (elapsed_s if self._other_s else span_s)
@@ -192,5 +202,5 @@ class Viewpoint:
             else:
                 self._other_s = other_s
 
-    def _take(self, view: FloatArray) -> None:
+    def _take(self, view: ComplexArray) -> None:
         self._reference, self._known_s, self._other_s, self._accept = view, 0.0, 0.0, False

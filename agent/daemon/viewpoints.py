@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from agent.capture.viewpoint import HEIGHT, WIDTH, Learned, Viewpoint
+from agent.capture.viewpoint import EDGES_SHAPE, Learned, Viewpoint
 from agent.config.schema import CameraConfig
 from agent.durable import write_durably
 
@@ -93,14 +93,14 @@ def _entry(mark: str, viewpoint: Viewpoint) -> dict[str, Any] | None:
     learned = viewpoint.learned
     if learned is None:
         return None
-    picture = base64.b64encode(learned.reference.tobytes()).decode("ascii")
-    return {"source": mark, "view": picture, "known_s": round(learned.known_s), "other_s": round(learned.other_s)}
+    edges = base64.b64encode(learned.reference.tobytes()).decode("ascii")
+    return {"source": mark, "edges": edges, "known_s": round(learned.known_s), "other_s": round(learned.other_s)}
 
 
 def _restored(entry: dict[str, Any]) -> tuple[str, Viewpoint]:
     """Raises KeyError, TypeError, ValueError."""
-    view = np.frombuffer(base64.b64decode(entry["view"], validate=True), np.uint8).reshape(HEIGHT, WIDTH)
+    edges = np.frombuffer(base64.b64decode(entry["edges"], validate=True), np.int8).reshape(EDGES_SHAPE)
     times_s = [float(entry[name]) for name in ("known_s", "other_s")]
     if not all(0 <= time_s < float("inf") for time_s in times_s):
         raise ValueError(f"known_s, other_s are {times_s}")
-    return str(entry["source"]), Viewpoint(0.0, Learned(view, *times_s))
+    return str(entry["source"]), Viewpoint(0.0, Learned(edges, *times_s))

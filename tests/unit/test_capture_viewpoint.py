@@ -9,10 +9,12 @@ from functools import lru_cache
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from agent.capture.viewpoint import (
     ACCEPTED_AFTER_S,
     BACK,
+    EDGES_SHAPE,
     JUDGED_EVERY,
     OTHER,
     SAMPLES,
@@ -49,7 +51,13 @@ def place(
 
 def knowing(image: ImageArray, other_s: float = 0.0) -> Viewpoint:
     """It has seen this for long enough."""
-    return Viewpoint(AFTER_S, Learned(thumbnail(image), SETTLED_AFTER_S, other_s))
+    return Viewpoint(AFTER_S, Learned(kept(image), SETTLED_AFTER_S, other_s))
+
+
+def kept(image: ImageArray) -> NDArray[np.int8]:
+    """Its edges, as they are kept."""
+    parts = edges(thumbnail(image).astype(np.float32))
+    return np.round(np.stack([parts.real, parts.imag], axis=-1) * 127).astype(np.int8)
 
 
 class Filmed:
@@ -119,10 +127,16 @@ def test_another_light_is_no_other_view(name: str, change: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_night_is_no_other_view(name: str) -> None:
+@pytest.mark.parametrize("infrared", [False, True])
+def test_night_is_no_other_view_when_it_comes_nor_as_the_reference_follows_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, *, infrared: bool
+) -> None:
+    """infrared: all that was dark is bright; day and night with it are the opposite of each other."""
+    monkeypatch.setattr("agent.capture.viewpoint.FOLLOW_S", 60.0)
     filmed = Filmed(knowing(place(name)))
-    assert filmed.show(place(name, night=True), 120) == []
-    assert filmed.show(place(name), 120) == []
+    night = as_seen(place(name), "infrared") if infrared else place(name, night=True)
+    for picture in (night, place(name), night):
+        assert filmed.show(picture, 240) == []
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -228,7 +242,7 @@ def test_what_was_kept_goes_on(other_s: float) -> None:
     filmed.show(place("street"), 60)
     learned = filmed.viewpoint.learned
     assert learned is not None
-    assert learned.reference.shape == (48, 64)
+    assert learned.reference.shape == EDGES_SHAPE
     assert learned.known_s == SETTLED_AFTER_S
     again = Filmed(Viewpoint(AFTER_S, replace(learned, other_s=other_s)))
     assert again.viewpoint.moved == (other_s > 0)
@@ -239,7 +253,7 @@ def test_what_was_kept_goes_on(other_s: float) -> None:
 
 
 def test_zero_switches_it_off() -> None:
-    viewpoint = Viewpoint(0.0, Learned(thumbnail(place("street")), SETTLED_AFTER_S, 10_000.0))
+    viewpoint = Viewpoint(0.0, Learned(kept(place("street")), SETTLED_AFTER_S, 10_000.0))
     assert not viewpoint.due(0)
     assert not viewpoint.moved
 
