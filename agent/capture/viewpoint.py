@@ -125,7 +125,7 @@ class Learned:
 
 
 def _complex(parts: NDArray[np.int8]) -> ComplexArray:
-    reference: ComplexArray = (parts[..., 0] + 1j * parts[..., 1]) / _SCALE
+    reference: ComplexArray = np.ascontiguousarray(parts, np.float32).view(np.complex64)[..., 0] / np.float32(_SCALE)
     return reference
 
 
