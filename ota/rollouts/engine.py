@@ -165,7 +165,9 @@ def decide(rollout: Rollout, now_ms: int) -> list[Decision]:
         case State.ROLLING_BACK:
             return _roll_back(rollout)
         case State.ABORTED:
-            return [Cancel(index) for index, group in enumerate(rollout.groups) if group.tally.open]
+            return _take_back(rollout)
+        case State.PAUSED if any(group.stage is Stage.FAILED for group in rollout.groups):
+            return _take_back(rollout)
         case State.DRAFT | State.PAUSED | State.FINISHED | State.ROLLED_BACK:
             return []
 
@@ -255,6 +257,10 @@ def _stop(rollout: Rollout, index: int, why: str) -> Iterator[Decision]:
             if other != index and group.stage in BEGUN:
                 yield SetStage(other, Stage.WITHDRAWN)
     yield SetState(State.ROLLING_BACK, why)
+
+
+def _take_back(rollout: Rollout) -> list[Decision]:
+    return [Cancel(index) for index, group in enumerate(rollout.groups) if group.tally.open]
 
 
 def _roll_back(rollout: Rollout) -> list[Decision]:

@@ -21,6 +21,10 @@ from agent.errors import DataError
 MAX_CHARACTERS = 1000
 MAX_DEPTH = 20
 Fields = Mapping[str, Sequence[str]]
+Pieces = list[tuple[int, int, str]]
+Version = tuple[Pieces, Pieces]
+Versions = dict[str, list[Version]]
+"""Of one device, by field: read when a filter first asks, however often it does."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _OPERATOR = re.compile(r"==|!=|=[a-z]+=|<=|>=|<|>")
@@ -51,48 +55,72 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Equal:
+    """With `unlike`, the opposite."""
+
+    name: str
+    value: Value
+    unlike: bool
+
+    def matches(self, fields: Fields, _: Versions) -> bool:
+        return any(map(self.value.equals, fields.get(self.name, ()))) != self.unlike
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """As long as its list may be, it takes no longer than one comparison. With `unlike`, the opposite."""
+
+    name: str
+    texts: frozenset[str]
+    unlike: bool
+
+    def matches(self, fields: Fields, _: Versions) -> bool:
+        return any(text.lower() in self.texts for text in fields.get(self.name, ())) != self.unlike
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
     name: str
     operator: str
-    values: tuple[Value, ...]
+    version: Version
 
-    def matches(self, fields: Fields) -> bool:
-        own = fields.get(self.name, ())
-        if self.operator in {"==", "=in="}:
-            return any(value.equals(text) for value in self.values for text in own)
-        if self.operator in {"!=", "=out="}:
-            return not any(value.equals(text) for value in self.values for text in own)
-        return any(_holds(self.operator, compare_versions(text, self.values[0].text)) for text in own)
+    def matches(self, fields: Fields, versions: Versions) -> bool:
+        own = versions.get(self.name)
+        if own is None:
+            own = versions[self.name] = [_version(text) for text in fields.get(self.name, ())]
+        return any(_holds(self.operator, _compare(version, self.version)) for version in own)
 
 
 @dataclass(frozen=True, slots=True)
 class All:
     parts: tuple[Node, ...]
 
-    def matches(self, fields: Fields) -> bool:
-        return all(part.matches(fields) for part in self.parts)
+    def matches(self, fields: Fields, versions: Versions) -> bool:
+        return all(part.matches(fields, versions) for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Either:
     parts: tuple[Node, ...]
 
-    def matches(self, fields: Fields) -> bool:
-        return any(part.matches(fields) for part in self.parts)
+    def matches(self, fields: Fields, versions: Versions) -> bool:
+        return any(part.matches(fields, versions) for part in self.parts)
 
 
+Comparison = Equal | Listed | Ordered
 Node = Comparison | All | Either
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A parsed filter; `node` None takes every device."""
+    """A parsed filter; `node` None takes every device. comparisons: how many there are in it, a list being one."""
 
     text: str
     node: Node | None
+    comparisons: int = 0
 
     def matches(self, fields: Fields) -> bool:
-        return self.node is None or self.node.matches(fields)
+        return self.node is None or self.node.matches(fields, {})
 
 
 def parse(text: str) -> Filter:
@@ -104,12 +132,16 @@ def parse(text: str) -> Filter:
     parser = _Parser(text)
     node = parser.either(0)
     parser.end()
-    return Filter(text.strip(), node)
+    return Filter(text.strip(), node, parser.comparisons)
 
 
 def compare_versions(one: str, other: str) -> int:
     """-1, 0 or 1. Digits count as numbers (0.10 is above 0.9); what follows "-" is a version before (1.0-rc1 is below 1.0)."""
-    (first, first_early), (second, second_early) = _version(one), _version(other)
+    return _compare(_version(one), _version(other))
+
+
+def _compare(one: Version, other: Version) -> int:
+    (first, first_early), (second, second_early) = one, other
     if order := _order(first, second):
         return order
     if not first_early or not second_early:
@@ -117,18 +149,18 @@ def compare_versions(one: str, other: str) -> int:
     return _order(first_early, second_early)
 
 
-def _version(text: str) -> tuple[list[tuple[int, int, str]], list[tuple[int, int, str]]]:
+def _version(text: str) -> Version:
     main, _, early = text.lower().split("+", 1)[0].partition("-")
     return _pieces(main), _pieces(early)
 
 
-def _pieces(text: str) -> list[tuple[int, int, str]]:
+def _pieces(text: str) -> Pieces:
     """Numbers rank above words, as in 1.0.1 above 1.0.beta."""
     parts = (piece.strip("._ ") for piece in _PIECE.split(text))
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part]
 
 
-def _order(first: list[tuple[int, int, str]], second: list[tuple[int, int, str]]) -> int:
+def _order(first: Pieces, second: Pieces) -> int:
     """A version that is longer by zeros is the same: 1.0 and 1.0.0."""
     for one, other in zip_longest(first, second, fillvalue=(1, 0, "")):
         if one != other:
@@ -155,9 +187,10 @@ def _like(pieces: list[str], text: str) -> bool:
 
 
 class _Parser:
-    """Recursive descent; `at` is the position of the next character."""
+    """Recursive descent; `at` is the position of the next character. comparisons: how many it has come by."""
 
     def __init__(self, text: str) -> None:
+        self.comparisons = 0
         self._text = text
         self._at = 0
 
@@ -199,19 +232,22 @@ class _Parser:
             self._at = start
             known = "== != =lt= =le= =gt= =ge= =in= =out="
             raise self._error(f"expected a comparison ({known}) after {name}, found {sign or self._found()}")
+        self.comparisons += 1
         if operator in {"=in=", "=out="}:
-            return Comparison(name, operator, self._list())
-        return Comparison(name, operator, (self._value(pattern=operator in {"==", "!="}),))
+            return Listed(name, self._list(), operator == "=out=")
+        if operator in {"==", "!="}:
+            return Equal(name, self._value(pattern=True), operator == "!=")
+        return Ordered(name, operator, _version(self._value(pattern=False).text))
 
-    def _list(self) -> tuple[Value, ...]:
+    def _list(self) -> frozenset[str]:
         if not self._take("("):
             raise self._error(f'expected "(" before the list, found {self._found()}')
-        values = [self._value(pattern=False)]
+        texts = [self._value(pattern=False).text]
         while self._take(","):
-            values.append(self._value(pattern=False))
+            texts.append(self._value(pattern=False).text)
         if not self._take(")"):
             raise self._error(f'expected "," or ")" in the list, found {self._found()}')
-        return tuple(values)
+        return frozenset(texts)
 
     def _value(self, *, pattern: bool) -> Value:
         self._skip()

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, Select, and_, bindparam, case, func, ins
 from ota.rollouts.engine import BEGUN, ENDED, PASSED, Group, Rollout, Stage, State, Tally
 from ota.rollouts.plan import Plan
 from ota.store import releases, tables
+from ota.store.actions import UNFETCHED
 from ota.store.errors import MissingError
 from ota.store.rows import ActionState, ReleaseRow
 
@@ -147,8 +148,8 @@ def set_members(connection: Connection, rollout_id: int, groups: Sequence[Sequen
         connection.execute(insert(tables.rollout_members), rows)
 
 
-def note_offers(connection: Connection, rollout_id: int, actions: Mapping[int, int]) -> None:
-    """Action that gives the release, by device id."""
+def note_offers(connection: Connection, rollout_id: int, actions: Mapping[int, int | None]) -> None:
+    """Action that gives the release, by device id; None: it waits."""
     _note(connection, rollout_id, "action_id", actions)
 
 
@@ -157,7 +158,7 @@ def note_returns(connection: Connection, rollout_id: int, actions: Mapping[int, 
     _note(connection, rollout_id, "back_action_id", actions)
 
 
-def _note(connection: Connection, rollout_id: int, column: str, actions: Mapping[int, int]) -> None:
+def _note(connection: Connection, rollout_id: int, column: str, actions: Mapping[int, int | None]) -> None:
     mine = and_(_M.rollout_id == rollout_id, _M.device_id == bindparam("device"))
     statement = update(tables.rollout_members).where(mine).values({column: bindparam("action")})
     connection.execute(statement, [{"device": device, "action": action} for device, action in actions.items()])
@@ -179,6 +180,16 @@ def cancellable(connection: Connection, rollout_id: int, group: int, limit: int)
         )
     )
     return list(connection.execute(chosen.order_by(_OFFER.c.id).limit(limit)).scalars())
+
+
+def unfetched(connection: Connection, rollout_id: int, limit: int) -> dict[int, int]:
+    """Offers that no device knows of yet: the action by device id."""
+    chosen = (
+        select(_M.device_id, _OFFER.c.id)
+        .join(_OFFER, _OFFER.c.id == _M.action_id)
+        .where(_M.rollout_id == rollout_id, _OFFER.c.state.in_(UNFETCHED))
+    )
+    return dict(connection.execute(chosen.limit(limit)).all())
 
 
 def returnable(connection: Connection, stored: Stored, group: int, limit: int) -> list[tuple[int, int]]:

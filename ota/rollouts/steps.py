@@ -78,7 +78,7 @@ def carry_out(
             case SetState(state, detail):
                 if state is State.ROLLED_BACK and stored.reason:  # how it ended, and still why
                     detail = f"{stored.reason}; {detail}"
-                records.set_state(connection, stored.id, state, detail, now_ms=moment.now_ms)
+                _set_state(connection, stored, state, detail, moment)
                 changes.append(Change(stored.id, stored.name, state, detail))
             case SetStage(group, stage, detail):
                 records.set_stage(connection, stored.id, group, stage, now_ms=moment.now_ms, by=by)
@@ -94,6 +94,14 @@ def carry_out(
         if by == SERVER and not change.devices:
             _log(connection, stored, change, moment)
     return changes
+
+
+def _set_state(connection: Connection, stored: Stored, state: State, detail: str, moment: Moment) -> None:
+    """A pause holds from its transaction on: in it, all the devices that have not fetched the release wait for it again."""
+    records.set_state(connection, stored.id, state, detail, now_ms=moment.now_ms)
+    while state is State.PAUSED and (offers := records.unfetched(connection, stored.id, CHUNK)):
+        actions.cancel_many(connection, list(offers.values()), now_ms=moment.now_ms)
+        records.note_offers(connection, stored.id, dict.fromkeys(offers))
 
 
 _WORDS = {Offer: "offered", Cancel: "cancelled", GoBack: "sent back"}
@@ -174,7 +182,7 @@ def _cannot(connection: Connection, stored: Stored, why: str, moment: Moment) ->
         if stored.reason != why:
             records.set_reason(connection, stored.id, why)
         return []
-    records.set_state(connection, stored.id, State.PAUSED, why, now_ms=moment.now_ms)
+    _set_state(connection, stored, State.PAUSED, why, moment)
     change = Change(stored.id, stored.name, State.PAUSED, why)
     _log(connection, stored, change, moment)
     return [change]

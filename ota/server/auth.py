@@ -8,19 +8,22 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from aiohttp import web
+from sqlalchemy import Connection
 
 from ota.server.services import SERVICES, Services
 from ota.server.tokens import hash_of, matches
-from ota.store import devices, users
+from ota.store import audit, devices, users
 from ota.store.errors import ConflictError
 from ota.store.polls import Poll
-from ota.store.rows import Role, UpdateStatus, User
+from ota.store.rows import Device, Entry, Role, UpdateStatus, User
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HandlerT = TypeVar("HandlerT", bound=Handler)
 USER = web.RequestKey("user", User)
 _ROLE = "fleet_role"
 _PEOPLE = "management"
+DEVICE = "device"
+"""The role of a device in the audit log."""
 MAX_TOKEN = 512
 
 
@@ -149,8 +152,14 @@ def _what_is_needed(request: web.Request, services: Services, controller_id: str
 
 async def _register(services: Services, controller_id: str, address: str) -> Poll:
     now_ms = services.clock_ms()
+
+    def enter(connection: Connection) -> Device:
+        made = devices.create(connection, controller_id, now_ms=now_ms, address=address, seen=True)
+        audit.add(connection, Entry(now_ms, controller_id, DEVICE, address, "device.register", controller_id, {}))
+        return made
+
     try:
-        device = await services.store.write(devices.create, controller_id, now_ms=now_ms, address=address, seen=True)
+        device = await services.store.write(enter)
     except ConflictError:  # two requests of a new device at once
         device = await services.store.read(devices.get, controller_id)
     else:

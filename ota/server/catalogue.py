@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import structlog
@@ -22,10 +23,11 @@ from tuf.ngclient import FetcherInterface, Updater
 from agent.durable import write_durably
 from agent.errors import ConfigError, ConfigProblem, DataError, RecognizerError, TransientError, TrustError
 from agent.update.release import Release
+from ota.rollouts.steps import SERVER
 from ota.server.files import open_below
 from ota.server.services import Services
-from ota.store import releases
-from ota.store.rows import ReleaseRow
+from ota.store import audit, releases
+from ota.store.rows import Entry, ReleaseRow
 from ota.store.store import Store
 
 _log = structlog.get_logger(__name__)
@@ -149,14 +151,20 @@ async def take_over(
     offered = {(offer.target, offer.sha256): offer.release for offer in offers}
 
     def work(connection: Connection) -> list[ReleaseRow]:
+        def log(what: str, row: ReleaseRow, **detail: Any) -> None:
+            audit.add(connection, Entry(now_ms, SERVER, "server", "", what, row.title, {"release": row.id} | detail))
+
         for key, row in known.items():
             if row.available != (key in offered):
                 releases.set_available(connection, row.id, key in offered)
+                log("release.offer" if key in offered else "release.withdraw", row)
         anew = [
             releases.sign_anew(connection, row.id, offered[key])
             for key, row in known.items()
             if key in offered and not releases.says(row, offered[key])
         ]
+        for row in anew:
+            log("release.sign_anew", row, number=row.number)
         return anew + [
             releases.add(
                 connection, offer.release, target=offer.target, length=offer.length, sha256=offer.sha256, sha1=sums.sha1,

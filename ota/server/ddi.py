@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from aiohttp import web
 from sqlalchemy import Connection
 
 from ota.server import ddi_json
-from ota.server.auth import admit, base_url
+from ota.server.auth import DEVICE, admit, base_url, client_address
 from ota.server.bodies import id_in, number_in, read_body
 from ota.server.ddi_bodies import (
     ActionFeedback,
@@ -26,10 +27,10 @@ from ota.server.ddi_bodies import (
 )
 from ota.server.ddi_json import Links
 from ota.server.services import SERVICES
-from ota.store import actions, devices, feedback, releases
+from ota.store import actions, audit, devices, feedback, releases
 from ota.store.errors import ConflictError
 from ota.store.polls import Poll
-from ota.store.rows import Action, ActionState, FeedbackRow, ReleaseRow, Report
+from ota.store.rows import Action, ActionState, Entry, FeedbackRow, ReleaseRow, Report
 
 _log = structlog.get_logger(__name__)
 routes = web.RouteTableDef()
@@ -111,13 +112,17 @@ async def installed_version(request: web.Request) -> web.Response:
     """What was installed by hand. 201 when that was not known, 404 for what is no release here."""
     poll = await admit(request)
     body = await read_body(request, InstalledVersion)
-    services = request.app[SERVICES]
+    now_ms = request.app[SERVICES].clock_ms()
 
     def work(connection: Connection) -> Action | None:
         release = releases.find(connection, body.name, body.version)
-        return actions.note_by_hand(connection, poll.device.id, release, now_ms=services.clock_ms())
+        action = actions.note_by_hand(connection, poll.device.id, release, now_ms=now_ms)
+        if action is not None:
+            detail = {"action": action.id, "release": release.id, "title": release.title}
+            audit.add(connection, _entry(request, poll, now_ms, "device.installed", detail))
+        return action
 
-    action = await services.store.write(work)
+    action = await request.app[SERVICES].store.write(work)
     if action is not None:
         _tell(request, poll, action)
     return web.Response(status=200 if action is None else 201)
@@ -176,7 +181,8 @@ async def confirmation_of_action(request: web.Request) -> web.Response:
 async def confirmation_feedback(request: web.Request) -> web.Response:
     poll = await admit(request)
     body = await read_body(request, ConfirmationFeedback, nul=True)
-    return await _report(request, poll, body.report())
+    what = "action.confirm" if body.confirmation == "confirmed" else "action.deny"
+    return await _report(request, poll, body.report(), what=what)
 
 
 @routes.post(BASE + "/confirmationBase/activateAutoConfirm")
@@ -189,6 +195,8 @@ async def activate_auto_confirm(request: web.Request) -> web.Response:
     def activate(connection: Connection) -> list[Action]:
         values = {"auto_confirm_by": body.initiator, "auto_confirm_remark": body.remark, "auto_confirm_ms": now_ms}
         devices.change(connection, poll.device.id, **values)
+        detail = {"on": True, "initiator": body.initiator, "remark": body.remark}
+        audit.add(connection, _entry(request, poll, now_ms, "device.auto_confirm", detail))
         waiting, _ = actions.page(connection, limit=100, offset=0, device_id=poll.device.id, only_open=True)
         yes = Report(feedback.CONFIRMATION, "confirmed", "none", details=("confirmed by itself from now on",))
         return [
@@ -204,8 +212,16 @@ async def activate_auto_confirm(request: web.Request) -> web.Response:
 @routes.post(BASE + "/confirmationBase/deactivateAutoConfirm")
 async def deactivate_auto_confirm(request: web.Request) -> web.Response:
     poll = await admit(request)
-    nothing = dict.fromkeys(("auto_confirm_by", "auto_confirm_remark", "auto_confirm_ms"))
-    await request.app[SERVICES].store.write(devices.change, poll.device.id, **nothing)
+    now_ms = request.app[SERVICES].clock_ms()
+
+    def deactivate(connection: Connection) -> None:
+        if devices.get(connection, poll.device.controller_id).auto_confirm is None:
+            return
+        nothing = dict.fromkeys(("auto_confirm_by", "auto_confirm_remark", "auto_confirm_ms"))
+        devices.change(connection, poll.device.id, **nothing)
+        audit.add(connection, _entry(request, poll, now_ms, "device.auto_confirm", {"on": False}))
+
+    await request.app[SERVICES].store.write(deactivate)
     return web.Response()
 
 
@@ -225,13 +241,28 @@ async def _look_up(request: web.Request, poll: Poll) -> tuple[Action, ReleaseRow
     return await request.app[SERVICES].store.read(look)
 
 
-async def _report(request: web.Request, poll: Poll, report: Report) -> web.Response:
+async def _report(request: web.Request, poll: Poll, report: Report, *, what: str = "") -> web.Response:
+    """what: how the audit log names it, which has only what somebody at the device decided."""
     services = request.app[SERVICES]
-    action_id = id_in(request, "action")
-    action = await services.store.write(feedback.add, poll.device.id, action_id, report, now_ms=services.clock_ms())
+    action_id, now_ms = id_in(request, "action"), services.clock_ms()
+
+    def work(connection: Connection) -> Action:
+        action = feedback.add(connection, poll.device.id, action_id, report, now_ms=now_ms)
+        if what and action.open:  # else its answer was lost, and it is there already
+            title = releases.get(connection, action.release_id).title
+            detail = {"action": action.id, "release": action.release_id, "title": title, "details": report.details}
+            audit.add(connection, _entry(request, poll, now_ms, what, detail))
+        return action
+
+    action = await services.store.write(work)
     services.metrics.feedback.labels(report.execution, report.finished).inc()
     _tell(request, poll, action)
     return web.Response()
+
+
+def _entry(request: web.Request, poll: Poll, at_ms: int, what: str, detail: Mapping[str, Any]) -> Entry:
+    name = poll.device.controller_id
+    return Entry(at_ms, name, DEVICE, client_address(request), what, name, detail)
 
 
 def _tell(request: web.Request, poll: Poll, action: Action) -> None:

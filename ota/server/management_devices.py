@@ -21,9 +21,9 @@ from ota.server.management import (
     report_json,
     serving_of,
 )
-from ota.server.services import SERVICES, Services
+from ota.server.services import SERVICES, Services, entry_of
 from ota.server.tokens import MIN_LENGTH, hash_of, new_token
-from ota.store import actions, devices, feedback, releases
+from ota.store import actions, audit, devices, feedback, releases
 from ota.store.rows import Action, Device, ReleaseRow, Role
 
 routes = web.RouteTableDef()
@@ -80,7 +80,7 @@ async def list_devices(request: web.Request) -> web.Response:
         serving = serving_of(connection, [device.id for device in found])
         return [device_json(device, serving[device.id], online_after_ms=after_ms) for device in found], total
 
-    items, total = await services.store.read(look)
+    items, total = await (services.store.survey if chosen else services.store.read)(look)
     return listing("devices", items, total, offset)
 
 
@@ -231,15 +231,19 @@ async def assign(request: web.Request) -> web.Response:
     """Have one device install one release, whatever rollouts there are."""
     body = await read_body(request, Assignment)
     services, controller_id = request.app[SERVICES], request.match_info["device"]
+    now_ms = services.clock_ms()
 
     def work(connection: Connection) -> tuple[Action, ReleaseRow]:
         action = actions.assign(
-            connection, devices.get(connection, controller_id).id, body.release, by=who(request).name, now_ms=services.clock_ms(),
+            connection, devices.get(connection, controller_id).id, body.release, by=who(request).name, now_ms=now_ms,
             forced=body.forced, confirm=body.confirm,
         )  # fmt: skip
-        return action, releases.get(connection, action.release_id)
+        release = releases.get(connection, action.release_id)
+        detail = {"action": action.id, "title": release.title} | body.model_dump()
+        audit.add(connection, entry_of(request, now_ms, "action.assign", controller_id, detail))
+        return action, release
 
-    action, release = await services.change_with(request, "action.assign", controller_id, body.model_dump(), work)
+    action, release = await services.store.write(work)
     _tell(services, action, controller_id)
     return web.json_response(action_json(action, controller_id, release), status=201)
 
@@ -249,14 +253,17 @@ async def assign(request: web.Request) -> web.Response:
 async def cancel(request: web.Request) -> web.Response:
     """`?force=true`: close it without asking the device, which may install it all the same."""
     services, action_id = request.app[SERVICES], id_in(request, "action")
-    force = request.query.get("force", "") == "true"
+    force, now_ms = request.query.get("force", "") == "true", services.clock_ms()
 
     def work(connection: Connection) -> tuple[Action, str, ReleaseRow]:
-        action = actions.cancel(connection, action_id, now_ms=services.clock_ms(), force=force)
+        action = actions.cancel(connection, action_id, now_ms=now_ms, force=force)
         name = devices.names(connection, [action.device_id])[action.device_id]
-        return action, name, releases.get(connection, action.release_id)
+        release = releases.get(connection, action.release_id)
+        detail = {"device": name, "release": release.id, "title": release.title, "force": force}
+        audit.add(connection, entry_of(request, now_ms, "action.cancel", str(action_id), detail))
+        return action, name, release
 
-    action, name, release = await services.change_with(request, "action.cancel", str(action_id), {"force": force}, work)
+    action, name, release = await services.store.write(work)
     _tell(services, action, name)
     return web.json_response(action_json(action, name, release))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Connection
 
-from ota.rollouts import fleet, moves, records, steps
+from ota.rollouts import filters, fleet, moves, records, steps
 from ota.rollouts.driver import Driver
 from ota.rollouts.engine import Decision, Rollout, SetState, State
 from ota.rollouts.plan import FilterText, Plan
@@ -30,6 +30,8 @@ from ota.store.rows import Role
 routes = web.RouteTableDef()
 Move = Callable[[Rollout], list[Decision]]
 Model = TypeVar("Model", bound=BaseModel)
+MAX_COMPARISONS = 200
+"""Of all the filters of a rollout, which bounds how long every device is looked at."""
 
 
 class _Body(BaseModel):
@@ -42,6 +44,14 @@ class Proposal(_Body):
     release: Annotated[int, Field(ge=1, lt=2**53)]
     filter: FilterText = ""
     plan: Plan = Plan()
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        texts = (self.filter, *(group.filter for group in self.plan.groups))
+        if (number := sum(filters.parse(text).comparisons for text in texts)) > MAX_COMPARISONS:
+            hint = "name the values of a field in one list, as in site=in=(berlin,paris)"
+            raise ValueError(f"its filters make {number} comparisons, more than {MAX_COMPARISONS}: {hint}")
+        return self
 
 
 class NewRollout(Proposal):
@@ -152,7 +162,7 @@ async def rollout_devices(request: web.Request) -> web.Response:
 async def preview(request: web.Request) -> web.Response:
     """How many devices a rollout would take, if it began now. Changes nothing."""
     body, services = await read_body(request, Proposal), request.app[SERVICES]
-    choice = await services.store.read(_choose, body, online_after_ms(services))
+    choice = await services.store.survey(_choose, body, online_after_ms(services))
     return web.json_response(choice_json(choice, body.plan))
 
 

@@ -212,10 +212,10 @@ def close(
     code: int | None = None,
 ) -> Action:
     """To its end, one of CLOSED: what the device has, and where it stands, follow from it."""
-    closed = set_state(connection, action, state, now_ms=now_ms, detail=detail, code=code)
     if state is ActionState.FINISHED:
-        _note_installed(connection, closed, now_ms)
+        _note_installed(connection, action, now_ms)
         devices.change(connection, action.device_id, ask_attributes=True)
+    closed = set_state(connection, action, state, now_ms=now_ms, detail=detail, code=code)
     devices.settle_status(connection, action.device_id, state)
     return closed
 
@@ -239,5 +239,10 @@ def _note_installed(connection: Connection, action: Action, now_ms: int) -> None
     table = tables.installed
     mine = (table.c.device_id == action.device_id, table.c.slot == slot)
     values = {"release_id": action.release_id, "action_id": action.id, "at_ms": now_ms}
-    if not connection.execute(update(table).where(*mine).values(**values)).rowcount:
+    before = connection.execute(select(table.c.release_id).where(*mine)).scalar_one_or_none()
+    if before is None:
         connection.execute(insert(table).values(device_id=action.device_id, slot=slot, **values))
+        return
+    connection.execute(update(table).where(*mine).values(**values))
+    if before != action.release_id:  # an action that could not be cancelled has ended since the assignment
+        connection.execute(update(tables.actions).where(_T.id == action.id).values(previous_release_id=before))

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from agent.errors import ConfigError
 
@@ -48,6 +49,10 @@ class Backend(Protocol):
     dialect: str
 
     async def read(self, function: Callable[[Connection], T]) -> T: ...
+
+    async def survey(self, function: Callable[[Connection], T]) -> T:
+        """A read that takes long: one at a time, in a thread of its own, which no other read waits for."""
+        ...
 
     async def write(self, function: Callable[[Connection], T]) -> T:
         """In a transaction, committed on return."""
@@ -82,15 +87,20 @@ class _Sqlite:
         self._readers = _sqlite_engine(url, writes=False)
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="fleet-write")
         self._read_threads = ThreadPoolExecutor(_READERS, thread_name_prefix="fleet-read")
+        self._survey_thread = ThreadPoolExecutor(1, thread_name_prefix="fleet-survey")
 
     async def read(self, function: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._read, function)
+
+    async def survey(self, function: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._survey_thread, self._read, function)
 
     async def write(self, function: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._write_thread, self._write, function)
 
     async def close(self) -> None:
         """The readers first: whoever closes last may write the log back."""
+        await asyncio.to_thread(self._survey_thread.shutdown, cancel_futures=True)
         for threads, engine in ((self._read_threads, self._readers), (self._write_thread, self._writer)):
             await asyncio.to_thread(threads.shutdown)
             engine.dispose()
@@ -105,7 +115,7 @@ class _Sqlite:
 
 
 def _sqlite_engine(url: URL, *, writes: bool) -> Engine:
-    engine = create_engine(url, pool_size=1 if writes else _READERS, max_overflow=0)
+    engine = create_engine(url, pool_size=1 if writes else _READERS + 1, max_overflow=0)
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _: Any) -> None:
@@ -132,16 +142,28 @@ class _Postgresql:
         self.dialect = "postgresql"
         self._writer = create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True)
         self._readers = create_async_engine(url, pool_size=2 * _READERS, max_overflow=0, pool_pre_ping=True)
+        self._surveyor = create_async_engine(url, poolclass=NullPool)  # a connection belongs to the loop that opened it
+        self._survey_thread = ThreadPoolExecutor(1, thread_name_prefix="fleet-survey")
 
     async def read(self, function: Callable[[Connection], T]) -> T:
         async with _connected(self._readers) as connection:
             return await connection.run_sync(function)
+
+    async def survey(self, function: Callable[[Connection], T]) -> T:
+        """In a loop of its own: what the function does between its queries would keep everybody else's requests."""
+
+        async def look() -> T:
+            async with _connected(self._surveyor) as connection:
+                return await connection.run_sync(function)
+
+        return await asyncio.get_running_loop().run_in_executor(self._survey_thread, lambda: asyncio.run(look()))
 
     async def write(self, function: Callable[[Connection], T]) -> T:
         async with _connected(self._writer) as connection, connection.begin():
             return await connection.run_sync(function)
 
     async def close(self) -> None:
+        await asyncio.to_thread(self._survey_thread.shutdown, cancel_futures=True)
         await self._readers.dispose()
         await self._writer.dispose()
 

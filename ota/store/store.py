@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,10 +43,13 @@ class Store:
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """What `function(connection, ...)` returns. Raises StorageError."""
-        try:
-            return await self._backend.read(lambda connection: function(connection, *args, **kwargs))
-        except (SQLAlchemyError, OSError) as error:
-            raise StorageError(f"the database does not answer: {_brief(error)}") from error
+        return await _answer(self._backend.read(lambda connection: function(connection, *args, **kwargs)))
+
+    async def survey(
+        self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `read`, for what looks at every device: one at a time, and nobody who reads waits for it."""
+        return await _answer(self._backend.survey(lambda connection: function(connection, *args, **kwargs)))
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As `read`, in a transaction; returns after its commit.
@@ -124,6 +127,13 @@ class Store:
             if len(functions) == 1:
                 return [failed.error]
         return await self._backend.write(partial(run_each, functions=functions))
+
+
+async def _answer(reading: Awaitable[T]) -> T:
+    try:
+        return await reading
+    except (SQLAlchemyError, OSError) as error:
+        raise StorageError(f"the database does not answer: {_brief(error)}") from error
 
 
 def _translate(error: Exception) -> Exception:

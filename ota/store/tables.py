@@ -109,7 +109,7 @@ actions = Table(
     Index("actions_by_rollout", "rollout_id"),
     Index("actions_open", "device_id", sqlite_where=text("open"), postgresql_where=text("open")),
 )  # fmt: skip
-"""previous_release_id: in that slot when the action was made. state: `ActionState`; open: not yet at an end; detail: the device's last words."""
+"""previous_release_id: in that slot when the action was made; of a finished one: just before its end. state: `ActionState`; open: not yet at an end; detail: the device's last words."""
 
 rollout_members = Table(
     "rollout_members", metadata,

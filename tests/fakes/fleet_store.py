@@ -58,10 +58,14 @@ def report(connection: Connection, device_id: int, finished: str, *, detail: str
 
 def fetch_all(connection: Connection, rollout_id: int) -> None:
     """Every device of the rollout has seen its open action: taking it back needs its word from now on."""
-    for action in actions.of_rollout(connection, rollout_id):
-        if action.open:
-            said = Report(DEPLOYMENT, "proceeding", "none")
-            feedback.add(connection, action.device_id, action.id, said, now_ms=0)
+    fetch(connection, rollout_id, None)
+
+
+def fetch(connection: Connection, rollout_id: int, number: int | None) -> None:
+    """As `fetch_all`, by so many devices."""
+    for action in [action for action in actions.of_rollout(connection, rollout_id) if action.open][:number]:
+        said = Report(DEPLOYMENT, "proceeding", "none")
+        feedback.add(connection, action.device_id, action.id, said, now_ms=0)
 
 
 def open_actions(connection: Connection) -> dict[int, int]:

@@ -45,11 +45,12 @@ OPEN = {"open", "ending"}
 
 @dataclass
 class Box:
-    """at: as the fields of Tally; back: has a version to go back to; had: ran the release at some time."""
+    """at: as the fields of Tally; back: has a version to go back to; fetched: knows of its offer; had: ran the release at some time."""
 
     group: int
     back: bool
     at: str = "waiting"
+    fetched: bool = False
     had: bool = False
 
 
@@ -113,6 +114,11 @@ class RolloutMachine(RuleBasedStateMachine):
     def begun(self) -> bool:
         return self.state not in {State.DRAFT, State.READY}
 
+    @property
+    def stopped(self) -> bool:
+        """By a group that failed, without a way back."""
+        return self.state is State.PAUSED and Stage.FAILED in self.stages
+
     def rollout(self) -> Rollout:
         groups = tuple(
             Group(plan, self.stages[n], self.tally(n), self.met_ms[n]) for n, plan in enumerate(self.plan.groups)
@@ -127,7 +133,7 @@ class RolloutMachine(RuleBasedStateMachine):
             case Begin():
                 self.state = State.RUNNING
             case SetState(state):
-                self.state = state
+                self.set_state(state)
             case SetStage(group, stage):
                 if stage is Stage.RUNNING:
                     self.check_turn(group)
@@ -138,11 +144,17 @@ class RolloutMachine(RuleBasedStateMachine):
                 assert self.state is State.RUNNING
                 self.reach(group, most, "waiting", lambda box: "open")
             case Cancel(group):
-                assert self.state in {State.ABORTED, State.ROLLING_BACK}
+                assert self.state in {State.ABORTED, State.ROLLING_BACK} or self.stopped
                 self.reach(group, most, "open", lambda box: "ending")
             case GoBack(group):
                 assert self.state is State.ROLLING_BACK
                 self.reach(group, most, "succeeded", lambda box: "returning" if box.back else "succeeded")
+
+    def set_state(self, state: State) -> None:
+        self.state = state
+        for box in self.boxes:
+            if state is State.PAUSED and box.at == "open" and not box.fetched:
+                box.at = "waiting"
 
     def reach(self, group: int, most: int, at: str, to: Callable[[Box], str]) -> None:
         boxes = [box for box in self.of(group) if box.at == at and to(box) != at]
@@ -167,7 +179,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     def check_rest(self) -> None:
         """Nothing more to do until a device reports: an end has taken back all that was open, a way back was offered to all."""
-        if self.state in {State.ABORTED, State.ROLLING_BACK}:
+        if self.state in {State.ABORTED, State.ROLLING_BACK} or self.stopped:
             assert all(box.at != "open" for box in self.boxes)
         if self.state is State.ROLLING_BACK:
             going = [box for box in self.boxes if self.stages[box.group] in {Stage.FAILED, Stage.WITHDRAWN}]
@@ -196,6 +208,11 @@ class RolloutMachine(RuleBasedStateMachine):
                 return
             self.apply(decisions)
         raise AssertionError("it never comes to rest")
+
+    @precondition(lambda self: any(box.at == "open" and not box.fetched for box in self.boxes))
+    @rule()
+    def a_device_fetches(self) -> None:
+        next(box for box in self.boxes if box.at == "open" and not box.fetched).fetched = True
 
     @precondition(lambda self: any(box.at in OPEN for box in self.boxes))
     @rule(
@@ -296,9 +313,9 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_stands_still_starts_nothing(self) -> None:
-        if self.state in {State.DRAFT, State.PAUSED, State.FINISHED, State.ROLLED_BACK}:
+        if self.state in {State.DRAFT, State.PAUSED, State.FINISHED, State.ROLLED_BACK} and not self.stopped:
             assert decide(self.rollout(), self.now_ms + 10**9) == []
-        if self.state is State.ABORTED:
+        if self.state is State.ABORTED or self.stopped:
             assert all(isinstance(decision, Cancel) for decision in decide(self.rollout(), self.now_ms + 10**9))
 
     @invariant()
@@ -391,6 +408,12 @@ def test_roll_back_all_withdraws_the_groups_that_were_well() -> None:
 def test_an_aborted_rollout_takes_back_what_is_open_and_does_nothing_else() -> None:
     assert decide(two(group(succeeded=5, open=4, ending=1), REST, State.ABORTED), 0) == [Cancel(0)]
     assert decide(two(group(succeeded=5, ending=5), REST, State.ABORTED), 0) == []
+
+
+def test_a_rollout_paused_by_a_failed_group_takes_back_what_is_open_and_one_paused_by_hand_does_not() -> None:
+    failed = group(Stage.FAILED, succeeded=5, failed=2, open=2, ending=1)
+    assert decide(two(failed, REST, State.PAUSED), 0) == [Cancel(0)]
+    assert decide(two(replace(failed, stage=Stage.RUNNING), REST, State.PAUSED), 0) == []
 
 
 def test_a_group_whose_devices_all_left_is_not_met() -> None:

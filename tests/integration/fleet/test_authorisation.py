@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from fakes.brokers import OPENSSL, TlsFiles
-from fakes.fleet_server import FleetServer, fleet_server
+from fakes.fleet_server import FleetDevice, FleetServer, fleet_server
 
 from ota.server import management_devices, management_releases, management_users
 from ota.server.app import PARTS, create_app
@@ -147,10 +147,63 @@ async def test_every_change_is_in_the_audit_log_with_who_and_from_where(fleet: F
         ("device.change", "box-9"), ("action.cancel", str(action)), ("action.assign", "box-9"), ("device.create", "box-9"),
     ]  # fmt: skip
     assert {(entry["role"], entry["address"]) for entry in entries} == {("operator", "127.0.0.1")}
-    assert entries[2]["detail"] == {"release": release.id, "forced": True, "confirm": False}
+    said = {"release": release.id, "title": "pose-nano 0.1.0"}
+    assert entries[1]["detail"] == said | {"device": "box-9", "force": False}
+    assert entries[2]["detail"] == said | {"action": action, "forced": True, "confirm": False}
     assert (await fleet.api("GET", "/audit?what=device")).json["total"] == 2
     first = (await fleet.api("GET", "/audit?who=first start")).json["audit"]
     assert [entry["what"] for entry in first] == ["user.create"]
+
+
+async def test_what_a_device_decides_is_in_the_audit_log(fleet: FleetServer) -> None:
+    (release,) = await fleet.publish(1)
+    device = FleetDevice(fleet, "new-box", await fleet.set_gateway())
+    await device.poll()
+    await device.ask("POST", "/confirmationBase/deactivateAutoConfirm")  # was off: no change, no line
+    action = await fleet.assign(device, release.id, confirm=True)
+    for answer in ("denied", "confirmed"):
+        body = {"confirmation": answer, "details": ["by ann"]}
+        assert (await device.ask("POST", f"/confirmationBase/{action}/feedback", body)).status == 200
+    owner = {"initiator": "ann", "remark": "always"}
+    await device.ask("POST", "/confirmationBase/activateAutoConfirm", owner)
+    await device.ask("POST", "/confirmationBase/deactivateAutoConfirm")
+    for status in (201, 200):
+        by_hand = {"name": "pose-nano", "version": "0.1.0"}
+        assert (await device.ask("PUT", "/installedBase", by_hand)).status == status
+    by_hand_action = (await fleet.api("GET", "/actions?device=new-box")).json["actions"][0]["id"]
+    entries = (await fleet.api("GET", "/audit?who=new-box")).json["audit"]
+    said = {"release": release.id, "title": "pose-nano 0.1.0"}
+    assert [(entry["what"], entry["detail"]) for entry in reversed(entries)] == [
+        ("device.register", {}),
+        ("action.deny", said | {"action": action, "details": ["by ann"]}),
+        ("action.confirm", said | {"action": action, "details": ["by ann"]}),
+        ("device.auto_confirm", {"on": True} | owner),
+        ("device.auto_confirm", {"on": False}),
+        ("device.installed", said | {"action": by_hand_action}),
+    ]
+    assert {(one["role"], one["subject"], one["address"]) for one in entries} == {("device", "new-box", "127.0.0.1")}
+
+
+async def test_what_the_signed_list_takes_back_or_says_anew_is_in_the_audit_log(fleet: FleetServer) -> None:
+    (row,) = await fleet.publish(1)
+    assert fleet.repository is not None
+    (target,) = fleet.repository.targets
+    kept = fleet.repository.targets.pop(target)
+    fleet.repository.publish()
+    await fleet.sync()
+    fleet.repository.targets[target] = kept
+    kept.unrecognized_fields["custom"] = kept.custom | {"number": 9}
+    fleet.repository.publish()
+    await fleet.sync()
+    entries = (await fleet.api("GET", "/audit?what=release")).json["audit"]
+    assert [(entry["what"], entry["detail"]) for entry in reversed(entries)] == [
+        ("release.withdraw", {"release": row.id}),
+        ("release.offer", {"release": row.id}),
+        ("release.sign_anew", {"release": row.id, "number": 9}),
+    ]
+    assert {(one["who"], one["role"], one["subject"]) for one in entries} == {
+        ("fleet-server", "server", "pose-nano 0.1.0")
+    }
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from fakes.fleet_server import FleetDevice, FleetServer, Repository, fleet_server
+
+from ota.rollouts import fleet
 
 
 class Site:
@@ -126,10 +129,13 @@ async def test_pause_resume_abort(site: Site) -> None:
     await site.until(rollout, lambda found: count(found, "open") == [1, 0])
     paused = await site.move(rollout, "pause")
     assert (paused["state"], paused["reason"]) == ("paused", "paused by admin")
-    await site.answer()
+    assert count(paused, "waiting") == [1, 9]
+    assert await site.answer() == []  # not even the canary, which was offered it before
     await asyncio.sleep(1)
-    assert count(await site.call("GET", f"/rollouts/{rollout}"), "waiting") == [0, 9]
+    assert count(await site.call("GET", f"/rollouts/{rollout}"), "waiting") == [1, 9]
     await site.move(rollout, "resume")
+    await site.until(rollout, lambda found: count(found, "open") == [1, 0])
+    await site.answer()
     await site.until(rollout, lambda found: count(found, "open") == [0, 9])
     assert (await site.move(rollout, "abort"))["state"] == "aborted"
     await site.until(rollout, lambda found: count(found, "left") == [0, 9])
@@ -204,6 +210,56 @@ async def test_roles_and_audit(site: Site) -> None:
 async def test_what_does_not_hold_is_refused_with_the_place(site: Site, body: Any, problem: str) -> None:
     refused = await site.call("POST", "/rollouts", body, status=400)
     assert problem in refused["error"]
+
+
+async def test_filters_of_a_plan_are_bounded_together(site: Site) -> None:
+    """Every device is held against each of them, for whoever may look."""
+    viewer = await site.server.user("viewer")
+
+    def proposal(text: str) -> Any:
+        groups = [{"name": f"g{n}", "count": 1, "filter": text} for n in range(49)]
+        return {"release": site.second, "filter": "site==*", "plan": {"groups": [*groups, {"name": "rest"}]}}
+
+    large = proposal("id>9,name>9;" + "id=in=(" + ",".join(f"box-{n}" for n in range(100)) + "),site==berlin")
+    assert (await site.call("POST", "/rollouts/preview", large, token=viewer))["devices"] == 10
+    over = proposal(",".join(["id>9"] * 5))
+    refused = await site.call("POST", "/rollouts/preview", over, status=400, token=viewer)
+    assert "246 comparisons, more than 200: name the values of a field in one list" in refused["error"]
+    await site.call("POST", "/rollouts", over | {"name": "x"}, status=400)
+
+
+async def test_looking_at_every_device_holds_up_nobody_else(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    viewer, services = await site.server.user("viewer"), site.server.services
+    may_end, at_once, most = threading.Event(), 0, 0
+    choose, matching = fleet.choose, fleet.matching
+
+    def slow(real: Callable[..., Any]) -> Callable[..., Any]:
+        def look(*given: Any, **named: Any) -> Any:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            may_end.wait(30)
+            at_once -= 1
+            return real(*given, **named)
+
+        return look
+
+    monkeypatch.setattr(fleet, "choose", slow(choose))
+    monkeypatch.setattr(fleet, "matching", slow(matching))
+    proposal = {"release": site.second}
+    looking = [asyncio.create_task(site.call("POST", "/rollouts/preview", proposal, token=viewer)) for _ in range(3)]
+    looking += [asyncio.create_task(site.call("GET", "/devices?filter=site==berlin", token=viewer)) for _ in range(3)]
+    try:
+        while not at_once:
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(box.poll() for box in site.boxes.values()), services.polls.look("box-00"))
+            assert (await site.server.ask("GET", "/health")).status == 200
+        assert not any(task.done() for task in looking)
+    finally:
+        may_end.set()
+    await asyncio.gather(*looking)
+    assert most == 1
 
 
 async def test_refusals(site: Site) -> None:

@@ -208,11 +208,47 @@ async def test_after_a_group_was_rolled_back_the_others_can_be_too(world: World)
 async def test_pause_starts_nothing_and_resume_goes_on(world: World) -> None:
     await world.build(40)
     rollout = await world.started()
+    await world.store.write(fleet_store.fetch_all, rollout)
     await world.move(rollout, moves.pause, "anna")
     await world.report(rollout, "success")
     assert (await world.tallies(rollout))[1] == Tally(waiting=36)
     await world.move(rollout, moves.resume)
     assert (await world.tallies(rollout))[1] == Tally(open=36)
+
+
+async def test_a_pause_leaves_nothing_that_a_device_could_still_fetch(world: World) -> None:
+    await world.build(300)
+    rollout = await world.started(Plan(groups=(GroupPlan(name="all"),)))
+    await world.store.write(fleet_store.fetch, rollout, 20)
+
+    def pause(connection: Connection) -> Stored:
+        stored = records.get(connection, rollout)
+        carry_out(connection, stored, moves.pause(stored.rollout, "anna"), world.moment(), by="anna")
+        return records.get(connection, rollout)
+
+    paused = await world.store.write(pause)  # at once: the driver has yet to look
+    assert paused.rollout.groups[0].tally == Tally(waiting=280, open=20)
+    assert len(await world.open_actions()) == 20
+    stand = await world.store.read(devices.by_update_status)
+    assert (stand["in_sync"], stand["pending"]) == (280, 20)
+    await world.driver.settle(rollout)
+    assert await world.tallies(rollout) == [Tally(waiting=280, open=20)]
+    await world.move(rollout, moves.resume)
+    assert await world.tallies(rollout) == [Tally(open=300)]
+    await world.report(rollout, "success")
+    assert (await world.get(rollout)).reason == "300 succeeded"
+
+
+async def test_a_stop_without_a_way_back_takes_back_what_is_open(world: World) -> None:
+    await world.build(10)
+    rollout = await world.started(Plan(groups=(GroupPlan(name="all", error_percent=10),), roll_back="none"))
+    await world.store.write(fleet_store.fetch, rollout, 3)
+    await world.report(rollout, "failure", 1)
+    assert await world.state(rollout) is State.PAUSED
+    assert await world.tallies(rollout) == [Tally(waiting=7, ending=2, failed=1)]
+    await world.report(rollout, "canceled")
+    await world.move(rollout, moves.resume, accept=True)
+    assert await world.tallies(rollout) == [Tally(open=7, left=2, failed=1)]
 
 
 async def test_abort_takes_back_what_is_open(world: World) -> None:
@@ -226,6 +262,23 @@ async def test_abort_takes_back_what_is_open(world: World) -> None:
         await world.move(rollout, moves.abort, "anna")
     await world.move(rollout, moves.abort, "anna", roll_back=True)  # a thing one may think of later
     assert await world.tallies(rollout) == [Tally(returning=10, left=290)]
+
+
+async def test_a_device_goes_back_to_what_it_ran_at_last(world: World) -> None:
+    """The rollout before was aborted too late for it: it came to its end after this one had been assigned."""
+    await world.build(4)
+    plan = Plan(groups=(GroupPlan(name="all", error_percent=50),))
+    first = await world.started(plan)
+    await world.store.write(fleet_store.fetch_all, first)
+    await world.move(first, moves.abort, "anna")
+    newest = await world.store.write(fleet_store.add_release, 8)
+    second = await world.started(plan, name="nano 0.8", release=newest.id)
+    await world.report(first, "success")
+    assert await world.running() == {world.new: 4}
+    await world.report(second, "success", 2)
+    await world.report(second, "failure", 2)
+    assert await world.state(second) is State.ROLLING_BACK
+    assert Counter((await world.open_actions()).values()) == {world.new: 2}
 
 
 async def test_a_device_that_moved_on_is_not_sent_back(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ota.store.devices import Seen
 from ota.store.errors import ConflictError, LimitError, MissingError
 from ota.store.migrate import Migration, migrate, migrations
 from ota.store.polls import Polls, look
-from ota.store.rows import ActionState, Entry, Report, Role, UpdateStatus
+from ota.store.rows import Action, ActionState, Entry, Report, Role, UpdateStatus
 from ota.store.store import Store, open_store
 
 NOW = 1_800_000_000_000
@@ -170,6 +171,32 @@ async def test_caller_that_leaves_stops_nobody(store: Store) -> None:
     await staying
     found, _ = await store.read(audit.page, limit=10, offset=0)
     assert "stayed" in {row.what for row in found}
+
+
+async def test_surveys_go_one_at_a_time_beside_reads_and_requests(store: Store) -> None:
+    may_end, running = threading.Event(), 0
+
+    def survey(connection: Connection) -> int:
+        nonlocal running
+        running += 1
+        assert running == 1
+        found = connection.execute(text("SELECT 7")).scalar_one()
+        may_end.wait(30)
+        running -= 1
+        return int(found)
+
+    surveys = [asyncio.create_task(store.survey(survey)) for _ in range(4)]
+    try:
+        while not running:
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(store.read(settings.get, "x") for _ in range(20)))
+        assert not any(task.done() for task in surveys)
+    finally:
+        may_end.set()
+    assert await asyncio.gather(*surveys) == [7] * 4
+    with pytest.raises(StorageError, match="does not answer"):
+        await store.survey(lambda connection: connection.execute(text("SELECT * FROM nowhere")))
 
 
 async def test_what_waits_at_the_end_is_written(database: str) -> None:
@@ -326,6 +353,28 @@ async def test_assigning_to_many_at_once(store: Store) -> None:
     with pytest.raises(MissingError):
         await store.write(actions.assign_many, ids, 10**9, by="ann", now_ms=NOW)
     assert await store.read(actions.counts) == {"canceled": 29, "finished": 1, "pending": 30}
+
+
+async def test_the_release_before_is_the_one_that_ran_just_before_the_end(store: Store) -> None:
+    box = await new_device(store)
+    first, second, third = [await store.write(add_release, number) for number in (1, 2, 3)]
+
+    async def report(action: Action, execution: str, finished: str = "none") -> int | None:
+        await store.write(feedback.add, box, action.id, Report("deployment", execution, finished), now_ms=NOW)
+        return (await store.read(actions.get, action.id)).previous_release_id
+
+    one = await store.write(actions.assign, box, first.id, by="ann", now_ms=NOW)
+    assert await report(one, "closed", "success") is None
+    two = await store.write(actions.assign, box, second.id, by="ann", now_ms=NOW)
+    assert await report(two, "proceeding") == first.id
+    three = await store.write(actions.assign, box, third.id, by="ann", now_ms=NOW)
+    assert await report(three, "proceeding") == first.id
+    assert await report(two, "closed", "success") == first.id  # it could not be cancelled any more
+    assert await report(three, "closed", "success") == second.id
+    four = await store.write(actions.assign, box, first.id, by="ann", now_ms=NOW)
+    assert await report(four, "proceeding") == third.id
+    assert await store.write(actions.note_by_hand, box, first, now_ms=NOW) is not None
+    assert await report(four, "closed", "success") == third.id  # the same release ran just before: no way back
 
 
 async def test_cancelling(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -142,6 +143,27 @@ def test_versions_have_one_order(one: str, other: str, third: str) -> None:
     assert compare_versions(one, other) == -compare_versions(other, one)
     if compare_versions(one, other) <= 0 and compare_versions(other, third) <= 0:
         assert compare_versions(one, third) <= 0
+
+
+def test_a_field_is_read_once_however_many_versions_it_is_held_against() -> None:
+    asked: list[str] = []
+
+    class Fields(dict[str, list[str]]):
+        def get(self, name: str, default: Any = None) -> Any:
+            asked.append(name)
+            return super().get(name, default)
+
+    wanted = parse("version<0.1,version>9,(version=ge=0.4;version=lt=0.5)")
+    assert wanted.matches(Fields(BOX))
+    assert asked == ["version"]
+    assert not wanted.matches(Fields(BOX | {"version": ["0.7.0"]}))  # nothing stays of the device before
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("", 0), ("a==b", 1), ("a=in=(b,c,d)", 1), ("a==b;(b>1,c!=d);e=out=(f)", 4)]
+)
+def test_comparisons_are_counted(text: str, number: int) -> None:
+    assert parse(text).comparisons == number
 
 
 def test_many_stars_cost_no_more_than_the_text_is_long() -> None:
