@@ -296,7 +296,7 @@ class Decoder:
             self._watch.update(sample_points(image), t_ns)
         if self._watch.view is not View.CLEAR:
             self._viewpoint.interrupt()
-        elif self._viewpoint.due(t_ns):
+        elif self._endless and self._viewpoint.due(t_ns):  # recordings may be of many places
             self._viewpoint.update(thumbnail(image), t_ns)
         height, width = image.shape[:2]
         self.size = (width, height)

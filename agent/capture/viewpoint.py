@@ -49,6 +49,9 @@ ACCEPTED_AFTER_S = 86_400.0
 
 _MIN_EDGE = 0.7
 """Grey levels a cell: less is noise and compression."""
+_BLACK = 6
+"""Grey levels below which there is nothing: a privacy mask, bars, what a round lens leaves. Their borders never move."""
+_AT_THE_BORDER = np.ones((5, 5), np.uint8)
 _NEIGHBOURS = 4.0
 """Standard deviation of the surroundings that an edge is measured against, cells."""
 _MAX_STRIDE_WIDTH = 320
@@ -76,6 +79,7 @@ def edges(view: FloatArray) -> ComplexArray:
     around = cv2.GaussianBlur(strength, (0, 0), _NEIGHBOURS)
     weight = strength / (strength + np.maximum(around, _MIN_EDGE))
     weight = np.where(strength < _MIN_EDGE, 0.3 * weight, weight)
+    weight[cv2.dilate((view < _BLACK).astype(np.uint8), _AT_THE_BORDER)[1:-1, 1:-1] > 0] = 0
     directions: ComplexArray = (gradient / np.maximum(strength, 1e-6)) ** 2 * weight
     return directions
 
@@ -116,12 +120,13 @@ class Learned:
     """What is known of a camera's view.
 
     reference: (46, 62, 2) int8, the `edges` of what is taken for the right view times 127, real and imaginary part; known_s: how long it was seen, as far as that matters; other_s: how long another one
-    has been seen since, 0 = it is not.
+    has been seen since, 0 = it is not; accept: somebody has said that what comes next is right.
     """
 
     reference: NDArray[np.int8]
     known_s: float
     other_s: float
+    accept: bool = False
 
 
 def _complex(parts: NDArray[np.int8]) -> ComplexArray:
@@ -142,7 +147,7 @@ class Viewpoint:
         self._reference = None if learned is None else _complex(learned.reference)
         self._known_s, self._other_s = (0.0, 0.0) if learned is None else (learned.known_s, learned.other_s)
         self._samples: deque[tuple[int, ByteArray]] = deque(maxlen=SAMPLES)
-        self._accept = False
+        self._accept = learned is not None and learned.accept
         self._unjudged = 0
         self._unjudged_s = 0.0
 
@@ -158,7 +163,7 @@ class Viewpoint:
         if reference is None:
             return None
         parts = np.stack([reference.real, reference.imag], axis=-1)
-        return Learned(np.round(parts * _SCALE).astype(np.int8), self._known_s, self._other_s)
+        return Learned(np.round(parts * _SCALE).astype(np.int8), self._known_s, self._other_s, self._accept)
 
     def accept(self) -> None:
         """What the camera shows is right, from the next half a minute that can be judged on."""

@@ -57,7 +57,7 @@ def demo_config(args: argparse.Namespace, folder: Path, env: Mapping[str, str]) 
     camera: dict[str, object] = {"id": _CAMERA, "source": args.camera or SCENE.format(seed=args.seed)}
     if args.video is not None:
         video = {"source": str(args.video.absolute()), "loop": True, "pace": True}
-        camera |= video | {"frozen_after_s": 0, "moved_after_s": 0}
+        camera |= video | {"frozen_after_s": 0}
     document: dict[str, object] = {
         "device_id": "demo",
         "state_dir": str(folder),

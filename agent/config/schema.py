@@ -49,7 +49,7 @@ class CameraConfig(Section):
     blind_after_s: NonNegative = 5.0
     """Black or uniform picture for this long = blind; 0 = do not look."""
     moved_after_s: NonNegative = 60.0
-    """Another view than the camera used to have for this long, at least half a minute = moved; 0 = do not look."""
+    """Another view than the camera used to have for this long, at least half a minute = moved; 0 = do not look. Cameras only, not files."""
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

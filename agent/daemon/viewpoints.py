@@ -94,13 +94,15 @@ def _entry(mark: str, viewpoint: Viewpoint) -> dict[str, Any] | None:
     if learned is None:
         return None
     edges = base64.b64encode(learned.reference.tobytes()).decode("ascii")
-    return {"source": mark, "edges": edges, "known_s": round(learned.known_s), "other_s": round(learned.other_s)}
+    return {"source": mark, "edges": edges, "known_s": round(learned.known_s), "other_s": round(learned.other_s)} | (
+        {"accept": True} if learned.accept else {}
+    )
 
 
 def _restored(entry: dict[str, Any]) -> tuple[str, Viewpoint]:
     """Raises KeyError, TypeError, ValueError."""
     edges = np.frombuffer(base64.b64decode(entry["edges"], validate=True), np.int8).reshape(EDGES_SHAPE)
-    times_s = [float(entry[name]) for name in ("known_s", "other_s")]
-    if not all(0 <= time_s < float("inf") for time_s in times_s):
-        raise ValueError(f"known_s, other_s are {times_s}")
-    return str(entry["source"]), Viewpoint(0.0, Learned(edges, *times_s))
+    known_s, other_s = float(entry["known_s"]), float(entry["other_s"])
+    if not all(0 <= time_s < float("inf") for time_s in (known_s, other_s)):
+        raise ValueError(f"known_s, other_s are {known_s}, {other_s}")
+    return str(entry["source"]), Viewpoint(0.0, Learned(edges, known_s, other_s, entry.get("accept") is True))

@@ -161,6 +161,27 @@ def test_another_place_is_another_view_and_the_same_one_is_not() -> None:
             assert alike > 0.99 if name == other else alike < OTHER
 
 
+@pytest.mark.parametrize("mask", ["circle", "privacy", "bars"])
+def test_borders_of_what_is_black_in_every_picture_are_no_view(mask: str) -> None:
+    def masked(image: ImageArray) -> ImageArray:
+        shown = np.zeros(image.shape[:2], np.uint8)
+        if mask == "circle":
+            cv2.circle(shown, (80, 60), 56, 1, -1)
+        else:
+            shown[:, 20:140] = 1
+            if mask == "privacy":
+                shown[:50, :65] = shown[25:65, 105:150] = 0
+        return image * shown[..., None]
+
+    views = [edges(thumbnail(masked(place(name, seed=n))).astype(np.float32)) for n, name in enumerate(PLACES, start=1)]
+    for one, view in enumerate(views):
+        for other in views[:one]:
+            assert likeness(view, other) < OTHER
+    filmed = Filmed(knowing(masked(place("street"))))
+    assert filmed.show(masked(place("street")), 120) == []
+    assert filmed.show(masked(place("street", turned_deg=25.0)), 120)
+
+
 def test_a_picture_without_edges_is_like_nothing() -> None:
     flat = edges(np.full((48, 64), 90, np.float32))
     assert likeness(flat, flat) == 0.0

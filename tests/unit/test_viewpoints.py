@@ -52,6 +52,17 @@ async def test_a_moved_camera_is_moved_after_a_restart_and_may_be_accepted(tmp_p
     assert not after.of(camera()).moved
 
 
+async def test_a_view_that_was_accepted_is_right_after_a_restart_too(tmp_path: Path) -> None:
+    file = tmp_path / "viewpoints.json"
+    before = await reopened(file)
+    look_elsewhere(before.of(camera()))
+    before.accept("yard")
+    await before.save()  # before half a minute could be judged
+    viewpoint = (await reopened(file)).of(camera())
+    look(viewpoint, ELSEWHERE)
+    assert not viewpoint.moved
+
+
 async def test_another_source_has_another_view_and_a_camera_that_is_gone_none(tmp_path: Path) -> None:
     viewpoints = await reopened(tmp_path / "viewpoints.json")
     for name in ("yard", "hall"):
