@@ -63,9 +63,7 @@ def file_source(path: Path) -> VideoSource:
 
 
 def _as_camera(path: Path) -> CameraConfig:
-    return CameraConfig(
-        id=camera_id_of(path), source=str(path.absolute()), frozen_after_s=0, blind_after_s=0, moved_after_s=0
-    )
+    return CameraConfig(id=camera_id_of(path), source=str(path.absolute()), frozen_after_s=0, blind_after_s=0)
 
 
 def camera_id_of(path: Path) -> str:

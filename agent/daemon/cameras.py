@@ -16,8 +16,8 @@ from agent.config.sections import LIVE
 from agent.daemon.viewpoints import Viewpoints
 from agent.errors import ConfigError, ConfigProblem, FatalError, TransientError
 from agent.health.governor import LADDER, Step
-from agent.health.reasons import Reason, reason_key
-from agent.ports import HealthSink, PipelineListener, VideoSource
+from agent.health.reasons import HealthState, Reason, reason_key
+from agent.ports import PipelineListener, VideoSource
 from agent.recognition import NOMINAL_FPS, CameraRun, Recognition
 from agent.supervise import RestartPolicy, supervise
 from agent.types import CameraPhase, CameraStatus
@@ -95,7 +95,7 @@ class Cameras:
         listener: PipelineListener,
         *,
         group: asyncio.TaskGroup,
-        health: HealthSink,
+        health: HealthState,
         viewpoints: Viewpoints,
         on_restart: Callable[[str], None],
         on_ended: Callable[[str], None] = lambda _: None,
@@ -296,11 +296,5 @@ class Cameras:
         for status in statuses:
             for phase, reason in _REASONS.items():
                 key = reason_key(reason, status.camera_id)
-                self._show(key, status.error, wrong=status.phase is phase)
-            self._show(reason_key(Reason.CAMERA_MOVED, status.camera_id), _MOVED, wrong=status.moved)
-
-    def _show(self, key: str, detail: str, *, wrong: bool) -> None:
-        if wrong:
-            self._health.raise_reason(key, detail)
-        else:
-            self._health.clear_reason(key)
+                self._health.set_reason(key, status.phase is phase, status.error)
+            self._health.set_reason(reason_key(Reason.CAMERA_MOVED, status.camera_id), status.moved, _MOVED)
