@@ -16,6 +16,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jsonschema
 import pytest
@@ -56,10 +57,9 @@ class Shell:
         stdout, stderr = io.StringIO(), io.StringIO()
         with (
             pytest.MonkeyPatch.context() as patch, plain_logging(),
+            mock.patch.dict(os.environ, self.environment | environment),  # also takes back what `agent.env` added
             contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr),
         ):  # fmt: skip
-            for name, value in (self.environment | environment).items():
-                patch.setenv(name, value)
             patch.chdir(self.folder)
             patch.syspath_prepend(str(self.plugins))
             try:
