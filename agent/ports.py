@@ -168,6 +168,11 @@ class Message:
 class EventStore(Protocol):
     """Durable first stop of everything that must arrive."""
 
+    @property
+    def series(self) -> str:
+        """What the sequences count in (docs/events.md); also to be asked for while a payload is made."""
+        ...
+
     async def put(self, message: Message) -> int | None:
         """Returns once `message` is on disk: its sequence (None where the lane has none).
 

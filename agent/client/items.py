@@ -52,7 +52,7 @@ class MissingRange:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """The device counts from the beginning again: its database was thrown away, or it is another machine of that name.
+    """The device counts anew, in another series: its database was thrown away, or it is another machine of that name.
 
     sequence: of the event that showed it, which is yielded next. highest: where it stood before.
     """
@@ -91,17 +91,28 @@ def decode(payload: bytes) -> Message:
     return event
 
 
-def identity(payload: bytes) -> tuple[str, str, int] | None:
-    """Id, device and sequence of any message that counts in the sequence, known or not; None = it has none."""
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What counts of a message. series: empty where it does not say."""
+
+    event_id: str
+    device_id: str
+    sequence: int
+    series: str
+
+
+def identity(payload: bytes) -> Identity | None:
+    """Of any message that counts in the sequence, known or not; None = it does not."""
     try:
         message = json.loads(payload)
         event_id, device_id, sequence = message["id"], message["data"]["device"], message["data"]["sequence"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        series = message["data"].get("series", "")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
     whole = isinstance(sequence, int) and not isinstance(sequence, bool) and 1 <= sequence <= MAX_SEQUENCE
     if not whole or not isinstance(event_id, str) or not event_id or not isinstance(device_id, str):
         return None
-    return event_id, device_id, sequence
+    return Identity(event_id, device_id, sequence, series if isinstance(series, str) else "")
 
 
 def _as_drift(event: ReceivedEvent) -> Drift:

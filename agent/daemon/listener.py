@@ -215,6 +215,7 @@ class AgentListener:
                 event,
                 device_id=self._device_id,
                 sequence=sequence,
+                series=self._store.series,
                 emitted_utc=datetime.now(UTC),
                 models=models,
             )

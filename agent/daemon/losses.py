@@ -23,13 +23,18 @@ class LossDesk:
         self._metrics = metrics
         self._health = health
 
-    def announce(self, loss: Loss) -> Message:
+    def announce(self, loss: Loss, series: str) -> Message:
         """The event that tells subscribers. It goes before everything else that waits."""
         event_id, emitted_utc = self._new_id(), datetime.now(UTC)
 
         def payload(sequence: int | None) -> bytes:
             return render_gap(
-                loss, event_id=event_id, device_id=self._topics.device, sequence=sequence or 0, emitted_utc=emitted_utc
+                loss,
+                event_id=event_id,
+                device_id=self._topics.device,
+                sequence=sequence or 0,
+                series=series,
+                emitted_utc=emitted_utc,
             )
 
         return Message(

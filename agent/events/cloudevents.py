@@ -37,7 +37,7 @@ _KNOWN_TYPES = frozenset({*_TYPES.values(), *_DRIFT_TYPES.values()})
 SEQUENCE_DIGITS = 16  # every integer that JSON numbers carry exactly (below 2**53) fits
 _DRIFT_COMMON = frozenset(
     {
-        "kind", "phase", "device", "camera", "incident_id", "sequence", "captured_at", "started_at", "duration_s",
+        "kind", "phase", "device", "camera", "incident_id", "sequence", "series", "captured_at", "started_at", "duration_s",
         "models",
     }
 )  # fmt: skip
@@ -64,6 +64,7 @@ class ReceivedEvent:
     track_ids: tuple[int, ...]
     models: dict[str, str] = field(default_factory=dict)
     attributes: dict[str, object] = field(default_factory=dict)
+    series: str = ""
 
 
 def render(
@@ -73,11 +74,12 @@ def render(
     sequence: int,
     emitted_utc: datetime,
     models: Mapping[str, str] | None = None,
+    series: str = "",
 ) -> bytes:
     """`event` as a CloudEvents message (UTF-8 JSON).
 
     sequence: 1, 2, 3, ... per device, as the outbox gave it; emitted_utc: moment of the commit; models: slot -> model
-    name and version. Raises ValueError for a naive time, a sequence below 1 or a number that JSON cannot carry.
+    name and version; series: what the sequence counts in, empty = not said. Raises ValueError for a naive time, a sequence below 1 or a number that JSON cannot carry.
     """
     if not 1 <= sequence < 1 << 53:
         raise ValueError(f"sequence out of range: {sequence}")
@@ -92,7 +94,7 @@ def render(
         "dataschema": f"{DRIFT_SCHEMA_ID if event.kind == DRIFT else SCHEMA_ID}#/$defs/data",
         "sequence": f"{sequence:0{SEQUENCE_DIGITS}d}",
         "partitionkey": event.camera_id or device_id,
-        "data": _data(event, device_id, sequence, models or {}),
+        "data": _data(event, device_id, sequence, models or {}, series),
     }
     return json.dumps(envelope, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
@@ -121,6 +123,7 @@ def parse(payload: bytes) -> ReceivedEvent:
             track_ids=tuple(int(track_id) for track_id in data["track_ids"]) if data["kind"] != DRIFT else (),
             models=dict(data.get("models", {})),
             attributes=_attributes(data),
+            series=str(data.get("series", "")),
         )
     except (
         KeyError,
@@ -139,7 +142,7 @@ def load_schema(name: str = "event") -> dict[str, Any]:
     return schema
 
 
-def _data(event: Event, device_id: str, sequence: int, models: Mapping[str, str]) -> dict[str, object]:
+def _data(event: Event, device_id: str, sequence: int, models: Mapping[str, str], series: str) -> dict[str, object]:
     data: dict[str, object] = {
         "kind": event.kind,
         "phase": event.phase.value,
@@ -151,6 +154,8 @@ def _data(event: Event, device_id: str, sequence: int, models: Mapping[str, str]
         "started_at": rfc3339(event.t_onset_utc),
         "duration_s": round(event.duration_s, 3),
     }
+    if series:
+        data["series"] = series
     if event.kind == DRIFT:
         return data | event.attributes | {"models": dict(models)}
     data |= {"confidence": round(event.confidence, 4), "track_ids": list(event.track_ids)}

@@ -23,12 +23,15 @@ class ReceivedGap:
     sequence: int
     emitted_utc: datetime
     loss: Loss
+    series: str = ""
 
 
-def render_gap(loss: Loss, *, event_id: str, device_id: str, sequence: int, emitted_utc: datetime) -> bytes:
+def render_gap(
+    loss: Loss, *, event_id: str, device_id: str, sequence: int, emitted_utc: datetime, series: str = ""
+) -> bytes:
     """`loss` as a CloudEvents message (UTF-8 JSON).
 
-    event_id: UUIDv7; sequence: the announcement's own. Raises ValueError for a naive time or a loss without ranges.
+    event_id: UUIDv7; sequence: the announcement's own; series: what it counts in, empty = not said. Raises ValueError for a naive time or a loss without ranges.
     """
     if not loss.ranges:
         raise ValueError("a loss without sequence numbers cannot be announced")
@@ -45,6 +48,8 @@ def render_gap(loss: Loss, *, event_id: str, device_id: str, sequence: int, emit
         "lost": loss.lost,
         "detail": loss.detail,
     }
+    if series:
+        data["series"] = series
     if loss.sink:
         data["sink"] = loss.sink
     envelope = {
@@ -80,6 +85,7 @@ def parse_gap(payload: bytes) -> ReceivedGap:
             sink=str(data.get("sink", "")),
         )
         emitted_utc = datetime.fromisoformat(message["time"]).astimezone(UTC)
-        return ReceivedGap(message["id"], data["device"], int(data["sequence"]), emitted_utc, loss)
+        series = str(data.get("series", ""))
+        return ReceivedGap(message["id"], data["device"], int(data["sequence"]), emitted_utc, loss, series)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"not a gap of a Recognizer: {error!r}") from error

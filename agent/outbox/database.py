@@ -20,7 +20,7 @@ from agent.outbox.files import SIDES, beside, remove_database
 from agent.outbox.limits import missing
 from agent.outbox.numbers import NEWEST, disorder, row_of
 from agent.outbox.salvage import BEYOND_ANY, salvage
-from agent.outbox.sequence import BLOCK, MOST, SequenceReserve
+from agent.outbox.sequence import BLOCK, MOST, SequenceReserve, is_series, new_series, series_name
 from agent.outbox.wal import inspect
 from agent.types import Lane, Loss, LossReason
 
@@ -57,7 +57,7 @@ class OpenReport:
     skipped: numbers (first, last) that may or may not have been given out and will not be used again, or None.
     sequence_known: False when neither the database nor the reserve file could say where counting had stopped.
     salvaged: messages and pending deliveries that came over from the damaged file. losses: what has to be announced.
-    generation: the one that database and reserve file have agreed on. cut_off: the last commit was not finished, or is damaged,
+    generation, series: those that database and reserve file have agreed on. cut_off: the last commit was not finished, or is damaged,
     which looks the same.
     """
 
@@ -70,6 +70,7 @@ class OpenReport:
     salvaged: tuple[int, int] = (0, 0)
     losses: tuple[Loss, ...] = ()
     generation: int = 0
+    series: str = ""
     cut_off: bool = False
 
 
@@ -265,6 +266,8 @@ def _check_values(connection: sqlite3.Connection) -> None:
     for key in ("next_sequence", "generation", "copied"):
         if not isinstance(meta.get(key), int) or not 0 <= meta[key] < MOST:
             raise _DamagedError(f"meta: {key} is {meta.get(key)!r}")
+    if not is_series(meta.get("series", 1)):  # older agents wrote none
+        raise _DamagedError(f"meta: series is {meta['series']!r}")
     lanes = {lane for (lane,) in connection.execute("SELECT lane FROM marks")}
     if lanes != set(Lane):
         raise _DamagedError(f"marks: of lanes {sorted(lanes)}")
@@ -299,7 +302,7 @@ def _forget_older_damage(path: Path) -> None:
 
 
 def _settle_sequence(connection: sqlite3.Connection, reserve: SequenceReserve, report: OpenReport) -> OpenReport:
-    """Decide with which number to go on, store it and a new generation in both homes, and say what is missing.
+    """Decide with which number of which series to go on, store them and a new generation in both homes, and say what is missing.
 
     That numbers are missing stays in the database until it is announced: a start may be cut off in between.
     """
@@ -316,6 +319,7 @@ def _settle_sequence(connection: sqlite3.Connection, reserve: SequenceReserve, r
         following = max(exact, min(meta.get("bound", 0), MOST - _FAR))
     reserve_knew = reserve.bound is not None
     generation = max(meta["generation"], reserve.generation) + 1
+    series = meta.get("series") or reserve.series or new_series()
     since = min(exact, meta.get("unsettled", exact))
     losses = _losses(connection, report, since, following, interrupted=since < exact, old=old)
     connection.execute("BEGIN IMMEDIATE")
@@ -324,15 +328,17 @@ def _settle_sequence(connection: sqlite3.Connection, reserve: SequenceReserve, r
         "WHERE key IN ('next_sequence', 'generation', 'copied')",
         (following, generation),
     )
+    connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('series', ?)", (series,))
     if losses:
         _mark_unsettled(connection, since)
     connection.execute("COMMIT")
     reserve.cover(following, following + 1)
-    reserve.renew(generation)
+    reserve.renew(generation, series)
     return replace(
         report,
         next_sequence=following,
         generation=generation,
+        series=series_name(series),
         skipped=(exact, following - 1) if following > exact else None,
         sequence_known=not report.damage or reserve_knew or max(exact, meta.get("bound", 0)) > 1,
         losses=losses,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.outbox.sequence import MOST
+from agent.outbox.sequence import MOST, is_series
 from agent.types import Lane
 
 _MESSAGES = (
@@ -128,9 +128,10 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, result: Salvag
         places = source.execute("SELECT sink, sequence, attempts FROM cursors").fetchall()
         for place in _whole(iter(places), (str, int, int)):
             _insert(target, "cursors", "sink, sequence, attempts", place)
-        bounds = source.execute("SELECT key, value FROM meta WHERE key = 'bound' AND value > 0").fetchall()
-        for bound in _whole(iter(bounds), (str, int)):
-            _insert(target, "meta", "key, value", bound)
+        known = source.execute("SELECT key, value FROM meta WHERE key IN ('bound', 'series') AND value > 0").fetchall()
+        for key, value in _whole(iter(known), (str, int)):
+            if key == "bound" or is_series(value):
+                _insert(target, "meta", "key, value", (key, value))
     marks = _marks(source)
     messages = _Reader(source, "messages", f"{_MESSAGES}, {_lost_column(source)}", deadline_s)
     last = 0

@@ -100,6 +100,11 @@ class OutboxStore:
         return self._opened.result()
 
     @property
+    def series(self) -> str:
+        """What the sequences count in: another one where they began again at 1. Safe to ask on the store's thread."""
+        return self._writer.series
+
+    @property
     def newest(self) -> Mapping[Lane, int]:
         """Highest row id ever pending in each lane, 0 for none. A row id above the last one fetched means more to fetch."""
         return self._newest

@@ -31,7 +31,7 @@ from agent.types import Lane, Loss, LossReason
 
 log = structlog.get_logger(__name__)
 
-Announce = Callable[[Loss], Message]
+Announce = Callable[[Loss, str], Message]
 
 _DAMAGE_BELIEVED = 2
 """After so many errors a database whose check finds nothing is damaged all the same; one may come from elsewhere."""
@@ -81,6 +81,7 @@ class Writer:
         self._next_id = 1
         self._first_id = 0  # of this process, once the database has been opened
         self._next_sequence = 1
+        self.series = ""  # until the database has been opened
         self._generation = 0
         self._renewed_at = 0  # the next sequence when the generation rose
         self._company = 1  # puts in the last commit: as many are likely to come again
@@ -311,7 +312,7 @@ class Writer:
         rows = []
         for loss in batch.losses:
             for part in parts(loss) if loss.ranges else ():
-                message, number = self._announce(part), batch.next_sequence
+                message, number = self._announce(part, self.series), batch.next_sequence
                 rows.append(message_row(message, batch.next_id, number, message.payload(number), batch.now_us))
                 batch.next_id += 1
                 batch.next_sequence += 1
@@ -349,7 +350,7 @@ class Writer:
                 raise storage_error(error, self._path) from error
             self._tables = tables
             self._first_id = self._first_id or self._next_id
-            self._generation = report.generation
+            self._generation, self.series = report.generation, report.series
             self._losses = list(report.losses)  # also those of an opening before it that were not announced
             outcome.opened = dataclasses.replace(report, next_sequence=self._next_sequence)
         return self._tables

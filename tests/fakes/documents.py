@@ -27,6 +27,7 @@ from agent.update.release import Release
 from agent.update.state import ServerView, state_document
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123_456, tzinfo=UTC)
+SERIES = "3f9a1c22b7e0"
 GPU = GpuSample(
     "0", "Orin", 71.5, 90.0, 100.0, 2_000_000_000, 8_000_000_000, memory_shared=True, utilisation=0.8, clock_mhz=900.0,
     max_clock_mhz=1300.0, throttle=frozenset({Throttle.SW_THERMAL, Throttle.HW_SLOWDOWN}), lost=False,
@@ -91,7 +92,7 @@ def camera(**changes: Any) -> dict[str, Any]:
     return decoded
 
 
-def event(sequence: int = 42, **changes: Any) -> bytes:
+def event(sequence: int = 42, series: str = SERIES, **changes: Any) -> bytes:
     """A step of an incident on the wire; `changes` of the Event."""
     made = Event(
         event_id=_new_id(), incident_id=_new_id(), kind="fight", phase=EventPhase.DETECTED, camera_id="yard",
@@ -99,7 +100,9 @@ def event(sequence: int = 42, **changes: Any) -> bytes:
         confidence=0.93, attributes={"evidence": "yard/2026-11-23/x", "extra": 1},
     )  # fmt: skip
     made = replace(made, **changes)
-    return render(made, device_id="gate-1", sequence=sequence, emitted_utc=NOON, models={"pose": "rtmo-s 1.0.0"})
+    return render(
+        made, device_id="gate-1", sequence=sequence, emitted_utc=NOON, models={"pose": "rtmo-s 1.0.0"}, series=series
+    )
 
 
 def drift(sequence: int = 43, phase: EventPhase = EventPhase.DETECTED) -> bytes:
@@ -111,7 +114,7 @@ def gap(*ranges: tuple[int, int], sequence: int = 44, lane: Lane | None = Lane.E
     """An announced loss."""
     runs = ranges or ((7, 9), (12, 12))
     loss = Loss(LossReason.AGE, lane, runs, sum(last - first + 1 for first, last in runs), "older than 30 days")
-    return render_gap(loss, event_id=_new_id(), device_id="gate-1", sequence=sequence, emitted_utc=NOON)
+    return render_gap(loss, event_id=_new_id(), device_id="gate-1", sequence=sequence, emitted_utc=NOON, series=SERIES)
 
 
 def configuration(*cameras: str, commands: dict[str, Any] | None = None) -> AgentConfig:

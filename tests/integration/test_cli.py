@@ -365,7 +365,7 @@ def test_events_dead_audit_backup_and_gaps_in_the_list(shell: Shell) -> None:
     fill(shell.folder / "state", 3)
     new_id = Uuid7()
 
-    def announce(loss: Loss) -> Message:
+    def announce(loss: Loss, _series: str) -> Message:
         event_id = new_id()
         return Message(
             Lane.ALARM, event_id, "t",

@@ -102,7 +102,7 @@ class Link:
         self._up.set()
 
 
-def announce(loss: Loss) -> Message:
+def announce(loss: Loss, series: str) -> Message:
     def payload(sequence: int | None) -> bytes:
         body = {"id": f"gap-{sequence}", "sequence": sequence, "lane": "ALARM", "ranges": loss.ranges}
         return json.dumps(body).encode()

@@ -55,9 +55,14 @@ class Desk:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.ledger = Ledger(lambda: SequenceTracker(grace_s=10), lambda _: self.now_s)
+        self.sent: list[bytes] = []
 
-    def receive(self, *sequences: int) -> list[Any]:
-        return [item for sequence in sequences for item in self.ledger.receive("gate-1", documents.event(sequence))]
+    def receive(self, *sequences: int, series: str = documents.SERIES) -> list[Any]:
+        self.sent = [documents.event(sequence, series) for sequence in sequences]
+        return self.receive_again(*self.sent)
+
+    def receive_again(self, *payloads: bytes) -> list[Any]:
+        return [item for payload in payloads for item in self.ledger.receive("gate-1", payload)]
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -91,7 +96,7 @@ def test_no_document_breaks_the_reader(envelope: Any, data: Any) -> None:
     document = json.loads(documents.event()) | {"data": data, "extra": envelope}
     for payload in (json.dumps(document).encode(), json.dumps(envelope).encode(), json.dumps({"data": data}).encode()):
         known = identity(payload)
-        assert known is None or 1 <= known[2] < 1 << 53
+        assert known is None or 1 <= known.sequence < 1 << 53
         ledger = Ledger(SequenceTracker, lambda _: 0.0)
         (item,) = ledger.receive("gate-1", payload)
         assert isinstance(item, Unreadable | ReceivedEvent)
@@ -144,7 +149,7 @@ def test_nonsense_in_a_gap_is_no_harm() -> None:
     desk = Desk()
     desk.receive(1)
     desk.ledger.receive("gate-1", altered(documents.gap(sequence=2), data__ranges=[[9, 3], [-5, 2], [0, 0]]))
-    assert desk.ledger.trackers["gate-1"].holes == ()
+    assert desk.ledger.trackers["gate-1"].current.holes == ()
 
 
 def test_devices_are_counted_apart_and_by_their_topics() -> None:
@@ -167,6 +172,48 @@ def test_a_device_that_counts_anew_is_announced_before_its_event() -> None:
     assert [item.sequence for item in desk.receive(1, 2)] == [1, 2]
 
 
+def test_a_replaced_device_counts_in_a_series_of_its_own_whatever_its_clock_says() -> None:
+    desk = Desk()
+    of_new_box = [documents.event(sequence, "b" * 12) for sequence in (1, 2, 3)]  # with older ids than all that came
+    assert len(desk.receive(*range(1, 51))) == 50
+    restarted, *events = desk.receive_again(*of_new_box)
+    assert restarted == Restarted("gate-1", 1, 50)
+    assert [event.sequence for event in events] == [1, 2, 3]
+    assert desk.receive_again(*of_new_box) == []
+
+
+def test_what_comes_late_of_an_earlier_series_is_counted_there() -> None:
+    desk = Desk()
+    desk.receive(1, 2, 5, series="a" * 12)
+    of_old_box = desk.sent
+    assert desk.receive(1, series="b" * 12)[0] == Restarted("gate-1", 1, 5)
+    assert [item.sequence for item in desk.receive(4, series="a" * 12)] == [4]
+    assert desk.receive_again(*desk.sent, *of_old_box) == []
+    assert [item.sequence for item in desk.receive(3, series="b" * 12)] == [3]
+    dumped = json.loads(json.dumps({name: one.dump() for name, one in desk.ledger.trackers.items()}))
+    later = Desk()
+    later.ledger.load(dumped)
+    later.now_s = 10
+    due = later.ledger.look(ask=True)
+    assert due.ask == (("gate-1", ((2, 2),)),)  # nobody can send what is missing of the earlier one
+    assert due.missing == (MissingRange("gate-1", 3, 3, "of the numbers before the device counted anew"),)
+    assert later.receive_again(*desk.sent, *of_old_box) == []
+
+
+def test_series_that_come_without_end_are_forgotten() -> None:
+    desk = Desk()
+    for number in range(100):
+        desk.receive(1, series=f"{number:012x}")
+    assert len(desk.ledger.trackers["gate-1"].former) == 3
+
+
+def test_numbers_go_on_where_an_agent_begins_to_name_its_series() -> None:
+    desk = Desk()
+    desk.receive(1, 2, series="")
+    assert [item.sequence for item in desk.receive(3)] == [3]
+    assert [item.sequence for item in desk.receive(4, series="")] == [4]  # from before its update, and late
+
+
 def test_ledgers_go_on_from_what_they_kept() -> None:
     desk, later = Desk(), Desk()
     events = [documents.event(sequence) for sequence in (1, 2, 6)]
@@ -180,7 +227,7 @@ def test_ledgers_go_on_from_what_they_kept() -> None:
     later.now_s = 10
     assert later.ledger.look(ask=True) == Due((), (("gate-1", ((3, 5),)),))
     assert later.ledger.asked("gate-1", (3, 5), ((4, 4),), "gone") == (MissingRange("gate-1", 4, 4, "gone"),)
-    assert [hole.state for hole in later.ledger.trackers["gate-1"].holes] == [
+    assert [hole.state for hole in later.ledger.trackers["gate-1"].current.holes] == [
         HoleState.ASKED, HoleState.REPORTED, HoleState.ASKED,
     ]  # fmt: skip
 

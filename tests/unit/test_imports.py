@@ -23,7 +23,8 @@ LAYERS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     ("pure", {"pure": (
         "agent.tracking.*", "agent.action.change", "agent.action.history", "agent.action.selection", "agent.action.windows",
         "agent.events.rules", "agent.events.ids", "agent.events.cloudevents", "agent.events.gaps", "agent.health.governor",
-        "agent.drift.*", "agent.client.clocks", "agent.client.items", "agent.client.ledger", "agent.client.tracker",
+        "agent.drift.*", "agent.client.clocks", "agent.client.items", "agent.client.ledger", "agent.client.series",
+        "agent.client.tracker",
         "agent.update.agreement", "agent.update.probation",
     ), "simulation values": ("agent.simulation", "agent.simulation.values")}),
     ("pipeline", {"pipeline": ("agent.pipeline.*",)}),

@@ -31,11 +31,11 @@ class Office:
 
 
 def test_an_announcement_is_an_alarm_with_its_own_number() -> None:
-    message = Office().desk.announce(Loss(LossReason.BYTES, Lane.EVENT, ((1, 3),), 3))
+    message = Office().desk.announce(Loss(LossReason.BYTES, Lane.EVENT, ((1, 3),), 3), "00000000002a")
     body = json.loads(message.payload(7))
     jsonschema.Draft202012Validator(load_schema("gap")).validate(body)
     assert (message.lane, message.kind, message.topic) == (Lane.ALARM, GAP, "recognizer/box/events/gap")
-    assert (body["id"], body["data"]["sequence"]) == (message.event_id, 7)
+    assert (body["id"], body["data"]["sequence"], body["data"]["series"]) == (message.event_id, 7, "00000000002a")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def message(lane: Lane = Lane.EVENT, name: str = "id") -> Message:
     return Message(lane, name, "t", lambda sequence: b"%d" % (sequence or 0), kind="fight")
 
 
-def announce(loss: Loss) -> Message:
+def announce(loss: Loss, series: str) -> Message:
     text = f"{loss.reason} {loss.sink} {loss.ranges}".encode()
     return Message(Lane.ALARM, "gap", "t/gap", lambda _: text, kind=GAP)
 

@@ -38,12 +38,14 @@ DAY_US = 86_400_000_000
 new_id = Uuid7()
 
 
-def announce(loss: Loss) -> Message:
+def announce(loss: Loss, series: str) -> Message:
     """As the agent does it."""
     event_id, now = new_id(), datetime.now(UTC)
 
     def payload(sequence: int | None) -> bytes:
-        return render_gap(loss, event_id=event_id, device_id="box", sequence=sequence or 0, emitted_utc=now)
+        return render_gap(
+            loss, event_id=event_id, device_id="box", sequence=sequence or 0, emitted_utc=now, series=series
+        )
 
     return Message(Lane.ALARM, event_id, "t/gap", payload, kind=GAP, t_utc_iso=now.isoformat())
 
@@ -543,6 +545,9 @@ async def test_a_backup_restored_on_another_box_repeats_no_number(path: Path, tm
     shutil.copy(target, elsewhere)
     async with opened(elsewhere) as store:
         assert (await store.put(message()) or 0) > (highest or 0)
+        assert all(
+            f'"series":"{store.series}"'.encode() in row.payload for row in await history(store) if row.kind == GAP
+        )
         assert numbers_of(gaps(await history(store))) == [(2, 1_000_000_001)]
     async with opened(elsewhere) as store:
         assert not store.report.losses  # told once

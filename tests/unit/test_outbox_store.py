@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -283,18 +284,19 @@ def pages_of(path: Path, table: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("damaged", "number"),
+    ("damaged", "number", "same_series"),
     [
-        ("older messages", BLOCK + 1),  # by the bound in `meta`: the newest message may be what was lost
-        ("all messages", BLOCK + 1),
-        ("older messages and meta", 201),  # by the newest message
-        ("all messages and meta", 1),  # by nothing, and that is said
+        ("older messages", BLOCK + 1, True),  # by the bound in `meta`: the newest message may be what was lost
+        ("all messages", BLOCK + 1, True),
+        ("older messages and meta", 201, False),  # by the newest message
+        ("all messages and meta", 1, False),  # by nothing, and that is said
     ],
 )
 async def test_damage_inside_pages_is_found_at_open_and_the_sequence_salvaged(
-    path: Path, damaged: str, number: int
+    path: Path, damaged: str, number: int, same_series: bool
 ) -> None:
     async with opened(path) as store:
+        series = store.series
         await asyncio.gather(*(store.put(message(name=f"id-{n}" * 20)) for n in range(200)))
     messages, meta = pages_of(path, "messages"), pages_of(path, "meta")
     assert len(messages) > 5
@@ -314,6 +316,7 @@ async def test_damage_inside_pages_is_found_at_open_and_the_sequence_salvaged(
         assert store.report.set_aside is not None
         assert await store.put(message()) == number
     assert store.report.sequence_known is (number > 1)
+    assert (store.series == series) is same_series
 
 
 async def test_a_log_that_is_damaged_in_its_middle_repeats_no_number(path: Path, tmp_path: Path) -> None:
@@ -406,6 +409,46 @@ async def test_an_old_copy_put_back_does_not_repeat_numbers(path: Path, tmp_path
     shutil.copy(old, path)
     async with opened(path) as store:
         assert (await store.put(message()) or 0) > (highest or 0)
+
+
+@pytest.mark.parametrize(
+    ("gone", "same"),
+    [
+        ((), True),
+        (("events.db.sequence",), True),
+        (("events.db",), True),  # counting goes on at the bound
+        (("events.db", "events.db.sequence"), False),
+    ],
+    ids=["nothing", "the file beside it", "the database", "both"],
+)
+async def test_numbers_begin_again_in_another_series_only(path: Path, gone: tuple[str, ...], same: bool) -> None:
+    async with opened(path) as store:
+        series = store.series
+        await store.put(message())
+    for name in gone:
+        path.with_name(name).unlink()
+    async with opened(path) as store:
+        assert (store.series == series) is same
+        assert ((await store.put(message()) or 0) > 1) is same
+        again = store.series
+    async with opened(path) as store:
+        assert store.series == again
+
+
+async def test_the_series_comes_from_both_homes_after_an_agent_that_knew_of_none(path: Path) -> None:
+    async with opened(path) as store:
+        await store.put(message())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM meta WHERE key = 'series'")
+    bound, generation, _ = path.with_name("events.db.sequence").read_text().split()
+    path.with_name("events.db.sequence").write_text(f"{bound}\n{generation}\n")
+    async with opened(path) as store:
+        series = store.series
+        assert re.fullmatch("[0-9a-f]{12}", series)
+        assert await store.put(message()) == 2
+    path.unlink()
+    async with opened(path) as store:
+        assert store.series == series
 
 
 async def test_a_database_of_a_newer_agent_is_left_alone(path: Path) -> None:

@@ -59,6 +59,7 @@ OPTIONAL = {
     "models",
     "attributes",
     "evidence",
+    "series",
     "alarm",
     "event",
     "state",

@@ -43,7 +43,7 @@ def message(kind: str = "fight", lane: Lane = Lane.EVENT) -> Message:
     return Message(lane, str(uuid.uuid4()), TOPICS.event("door", kind), payload, kind=kind)
 
 
-def announce(loss: Loss) -> Message:
+def announce(loss: Loss, series: str) -> Message:
     text = f"{loss.reason} {loss.sink} {loss.ranges}".encode()
     return Message(Lane.ALARM, "gap", TOPICS.event("", GAP), lambda _: text, kind=GAP)
 
