@@ -158,7 +158,7 @@ def check_probabilities(model: str, answer: object, shape: tuple[int, int]) -> F
         raise ModelError(f"{model} returned probabilities of shape {rows.shape}, expected {shape}")
     if not ((rows >= -_ROUNDING) & (rows <= 1 + _ROUNDING)).all():  # nor is NaN one
         raise ModelError(f"{model} returned {rows.tolist()}, expected probabilities from 0 to 1")
-    return rows
+    return rows.clip(0, 1)  # the rules take what is outside for no verdict
 
 
 def _call(group: Group, name: str, factory: Callable[..., Any], *arguments: object) -> Any:

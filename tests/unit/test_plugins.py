@@ -221,3 +221,10 @@ def test_a_classifier_may_answer_with_plain_lists(install: Callable[..., None]) 
     classifier = create_action_classifier("fight", ServiceConfig(model=Path("m"), classifier="odd"))
     (row,) = function_of(classifier, ("fight", "normal"))([np.zeros((1, 2, 17, 3), np.float32)])
     assert row.tolist() == [0.75, 0.25]
+
+
+def test_what_rounding_leaves_outside_is_no_less_sure(install: Callable[..., None]) -> None:
+    install("odd", ANSWERS.replace("{answer}", "[-0.0005, 1.0005]"), {Group.ACTION: {"odd": "classifier"}})
+    classifier = create_action_classifier("fight", ServiceConfig(model=Path("m"), classifier="odd"))
+    (row,) = function_of(classifier, ("fight", "normal"))([np.zeros((1, 2, 17, 3), np.float32)])
+    assert row.tolist() == [1, 0]
