@@ -207,6 +207,9 @@ def _add_evaluate_events(kinds: argparse._SubParsersAction[argparse.ArgumentPars
     events.add_argument(
         "--examples", type=natural_number, default=6, metavar="N", help="strips of the N worst mistakes, tracks drawn"
     )
+    events.add_argument(
+        "--jobs", type=whole_number, default=1, metavar="N", help="scenes at a time, each in a process (default 1)"
+    )
 
 
 def _add_events(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

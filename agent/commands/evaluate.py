@@ -195,7 +195,8 @@ def _events(config: AgentConfig, args: argparse.Namespace) -> Measured:
                 plan,
                 truth_poses=args.poses == "truth",
                 examples=(pictures_of(args.report), args.examples),
-                progress=lambda: bar.advance(task),
+                jobs=args.jobs,
+                progress=lambda frames: bar.advance(task, frames),
             )
         )
     for problem in run.problems:

@@ -54,6 +54,12 @@ class CardMeter:
         if (confidence := window_confidence(scores)) is not None:
             self._add(action_slot(scores.service), "window_confidence", confidence)
 
+    def add(self, other: CardMeter) -> None:
+        """All that `other` has observed."""
+        for slot, signals in other._sums.items():
+            for signal, (number, total) in signals.items():
+                self._add(slot, signal, total, number)
+
     def means(self) -> dict[str, dict[str, float]]:
         """By slot (`pose`, `action/<service>`) and signal, 0-1; what was never observed is not in it."""
         return {
@@ -61,7 +67,7 @@ class CardMeter:
             for slot, signals in self._sums.items()
         }
 
-    def _add(self, slot: str, signal: str, value: float) -> None:
+    def _add(self, slot: str, signal: str, total: float, number: float = 1.0) -> None:
         cell = self._sums.setdefault(slot, {}).setdefault(signal, [0.0, 0.0])
-        cell[0] += 1.0
-        cell[1] += value
+        cell[0] += number
+        cell[1] += total

@@ -348,6 +348,27 @@ def test_events_of_simulated_scenes_are_matched_with_the_truth(shell: Shell) -> 
     assert (curve[0]["recall"], curve[-1]["recall"]) == (0, 1)
 
 
+def test_scenes_in_processes_of_their_own_give_the_same_report(shell: Shell) -> None:
+    plan = shell.folder / "several.yaml"
+    plan.write_text(
+        "runs: [{scenario: fight, seeds: [3, 4], people: 2, seconds: 25}, {scenario: hug, seconds: 6}]\nfps: 10\n"
+    )
+    reports = []
+    for jobs in ("1", "2"):
+        arguments = ("evaluate", "events", "--scenarios", plan, "--poses", "truth", "--jobs", jobs, "--examples", 2)
+        done = shell.run(*arguments, "--report", shell.folder / "several.json")
+        assert done.returncode == 0, done.stderr
+        report = json.loads((shell.folder / "several.json").read_text())
+        strips = [file.read_bytes() for file in sorted((shell.folder / "several").glob("mistake-*.jpg"))]
+        reports.append(({**report, "speed": 0}, strips))
+    assert reports[0] == reports[1]
+    assert [(one["scenario"], one["seed"]) for one in reports[0][0]["scenarios"]] == [
+        ("fight", 3),
+        ("fight", 4),
+        ("hug", 1),
+    ]
+
+
 def test_a_model_may_have_another_word_for_what_the_scenes_call_as_the_service(shell: Shell) -> None:
     code, report, errors = judged(shell, [0.1], positive="other")
     assert code == 0, errors

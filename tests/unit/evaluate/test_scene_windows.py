@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from agent.evaluate.matching import Incident
-from agent.evaluate.runs.scenes import _judge_windows, _seen_share
+from agent.evaluate.runs.judged import _judge_windows, _seen_share
 from agent.evaluate.scenarios import SceneRun
 from agent.simulation.values import Interval
 from agent.types import ActionScores
