@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 from fakes.plugin import save_recording
 from fakes.replay import walkers
@@ -367,6 +371,28 @@ def test_scenes_in_processes_of_their_own_give_the_same_report(shell: Shell) -> 
         ("fight", 4),
         ("hug", 1),
     ]
+
+
+@pytest.mark.parametrize("ending", ["a scene's process dies", "Ctrl-C", "killed"])
+def test_no_process_of_a_scene_is_left(shell: Shell, ending: str) -> None:
+    arguments = ("--minutes", "60", "--only", "fight", "--seeds", "3", "4", "5", "--poses", "truth", "--jobs", "2")
+    command = shell.command("evaluate", "events", *arguments, "--report", shell.folder / "several.json")
+    with subprocess.Popen(command, env=shell.environment, stderr=subprocess.PIPE, text=True) as run:
+        process = psutil.Process(run.pid)
+        while len(scenes := [one for one in process.children() if "spawn_main" in " ".join(one.cmdline())]) < 2:
+            assert run.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        victim = scenes[0] if ending.startswith("a scene") else process
+        victim.send_signal(signal.SIGINT if ending == "Ctrl-C" else signal.SIGKILL)
+        _, errors = run.communicate(timeout=30)
+    _, left = psutil.wait_procs(scenes, timeout=10)
+    assert not left
+    died = "error: a process that played a scene has died (hint: fewer --jobs take less memory)\n"
+    if ending == "killed":
+        assert run.returncode == -signal.SIGKILL
+    else:
+        assert (run.returncode, errors) == ((130, "") if ending == "Ctrl-C" else (1, died))
 
 
 def test_a_model_may_have_another_word_for_what_the_scenes_call_as_the_service(shell: Shell) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 
 from agent.causes import first_cause
 from agent.config.schema import AgentConfig, LogConfig
@@ -65,16 +67,32 @@ async def play_apart(
     threads = config.pose.threads or max(1, core_count() // jobs)
     config = config.model_copy(update={"pose": config.pose.model_copy(update={"threads": threads})})
     runs, loop = list(stage.plan.scenes()), asyncio.get_running_loop()
-    processes = ProcessPoolExecutor(min(jobs, len(runs)), mp_context=get_context("spawn"))
+    others = set(active_children())
+    processes = ProcessPoolExecutor(min(jobs, len(runs)), get_context("spawn"), _end_with_parent)
+    played = [loop.run_in_executor(processes, _play_alone, config, run, stage) for run in runs]
     try:
-        played = [loop.run_in_executor(processes, _play_alone, config, run, stage) for run in runs]
         for run, outcome in zip(runs, played, strict=True):
             yield await outcome
             progress(round(run.seconds * stage.plan.fps))
     except BrokenProcessPool as error:
         raise ModelError("a process that played a scene has died (hint: fewer --jobs take less memory)") from error
     finally:
+        if not all(one.done() for one in played):  # nobody waits for minutes
+            for process in set(active_children()) - others:
+                process.terminate()
         processes.shutdown(cancel_futures=True)
+        await asyncio.gather(*played, return_exceptions=True)  # one failure is told, not that of all that waited
+
+
+def _end_with_parent() -> None:
+    """However that ends: nobody would hear what this process finds."""
+
+    def wait() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _play_alone(config: AgentConfig, run: SceneRun, stage: Stage) -> Outcome:
