@@ -353,6 +353,7 @@ async def test_a_listener_that_does_not_speak_mqtt_is_no_hot_loop() -> None:
     assert 1 <= connections < 30
 
 
+@pytest.mark.slow
 async def test_a_hundred_reconnects_leak_no_descriptor_and_no_thread() -> None:
     connections = 0
 

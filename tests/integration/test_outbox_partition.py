@@ -141,6 +141,7 @@ async def over_a_thin_line(
     return connections, ledger.verdict()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_a_far_and_thin_line_delivers_everything_over_one_connection(
     mosquitto: Mosquitto, subscribe: Callable[..., Subscriber], tmp_path: Path

@@ -21,6 +21,7 @@ SECRET = "whsec_" + base64.b64encode(bytes(range(40))).decode()
 TOTAL = 700
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_every_committed_event_reaches_both_sinks_in_order(tmp_path: Path) -> None:
     dice = random.Random(11)

@@ -37,6 +37,7 @@ def less_sure(people: People) -> People:
     return replace(people, scores=people.scores * np.float32(0.75), keypoint_scores=people.keypoint_scores.copy())
 
 
+@pytest.mark.slow
 def test_falling_confidence_reaches_database_subscriber_health_and_metrics(tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path / "broker")
     broker.start()

@@ -173,6 +173,7 @@ def test_an_upgrade_that_is_cut_off_as_it_switches_is_an_upgrade(repo_dir: Path,
     assert "not installed" not in result.stderr
 
 
+@pytest.mark.slow
 def test_half_a_pip_of_a_venv_that_was_cut_off_is_made_whole(repo_dir: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", symlinks=True, with_pip=True)
     (pip,) = (tmp_path / "venv/lib").glob("python*/site-packages/pip")

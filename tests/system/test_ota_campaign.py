@@ -19,6 +19,7 @@ def campaign(repo: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_device_that_dies_in_its_updates_always_has_a_model_and_gets_to_an_end(repo_dir: Path) -> None:
     code, figures = campaign(repo_dir, "--kills", "5", "--seed", "3")

@@ -253,6 +253,7 @@ def test_a_scene_that_begins_late_has_the_labels_of_what_is_seen(monkeypatch: py
     assert {label for service, _, label in scene_windows(2) if service == "fight"} == {0}
 
 
+@pytest.mark.slow
 def test_windows_of_drawn_scenes_show_who_acts_in_them(monkeypatch: pytest.MonkeyPatch, repo_dir: Path) -> None:
     monkeypatch.setattr(drawn, "RATES_HZ", (8.0,))
     config = load_config([repo_dir / "configs" / "pose-nano.yaml"], env={})

@@ -91,6 +91,7 @@ def test_a_scripted_play_gives_as_many_pictures_in_two_places(shots: int) -> Non
         assert np.abs(first[:60, :60].mean(axis=(0, 1)) - last[:60, :60].mean(axis=(0, 1))).max() > 2
 
 
+@pytest.mark.slow
 def test_pictures_of_the_fallen_show_somebody_who_falls_or_lies() -> None:
     wide = {}
     for fallen in (0.0, 1.0):
