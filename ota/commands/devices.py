@@ -24,7 +24,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add = kinds.add_parser("add", help="a new device; prints its token, this once")
     add.add_argument("--name", help="for people (default: the id)")
     remove = kinds.add_parser("remove", help="forget a device with its actions and reports")
-    assign = kinds.add_parser("assign", help="have one device install one release, whatever rollouts there are")
+    assign = kinds.add_parser(
+        "assign", help="have one device install one release; in a rollout of it the device counts all the same"
+    )
     token = kinds.add_parser("token", help="a new token instead of the old one; prints it, this once")
     for kind in (show, add, remove, assign, token):
         kind.add_argument("device", metavar="ID")

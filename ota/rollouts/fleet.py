@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from ota.rollouts import filters, groups, records
 from ota.rollouts.plan import Plan
-from ota.store import devices, releases
+from ota.store import devices, releases, reported
 from ota.store.rows import Device, ReleaseRow
 
 NEVER, ONLINE, OFFLINE = "never", "online", "offline"
@@ -95,19 +95,8 @@ class DeviceFields(Mapping[str, Sequence[str]]):
             given = {
                 slot: (release.name, release.version) for slot, release in self._installed(self._device.id).items()
             }
-            self._known = given | _said(self._device.attributes)
+            self._known = given | reported.titles(self._device.attributes)
         return self._known
-
-
-def _said(attributes: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Model and version by slot, of attributes like `model.action-fight: fight-stgcn 0.4.0`."""
-    said = {}
-    for key, value in attributes.items():
-        kind, _, slot = key.partition(".")
-        model, _, version = value.rpartition(" ")
-        if kind == "model" and slot and model:
-            said["action/" + slot.removeprefix("action-") if slot.startswith("action-") else slot] = (model, version)
-    return said
 
 
 def installed_by_device(connection: Connection, ids: Sequence[int] | None) -> dict[int, dict[str, ReleaseRow]]:
@@ -136,7 +125,7 @@ def choose(
     already, newer, due = 0, 0, {}
     for device, fields in chosen:
         here = has.get(device.id, {}).get(release.slot)
-        if here is not None and here.id == release.id:
+        if here is not None and here.id == release.id and not _signed_anew_since(device, release):
             already += 1
         elif here is not None and here.number > release.number:
             newer += 1
@@ -146,6 +135,12 @@ def choose(
     shared = groups.assign(plan.groups, {name: fields for name, (_, fields) in due.items()}, release.target)
     members = [[due[name][0] for name in group] for group in shared]
     return Choice(len(chosen), already, newer, _count(busy.values()), members)
+
+
+def _signed_anew_since(device: Device, release: ReleaseRow) -> bool:
+    """Whether the device has these bytes under a lower number: offered once more, it takes over the new one."""
+    said = reported.number(device.attributes, release.slot)
+    return said is not None and said < release.number and not device.ask_attributes
 
 
 def _count(names: Iterable[str]) -> dict[str, int]:

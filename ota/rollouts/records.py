@@ -243,6 +243,20 @@ def only_member_of(connection: Connection, device_id: int) -> list[tuple[int, in
     return [(row.rollout_id, row.position) for row in connection.execute(chosen)]
 
 
+def going_to(connection: Connection, device_id: int, release_id: int) -> int | None:
+    """The rollout that gives the device this release, or will: it runs or pauses, no group has failed, and the device has yet to end."""
+    failed = select(_G.rollout_id).where(_G.state == Stage.FAILED)
+    yet_to_end = or_(_M.action_id.is_(None), and_(_OFFER.c.open, _OFFER.c.state != ActionState.CANCELING))
+    chosen = (
+        select(_M.rollout_id)
+        .join(tables.rollouts, _R.id == _M.rollout_id)
+        .outerjoin(_OFFER, _OFFER.c.id == _M.action_id)
+        .where(_M.device_id == device_id, yet_to_end)
+        .where(_R.release_id == release_id, _R.state.in_((State.RUNNING, State.PAUSED)), _R.id.not_in(failed))
+    )
+    return connection.execute(chosen.limit(1)).scalar_one_or_none()
+
+
 def member_ids(connection: Connection, rollout_id: int) -> list[int]:
     return list(connection.execute(select(_M.device_id).where(_M.rollout_id == rollout_id)).scalars())
 

@@ -23,7 +23,7 @@ from ota.rollouts.engine import (
 from ota.rollouts.records import Stored
 from ota.store import actions, audit, devices
 from ota.store.errors import ConflictError
-from ota.store.rows import Entry
+from ota.store.rows import Action, Entry
 
 SERVER = "fleet-server"
 """Who makes the changes that nobody asked for at that moment."""
@@ -157,6 +157,23 @@ def refuse_busy(choice: fleet.Choice) -> None:
     """Raises ConflictError when a device is in another rollout: two of them would pull at it."""
     for name, number in choice.busy.items():
         raise ConflictError(f"{number} of the devices are in rollout {name}, which has not ended")
+
+
+def assign(
+    connection: Connection, device_id: int, release_id: int, *, by: str, now_ms: int, forced: bool, confirm: bool
+) -> Action:
+    """One device gets a release by a person's word. In a rollout of this release it counts all the same: what it has been offered goes on,
+    what it would be offered later comes now. Raises MissingError, ConflictError."""
+    under_way = actions.go_on(connection, device_id, release_id, now_ms=now_ms, forced=forced, confirm=confirm)
+    if under_way is not None:
+        return under_way
+    rollout_id = records.going_to(connection, device_id, release_id)
+    action = actions.assign(
+        connection, device_id, release_id, by=by, now_ms=now_ms, forced=forced, confirm=confirm, rollout_id=rollout_id
+    )
+    if rollout_id is not None:
+        records.note_offers(connection, rollout_id, {device_id: action.id})
+    return action
 
 
 def remove_device(connection: Connection, device_id: int, moment: Moment) -> list[Change]:

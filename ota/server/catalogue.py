@@ -26,7 +26,7 @@ from agent.update.release import Release
 from ota.rollouts.steps import SERVER
 from ota.server.files import open_below
 from ota.server.services import Services
-from ota.store import audit, releases
+from ota.store import audit, devices, releases
 from ota.store.rows import Entry, ReleaseRow
 from ota.store.store import Store
 
@@ -165,6 +165,8 @@ async def take_over(
         ]
         for row in anew:
             log("release.sign_anew", row, number=row.number)
+        if fresh:
+            devices.ask_those_without(connection)
         return anew + [
             releases.add(
                 connection, offer.release, target=offer.target, length=offer.length, sha256=offer.sha256, sha1=sums.sha1,

@@ -27,7 +27,7 @@ from ota.server.ddi_bodies import (
 )
 from ota.server.ddi_json import Links
 from ota.server.services import SERVICES
-from ota.store import actions, audit, devices, feedback, releases
+from ota.store import actions, audit, devices, feedback, releases, reported
 from ota.store.errors import ConflictError
 from ota.store.polls import Poll
 from ota.store.rows import Action, ActionState, Entry, FeedbackRow, ReleaseRow, Report
@@ -65,7 +65,14 @@ async def config_data(request: web.Request) -> web.Response:
     poll = await admit(request)
     body = await read_body(request, ConfigData, nul=True)
     services = request.app[SERVICES]
-    await services.store.write(devices.set_attributes, poll.device.id, body.mode or "merge", body.values)
+    mode, values, now_ms = body.mode or "merge", body.values, services.clock_ms()
+
+    def work(connection: Connection) -> None:
+        devices.set_attributes(connection, poll.device.id, mode, values)
+        if mode != "remove":
+            reported.note(connection, poll.device.id, values, whole=mode == "replace", now_ms=now_ms)
+
+    await services.store.write(work)
     services.feed.tell("device", poll.device.controller_id, change="attributes")
     return web.Response()
 

@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
-from ota.rollouts import fleet
+from ota.rollouts import fleet, steps
 from ota.rollouts.steps import Change, Moment, remove_device
 from ota.server.auth import allowed, is_controller_id, who
 from ota.server.bodies import id_in, number_in, read_body
@@ -228,13 +228,13 @@ async def one_action(request: web.Request) -> web.Response:
 @routes.post("/api/v1/devices/{device}/actions")
 @allowed(Role.OPERATOR)
 async def assign(request: web.Request) -> web.Response:
-    """Have one device install one release, whatever rollouts there are."""
+    """Have one device install one release, whatever rollouts there are; in one of this release it counts all the same."""
     body = await read_body(request, Assignment)
     services, controller_id = request.app[SERVICES], request.match_info["device"]
     now_ms = services.clock_ms()
 
     def work(connection: Connection) -> tuple[Action, ReleaseRow]:
-        action = actions.assign(
+        action = steps.assign(
             connection, devices.get(connection, controller_id).id, body.release, by=who(request).name, now_ms=now_ms,
             forced=body.forced, confirm=body.confirm,
         )  # fmt: skip

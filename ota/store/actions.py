@@ -6,15 +6,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from ota.store import devices, tables
-from ota.store.errors import ConflictError, MissingError
+from ota.store.errors import ConflictError, LimitError, MissingError
 from ota.store.releases import get as get_release
 from ota.store.rows import OPEN, Action, ActionState, ReleaseRow, UpdateStatus
 
 UNFETCHED = (ActionState.WAITING, ActionState.PENDING)
 """The device knows nothing of it yet."""
+MAX_BY_HAND = 1000
+"""Actions of one device that it made itself."""
+_BY_DEVICE = "device"
+"""Who makes actions for what came onto a device by another way."""
 _CHUNK = 500
 _T = tables.actions.c
 
@@ -108,9 +112,7 @@ def assign_many(
     it waits for the device's (or its owner's) yes. Some hundred devices a call: everybody else's writes wait for it.
     Raises MissingError, ConflictError for a release that is gone from the signed targets.
     """
-    release = get_release(connection, release_id)
-    if not release.available:
-        raise ConflictError(f"{release.title} is no longer among the signed targets")
+    release = _require_signed(connection, release_id)
     made: dict[int, Action] = {}
     for start in range(0, len(device_ids), _CHUNK):
         chunk = list(device_ids[start : start + _CHUNK])
@@ -128,6 +130,31 @@ def assign_many(
             update(tables.devices).where(tables.devices.c.id.in_(chunk)).values(update_status=UpdateStatus.PENDING)
         )
     return [made[device_id] for device_id in device_ids]
+
+
+def go_on(
+    connection: Connection, device_id: int, release_id: int, *, now_ms: int, forced: bool, confirm: bool
+) -> Action | None:
+    """The open action by which a rollout gives the device this release already, as a new one would: without waiting for its window (forced),
+    or for its yes. None: there is no such action, or the device is to be asked and has begun. Raises as `assign_many`."""
+    _require_signed(connection, release_id)
+    mine = select(tables.actions).where(
+        _T.device_id == device_id, _T.release_id == release_id, _T.rollout_id.is_not(None), _T.open, _T.state != ActionState.CANCELING
+    )  # fmt: skip
+    row = connection.execute(mine).first()
+    if row is None or (confirm and row.state != ActionState.WAITING):
+        return None
+    state = ActionState.PENDING if row.state == ActionState.WAITING and not confirm else row.state
+    values = {"state": state, "forced": row.forced or forced, "updated_ms": now_ms}
+    changed = update(tables.actions).where(_T.id == row.id).values(**values).returning(tables.actions)
+    return of_row(connection.execute(changed).one())
+
+
+def _require_signed(connection: Connection, release_id: int) -> ReleaseRow:
+    release = get_release(connection, release_id)
+    if not release.available:
+        raise ConflictError(f"{release.title} is no longer among the signed targets")
+    return release
 
 
 def _new_actions(
@@ -221,28 +248,74 @@ def close(
 
 
 def note_by_hand(connection: Connection, device_id: int, release: ReleaseRow, *, now_ms: int) -> Action | None:
-    """The device says that a release came onto it by another way; None when that is known."""
+    """The device says that a release came onto it by another way; None when that is known. Raises LimitError."""
     serving = {one.slot: one.release_id for one in devices.installed(connection, [device_id])}
     if serving.get(release.slot) == release.id:
         return None
+    by_hand = select(func.count()).where(_T.device_id == device_id, _T.created_by == _BY_DEVICE)
+    if connection.execute(by_hand).scalar_one() >= MAX_BY_HAND:
+        raise LimitError(f"a device tells of at most {MAX_BY_HAND} installations by hand")
     return close(
         connection,
-        assign(connection, device_id, release.id, by="device", now_ms=now_ms),
+        assign(connection, device_id, release.id, by=_BY_DEVICE, now_ms=now_ms),
         ActionState.FINISHED,
         now_ms=now_ms,
         detail="installed by hand",
     )
 
 
+def note_serving(connection: Connection, device_id: int, slot: str, release: ReleaseRow | None, *, now_ms: int) -> None:
+    """The device says that this serves a slot, and not what it reported last; None: a model of its configuration, or one that nobody here
+    knows. What is under way goes on, and says itself when it has ended."""
+    if release is None:
+        mine = (tables.installed.c.device_id == device_id, tables.installed.c.slot == slot)
+        connection.execute(delete(tables.installed).where(*mine))
+        return
+    under_way = select(_T.id).where(
+        _T.device_id == device_id, _T.release_id == release.id, _T.open, _T.state.not_in(UNFETCHED)
+    )  # fmt: skip
+    if connection.execute(under_way.limit(1)).first() is None:
+        action_id = _came_by(connection, device_id, release, now_ms)
+        _serve(connection, device_id, slot, release.id, action_id=action_id, now_ms=now_ms)
+
+
+def _came_by(connection: Connection, device_id: int, release: ReleaseRow, now_ms: int) -> int:
+    """The action that stands for it: that of what the device was given last, should it be back at that; else one of the device's own, which
+    belongs to no rollout: the way back of an earlier one would be refused."""
+    in_slot = select(tables.releases.c.id).where(tables.releases.c.slot == release.slot)
+    ended = select(_T.id, _T.release_id, _T.created_by).where(
+        _T.device_id == device_id, _T.state == ActionState.FINISHED, _T.release_id.in_(in_slot)
+    )  # fmt: skip
+    rows = connection.execute(ended.order_by(_T.id.desc())).all()
+    given = next((row for row in rows if row.created_by != _BY_DEVICE), None)
+    own = next((row for row in rows if row.created_by == _BY_DEVICE and row.release_id == release.id), None)
+    found = given if given is not None and given.release_id == release.id else own
+    if found is not None:
+        return int(found.id)
+    statement = insert(tables.actions).values(
+        device_id=device_id, release_id=release.id, state=ActionState.FINISHED, open=False, forced=False,
+        detail="as it says", created_by=_BY_DEVICE, created_ms=now_ms, updated_ms=now_ms,
+    )  # fmt: skip
+    return int(connection.execute(statement.returning(_T.id)).scalar_one())
+
+
 def _note_installed(connection: Connection, action: Action, now_ms: int) -> None:
     slot = get_release(connection, action.release_id).slot
+    before = _serve(connection, action.device_id, slot, action.release_id, action_id=action.id, now_ms=now_ms)
+    if before != action.release_id:  # what serves may have changed since the assignment
+        connection.execute(update(tables.actions).where(_T.id == action.id).values(previous_release_id=before))
+
+
+def _serve(
+    connection: Connection, device_id: int, slot: str, release_id: int, *, action_id: int, now_ms: int
+) -> int | None:
+    """What served before."""
     table = tables.installed
-    mine = (table.c.device_id == action.device_id, table.c.slot == slot)
-    values = {"release_id": action.release_id, "action_id": action.id, "at_ms": now_ms}
+    mine = (table.c.device_id == device_id, table.c.slot == slot)
+    values = {"release_id": release_id, "action_id": action_id, "at_ms": now_ms}
     before = connection.execute(select(table.c.release_id).where(*mine)).scalar_one_or_none()
     if before is None:
-        connection.execute(insert(table).values(device_id=action.device_id, slot=slot, **values))
-        return
-    connection.execute(update(table).where(*mine).values(**values))
-    if before != action.release_id:  # an action that could not be cancelled has ended since the assignment
-        connection.execute(update(tables.actions).where(_T.id == action.id).values(previous_release_id=before))
+        connection.execute(insert(table).values(device_id=device_id, slot=slot, **values))
+    else:
+        connection.execute(update(table).where(*mine).values(**values))
+    return before

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, Select, bindparam, case, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, Text, bindparam, case, cast, delete, func, insert, or_, select, update
 
 from ota.store import tables
 from ota.store.errors import ConflictError, LimitError, MissingError
@@ -121,6 +121,13 @@ def set_attributes(
     if len(kept) > MAX_ATTRIBUTES:
         raise LimitError(f"a device has at most {MAX_ATTRIBUTES} attributes")
     change(connection, device_id, attributes=kept, ask_attributes=False)
+
+
+def ask_those_without(connection: Connection) -> None:
+    """Have those say once more what they run that have named releases of which none is known here: one of them may be by now."""
+    known = select(tables.installed.c.device_id)
+    names_some = cast(_T.attributes, Text).contains('"number.')
+    connection.execute(update(tables.devices).where(_T.id.not_in(known), names_some).values(ask_attributes=True))
 
 
 def saw(connection: Connection, heard: Iterable[Seen]) -> None:

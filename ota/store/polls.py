@@ -86,9 +86,9 @@ class Polls:
             futures = {controller_id: self._waiting.pop(controller_id) for controller_id in ids}
             try:
                 found = await self._store.read(look, ids)
-            except StorageError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
                 for future in futures.values():
-                    future.set_exception(StorageError(str(error)))
+                    future.set_exception(StorageError(str(error)) if isinstance(error, StorageError) else error)
                     future.exception()  # taken note of, should the asker have left
                 continue
             for controller_id, future in futures.items():

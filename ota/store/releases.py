@@ -39,6 +39,13 @@ def find(connection: Connection, name: str, version: str) -> ReleaseRow:
     return of_row(row)
 
 
+def of_title(connection: Connection, slot: str, name: str, version: str) -> ReleaseRow | None:
+    """The latest of that name in a slot, also one that is gone from the signed targets."""
+    chosen = select(tables.releases).where(_T.slot == slot, _T.name == name, _T.version == version)
+    row = connection.execute(chosen.order_by(_T.id.desc()).limit(1)).one_or_none()
+    return of_row(row) if row is not None else None
+
+
 def many(connection: Connection, release_ids: Sequence[int]) -> dict[int, ReleaseRow]:
     rows = connection.execute(select(tables.releases).where(_T.id.in_(set(release_ids))))
     return {row.id: of_row(row) for row in rows}

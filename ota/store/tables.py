@@ -129,7 +129,7 @@ installed = Table(
     _ref("action_id", "actions.id"),
     Column("at_ms", BigInteger, nullable=False),
 )  # fmt: skip
-"""What serves each slot of a device, by its own report of success."""
+"""What serves each slot of a device, by its own report of success, or by what it says of itself since."""
 
 feedback = Table(
     "feedback", metadata, _id(),

@@ -163,6 +163,26 @@ async def test_attribute_modes(fleet: FleetServer) -> None:
     assert await put("replace", z="9") == {"z": "9"}
 
 
+async def test_what_a_device_runs_is_what_it_says_of_itself(fleet: FleetServer) -> None:
+    device, plain = await fleet.device(), await fleet.device("plain")
+    said = {"agent_version": "0.1.0", "model.action-fight": "pose-nano 0.1.0", "number.action-fight": "1"}
+
+    async def put(**data: str) -> dict[str, Any]:
+        assert (await device.ask("PUT", "/configData", {"data": data, "mode": "replace"})).status == 200
+        return dict((await fleet.api("GET", f"/devices/{device.id}")).json["installed"])
+
+    assert await put(**said) == {}  # a server that was begun anew has yet to read its repository
+    assert (await plain.ask("PUT", "/configData", {"data": {"site": "berlin"}})).status == 200
+    assert "configData" not in await device.poll()
+    (release,) = await fleet.publish(1, slot="action/fight")
+    assert "configData" in await device.poll()
+    assert "configData" not in await plain.poll()
+    found = await put(**said)
+    assert (found["action/fight"]["release"], found["action/fight"]["number"]) == (release.id, 1)
+    assert "configData" not in await device.poll()
+    assert await put(agent_version="0.1.0") == {}  # it was left aside at the device's start
+
+
 async def test_too_many_attributes_are_refused_whole(fleet: FleetServer) -> None:
     device = await fleet.device()
     assert (await device.ask("PUT", "/configData", {"data": {str(n): "" for n in range(100)}})).status == 200

@@ -143,6 +143,32 @@ async def test_pause_resume_abort(site: Site) -> None:
     await site.move(rollout, "abort", status=409)
 
 
+async def test_devices_that_are_hurried_count_in_their_rollout(site: Site) -> None:
+    """The canary has begun and waits for its window; another one's turn has not come."""
+    rollout = (await site.create())["id"]
+    await site.move(rollout, "start")
+    await site.until(rollout, lambda found: count(found, "open") == [1, 0])
+    members = (await site.call("GET", f"/rollouts/{rollout}/devices"))["devices"]
+    canary, other = [next(one["id"] for one in members if one["group"] == group) for group in ("canary", "rest")]
+    link = (await site.boxes[canary].poll())["deploymentBase"]
+    action = int(link.partition("?")[0].rpartition("/")[2])
+    await site.boxes[canary].report(action, "proceeding", "none", "waiting: outside the maintenance windows")
+    hurried = {"release": site.second, "forced": True}
+    made = await site.call("POST", f"/devices/{canary}/actions", hurried, status=201)
+    assert (made["id"], made["forced"], made["rollout"], made["state"]) == (action, True, rollout, "running")
+    assert (await site.boxes[canary].poll())["deploymentBase"] != link  # it has to look once more
+    body = (await site.boxes[canary].ask("GET", f"/deploymentBase/{action}")).json
+    assert body["deployment"]["update"] == "forced"
+    made = await site.call("POST", f"/devices/{other}/actions", hurried, status=201)
+    assert (made["forced"], made["rollout"]) == (True, rollout)
+    assert count(await site.call("GET", f"/rollouts/{rollout}"), "open") == [1, 1]
+    assert sorted(await site.answer()) == sorted([canary, other])
+    await site.until(rollout, lambda found: count(found, "open") == [0, 8])
+    await site.answer()
+    done = await site.until(rollout, lambda found: found["state"] == "finished")
+    assert done["reason"] == "10 succeeded"
+
+
 async def test_a_failed_group_without_a_way_back_waits_for_a_person(site: Site) -> None:
     rollout = (await site.create(plan={"roll_back": "none"}))["id"]
     await site.move(rollout, "start")

@@ -19,14 +19,16 @@ import pytest
 from fakes import fleet_store
 from sqlalchemy import Connection, select
 
+from agent.update.release import Release
 from ota.rollouts import fleet, moves, records, steps
 from ota.rollouts.driver import Driver
 from ota.rollouts.engine import Stage, State, Tally
 from ota.rollouts.plan import GroupPlan, Plan
 from ota.rollouts.records import Stored
 from ota.rollouts.steps import Change, Moment, carry_out, remove_device
-from ota.store import audit, devices, releases, tables
+from ota.store import actions, audit, devices, releases, reported, tables
 from ota.store.errors import ConflictError
+from ota.store.rows import Action
 from ota.store.store import Store, open_store
 
 NOW = 1_800_000_000_000
@@ -92,6 +94,22 @@ class World:
 
     async def state(self, rollout_id: int) -> State:
         return (await self.get(rollout_id)).rollout.state
+
+    async def assign(self, device_id: int, release: int, *, forced: bool = False, confirm: bool = False) -> Action:
+        """By a person's word."""
+        return await self.store.write(
+            steps.assign, device_id, release, by="anna", now_ms=self.now_ms, forced=forced, confirm=confirm
+        )
+
+    async def say(self, device_id: int, version: int, *, number: int = 0) -> None:
+        """What the device runs, in its attributes."""
+        said = {"model.pose": f"pose-nano 0.{version}.0", "number.pose": str(number or version), "agent_version": "1"}
+
+        def say(connection: Connection) -> None:
+            devices.set_attributes(connection, device_id, "replace", said)
+            reported.note(connection, device_id, said, whole=True, now_ms=self.now_ms)
+
+        await self.store.write(say)
 
     async def report(self, rollout_id: int, finished: str, number: int = 1000) -> list[int]:
         """So many of the rollout's devices with an open action end it; who did."""
@@ -281,6 +299,76 @@ async def test_a_device_goes_back_to_what_it_ran_at_last(world: World) -> None:
     assert Counter((await world.open_actions()).values()) == {world.new: 2}
 
 
+async def test_who_is_hurried_goes_back_with_the_others(world: World) -> None:
+    await world.build(10)
+    rollout = await world.started(Plan(groups=(GroupPlan(name="all", error_percent=20),)))
+    await world.store.write(fleet_store.fetch_all, rollout)
+    hurried = await world.assign(world.ids[0], world.new, forced=True)
+    assert (hurried.rollout_id, hurried.forced, hurried.state) == (rollout, True, "running")
+    await world.report(rollout, "success", 1)
+    await world.report(rollout, "failure", 2)
+    assert await world.tallies(rollout) == [Tally(returning=1, failed=2, ending=7)]
+    assert (await world.open_actions())[world.ids[0]] == world.old
+
+
+async def test_a_persons_word_stands_for_the_yes_of_a_device_or_asks_for_it(world: World) -> None:
+    await world.build(10)
+    rollout = await world.started(Plan(groups=(GroupPlan(name="all"),), confirmation=True))
+    offered = [(await world.assign(box, world.new, confirm=True)).id for box in world.ids[:2]]
+    assert [(await world.assign(box, world.new)).id for box in world.ids[:2]] == offered
+    assert (await world.store.read(actions.get, offered[0])).state == "pending"
+    asked = await world.assign(world.ids[1], world.new, confirm=True)
+    assert (asked.id != offered[1], asked.rollout_id, asked.state) == (True, rollout, "waiting")
+    assert await world.tallies(rollout) == [Tally(open=10)]
+
+
+async def test_a_release_that_is_given_after_its_rollout_has_stopped_does_not_count_in_it(world: World) -> None:
+    await world.build(20)
+    rollout = await world.started(Plan(roll_back="none"))
+    await world.report(rollout, "failure", 1)
+    assert await world.state(rollout) is State.PAUSED
+    late = await world.store.read(records.waiting, rollout, 1, 1)
+    assert (await world.assign(late[0], world.new)).rollout_id is None
+    await world.driver.settle(rollout)
+    assert await world.open_actions() == {late[0]: world.new}
+
+
+async def test_a_device_goes_back_to_what_it_says_it_ran(world: World) -> None:
+    """Somebody went back on site; the server that was here before had given it something."""
+    await world.build(4)
+    newest = await world.store.write(fleet_store.add_release, 8)
+    await world.store.write(fleet_store.install, world.ids[:2], world.new)
+    await world.say(world.ids[0], 6)
+    strangers = await world.store.write(fleet_store.add_devices, ["new-1"], attributes={"site": "berlin"})
+    await world.say(strangers[0].id, 6)
+    rollout = await world.started(Plan(groups=(GroupPlan(name="all", error_percent=20),)), release=newest.id)
+    await world.report(rollout, "success", 2)
+    await world.store.write(fleet_store.report, strangers[0].id, "success")
+    await world.report(rollout, "failure", 2)
+    assert await world.state(rollout) is State.ROLLING_BACK
+    back = {world.ids[0]: world.old, world.ids[1]: world.new, strangers[0].id: world.old}
+    assert await world.open_actions() == back
+
+
+async def test_who_went_back_on_site_is_not_sent_back_further_nor_taken_for_up_to_date(world: World) -> None:
+    await world.build(3)
+    plan = Plan(groups=(GroupPlan(name="all"),))
+    first = await world.started(plan)
+    await world.report(first, "success")
+    newest = await world.store.write(fleet_store.add_release, 8)
+    second = await world.started(plan, release=newest.id, name="nano 0.8")
+    await world.report(second, "success")
+    for box in world.ids[:2]:
+        await world.say(box, 7)
+    await world.say(world.ids[1], 8)  # and forth again
+    choice = await world.store.read(fleet.choose, Plan(), "", newest, 0)
+    assert (choice.already, choice.total) == (2, 1)
+    await world.move(first, moves.abort, "anna", roll_back=True)
+    assert await world.open_actions() == {}  # none would take it: what ran before 0.7 is gone from them
+    await world.move(second, moves.abort, "anna", roll_back=True)
+    assert await world.open_actions() == dict.fromkeys(world.ids[1:], world.new)
+
+
 async def test_a_device_that_moved_on_is_not_sent_back(world: World) -> None:
     await world.build(5)
     rollout = await world.started(Plan(groups=(GroupPlan(name="all"),)))
@@ -362,6 +450,19 @@ async def test_who_has_it_already_or_something_newer_is_left_out(world: World) -
     choice = await world.store.read(fleet.choose, Plan(), "site==berlin", release, 0)
     assert (choice.matched, choice.already, choice.newer, choice.total) == (10, 3, 2, 5)
     assert [len(group) for group in choice.members] == [1, 4]
+
+
+async def test_who_has_the_same_bytes_under_a_lower_number_is_offered_the_new_one(world: World) -> None:
+    await world.build(10)
+    for box in world.ids[:3]:
+        await world.say(box, 6)
+    old = await world.store.read(releases.get, world.old)
+    signed = Release.model_validate(dict(old.custom) | {"number": 9})
+    again = await world.store.write(releases.sign_anew, world.old, signed)
+    choice = await world.store.read(fleet.choose, Plan(), "", again, 0)
+    assert (choice.already, choice.total) == (7, 3)  # the others do not say under which number
+    await world.say(world.ids[0], 6, number=9)
+    assert (await world.store.read(fleet.choose, Plan(), "", again, 0)).total == 2
 
 
 async def test_two_rollouts_do_not_pull_at_one_device(world: World) -> None:

@@ -14,7 +14,7 @@ from fakes.postgres import NEEDED, Postgres, available
 from sqlalchemy import Connection, Inspector, create_engine, func, insert, inspect, select, text
 
 from agent.errors import ConfigError, StorageError, TransientError
-from ota.store import action_ids, actions, audit, devices, feedback, settings, tables, users
+from ota.store import action_ids, actions, audit, devices, feedback, reported, settings, tables, users
 from ota.store.devices import Seen
 from ota.store.errors import ConflictError, LimitError, MissingError
 from ota.store.migrate import Migration, migrate, migrations
@@ -377,6 +377,52 @@ async def test_the_release_before_is_the_one_that_ran_just_before_the_end(store:
     assert await report(four, "closed", "success") == third.id  # the same release ran just before: no way back
 
 
+async def test_what_a_device_says_it_runs_goes_before_what_it_reported(store: Store) -> None:
+    box = await new_device(store)
+    rows = {number: await store.write(add_release, number) for number in (1, 2, 3)}
+    agent = {"agent_version": "0.1.0", "model.pose": "configured.onnx"}
+
+    async def says(number: int | None, *, whole: bool = True, **more: str) -> int | None:
+        said = {} if number is None else {"model.pose": f"pose-nano 0.{number}.0", "number.pose": str(number)}
+        await store.write(reported.note, box, agent | said | more, whole=whole, now_ms=NOW)
+        return await serves()
+
+    async def serves() -> int | None:
+        found = await store.read(devices.installed, [box])
+        return next((number for number, row in rows.items() for one in found if one.release_id == row.id), None)
+
+    assert await says(1) == 1  # a server that was begun anew
+    two = await store.write(actions.assign, box, rows[2].id, by="ann", now_ms=NOW)
+    await store.write(feedback.add, box, two.id, Report("deployment", "proceeding", "none"), now_ms=NOW)
+    assert await says(2) == 1  # it will say itself how that ended
+    await store.write(feedback.add, box, two.id, Report("deployment", "closed", "success"), now_ms=NOW)
+    assert await serves() == 2
+    assert (await store.read(actions.get, two.id)).previous_release_id == rows[1].id
+    three = await store.write(actions.assign, box, rows[3].id, by="ann", now_ms=NOW)
+    for _ in range(5):  # back and forth on site
+        assert [await says(1), await says(2)] == [1, 2]
+    assert (await store.read(devices.installed, [box]))[0].action_id == two.id
+    assert (await store.read(actions.page, limit=1, offset=0))[1] == 3
+    assert (await store.read(actions.get, three.id)).state is ActionState.PENDING  # and what it is offered stays so
+    assert await says(None, whole=False) == 2
+    assert await says(None) is None  # a version that could not be loaded
+    await store.write(feedback.add, box, three.id, Report("deployment", "closed", "success"), now_ms=NOW)
+    assert (await store.read(actions.get, three.id)).previous_release_id is None
+    assert await says(7) is None  # nobody here knows it
+    for odd in ("", "-1", "1.5", "x", "9" * 30, "\u0663"):
+        assert await says(2, **{"number.pose": odd}) is None
+
+
+async def test_installations_by_hand_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ota.store.actions.MAX_BY_HAND", 4)
+    box, rows = await new_device(store), [await store.write(add_release, number) for number in (1, 2)]
+    for n in range(4):
+        assert await store.write(actions.note_by_hand, box, rows[n % 2], now_ms=NOW) is not None
+    with pytest.raises(LimitError):
+        await store.write(actions.note_by_hand, box, rows[0], now_ms=NOW)
+    assert await store.write(actions.note_by_hand, box, rows[1], now_ms=NOW) is None
+
+
 async def test_cancelling(store: Store) -> None:
     box = await new_device(store)
     release = await store.write(add_release, 1)
@@ -447,6 +493,17 @@ async def test_polls_share_queries_and_each_gets_its_own(store: Store, monkeypat
     ]
     assert len(asked) <= 3
     assert sum(asked) == 70
+
+
+async def test_a_row_that_this_version_does_not_understand_is_told_to_those_who_asked(store: Store) -> None:
+    box = await new_device(store)
+    await store.write(devices.change, box, update_status="of another version")
+    polls = Polls(store)
+    async with asyncio.timeout(10):
+        answers = await asyncio.gather(polls.look("box-1"), polls.look("box-2"), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [ValueError, ValueError]
+    await store.write(devices.change, box, update_status=UpdateStatus.REGISTERED)
+    assert await polls.look("box-1") is not None
 
 
 async def test_a_second_server_keeps_off_the_folder(tmp_path: Path) -> None:
