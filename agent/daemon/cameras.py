@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,7 @@ from agent.capture.camera import Camera, open_camera
 from agent.capture.sources import build_source
 from agent.config.schema import CameraConfig, RulesConfig
 from agent.config.sections import LIVE
+from agent.daemon.slowness import Slowness
 from agent.daemon.viewpoints import Viewpoints
 from agent.errors import ConfigError, ConfigProblem, FatalError, TransientError
 from agent.health.governor import LADDER, Step
@@ -49,12 +51,13 @@ _ABSENT = frozenset({CameraPhase.CONNECTING, CameraPhase.OFFLINE, CameraPhase.EN
 
 @dataclass(slots=True)
 class _Entry:
-    """One configured camera. camera, run: while they live; status: what the last life left; stopping: no life follows."""
+    """One configured camera. camera, slowness, run: while they live; status: what the last life left; stopping: no life follows."""
 
     config: CameraConfig
     status: CameraStatus
     task: asyncio.Task[None] = field(init=False)
     camera: Camera | None = None
+    slowness: Slowness | None = None
     run: CameraRun | None = None
     stopping: bool = False
 
@@ -100,6 +103,7 @@ class Cameras:
         on_restart: Callable[[str], None],
         on_ended: Callable[[str], None] = lambda _: None,
         on_removed: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._recognition = recognition
         self._listener = listener
@@ -109,6 +113,7 @@ class Cameras:
         self._on_restart = on_restart
         self._on_ended = on_ended
         self._on_removed = on_removed
+        self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._step = LADDER[0]
         self._changing = asyncio.Lock()  # two reloads, or a reload and the end, must not meet half-way
@@ -178,7 +183,7 @@ class Cameras:
         finally:
             entry.task.cancel()
         await asyncio.wait([entry.task])
-        for reason in (*_REASONS.values(), Reason.CAMERA_MOVED):
+        for reason in (*_REASONS.values(), Reason.CAMERA_MOVED, Reason.CAMERA_SLOW):
             self._health.clear_reason(reason_key(reason, name))
         self._on_ended(name)
         self._on_removed(name)
@@ -188,6 +193,7 @@ class Cameras:
         config = entry.config
         async with open_camera(config, viewpoint=self._viewpoints.of(config)) as camera:
             entry.camera = camera
+            entry.slowness = Slowness() if camera.live else None
             try:
                 entry.run = self._recognition.camera(
                     camera, self._listener, services=config.services, fps=lambda: camera.report().expected_fps
@@ -203,7 +209,7 @@ class Cameras:
                     raise
             finally:
                 entry.status = replace(camera.status(), fps=0.0)
-                entry.run = entry.camera = None
+                entry.run = entry.camera = entry.slowness = None
                 self._on_ended(config.id)
 
     async def _close_incidents(self, entry: _Entry) -> None:
@@ -298,3 +304,6 @@ class Cameras:
                 key = reason_key(reason, status.camera_id)
                 self._health.set_reason(key, status.phase is phase, status.error)
             self._health.set_reason(reason_key(Reason.CAMERA_MOVED, status.camera_id), status.moved, _MOVED)
+            slowness = self._entries[status.camera_id].slowness
+            slow = slowness.look(status, self._clock()) if slowness is not None else ""
+            self._health.set_reason(reason_key(Reason.CAMERA_SLOW, status.camera_id), bool(slow), slow)

@@ -21,6 +21,7 @@ from agent.errors import DeviceMemoryError, ModelError
 from agent.health.reasons import Reason, reason_key
 from agent.observe.metrics import Metrics
 from agent.ports import HealthSink
+from agent.runtime.engines import EngineProgress, EngineState
 from agent.types import POSE_SLOT, ActionScores, Event, People
 
 _log = structlog.get_logger(__name__)
@@ -32,6 +33,9 @@ QUIET_S = 30.0
 """Without people for this long the machine has time for golden answers;"""
 IMPATIENT_S = 3600.0
 """... when they are late by this much, they are asked in any case."""
+
+_SETTLED = frozenset({EngineState.SERVING, EngineState.FAILED, EngineState.CANCELLED})
+"""The device that computes will stay."""
 
 
 @runtime_checkable
@@ -132,6 +136,7 @@ class ModelWatch:
         if not self._config.enabled:
             self._latencies.clear()
             return
+        self._watch.set_time(datetime.now(UTC))  # before the first model is known, since frames come while it is asked
         self._watch.keep_slots(models)
         for slot, model in models.items():
             self._watch.set_model(slot, self._describe(model))
@@ -173,7 +178,9 @@ class ModelWatch:
     def _describe(self, model: object) -> Model:
         card = model.card if isinstance(model, SelfChecking) and self._config.baseline == "card" else {}
         name, own_scale = getattr(model, "name", ""), getattr(model, "own_scale", 1.0)
-        return Model(name if own_scale == 1 else f"{name} at {own_scale:g}", getattr(model, "device", ""), card)
+        upgrade: EngineProgress | None = getattr(model, "upgrade", None)
+        moving = upgrade is not None and upgrade.state not in _SETTLED
+        return Model(name if own_scale == 1 else f"{name} at {own_scale:g}", getattr(model, "device", ""), card, moving)
 
     async def _ask_golden(self, models: Mapping[str, object], now_s: float) -> None:
         """Between frames with people if there are such moments, off the loop."""

@@ -15,6 +15,7 @@ import structlog
 from agent.config.schema import HealthConfig
 from agent.errors import StorageError
 from agent.health.governor import LADDER, Decision, Governor, Hold
+from agent.health.gpu import FAULTS
 from agent.health.probes import Probes, ProbeSample
 from agent.health.reasons import HealthState, Reason
 from agent.observe.metrics import CameraMetrics, Metrics
@@ -175,7 +176,8 @@ class Monitor:
         low_disk = free is not None and free < self._config.disk_min_free_bytes
         self._health.set_reason(Reason.DISK_LOW, low_disk, f"{(free or 0) / 1e6:.0f} MB free")
         self._health.set_reason(Reason.GPU_LOST, any(gpu.lost for gpu in sample.gpus), "it no longer answers")
-        self._health.set_reason(Reason.GPU_THROTTLED, bool(signals.gpu_thermal_throttle), "the driver slows the clocks")
+        held = sorted({fault for gpu in sample.gpus for fault in FAULTS & (gpu.throttle or frozenset())})
+        self._health.set_reason(Reason.GPU_THROTTLED, bool(held), f"the clocks are held down: {', '.join(held)}")
 
     def _govern(self, sample: ProbeSample) -> None:
         now_ns = time.monotonic_ns()

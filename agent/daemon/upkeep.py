@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 
 from agent.events.evidence_writer import EvidenceStats
 from agent.health.reasons import HealthState, Reason, reason_key
@@ -13,7 +13,7 @@ from agent.runtime.engines import EngineProgress, EngineState
 
 BACKLOG_AGE_S = 120.0
 """Waiting longer than this on an open connection is a backlog."""
-SHOWN_FOR = timedelta(hours=1)
+SHOWN_FOR_S = 3600.0
 """How long the latest loss stays a reason; it is announced then, and stays in log and metrics."""
 
 _ONCE = (Reason.EVENTS_LOST, Reason.MQTT_REJECTED, Reason.SINK_REJECTED)
@@ -47,7 +47,7 @@ class Upkeep:
     def look_at_evidence(self, stats: EvidenceStats) -> None:
         """Once a round."""
         before = self._evidence
-        if stats.failed + stats.dropped > before.failed + before.dropped:
+        if stats.failed + stats.incomplete + stats.dropped > before.failed + before.incomplete + before.dropped:
             self._health.raise_reason(Reason.EVIDENCE, stats.last_error)
         elif stats.written > before.written:
             self._health.clear_reason(Reason.EVIDENCE)
@@ -62,9 +62,9 @@ class Upkeep:
             detail = "; ".join(filter(None, (getattr(model, "fallback", ""), getattr(model, "shortage", ""), engine)))
             self._health.set_reason(reason_key(Reason.MODEL_FALLBACK, slot), bool(detail), detail)
 
-    def let_go(self, now_utc: datetime | None = None) -> None:
-        """Clear what happened once and is over."""
-        now_utc = now_utc or datetime.now(UTC)
+    def let_go(self, now_s: float | None = None) -> None:
+        """Clear what happened once and is over. now_s: on the monotonic clock."""
+        now_s = time.monotonic() if now_s is None else now_s
         for active in self._health.snapshot().reasons:
-            if active.code in _ONCE and now_utc - active.latest_utc > SHOWN_FOR:
+            if active.code in _ONCE and now_s - active.latest_s > SHOWN_FOR_S:
                 self._health.clear_reason(active.reason)

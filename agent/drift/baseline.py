@@ -27,7 +27,7 @@ class MeanBaseline:
     """Mean by condition, and how far the mean of a block strays from it.
 
     condition: what legitimately changes the value: the time of day (confidence is lower under infrared light), the
-    number of images in a batch (latency). means: by condition; overall: for conditions not seen. sigma: of the relative
+    number of images in a batch (latency). means: by condition; overall: for those seen too rarely to have one. sigma: of the relative
     deviation of a block, widened for the correlation of neighbouring blocks; in logarithms it is that of the difference.
     """
 

@@ -23,20 +23,24 @@ class Cusum:
 
     limit: sum at which the evidence is enough. With ln(n), independent blocks give one false alarm in n blocks or fewer,
     whatever their distribution (Lorden 1971). The sum is capped there, so that a short, strong disturbance is forgotten as
-    quickly as it came. hold_s: how long the sum must have been above zero.
+    quickly as it came. hold_s: for how long the stream must have been watched with the sum above zero.
     """
 
     limit: float
     hold_s: float
     total: float = 0.0
     since_s: float = 0.0
+    held_s: float = 0.0
 
-    def update(self, llr: float, t_s: float) -> bool:
-        """One block that ended at `t_s`; whether evidence and time are enough. Fall back to zero starts both again."""
+    def update(self, llr: float, t_s: float, seen_s: float) -> bool:
+        """One block that ended at `t_s` and was watched for `seen_s`; whether evidence and time are enough. Fall back to zero starts both
+        again."""
         if self.total <= 0.0:
-            self.since_s = t_s
+            self.since_s, self.held_s = t_s, 0.0
+        else:
+            self.held_s += seen_s
         self.total = min(self.limit, max(0.0, self.total + llr))
-        return self.total >= self.limit and t_s - self.since_s >= self.hold_s
+        return self.total >= self.limit and self.held_s >= self.hold_s
 
     def reset(self) -> None:
         """Forget."""
@@ -60,9 +64,9 @@ class Alarm:
         """Charts with the same limit of evidence, in nats."""
         return cls(Cusum(limit, raise_after_s), Cusum(limit, clear_after_s))
 
-    def update(self, llr: float, t_s: float) -> bool:
+    def update(self, llr: float, t_s: float, seen_s: float) -> bool:
         """One block; whether `active` has just changed."""
-        done = self.clearing.update(-llr, t_s) if self.active else self.raising.update(llr, t_s)
+        done = self.clearing.update(-llr, t_s, seen_s) if self.active else self.raising.update(llr, t_s, seen_s)
         if done:
             self.active, self.began_s = not self.active, self.raising.since_s
             self.raising.reset()
@@ -89,14 +93,15 @@ class Alarm:
         return {
             "active": self.active,
             "began_s": self.began_s,
-            "charts": [[chart.total, chart.since_s] for chart in charts],
+            "charts": [[chart.total, chart.since_s, chart.held_s] for chart in charts],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises KeyError, TypeError, ValueError for what `state` did not make."""
         self.active, self.began_s = bool(state["active"]), float(state["began_s"])
-        for chart, (total, since_s) in zip((self.raising, self.clearing), state["charts"], strict=True):
+        for chart, (total, since_s, *held_s) in zip((self.raising, self.clearing), state["charts"], strict=True):
             chart.total, chart.since_s = float(total), float(since_s)
+            (chart.held_s,) = map(float, held_s or [0.0])  # earlier files have none
 
 
 def gaussian_llr(deviation: float, shift: float, sigma: float) -> float:

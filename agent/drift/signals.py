@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from agent.drift.baseline import Cells, MeanBaseline, learn_mean
+from agent.drift.baseline import MIN_CONDITION_BLOCKS, Cells, MeanBaseline, learn_mean
 from agent.drift.charts import Alarm, gaussian_llr, poisson_llr
 
 EWMA_WEIGHT = 0.1
@@ -21,6 +21,8 @@ MAX_WARMUPS = 7.0
 """A mean too noisy to be known exactly enough is learned no longer than this many warm-ups."""
 MAX_LEARNED = 4096
 """Blocks kept while learning; a stream that needs more has enough."""
+SEEN_FACTOR = 2.0
+"""Times `block_s`: of a block that took longer, no more was watched. The rest was a night without anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,10 @@ class Pace:
     def alarm(self) -> Alarm:
         """A fresh pair of charts."""
         return Alarm.of(limit=self.limit, raise_after_s=self.raise_after_s, clear_after_s=self.clear_after_s)
+
+    def seen_s(self, length_s: float) -> float:
+        """For how long the stream was watched in a block that took `length_s`."""
+        return min(length_s, SEEN_FACTOR * self.block_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +89,9 @@ class Signal(Protocol):
 class MeanSignal:
     """A mean that must not move in the harmful direction: CUSUM over blocks, residuals from a profile over conditions.
 
-    shift: relative change to be found, negative for a fall. logarithmic: geometric means, for times with a long tail, and each
-    condition by itself: one that comes later (a larger batch, since there is another camera) is learned then, and not judged by the others.
-    card: the mean that the model's card promises, of one that must not fall: where it is above what was learned, it takes the
+    shift: relative change to be found, negative for a fall. logarithmic: geometric means, for times with a long tail. Each condition is
+    by itself: one that comes later (a larger batch, since there is another camera; the first night with people) is learned then, and not
+    judged by the others. card: the mean that the model's card promises, of one that must not fall: where it is above what was learned, it takes the
     place of the learned level (not of the learned profile). Below, it would only hide a fall from what this device knows.
     """
 
@@ -113,7 +119,7 @@ class MeanSignal:
         """One observation; above zero where logarithmic."""
         if self._logarithmic:
             value = math.log(value)
-        late = self._logarithmic and self._baseline is not None and condition not in self._baseline.means
+        late = self._baseline is not None and condition not in self._baseline.means
         cells = self._late if late else self._cells
         cell = cells.get(condition)
         if cell is None:
@@ -130,13 +136,14 @@ class MeanSignal:
             self._began_s = t_s
         if self._baseline is not None and self._late:
             self._baseline = self._learn_late(self._baseline, t_s)
-        if self._samples < self._pace.min_samples or t_s - self._opened_s < self._pace.block_s:
+        length_s = t_s - self._opened_s
+        if self._samples < self._pace.min_samples or length_s < self._pace.block_s:
             return False
         cells, self._cells, self._samples, self._opened_s = self._cells, {}, 0, t_s
         if self._baseline is None:
             self._learn(cells, t_s - self._began_s)
             return False
-        return self._judge(self._baseline, cells, t_s)
+        return self._judge(self._baseline, cells, t_s, self._pace.seen_s(length_s))
 
     def _learn(self, cells: Cells, learning_s: float) -> None:
         self._learned.append(cells)
@@ -154,7 +161,8 @@ class MeanSignal:
         means = dict(baseline.means)
         for condition, (number, total) in list(self._late.items()):
             since_s = self._late_s.setdefault(condition, t_s)
-            if number >= self._pace.min_samples and t_s - since_s >= self._pace.warmup_s:
+            enough = number >= MIN_CONDITION_BLOCKS * self._pace.min_samples
+            if enough and t_s - since_s >= self._pace.warmup_s:
                 means[condition] = total / number
                 del self._late[condition], self._late_s[condition]
         return replace(baseline, means=means)
@@ -163,14 +171,14 @@ class MeanSignal:
         self._baseline = baseline
         self._alarm.require(self._pace.limit * baseline.widening(self._shift))
 
-    def _judge(self, baseline: MeanBaseline, cells: Cells, t_s: float) -> bool:
+    def _judge(self, baseline: MeanBaseline, cells: Cells, t_s: float, seen_s: float) -> bool:
         deviation = baseline.deviation(cells, self._promised(baseline))
         self._blocks += 1
         self._smooth += max(EWMA_WEIGHT, 1 / self._blocks) * (deviation - self._smooth)
         if self._alarm.at_rest:
             self._run = [0.0, 0.0]
         self._run = [self._run[0] + 1, self._run[1] + deviation]
-        changed = self._alarm.update(gaussian_llr(self._sign * deviation, self._shift, baseline.sigma), t_s)
+        changed = self._alarm.update(gaussian_llr(self._sign * deviation, self._shift, baseline.sigma), t_s, seen_s)
         if changed:  # the best estimate of where it is now is the mean since the evidence began to gather
             self._smooth = self._run[1] / self._run[0]
         return changed
@@ -251,7 +259,8 @@ class RateSignal:
             self._opened_s = t_s
         if self._began_s is None:
             self._began_s = t_s
-        if self._samples < self._pace.min_samples or t_s - self._opened_s < self._pace.block_s:
+        length_s = t_s - self._opened_s
+        if self._samples < self._pace.min_samples or length_s < self._pace.block_s:
             return False
         hits, samples = self._hits, self._samples
         self._hits = self._samples = 0
@@ -262,7 +271,7 @@ class RateSignal:
             if t_s - self._began_s >= self._pace.warmup_s and self._blocks >= self._pace.min_blocks:
                 self._finish_learning()
             return False
-        return self._judge(self._rate, hits, samples, t_s)
+        return self._judge(self._rate, hits, samples, t_s, self._pace.seen_s(length_s))
 
     def _finish_learning(self) -> None:
         hits, samples = (sum(column) for column in zip(*self._learned, strict=True))
@@ -274,12 +283,12 @@ class RateSignal:
         self._bounds = max(0.0, hits - error) / samples, (hits + 1 + error) / samples
         self._learned, self._blocks = [], 0
 
-    def _judge(self, rate: float, hits: int, samples: int, t_s: float) -> bool:
+    def _judge(self, rate: float, hits: int, samples: int, t_s: float, seen_s: float) -> bool:
         self._blocks += 1
         self._smooth += min(EWMA_WEIGHT, rate * samples / RARE_HITS) * (hits / samples - self._smooth)
         before, (lowest, highest) = self.active, self._bounds
         for alarm, known, factor in zip(self._alarms, (highest, lowest), (self._factor, 1 / self._factor), strict=True):
-            alarm.update(poisson_llr(hits, known * samples, factor, self._dispersion), t_s)
+            alarm.update(poisson_llr(hits, known * samples, factor, self._dispersion), t_s, seen_s)
         return self.active != before
 
     @property

@@ -37,11 +37,13 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is in a slot. device: who computes; card: mean values that its card promises, by signal."""
+    """What is in a slot. device: who computes; card: mean values that its card promises, by signal. moving: another device may soon
+    take over, as after each start until the stored TensorRT engine stands."""
 
     name: str
     device: str = ""
     card: Mapping[str, float] = field(default_factory=dict)
+    moving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,14 @@ class DriftWatch:
     # --- what there is to watch ---------------------------------------------------------------------------------------
 
     def set_model(self, slot: str, model: Model) -> None:
-        """Say what is in `slot`. Another model starts afresh, another device does so for latencies; nothing is carried over."""
+        """Say what is in `slot`. Another model starts afresh, another device does so for latencies; nothing is carried over. While a model
+        is `moving`, the device that it had is kept, and latencies are left out."""
         before = self._models.get(slot)
         name, device = (
             (before.name, before.device) if before else self._stored_models.get(slot, (model.name, model.device))
         )
+        if model.moving:
+            model = replace(model, device=device)
         self._models[slot] = model
         if name != model.name:
             self._drop(lambda key: key.slot == slot, "model_changed")
@@ -126,6 +131,10 @@ class DriftWatch:
 
     # --- observing ----------------------------------------------------------------------------------------------------
 
+    def set_time(self, now_utc: datetime) -> None:
+        """What is observed from now on belongs to this part of the day. `step` says it as well."""
+        self._condition = now_utc.hour // HOURS_PER_CONDITION
+
     def observe_people(self, camera_id: str, people: People) -> None:
         """One frame. Without people it says nothing about the model, and is left out."""
         seen = frame_means(people)
@@ -153,7 +162,7 @@ class DriftWatch:
 
     def observe_latency(self, slot: str, items: int, seconds: float) -> None:
         """One call of the model in `slot` with a batch of `items`; each batch size has its own mean."""
-        if slot in self._models and seconds > 0:
+        if slot in self._models and not self._models[slot].moving and seconds > 0:
             self._signal(Key("latency", slot), MeanSignal).observe(seconds, items)
 
     def observe_agreement(self, slot: str, agreement: float) -> None:
@@ -165,7 +174,7 @@ class DriftWatch:
     def step(self, elapsed_s: float, now_utc: datetime) -> list[Event]:
         """Time goes on by `elapsed_s`: the alarms that began or ended, in the order to be told."""
         self._t_s += elapsed_s
-        self._condition = now_utc.hour // HOURS_PER_CONDITION
+        self.set_time(now_utc)
         events = []
         for key, reason in self._gone:
             if (incident := self._incidents.pop(key, None)) is not None:

@@ -18,6 +18,9 @@ class Throttle(StrEnum):
 
 
 THERMAL = frozenset({Throttle.SW_THERMAL, Throttle.HW_THERMAL})
+FAULTS = THERMAL | {Throttle.HW_POWER_BRAKE}
+"""What somebody should look at. A power cap is usual for a GPU at work; a hardware slow-down is also reported while the clocks change, and
+has the more exact word beside it where heat or the power brake is behind it."""
 
 
 @dataclass(frozen=True, slots=True)

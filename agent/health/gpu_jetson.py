@@ -2,7 +2,8 @@
 
 Load: `/sys/class/devfreq/*{ga10b,gv11b,gpu}*/device/load`, per mille. Temperature: the thermal zone whose type names
 the GPU, milli-degrees. Clocks: `cur_freq` and `max_freq` of the devfreq node, Hz. Memory is shared with the CPU, so it
-is what `/proc/meminfo` says. The nodes can appear after boot, therefore they are looked for again until found.
+is what `/proc/meminfo` says. The nodes can appear after boot, or go and come back under another number with their driver, therefore they
+are looked for again until found.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class _Nodes:
 
     @property
     def complete(self) -> bool:
-        return self.devfreq is not None and self.zone is not None
+        """Both are there, now."""
+        return (
+            self.devfreq is not None and self.devfreq.exists() and self.zone is not None and _is_of_the_gpu(self.zone)
+        )
 
 
 def _read(path: Path) -> str | None:
@@ -60,10 +64,12 @@ def _find_devfreq(root: Path) -> Path | None:
 
 
 def _find_zone(root: Path) -> Path | None:
-    for zone in sorted((root / "sys/devices/virtual/thermal").glob("thermal_zone*")):
-        if "gpu" in (_read(zone / "type") or "").lower():
-            return zone
-    return None
+    zones = sorted((root / "sys/devices/virtual/thermal").glob("thermal_zone*"))
+    return next(filter(_is_of_the_gpu, zones), None)
+
+
+def _is_of_the_gpu(zone: Path) -> bool:
+    return "gpu" in (_read(zone / "type") or "").lower()
 
 
 def _trip_c(zone: Path, kinds: tuple[str, ...]) -> float | None:

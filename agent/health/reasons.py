@@ -7,6 +7,7 @@ level. `docs/operations.md` says for each code what it means and what to do; a t
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ class Reason(StrEnum):
     CAMERA_FROZEN = "camera_frozen"
     CAMERA_BLIND = "camera_blind"
     CAMERA_MOVED = "camera_moved"
+    CAMERA_SLOW = "camera_slow"
     NO_CAMERA = "no_camera"
     POSE_MODEL = "pose_model"
     ACTION_MODEL = "action_model"
@@ -79,12 +81,12 @@ def level_of(reasons: Iterable[str]) -> Level:
 
 @dataclass(frozen=True, slots=True)
 class ActiveReason:
-    """A raised reason. since_utc: when it was raised first; latest_utc: when again, with this detail."""
+    """A raised reason. since_utc: when it was raised first; latest_s: when again, with this detail, on the monotonic clock."""
 
     reason: str
     detail: str
     since_utc: datetime
-    latest_utc: datetime
+    latest_s: float
 
     @property
     def code(self) -> str:
@@ -126,8 +128,13 @@ class HealthState:
     raised or cleared it and outside the lock.
     """
 
-    def __init__(self, utc_now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._utc_now = utc_now
+        self._monotonic_s = monotonic_s
         self._lock = threading.Lock()
         self._active: dict[str, ActiveReason] = {}
         self._listeners: list[Callable[[HealthSnapshot], None]] = []
@@ -136,8 +143,9 @@ class HealthState:
         """Raise `reason`, or renew the detail of one that is raised already."""
         reason = str(reason)
         with self._lock:
-            known, now_utc = self._active.get(reason), self._utc_now()
-            self._active[reason] = ActiveReason(reason, detail, known.since_utc if known else now_utc, now_utc)
+            known = self._active.get(reason)
+            since_utc = known.since_utc if known else self._utc_now()
+            self._active[reason] = ActiveReason(reason, detail, since_utc, self._monotonic_s())
         if known is None:
             _log.warning("health_reason_raised", reason=reason, detail=detail)
             self._tell()

@@ -25,9 +25,9 @@ LASTING = frozenset(
 """... those that may pass, and end it when they stay;"""
 OF_CONFIGURATIONS = frozenset(
     {
-        "camera_offline", "camera_frozen", "camera_blind", "camera_moved", "config_reload", "evidence", "http",
-        "mqtt_offline", "mqtt_rejected", "mqtt_subscription", "no_camera", "sink_failing", "sink_rejected", "storage",
-        "storage_full",
+        "camera_offline", "camera_frozen", "camera_blind", "camera_moved", "camera_slow", "config_reload", "evidence",
+        "http", "mqtt_offline", "mqtt_rejected", "mqtt_subscription", "no_camera", "sink_failing", "sink_rejected",
+        "storage", "storage_full",
     }
 )  # fmt: skip
 """... and those that stay and that only a configuration can be blamed for."""

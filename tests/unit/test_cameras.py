@@ -24,6 +24,7 @@ from agent import recognition
 from agent.config.delivery import OutboxConfig
 from agent.config.schema import AgentConfig, CameraConfig
 from agent.daemon.cameras import DRAIN_S, Cameras
+from agent.daemon.slowness import JUDGED_S
 from agent.daemon.viewpoints import Viewpoints
 from agent.errors import ConfigError
 from agent.health.governor import LADDER
@@ -92,6 +93,7 @@ class Desk:
         self.restarted: list[str] = []
         self.listener: KeepingListener
         self.viewpoints: Viewpoints
+        self.now_s: list[float]  # by which it is told whether a camera is slow
         self.gate = threading.Event()  # set: the model answers
         self.held = threading.Event()  # it has a picture and does not
 
@@ -156,14 +158,16 @@ async def desk(tmp_path: Path, config: AgentConfig) -> AsyncIterator[Desk]:
         ended: list[str] = []
         removed: list[str] = []
         restarted: list[str] = []
+        now_s = [0.0]
         listener, health = KeepingListener(), HealthState()
         viewpoints = Viewpoints(tmp_path / "viewpoints.json")
         recognition = Recognition(config, models, workers)
         cameras = Cameras(
             recognition, listener, group=group, health=health, viewpoints=viewpoints, on_restart=restarted.append,
-            on_ended=ended.append, on_removed=removed.append,
+            on_ended=ended.append, on_removed=removed.append, clock=lambda: now_s[0],
         )  # fmt: skip
         made = Desk(cameras, pose, tmp_path)
+        made.now_s = now_s
         made.removed, made.gate, made.held, made.viewpoints = removed, gate, held, viewpoints
         made.listener, made.health, made.ended, made.restarted = listener, health, ended, restarted
         yield made
@@ -298,6 +302,32 @@ async def test_a_moved_camera_has_a_reason_of_its_own_that_goes_with_it(desk: De
     desk.cameras.report_health()
     assert {reason.reason for reason in desk.health.snapshot().reasons} == {"camera_moved:one"}
     await desk.cameras.apply([desk.camera("two")])
+    assert desk.health.snapshot().reasons == ()
+
+
+async def test_a_live_camera_of_which_too_few_frames_are_looked_at_says_so(desk: Desk) -> None:
+    await desk.cameras.apply([desk.camera("one", max_fps=20), desk.camera("file", pace=False)])
+    await desk.streaming("one", "file")
+    desk.gate.clear()  # a model that takes its time
+    await desk.until(desk.held.is_set, "a frame waits for it")
+
+    def reasons(seconds: float) -> dict[str, str]:
+        desk.now_s[0] += seconds
+        desk.cameras.report_health()
+        return {reason.reason: reason.detail for reason in desk.health.snapshot().reasons}
+
+    assert reasons(0) == reasons(JUDGED_S - 1) == {}
+    assert reasons(1) == {"camera_slow:one": "0.00 frames/s are looked at"}
+    desk.gate.set()
+    before = desk.status("one").frames
+    await desk.until(lambda: desk.status("one").frames > before + 10, "it gets on")
+    assert reasons(19) == {"camera_slow:one": "0.00 frames/s are looked at"}, "not judged again yet"
+    await desk.until(lambda: desk.status("one").frames > before + JUDGED_S / 2, "it gets on")
+    assert reasons(JUDGED_S - 19) == {}
+    desk.gate.clear()
+    assert list(reasons(JUDGED_S)) == ["camera_slow:one"]
+    desk.gate.set()
+    await desk.cameras.apply([])
     assert desk.health.snapshot().reasons == ()
 
 

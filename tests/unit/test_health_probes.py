@@ -395,6 +395,18 @@ def test_nodes_that_appear_late_are_found(tmp_path: Path) -> None:
     assert samples[-1] == 0.632
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_thermal_zone_that_comes_back_under_another_number_is_found(tmp_path: Path, taken: bool) -> None:
+    lay(tmp_path, BOARD | GPU_NODES)
+    probe, zones = JetsonProbe(tmp_path), tmp_path / "sys/devices/virtual/thermal"
+    assert probe.sample()[0].temperature_c == 62.5
+    (zones / "thermal_zone1").rename(zones / "thermal_zone7")  # the driver was loaded again
+    if taken:
+        (zones / "thermal_zone0").rename(zones / "thermal_zone1")
+    lay(zones, {"thermal_zone7/temp": "97000\n"})
+    assert [probe.sample()[0].temperature_c for _ in range(20)][-1] == 97.0
+
+
 def test_a_node_that_cannot_be_read_is_unknown(tmp_path: Path) -> None:
     broken = {"sys/class/devfreq/17000000.ga10b/device/load": "busy\n"}
     lay(tmp_path, BOARD | GPU_NODES | broken)

@@ -32,14 +32,14 @@ def test_level_follows_from_the_set_of_reasons(reasons: list[str], level: Level)
 
 
 def test_state_is_a_health_sink_and_keeps_the_first_time_with_the_latest_detail() -> None:
-    times = iter([T0, T0.replace(year=2027)])
-    state = HealthState(lambda: next(times))
+    times, seconds = iter([T0, T0.replace(year=2027)]), iter([5.0, 7.0])
+    state = HealthState(lambda: next(times), lambda: next(seconds))
     sink: HealthSink = state
     sink.raise_reason(Reason.MQTT_OFFLINE, "refused")
     sink.raise_reason(Reason.MQTT_OFFLINE, "timed out")
     (reason,) = state.snapshot().reasons
     assert (reason.reason, reason.detail, reason.since_utc) == ("mqtt_offline", "timed out", T0)
-    assert reason.latest_utc == T0.replace(year=2027)
+    assert reason.latest_s == 7.0
 
 
 def test_snapshot_is_json() -> None:

@@ -12,7 +12,7 @@ import agent.daemon.monitor
 from agent.config.schema import GovernorConfig, HealthConfig
 from agent.daemon.monitor import Monitor, MonitorPorts, OutboxFigures
 from agent.errors import StorageError
-from agent.health.gpu import GpuSample
+from agent.health.gpu import GpuSample, Throttle
 from agent.health.probes import Probes, SystemSample
 from agent.health.reasons import HealthState
 from agent.observe.metrics import Metrics
@@ -151,6 +151,21 @@ async def test_little_disk_space_is_a_reason_and_unknown_space_is_none() -> None
     desk.machine.system = replace(CALM, disk_free_bytes=None)
     await monitor.round()
     assert desk.reasons() == set()
+
+
+@pytest.mark.parametrize(
+    ("throttle", "raised"),
+    [
+        (Throttle.SW_THERMAL, True), (Throttle.HW_THERMAL, True), (Throttle.HW_POWER_BRAKE, True),
+        (Throttle.SW_POWER_CAP, False), (Throttle.HW_SLOWDOWN, False),
+    ],
+)  # fmt: skip
+async def test_clocks_held_down_are_a_reason_unless_that_is_usual(throttle: Throttle, raised: bool) -> None:
+    desk = Desk()
+    desk.machine.gpus = (GpuSample("0"), GpuSample("1", temperature_c=60, throttle=frozenset({throttle})))
+    await desk.monitor().round()
+    assert desk.reasons() == ({"gpu_throttled"} if raised else set())
+    assert [reason.detail.rpartition(" ")[2] for reason in desk.health.snapshot().reasons] == [throttle] * raised
 
 
 async def test_the_governor_steps_down_and_up_and_says_so() -> None:

@@ -55,6 +55,8 @@ def test_an_agent_as_well_as_before_passes() -> None:
         ("pose", "camera_offline:hall", 500.0, ""),
         ("configuration", "camera_offline:hall", 500.0, "unhealthy"),
         ("configuration", "camera_offline:hall", 5.0, ""),
+        ("pose", "camera_slow:hall", 500.0, ""),
+        ("configuration", "camera_slow:hall", 500.0, "unhealthy"),
         ("pose", "no_camera", 500.0, ""),
         ("configuration", "no_camera", 500.0, "unhealthy"),
         ("pose", "mqtt_offline", 500.0, ""),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +12,13 @@ import numpy as np
 import pytest
 from fakes.graphs import rtmo_graph, stgcn_graph
 from fakes.pretend_gpu import PretendGpu
+from test_evidence import short_clip
 
 from agent.action.stgcn import create as create_classifier
-from agent.config.schema import PoseConfig, ServiceConfig
-from agent.daemon.upkeep import BACKLOG_AGE_S, SHOWN_FOR, Upkeep
+from agent.config.schema import EvidenceConfig, PoseConfig, ServiceConfig
+from agent.daemon.upkeep import BACKLOG_AGE_S, SHOWN_FOR_S, Upkeep
 from agent.errors import DeviceMemoryError
-from agent.events.evidence_writer import EvidenceStats
+from agent.events.evidence_writer import EvidenceStats, EvidenceWriter
 from agent.health.reasons import HealthState, Reason
 from agent.observe.metrics import Metrics
 from agent.outbox.relay import RelayStats
@@ -59,23 +62,36 @@ def test_losses_are_shown_for_an_hour(health: HealthState) -> None:
     upkeep.look_at_delivery(RelayStats(rejected=1), connected=True, oldest_age_s=0)
     upkeep.let_go()
     assert reasons(health) == {Reason.EVENTS_LOST, Reason.MQTT_REJECTED}
-    upkeep.let_go(datetime.now(UTC) + SHOWN_FOR + timedelta(seconds=1))
+    upkeep.let_go(time.monotonic() + SHOWN_FOR_S + 1)
     assert reasons(health) == set()
 
 
 def test_the_hour_counts_from_the_latest_loss() -> None:
-    now = [datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)]
-    health = HealthState(lambda: now[0])
+    now_s = [5.0]
+    health = HealthState(monotonic_s=lambda: now_s[0])
     upkeep = Upkeep(health, Metrics("1"))
     health.raise_reason(Reason.EVENTS_LOST, "3 events")
-    now[0] += timedelta(minutes=59)
+    now_s[0] += 59 * 60
     health.raise_reason(Reason.EVENTS_LOST, "500 events")
-    now[0] += timedelta(minutes=59)
-    upkeep.let_go(now[0])
+    now_s[0] += 59 * 60
+    upkeep.let_go(now_s[0])
     assert reasons(health) == {Reason.EVENTS_LOST}
-    now[0] += timedelta(minutes=2)
-    upkeep.let_go(now[0])
+    now_s[0] += 2 * 60
+    upkeep.let_go(now_s[0])
     assert reasons(health) == set()
+
+
+@pytest.mark.parametrize("years", [-56, 1])
+def test_a_clock_that_is_put_right_makes_the_hour_neither_shorter_nor_longer(years: int) -> None:
+    right = datetime(2026, 11, 28, tzinfo=UTC)
+    now_utc, now_s = [right.replace(year=right.year + years)], [5.0]
+    health = HealthState(lambda: now_utc[0], lambda: now_s[0])
+    upkeep = Upkeep(health, Metrics("1"))
+    health.raise_reason(Reason.EVENTS_LOST, "the event database was damaged")
+    for minute in range(62):
+        now_utc[0], now_s[0] = right + timedelta(minutes=minute), 5.0 + minute * 60
+        upkeep.let_go(now_s[0])
+        assert reasons(health) == ({Reason.EVENTS_LOST} if minute <= 60 else set())
 
 
 def test_evidence_that_cannot_be_written_is_named_until_it_can(health: HealthState) -> None:
@@ -86,6 +102,29 @@ def test_evidence_that_cannot_be_written_is_named_until_it_can(health: HealthSta
     assert reasons(health) == {Reason.EVIDENCE}
     upkeep.look_at_evidence(EvidenceStats(failed=1, written=1))
     assert reasons(health) == set()
+
+
+async def test_evidence_without_a_clip_is_named_until_an_incident_is_kept_whole(
+    health: HealthState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose FFmpeg has no H.264."""
+    upkeep, writer = Upkeep(health, Metrics("1")), EvidenceWriter(tmp_path, EvidenceConfig())
+    running = asyncio.create_task(writer.run())
+
+    async def kept(incident: str) -> set[str]:
+        assert writer.submit(short_clip(incident))
+        await writer.drain()
+        upkeep.look_at_evidence(writer.stats)
+        return reasons(health)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("agent.events.evidence_files.ENCODER", "no_such_encoder")
+        assert await kept("one") == {Reason.EVIDENCE}
+        assert "clip.mp4: no_such_encoder" in health.snapshot().reasons[0].detail
+        assert await kept("two") == {Reason.EVIDENCE}
+    assert await kept("three") == set()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 def test_engine_under_construction_is_a_fallback(health: HealthState) -> None:

@@ -36,22 +36,30 @@ def test_poisson_evidence_is_that_of_the_likelihoods() -> None:
 
 def test_evidence_alone_is_not_enough_before_its_time() -> None:
     chart = Cusum(limit=5.0, hold_s=1000.0)
-    assert not chart.update(100.0, 0.0)
-    assert not chart.update(100.0, 999.0)
-    assert chart.update(0.0, 1000.0)
+    assert not chart.update(100.0, 0.0, 300.0)
+    assert not chart.update(100.0, 999.0, 999.0)
+    assert chart.update(0.0, 1000.0, 1.0)
+
+
+def test_time_in_which_nothing_was_seen_does_not_count() -> None:
+    chart = Cusum(limit=5.0, hold_s=1000.0)
+    chart.update(100.0, 0.0, 300.0)
+    assert not chart.update(100.0, 43_200.0, 600.0), "a night later"
+    assert chart.update(100.0, 43_600.0, 400.0)
+    assert chart.since_s == 0.0
 
 
 def test_a_short_strong_disturbance_is_forgotten_as_quickly_as_it_came() -> None:
     chart = Cusum(limit=5.0, hold_s=1000.0)
     for t_s in range(0, 900, 300):
-        chart.update(1000.0, t_s)
-    assert not any(chart.update(-2.0, t_s) for t_s in range(1200, 6000, 300))
+        chart.update(1000.0, t_s, 300.0)
+    assert not any(chart.update(-2.0, t_s, 300.0) for t_s in range(1200, 6000, 300))
     assert chart.total == 0
 
 
 def test_alarm_is_cleared_by_as_much_evidence_as_raised_it() -> None:
     alarm = Alarm.of(limit=5.0, raise_after_s=0, clear_after_s=0)
-    turns = [alarm.update(2.0, t_s) for t_s in range(3)] + [alarm.update(-2.0, t_s) for t_s in range(3, 6)]
+    turns = [alarm.update(2.0, t_s, 1.0) for t_s in range(3)] + [alarm.update(-2.0, t_s, 1.0) for t_s in range(3, 6)]
     assert turns == [False, False, True, False, False, True]
     assert not alarm.active
 
@@ -59,11 +67,23 @@ def test_alarm_is_cleared_by_as_much_evidence_as_raised_it() -> None:
 def test_alarm_goes_on_after_a_restart_as_if_nothing_had_been() -> None:
     first = Alarm.of(limit=5.0, raise_after_s=0, clear_after_s=0)
     for t_s in range(4):
-        first.update(2.0, t_s)
+        first.update(2.0, t_s, 1.0)
     second = Alarm.of(limit=5.0, raise_after_s=0, clear_after_s=0)
     second.restore(json.loads(json.dumps(first.state())))
     assert second == first
     assert second.onset_s == 0
+
+
+def test_alarm_of_a_file_that_knew_no_watched_time_goes_on() -> None:
+    first, second = (Alarm.of(limit=5.0, raise_after_s=2, clear_after_s=2) for _ in range(2))
+    for t_s in range(2):
+        first.update(2.0, t_s, 1.0)
+    state = first.state()
+    second.restore(state | {"charts": [chart[:2] for chart in state["charts"]]})
+    assert second.raising.held_s == 0
+    assert (second.raising.total, second.raising.since_s) == (first.raising.total, first.raising.since_s)
+    with pytest.raises(ValueError, match="too many values"):
+        second.restore(state | {"charts": [[*chart, 0.0] for chart in state["charts"]]})
 
 
 @given(COUNTS, COUNTS)

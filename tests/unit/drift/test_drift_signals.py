@@ -110,6 +110,47 @@ def test_an_hour_of_rain_is_forgiven_and_a_day_of_it_is_not() -> None:
     assert raised < 11 * DAY < cleared < 11 * DAY + 12 * 12
 
 
+def test_two_disturbances_with_an_empty_night_between_are_forgiven() -> None:
+    def days(*bad: tuple[int, int]) -> list[bool]:
+        """Of twelve hours each, in which people are seen; bad: (day, block of it)."""
+        random, signal, found = np.random.default_rng(21), MeanSignal(PACE, -0.10), []
+        signal.tick(0.0)
+        for day, block in itertools.product(range(13), range(DAY)):
+            if 96 <= block < 240:
+                signal.observe(0.8 * (0.8 if (day, block) in bad else 1.0) * (1 + random.normal(0, 0.03)))
+            if signal.tick((day * DAY + block + 1) * BLOCK_S):
+                found.append(signal.reading.active)
+        return found
+
+    evening, morning = [(10, block) for block in range(237, 240)], [(11, block) for block in range(96, 99)]
+    assert days(*evening, *morning) == []
+    assert days(*((10, block) for block in range(228, 240)), *((11, block) for block in range(96, 120)))[:1] == [True]
+
+
+def test_a_part_of_the_day_that_was_empty_is_learned_when_people_come() -> None:
+    random, signal = np.random.default_rng(22), MeanSignal(PACE, -0.10)
+    signal.tick(0.0)
+    blocks = itertools.count(1)
+
+    def day(night: float | None = None, factor: float = 1.0) -> list[bool]:
+        """Three quarters of daylight, then a quarter in which somebody is seen as surely as `night`, or nobody comes."""
+        found = []
+        for part in range(DAY):
+            dark = part >= DAY * 3 // 4
+            if night is not None or not dark:
+                value = night if dark and night is not None else 0.8
+                signal.observe(value * factor * (1 + random.normal(0, 0.03)), int(dark))
+            if signal.tick(next(blocks) * BLOCK_S):
+                found.append(signal.reading.active)
+        return found
+
+    assert [day() for _ in range(5)] == [[]] * 5
+    assert [day(night=0.68) for _ in range(3)] == [[]] * 3, "as sure as infrared light allows"
+    state = json.loads(json.dumps(signal.state()))
+    assert state["baseline"]["means"] == {"0": pytest.approx(0.8, abs=0.01), "1": pytest.approx(0.68, abs=0.01)}
+    assert day(night=0.68, factor=0.85) == [True]
+
+
 def test_an_empty_street_ends_no_block() -> None:
     signal = MeanSignal(replace(PACE, min_samples=100), -0.10)
     assert not any(signal.tick(block * BLOCK_S) for block in range(10 * DAY))

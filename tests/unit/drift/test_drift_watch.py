@@ -214,6 +214,41 @@ def test_another_device_changes_what_is_quick_but_not_what_is_sure() -> None:
     assert Key("latency", "pose") not in watch.readings()
 
 
+def test_a_start_on_another_device_until_the_stored_engine_stands_keeps_baseline_and_alarm() -> None:
+    latency, watch = Key("latency", "pose"), make_watch()
+
+    def calls(seconds: float) -> Callable[[], None]:
+        return lambda: watch.observe_latency("pose", 1, seconds)
+
+    watch.set_model("pose", Model("rtmo-s 1.0", "tensorrt:0"))
+    assert run(watch, 60, calls(0.008)) == []
+    (started,) = run(watch, 60, calls(0.012))
+    baseline = watch.readings()[latency][1].baseline
+    for _ in range(2):
+        watch = restarted(watch)
+        watch.set_model("pose", Model("rtmo-s 1.0", "cuda:0", moving=True))
+        assert run(watch, 60, calls(0.004)) == [], "however quick it is there"
+        watch.set_model("pose", Model("rtmo-s 1.0", "tensorrt:0"))
+        assert run(watch, 60, calls(0.012)) == []
+        assert watch.incidents == {latency: started.incident_id}
+        assert watch.readings()[latency][1].baseline == baseline
+    (ended,) = run(watch, 60, calls(0.008))
+    assert (ended.incident_id, ended.attributes["reason"]) == (started.incident_id, "recovered")
+
+
+def test_an_engine_that_does_not_come_leaves_the_other_device_and_its_latencies() -> None:
+    watch = make_watch()
+    watch.set_model("pose", Model("rtmo-s 1.0", "tensorrt:0"))
+    run(watch, 60, lambda: watch.observe_latency("pose", 1, 0.008))
+    run(watch, 60, lambda: watch.observe_latency("pose", 1, 0.012))
+    watch.set_model("pose", Model("rtmo-s 1.0", "cuda:0", moving=True))
+    assert watch.step(1.0, NOON) == []
+    watch.set_model("pose", Model("rtmo-s 1.0", "cuda:0"))
+    (ended,) = watch.step(1.0, NOON)
+    assert ended.attributes["reason"] == "device_changed"
+    assert Key("latency", "pose") not in watch.readings()
+
+
 def test_camera_that_is_gone_takes_its_alarm_along() -> None:
     watch = make_watch()
     seen(watch, 0.8)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_drift_watch import QUICK, people, verdict
+from test_drift_watch import NOON, QUICK, people, verdict
 
 from agent.catalogue.store import ModelStore
 from agent.config.schema import DriftConfig
@@ -19,6 +20,7 @@ from agent.events.ids import Uuid7
 from agent.health.reasons import HealthState
 from agent.observe.metrics import Metrics
 from agent.runtime.bundle import Bundle, load_bundle, seal_bundle, write_golden
+from agent.runtime.engines import EngineProgress, EngineState
 from agent.runtime.selfcheck import card_baseline, golden_agreement
 from agent.types import Event
 
@@ -28,6 +30,7 @@ class CheckedModel:
 
     name = "checked 1.0"
     device = "cpu"
+    upgrade: EngineProgress | None = None
     card: dict[str, float] = {}  # noqa: RUF012  # read only
 
     def __init__(self, *answers: float | RecognizerError | None) -> None:
@@ -139,6 +142,43 @@ async def test_restart_takes_up_baseline_alarm_and_reason(tmp_path: Path, clock:
     assert list(second.reasons()) == ["model_drift:pose/person_confidence/yard"]
     await run(second, clock, 0.8, 60, model)
     assert second.events[0].incident_id == first.events[0].incident_id
+
+
+async def test_what_is_seen_while_the_first_golden_answers_are_asked_belongs_to_its_hour(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path)
+
+    class Asked(CheckedModel):
+        def self_check(self) -> float | None:
+            for _ in range(QUICK.min_samples):
+                desk.watch.observe_people("yard", people(0.8))
+            return None
+
+    monkeypatch.setattr(module, "datetime", SimpleNamespace(now=lambda _: NOON))
+    for _ in range(2):
+        await desk.watch.round({"pose": Asked()})
+        clock[0] += QUICK.block_s
+    await desk.watch.save()
+    signals = json.loads(desk.file.read_text())["signals"]
+    assert [list(state["learned"][0]) for name, *_, state in signals if name == "person_confidence"] == [["3"]]
+
+
+async def test_latencies_wait_until_it_is_settled_who_computes(tmp_path: Path, clock: list[float]) -> None:
+    desk, model = Desk(tmp_path), CheckedModel(*[None] * 9)
+    await desk.watch.open()
+
+    async def watched(state: EngineState, device: str) -> bool:
+        model.upgrade, model.device = EngineProgress(state, 1.0), device
+        desk.watch.observe_latency("pose", 1, 0.01)
+        await desk.watch.round({"pose": model})
+        return "latency" in {row["signal"] for row in desk.watch.report()}
+
+    for state in (EngineState.WAITING, EngineState.BUILDING, EngineState.LOADING):
+        assert not await watched(state, "cuda:0")
+    assert await watched(EngineState.SERVING, "tensorrt:0")
+    assert await watched(EngineState.LOADING, "cuda:0"), "as after a restart: what was learned stays"
+    assert await watched(EngineState.FAILED, "cuda:0")
 
 
 async def test_a_service_that_was_taken_out_leaves_no_reason(tmp_path: Path, clock: list[float]) -> None:
