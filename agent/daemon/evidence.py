@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from agent.config.schema import AgentConfig, EvidenceConfig
+from agent.config.schema import AgentConfig, EvidenceConfig, ServiceConfig
 from agent.errors import DataError
 from agent.events.evidence import Clip, EvidenceRing, evidence_folder, step_time_ns
 from agent.events.evidence_writer import EvidenceWriter
+from agent.health.governor import LADDER, Step
 from agent.types import Event, Frame, People, Tracks
 
 _log = structlog.get_logger(__name__)
@@ -55,9 +56,11 @@ class Evidence:
         self._latest_ns[camera_id] = t_ns, self._clock_ns()
         ring = self._ring(camera_id)
         if not ring.wants(t_ns):
+            ring.pass_over(t_ns, people)
             return
         if self._pending.get(camera_id, 0) >= MAX_PENDING:
             self.skipped += 1
+            ring.pass_over(t_ns, people)
             return
         self._pending[camera_id] = self._pending.get(camera_id, 0) + 1
         work = asyncio.get_running_loop().run_in_executor(self._thread, ring.offer, frame, people, tracks)
@@ -125,12 +128,13 @@ class Evidence:
 
 
 def lookback_s(config: AgentConfig) -> float:
-    """How far behind its alarm the onset of an incident may lie, at 10 frames a second where the rate is the camera's."""
+    """How far behind its alarm the onset of an incident may lie, on whichever step of the governor, at 10 frames a second where the
+    rate is the camera's and nothing slows it."""
     services = [service for service in config.services.values() if service.enabled]
-    return max(
-        (
-            (one.window.length + one.rules.alert_count * one.window.stride) / (one.window.rate_hz or SLOW_CAMERA_FPS)
-            for one in services
-        ),
-        default=0.0,
-    )
+    return max((_detection_s(service, step) for service in services for step in LADDER), default=0.0)
+
+
+def _detection_s(service: ServiceConfig, step: Step) -> float:
+    window, fps = service.window, step.camera_fps(SLOW_CAMERA_FPS)
+    stride = step.stride(window, service.rules.silence_s, usual_fps=SLOW_CAMERA_FPS, fps=fps)
+    return (window.length + service.rules.alert_count * stride) / (window.rate_hz or fps)

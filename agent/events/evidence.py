@@ -17,6 +17,9 @@ from agent.errors import DataError
 from agent.events.privacy import FaceBlur
 from agent.types import Event, EventPhase, Frame, ImageArray, People, Tracks
 
+MOST_PASSED_OVER = 128
+"""Frames between two pictures whose people are remembered, at most."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvidenceFrame:
@@ -93,7 +96,8 @@ class EvidenceRing:
         self._keep_ns = round((config.pre_roll_s + lookback_s) * 1e9)
         self._blur = FaceBlur()
         self._due_ns: int | None = None
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the three below
+        self._passed_over: deque[tuple[int, People]] = deque(maxlen=MOST_PASSED_OVER)
         self._ring: deque[EvidenceFrame] = deque()
         self._recordings: dict[str, _Recording] = {}
 
@@ -107,6 +111,15 @@ class EvidenceRing:
         """Whether `offer` would keep a frame of this time; cheap, so that a frame can be skipped without a thread."""
         return self._config.enabled and (self._due_ns is None or t_mono_ns >= self._due_ns)
 
+    def pass_over(self, t_mono_ns: int, people: People) -> None:
+        """A frame of this time shows `people` and is not offered: who is lost in the next one stays covered all the same."""
+        if not (self._config.enabled and self._config.blur_faces):
+            return
+        with self._lock:
+            self._passed_over.append((t_mono_ns, people))
+            while t_mono_ns - self._passed_over[0][0] > self._blur.hold_ns:
+                self._passed_over.popleft()
+
     def offer(self, frame: Frame, people: People, tracks: Tracks) -> list[Clip]:
         """Take one frame if it is time for one; the clips that are complete by now.
 
@@ -115,12 +128,15 @@ class EvidenceRing:
         """
         t_ns = frame.stamp.t_mono_ns
         if not self.wants(t_ns):
+            self.pass_over(t_ns, people)
             return self.poll(t_ns)
         # A grid of due times keeps the mean rate in spite of jitter; after a pause the grid starts anew.
         late_ns = t_ns - (t_ns if self._due_ns is None else self._due_ns)
         self._due_ns = t_ns + self._period_ns - (late_ns if late_ns < self._period_ns else 0)
         image = self._shrink(frame)
         if self._config.blur_faces:
+            for before_ns, others in self._take_passed_over(t_ns):
+                self._blur.see(others, before_ns)
             self._blur.apply(image, people, t_ns, scale=image.shape[1] / frame.stamp.width)
         good, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self._config.jpeg_quality])
         if not good:
@@ -160,6 +176,14 @@ class EvidenceRing:
             clips = [self._cut(recording) for recording in self._recordings.values()]
             self._recordings.clear()
         return clips
+
+    def _take_passed_over(self, until_ns: int) -> list[tuple[int, People]]:
+        """Those before `until_ns`, oldest first. Others, too, may have come in while the frame of that time was waiting."""
+        with self._lock:
+            passed = sorted(self._passed_over, key=lambda one: one[0])
+            self._passed_over.clear()
+            self._passed_over.extend(one for one in passed if one[0] >= until_ns)
+        return [one for one in passed if one[0] < until_ns]
 
     def _begin(self, event: Event) -> _Recording:
         start_ns = event.t_start_ns - round(self._config.pre_roll_s * 1e9)

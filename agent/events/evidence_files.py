@@ -62,7 +62,7 @@ def write_clip(root: Path, clip: Clip, jpeg_quality: int = 85) -> WriteResult:
         _sync(temporary)
         final.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         temporary.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         return WriteResult(None, 0, (f"{clip.folder}: {error}",), _is_full(error))

@@ -25,8 +25,10 @@ PRUNE_EVERY_S = 3600.0
 """Retention runs this often when nothing is written: a quiet camera's evidence grows old all the same."""
 JUMP_S = 3600.0
 BELIEVED_AFTER_S = 86400.0
-"""A wall clock that has jumped by more than `JUMP_S`, or is at a start beyond the age limit since it was last believed, may be
-wrong: nothing goes for its age until it has stayed so for this long."""
+"""A wall clock that has jumped by more than `JUMP_S`, or that starts, may be wrong where that takes it back, or beyond the age limit
+since it was last believed: nothing goes for its age until it has gone on from there for this long."""
+DOUBTED = ".doubted"
+"""Its modification time is when the clock began to be doubted: a box that is switched off daily is never on for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class EvidenceWriter:
         self._prune_every_s = prune_every_s
         self._monotonic_s = monotonic_s
         self._offset_s: float | None = None  # of the wall clock from the monotonic one
-        self._doubted_until_s = -math.inf
+        self._doubtful = False
+        self._doubted_s: float | None = None  # where the wall clock began to be doubted, now or in a life before
         self._believed_s: float | None = None  # the last time of the wall clock that was not doubted
         self._queue: asyncio.Queue[Clip] = asyncio.Queue(max_queued)
         self._stats = EvidenceStats()
@@ -130,6 +133,7 @@ class EvidenceWriter:
     def _begin(self) -> None:
         with contextlib.suppress(OSError):
             self._believed_s = self._root.stat().st_mtime
+            self._doubted_s = (self._root / DOUBTED).stat().st_mtime
         remove_leftovers(self._root)
 
     def _write(self, clip: Clip, incomplete: Path | None = None) -> WriteResult:
@@ -150,24 +154,34 @@ class EvidenceWriter:
             self._believed_s = now_s
         room_bytes = max(room_bytes, lacking_bytes(self._root))
         pruned = prune(self._root, max_age_s=max_age_s, max_bytes=config.max_bytes, now_s=now_s, room_bytes=room_bytes)
-        if self._believed_s is not None:
-            with contextlib.suppress(OSError):
-                os.utime(self._root, (self._believed_s,) * 2)  # where the next start finds it
+        with contextlib.suppress(OSError):  # where the next start finds it
+            if self._doubted_s is None:
+                (self._root / DOUBTED).unlink(missing_ok=True)
+            else:
+                (self._root / DOUBTED).touch()
+                os.utime(self._root / DOUBTED, (self._doubted_s,) * 2)
+        with contextlib.suppress(OSError):
+            if self._believed_s is not None:
+                os.utime(self._root, (self._believed_s,) * 2)
         return pruned
 
     def _doubts_clock(self, now_s: float, max_age_s: float) -> bool:
         monotonic_s = self._monotonic_s()
         before_s, self._offset_s = self._offset_s, now_s - monotonic_s
-        if before_s is None:
-            doubtful = self._believed_s is not None and now_s - self._believed_s > max_age_s
-        else:
-            by_s = self._offset_s - before_s
-            doubtful = abs(by_s) > JUMP_S
-            if doubtful:
-                shift(self._root, by_s=by_s, now_s=now_s - by_s)
-        if doubtful:
-            self._doubted_until_s = monotonic_s + BELIEVED_AFTER_S
-        return monotonic_s < self._doubted_until_s
+        by_s = 0.0 if before_s is None else self._offset_s - before_s
+        if abs(by_s) > JUMP_S:
+            shift(self._root, by_s=by_s, now_s=now_s - by_s)
+        if before_s is None or abs(by_s) > JUMP_S:
+            self._doubtful = self._believed_s is not None and not _follows(now_s, self._believed_s, max_age_s)
+        since_s = self._doubted_s
+        if since_s is None or not _follows(now_s, since_s, max_age_s + BELIEVED_AFTER_S):
+            since_s = now_s
+        if now_s - since_s >= BELIEVED_AFTER_S:
+            self._doubtful = False
+        # What a life before has doubted outlasts the start: a clock without a battery is put right a moment later.
+        if before_s is not None or self._doubted_s is None:
+            self._doubted_s = since_s if self._doubtful else None
+        return self._doubtful
 
     def _count_written(self, result: WriteResult) -> None:
         stats = self._stats
@@ -185,6 +199,11 @@ class EvidenceWriter:
             stored_bytes=pruned.kept_bytes,
             last_error="; ".join(pruned.errors) or self._stats.last_error,
         )
+
+
+def _follows(now_s: float, then_s: float, within_s: float) -> bool:
+    """Whether a clock may have gone on from `then_s` to `now_s`."""
+    return -JUMP_S <= now_s - then_s <= within_s
 
 
 def _size_bytes(clip: Clip) -> int:

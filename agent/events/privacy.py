@@ -21,6 +21,7 @@ GRID = 4
 _FACE = slice(0, 5)  # nose, eyes, ears
 _LEFT_EYE, _RIGHT_EYE = 1, 2
 _LEFT_SHOULDER, _RIGHT_SHOULDER, _LEFT_HIP, _RIGHT_HIP = 5, 6, 11, 12
+_FARTHEST_PX = 1e5  # from the picture's corner; what an estimator puts beyond it means nothing
 _USABLE = 0.2  # key-point score from which a point may help to place a region
 _SURE = 0.5  # face points above this need no second opinion from the shoulders
 
@@ -29,7 +30,8 @@ _SURE = 0.5  # face points above this need no second opinion from the shoulders
 _PER_EYES, _PER_FACE, _PER_SHOULDERS, _PER_TORSO, _PER_BOX = 2.6, 1.25, 0.48, 0.34, 0.085
 _MAX_PER_BODY = 2.5
 _MAX_PER_BOX = 0.6
-_MOVE = 3.0  # how far a head may get from one picture to the next, in its radii: about running speed at 10 fps
+_FACE_SHARE = 0.4  # what has to be hidden of a head, by radius: eyes, nose, mouth
+_FASTEST = 30.0  # how far a head may get in a second, in its radii: about running speed
 _NECK = 1.5  # distance from the middle of the shoulders to the middle of the head, in head radii
 
 
@@ -69,7 +71,7 @@ def head_regions(people: People) -> list[FloatArray]:
     From the face points, scaled by the largest body measure at hand; without sure face points also from the shoulders;
     without either the upper third of the box, or all of it when the person lies.
     """
-    return [np.array(_regions_of(_body(people, index)), np.float32) for index in range(len(people))]
+    return [np.array(_regions_of(body), np.float32) for body in _bodies(people)]
 
 
 def obscure(image: ImageArray, regions: FloatArray) -> None:
@@ -92,6 +94,19 @@ def obscure(image: ImageArray, regions: FloatArray) -> None:
         cv2.copyTo(smooth, mask, area)
 
 
+@dataclass(slots=True, eq=False)
+class _Head:
+    """A head as it was last seen. regions: (1..2, 4) as of `head_regions`; speed: (2,) px/s, 0 when not known.
+
+    origin: the head before, if it is not certain that it was this one; speed is then what that would take.
+    """
+
+    t_mono_ns: int
+    regions: FloatArray
+    speed: NDArray[np.float64]
+    origin: _Head | None = None
+
+
 class FaceBlur:
     """Blurs the heads of one camera's pictures, and for `hold_s` those that were there a moment ago.
 
@@ -100,8 +115,7 @@ class FaceBlur:
 
     def __init__(self, hold_s: float = 1.0) -> None:
         self.hold_ns = round(hold_s * 1e9)
-        self._missed: list[tuple[int, FloatArray]] = []  # last seen at, regions
-        self._present: list[tuple[int, FloatArray]] = []
+        self._heads: list[_Head] = []
 
     def apply(self, image: ImageArray, people: People, t_mono_ns: int, scale: float = 1.0) -> None:
         """Blur `image` in place.
@@ -110,41 +124,70 @@ class FaceBlur:
         t_mono_ns: the frame's time on the camera's time line.
         """
         self.see(people, t_mono_ns)
-        for _, head in self._missed + self._present:
-            obscure(image, head * np.float32(scale))
+        for head in self._heads:
+            obscure(image, head.regions * np.float32(scale))
 
     def see(self, people: People, t_mono_ns: int) -> None:
         """Remember the heads of a picture that is not shown; arguments as of `apply`."""
-        heads = head_regions(people)
-        known = [(t, old) for t, old in self._missed + self._present if 0 <= t_mono_ns - t <= self.hold_ns]
-        taken = _successors([old for _, old in known], heads)
-        self._missed = [head for index, head in enumerate(known) if index not in taken]
-        self._present = [(t_mono_ns, head) for head in heads]
+        found = [_Head(t_mono_ns, regions, np.zeros(2)) for regions in head_regions(people)]
+        known = [head for head in self._heads if 0 <= t_mono_ns - head.t_mono_ns <= self.hold_ns]
+        over = _follow(known, found) if known and found else set()
+        self._heads = [head for head in known if head not in over] + found
 
 
-def _successors(old: list[FloatArray], new: list[FloatArray]) -> set[int]:
-    """Indices of the `old` heads that live on in a `new` one: nearest first, one to one, within _MOVE radii."""
-    if not old or not new:
-        return set()
-    was, now = np.stack([head[0] for head in old]), np.stack([head[0] for head in new])
-    apart = np.hypot(*np.moveaxis(was[:, None, :2] - now[None, :, :2], 2, 0)) / now[None, :, 2]
-    taken: set[int] = set()
+def _follow(known: list[_Head], found: list[_Head]) -> set[_Head]:
+    """Those `known` heads that live on in `found` ones, whose speed and origin are set.
+
+    In a clinch an estimator may report now the one, now the other, so to be near is not enough: the new cover must hide the
+    face where it was, or where it is if it went on as before. One that starts to move, or turns, is covered twice until the
+    next step is like the first.
+    """
+    was, now = np.stack([head.regions[0] for head in known]), np.stack([head.regions[0] for head in found])
+    passed_s = np.array([[(found[0].t_mono_ns - head.t_mono_ns) / 1e9] for head in known])
+    way = now[None, :, :2] - was[:, None, :2]
+    ahead = np.stack([head.speed for head in known]) * passed_s
+    face, cover = was[:, None, 2:].min(axis=2) * _FACE_SHARE, np.maximum(now[None, :, 2:].min(axis=2), 1.0)
+    stayed, went_on = ((np.linalg.norm(by, axis=2) + face) / cover for by in (way, way - ahead[:, None]))
+    over: set[_Head] = set()
+    same = _pairs(np.minimum(stayed, went_on), 1.0)
+    for i, j in same.items():
+        over.add(known[i])
+        if passed_s[i, 0] == 0:  # the same picture once more
+            found[j].speed, found[j].origin = known[i].speed, known[i].origin
+            continue
+        found[j].speed = way[i, j] / passed_s[i]
+        if went_on[i, j] < 1.0 and (origin := known[i].origin) is not None:
+            over.add(origin)
+    leap = np.linalg.norm(way, axis=2) / cover
+    leap[list(same)] = np.inf
+    leap[:, list(same.values())] = np.inf
+    leap[leap >= _FASTEST * passed_s] = np.inf
+    for i, j in _pairs(leap, np.inf).items():
+        found[j].speed, found[j].origin = way[i, j] / passed_s[i], known[i]
+        known[i].origin = None  # no chain into the past
+    return over
+
+
+def _pairs(apart: NDArray[np.float64], most: float) -> dict[int, int]:
+    """Row -> column of what is less than `most` apart: nearest first, one to one."""
+    pairs: dict[int, int] = {}
     used: set[int] = set()
     for flat in np.argsort(apart, axis=None):
-        i, j = divmod(int(flat), len(new))
-        if apart[i, j] > _MOVE:
+        i, j = divmod(int(flat), apart.shape[1])
+        if apart[i, j] >= most:
             break
-        if i not in taken and j not in used:
-            taken.add(i)
+        if i not in pairs and j not in used:
+            pairs[i] = j
             used.add(j)
-    return taken
+    return pairs
 
 
-def _body(people: People, index: int) -> _Body:
-    points = people.keypoints[index].astype(np.float64)
-    scores = np.nan_to_num(people.keypoint_scores[index].astype(np.float64))
-    ok = (scores >= _USABLE) & np.isfinite(points).all(axis=1)
-    return _Body(points, ok, scores, np.nan_to_num(people.boxes[index].astype(np.float64)))
+def _bodies(people: People) -> list[_Body]:
+    points = people.keypoints.astype(np.float64)
+    scores = np.nan_to_num(people.keypoint_scores.astype(np.float64))
+    ok = (scores >= _USABLE) & (np.abs(points) <= _FARTHEST_PX).all(axis=2)  # False for NaN
+    boxes = np.nan_to_num(people.boxes.astype(np.float64)).clip(-_FARTHEST_PX, _FARTHEST_PX)
+    return [_Body(*one) for one in zip(points, ok, scores, boxes, strict=True)]
 
 
 def _regions_of(body: _Body) -> list[tuple[float, float, float, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 from fakes.replay import T0_UTC, walkers
 
+from agent.config.load import load_config
 from agent.config.schema import EvidenceConfig
-from agent.daemon.evidence import MAX_PENDING, Evidence
+from agent.daemon.evidence import MAX_PENDING, Evidence, lookback_s
 from agent.events.evidence_writer import EvidenceWriter
-from agent.types import Event, EventPhase, Frame, FrameStamp, Tracks
+from agent.health.governor import LADDER
+from agent.types import Event, EventPhase, Frame, FrameStamp, People, Tracks
 
 CONFIG = EvidenceConfig(pre_roll_s=1, post_roll_s=1, fps=10)
 PEOPLE = walkers(2, 1, size=(120, 160))[0]
@@ -156,6 +159,60 @@ async def test_pipeline_never_waits_for_the_thread(evidence: Evidence) -> None:
         evidence.offer(one, PEOPLE, tracks(one))
     assert evidence.skipped == 100 - MAX_PENDING
     await evidence.drain()
+
+
+NOISE = frame(0).image
+
+
+def offer(evidence: Evidence, n: int, people: People) -> None:
+    """The n-th frame, all of one picture, and people in it whom nobody tracks."""
+    stamp = frame(n).stamp
+    nobody = Tracks(stamp, People.empty(), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    evidence.offer(Frame(stamp, NOISE), people, nobody)
+
+
+async def newest_picture(evidence: Evidence) -> bytes:
+    await asyncio.get_running_loop().run_in_executor(evidence._thread, lambda: None)  # everything offered is in
+    await asyncio.sleep(0)
+    return evidence._rings["cam"]._ring[-1].jpeg
+
+
+async def test_a_face_is_blurred_that_was_reported_only_in_a_frame_that_was_not_due(evidence: Evidence) -> None:
+    offer(evidence, 0, People.empty())
+    sharp = await newest_picture(evidence)
+    offer(evidence, 3, PEOPLE)
+    hidden = await newest_picture(evidence)
+    assert hidden != sharp
+    offer(evidence, 50, People.empty())
+    assert await newest_picture(evidence) == sharp
+    offer(evidence, 51, PEOPLE)
+    offer(evidence, 53, People.empty())
+    assert await newest_picture(evidence) == hidden
+
+
+async def test_a_face_is_blurred_that_was_reported_only_while_the_thread_was_busy(evidence: Evidence) -> None:
+    offer(evidence, 0, PEOPLE)
+    hidden = await newest_picture(evidence)
+    gate = threading.Event()
+    evidence._thread.submit(gate.wait)
+    for n in range(50, 50 + MAX_PENDING):
+        offer(evidence, n, People.empty())
+    offer(evidence, 60, PEOPLE)
+    assert evidence.skipped == 1
+    gate.set()
+    assert await newest_picture(evidence) != hidden
+    offer(evidence, 63, People.empty())
+    assert await newest_picture(evidence) == hidden
+
+
+def test_the_ring_reaches_back_to_the_onset_on_every_step_of_the_governor(tmp_path: Path) -> None:
+    config = load_config(env={"HOME": str(tmp_path)}, need_pulled_models=False)
+    reach_s = lookback_s(config)
+    for service in config.services.values():
+        window, rules = service.window, service.rules
+        for step in LADDER:
+            stride = step.stride(window, rules.silence_s, usual_fps=30, fps=step.camera_fps(30))
+            assert (window.length + (rules.alert_count - 1) * stride) / window.rate_hz <= reach_s
 
 
 async def test_disabled_evidence_keeps_nothing(tmp_path: Path) -> None:

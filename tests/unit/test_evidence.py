@@ -21,9 +21,9 @@ import pytest
 
 from agent.config.schema import EvidenceConfig
 from agent.events import evidence_files
-from agent.events.evidence import Clip, EvidenceRing, evidence_folder
+from agent.events.evidence import MOST_PASSED_OVER, Clip, EvidenceRing, evidence_folder
 from agent.events.evidence_files import META, SKELETONS, SNAPSHOT, TEMPORARY_PREFIX, VIDEO, encode_video, write_clip
-from agent.events.evidence_writer import BELIEVED_AFTER_S, EvidenceWriter
+from agent.events.evidence_writer import BELIEVED_AFTER_S, DOUBTED, EvidenceWriter
 from agent.events.retention import prune, remove_leftovers, shift
 from agent.types import Event, EventPhase, Frame, FrameStamp, ImageArray, People, Tracks
 
@@ -141,6 +141,44 @@ def test_faces_are_blurred_in_everything_that_is_held() -> None:
 
     plain = face_detail(CONFIG.model_copy(update={"blur_faces": False}))
     assert face_detail(CONFIG) < plain * 0.2
+
+
+def face_is_sharp(ring: EvidenceRing) -> bool:
+    """In the newest picture, of the one that `standing` stands for."""
+    ring.observe(step(EventPhase.DETECTED, 1, 0))
+    image = cv2.imdecode(np.frombuffer(ring.flush()[0].frames[-1].jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
+    return float(np.abs(cv2.Laplacian(image[24:35, 75:86].astype(np.float32), cv2.CV_32F)).mean()) > 5
+
+
+def test_a_face_that_is_reported_only_between_the_pictures_is_blurred_in_them() -> None:
+    ring = EvidenceRing("yard", CONFIG)
+    for n in range(31):  # every third frame is kept
+        ring.offer(*frame(n / 30, People.empty() if n % 3 == 0 else standing()))
+        if n and n % 3 == 0:
+            assert not face_is_sharp(ring)
+    for n in range(31, 70):  # more than a second later nobody can still be there
+        ring.offer(*frame(n / 30, People.empty()))
+    assert face_is_sharp(ring)
+
+
+def test_frames_that_are_passed_over_meanwhile_count_in_the_order_of_their_times() -> None:
+    ring = EvidenceRing("yard", CONFIG)
+    ring.offer(*frame(0, People.empty()))
+    ring.pass_over(ns(0.15), People.empty())  # on another thread, while those below were waiting
+    ring.offer(*frame(0.05))
+    ring.offer(*frame(0.1, People.empty()))
+    assert not face_is_sharp(ring)
+    ring.offer(*frame(0.2, People.empty()))
+    assert not face_is_sharp(ring)
+
+
+def test_what_is_remembered_of_frames_passed_over_is_bounded() -> None:
+    ring = EvidenceRing("yard", CONFIG)
+    for n in range(1000):
+        ring.pass_over(ns(n / 1000), standing())
+    assert len(ring._passed_over) == MOST_PASSED_OVER
+    ring.pass_over(ns(10), standing())
+    assert len(ring._passed_over) == 1
 
 
 def test_long_incident_is_cut_at_the_maximum_and_handed_over_at_once() -> None:
@@ -370,6 +408,15 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, room: int) -> None:
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_a_neighbour_that_cannot_be_read_does_not_count_against_a_clip(tmp_path: Path) -> None:
+    first = write_clip(tmp_path, record()).folder
+    assert first is not None
+    (first.parent / "unreadable").symlink_to("x" * 300)  # root, too, gets an error for it
+    clip = record()
+    result = write_clip(tmp_path, replace(clip, opened=replace(clip.opened, incident_id="next")))
+    assert (result.folder, result.errors) == (first.parent / "next", ())
+
+
 def test_the_same_incident_twice_keeps_the_first(tmp_path: Path) -> None:
     clip = record()
     first = write_clip(tmp_path, clip)
@@ -586,6 +633,37 @@ async def test_what_was_written_before_the_clock_was_known_gets_its_full_time(tm
         async with asyncio.timeout(10):
             while kept.exists():
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("start_ahead_s", "off_days"),
+    [
+        pytest.param(-200 * DAY_S, set(), id="starts at the date of its system"),
+        pytest.param(0, {4, 5, 6, 7, 8}, id="was off for longer than evidence is kept"),
+    ],
+)
+async def test_a_box_that_is_switched_off_every_evening_keeps_nothing_too_long(
+    tmp_path: Path, start_ahead_s: float, off_days: set[int]
+) -> None:
+    clocks, root = Clocks(), tmp_path / "evidence"
+    for day in range(13):
+        if day not in off_days:
+            clocks.ahead_s = start_ahead_s
+            made = incident(root, f"day {day}", age_s=0)
+            os.utime(made, (clocks.utc_now().timestamp(),) * 2)
+            if day == 0:
+                os.utime(root, (clocks.utc_now().timestamp(),) * 2)
+            async with looked_after(root, clocks, max_age_days=3):
+                clocks.ahead_s = 0  # by the network
+                await asyncio.sleep(0.05)
+                await clocks.passes(DAY_S / 2)
+                await asyncio.sleep(0.05)
+            clocks.passed_s += DAY_S / 2
+        else:
+            clocks.passed_s += DAY_S
+    kept = {path.name for path in root.glob("*/*/*")}
+    assert kept == {"day 10", "day 11", "day 12"}
+    assert not (root / DOUBTED).exists()
 
 
 def test_a_clock_that_is_ahead_for_a_moment_leaves_the_times_as_they_were(tmp_path: Path) -> None:

@@ -173,6 +173,62 @@ def test_a_moving_head_leaves_no_trail() -> None:
     assert np.array_equal(image[old], clean[old])
 
 
+RADIUS = float(head_regions(person())[0][0, 2])
+
+
+@pytest.mark.parametrize("fps", [2, 10, 25])
+@pytest.mark.parametrize("radii_per_s", [8, 28], ids=["walks", "runs"])
+def test_who_goes_on_is_followed_and_leaves_no_trail(fps: int, radii_per_s: float) -> None:
+    blur, step_px, steps = FaceBlur(), radii_per_s * RADIUS / fps, max(3, fps // 2)
+    clean = noise(width=320 + round(step_px * steps))
+    for step in range(steps + 1):
+        image = clean.copy()
+        blur.apply(image, person(STANDING + np.float32([step * step_px, 0])), round(step / fps * 1e9))
+    behind = image[:, : round(160 + (steps - 1.2 * RADIUS / step_px) * step_px)]
+    first = 160 + round(1.2 * RADIUS)  # where it began nobody knew yet whether it was going
+    assert np.array_equal(behind[:, first:], clean[:, first : behind.shape[1]])
+
+
+@pytest.mark.parametrize("radii_apart", [0.7, 1.5, 2.9])
+@pytest.mark.parametrize("fps", [2, 10, 25])
+@pytest.mark.parametrize("turn", [1, 3, 100])
+def test_in_a_clinch_both_faces_stay_covered_while_one_is_reported(radii_apart: float, fps: int, turn: int) -> None:
+    """turn: frames of which an estimator that takes two people for one reports the same one."""
+    blur, plain, places = FaceBlur(), noise(), [160.0, 160 + radii_apart * RADIUS]
+    faces = [disc((x, 42), FACE_RADIUS * 0.8) for x in places]
+    before = [detail(plain, face) for face in faces]
+    seen_s: dict[int, float] = {}
+    for n in range(fps + 2):
+        shown, t_s = (n + turn - 1) // turn % 2, n / fps
+        seen_s[shown] = t_s
+        image = plain.copy()
+        blur.apply(image, person(STANDING + np.float32([places[shown] - 160, 0])), round(t_s * 1e9))
+        for who in (who for who, last_s in seen_s.items() if t_s - last_s < 0.99):
+            assert detail(image, faces[who]) < before[who] * 0.05
+
+
+def test_the_same_picture_once_more_settles_nothing() -> None:
+    """The live page shows a frame in several modes."""
+    blur, other = FaceBlur(), person(STANDING + np.float32([50, 0]))
+    blur.apply(noise(), person(), 0)
+    for t_ns in (100_000_000, 100_000_000, 200_000_000):
+        image = noise()
+        blur.apply(image, other, t_ns)
+    face = disc((160, 42), FACE_RADIUS)
+    assert detail(image, face) < detail(noise(), face) * 0.05
+
+
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, 1e12, np.nan])
+def test_numbers_that_mean_nothing_cost_neither_this_picture_nor_the_next(odd: float) -> None:
+    points, box = STANDING.copy(), (BOX[0], BOX[1], odd, odd)
+    points[3] = odd
+    blur, face = FaceBlur(), disc((160, 42), FACE_RADIUS)
+    for t_ns, people in enumerate([person(points), person(box=box), person(points, box=box), person()]):
+        image = noise()
+        blur.apply(image, people, t_ns * 100_000_000)
+        assert detail(image, face) < detail(noise(), face) * 0.05
+
+
 def test_a_neighbour_that_is_dropped_is_not_taken_for_one_that_moved() -> None:
     blur = FaceBlur()
     other = person(STANDING + np.float32([50, 0]))
