@@ -173,7 +173,7 @@ class Agent:
         self._stack.callback(self.live.close)
         losses = LossDesk(self.topics, self.new_id, self.metrics, self.health)
         self.store = await OutboxStore.open(
-            config.state_dir / config.outbox.file, config.outbox, announce=losses.announce
+            config.state_dir / config.outbox.file, config.outbox, announce=losses.announce, commands=config.commands
         )
         self._stack.push_async_callback(self.store.close)
         self.store.on_loss(losses.report)

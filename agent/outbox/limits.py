@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from agent.config.delivery import OutboxConfig
+from agent.config.delivery import CommandsConfig, OutboxConfig
 from agent.types import Lane, Loss
 
 SLACK = 0.1
@@ -14,6 +15,7 @@ SLACK = 0.1
 _RANGES_PER_MESSAGE = 500
 """Some ten kilobytes of JSON."""
 _US_PER_S = 1_000_000
+_COMMANDS = 10_000
 
 
 def max_age_us(config: OutboxConfig, lane: Lane) -> int:
@@ -30,6 +32,16 @@ def max_age_us(config: OutboxConfig, lane: Lane) -> int:
 def history_us(config: OutboxConfig) -> int:
     """How long the history reaches back, in microseconds."""
     return int(config.history_days * 86_400 * _US_PER_S)
+
+
+def commands_us(config: OutboxConfig, commands: CommandsConfig) -> int:
+    """How long a command stays in the record, in microseconds: as the history, and until it can no longer be sent again."""
+    return max(history_us(config), int((commands.max_validity_s + 60.0) * _US_PER_S))
+
+
+def commands_most(commands: CommandsConfig) -> int:
+    """How many commands stay in the record: no fewer than may come while the first of them could be sent again."""
+    return max(_COMMANDS, math.ceil((commands.max_validity_s / 60.0 + 1.0) * commands.max_per_minute))
 
 
 def max_bytes(config: OutboxConfig, lane: Lane) -> int:

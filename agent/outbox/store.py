@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 
 import structlog
 
-from agent.config.delivery import OutboxConfig
+from agent.config.delivery import CommandsConfig, OutboxConfig
 from agent.errors import StorageError
 from agent.outbox.audit import CommandEntry
 from agent.outbox.clock import SteadyClock
@@ -51,12 +51,14 @@ class OutboxStore:
     lane keeps the newest row of each topic.
     """
 
-    def __init__(self, path: Path, config: OutboxConfig, clock: SteadyClock, announce: Announce | None) -> None:
+    def __init__(
+        self, path: Path, config: OutboxConfig, clock: SteadyClock, announce: Announce | None, commands: CommandsConfig
+    ) -> None:
         """Use `open`; this only prepares."""
         self._path = path.absolute()
         self._loop = asyncio.get_running_loop()
         self._clock = clock
-        self._writer = Writer(self._path, config, self._post, clock, announce)
+        self._writer = Writer(self._path, config, self._post, clock, announce, commands=commands)
         self._config = config
         self._opened: asyncio.Future[OpenReport] = self._loop.create_future()
         self._stopped = asyncio.Event()
@@ -79,17 +81,20 @@ class OutboxStore:
         clock_us: Callable[[], int] = wall_clock_us,
         announce: Announce | None = None,
         monotonic_us: Callable[[], int] | None = None,
+        *,
+        commands: CommandsConfig | None = None,
     ) -> Self:
         """Open or create the database at `path` and start its thread; `report` says what was found.
 
         clock_us: wall clock, microseconds since 1970 UTC; monotonic_us: tells its jumps from the passing of time, by default the
         system's, or for another wall clock that one, which then never jumps. announce: makes the message for subscribers of a Loss with sequences,
         which is committed together with the loss; called on the store's thread. Without it losses are only told to `on_loss`.
+        commands: says how many there may be, and for how long one may be sent again; by default the defaults.
         Raises StorageFullError, StorageError.
         """
         if monotonic_us is None:
             monotonic_us = monotonic_clock_us if clock_us is wall_clock_us else clock_us
-        store = cls(path, config, SteadyClock(clock_us, monotonic_us), announce)
+        store = cls(path, config, SteadyClock(clock_us, monotonic_us), announce, commands or CommandsConfig())
         store._writer.start()
         await asyncio.shield(store._opened)
         return store

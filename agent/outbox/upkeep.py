@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from agent.config.delivery import OutboxConfig
+from agent.config.delivery import CommandsConfig, OutboxConfig
 from agent.outbox.clock import SteadyClock
-from agent.outbox.limits import history_us, max_age_us
+from agent.outbox.limits import commands_most, commands_us, history_us, max_age_us
 from agent.outbox.tables import Tables
 from agent.types import Lane
 
@@ -18,15 +18,15 @@ _VACUUM_PAGES = 512
 """2 MB at a time: no commit waits long."""
 _FREE_KEPT_BYTES = 4_000_000
 """Free pages that stay in the file for the next messages."""
-_COMMANDS_KEPT = 10_000
 
 
 class Upkeep:
     """Works in slices so that no commit waits long; due again soon when there is more. due_s: on the monotonic clock."""
 
-    def __init__(self, clock: SteadyClock) -> None:
+    def __init__(self, clock: SteadyClock, commands: CommandsConfig) -> None:
         self.due_s = time.monotonic() + _EVERY_S
         self._clock = clock
+        self._commands = commands
         self._purged_to = 0
 
     def begin(self, *, tight: bool) -> None:
@@ -46,7 +46,7 @@ class Upkeep:
         end = first_id if young else None
         last = tables.purge_history(now_us, kept_us, _ROWS, self._purged_to, end)
         self._purged_to = last or 0
-        tables.commands.purge(now_us - kept_us, _COMMANDS_KEPT)
+        tables.commands.purge(now_us - commands_us(config, self._commands), commands_most(self._commands))
         if tables.used_bytes() > config.max_bytes:
             more |= tables.drop_history(_ROWS) == _ROWS
         if more or last is not None:

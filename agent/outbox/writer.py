@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from agent.config.delivery import OutboxConfig
+from agent.config.delivery import CommandsConfig, OutboxConfig
 from agent.errors import StorageError, StorageFullError
 from agent.outbox.clock import SteadyClock
 from agent.outbox.database import open_database, sole_owner
@@ -55,7 +55,7 @@ class Writer:
     """One thread, one connection.
 
     post: called on this thread with each Outcome; hands it to the event loop. clock: time by which ages count.
-    announce: makes the message that tells subscribers of a Loss; None = losses are only reported in the Outcome.
+    announce: makes the message that tells subscribers of a Loss; None = losses are only reported in the Outcome. commands: how many there may be.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class Writer:
         post: Callable[[Outcome], None],
         clock: SteadyClock,
         announce: Announce | None,
+        *,
+        commands: CommandsConfig,
     ) -> None:
         self.config = config
         self.sinks: frozenset[str] | None = None  # whose places a new file must have; None = nobody has said
@@ -75,7 +77,7 @@ class Writer:
         self._queue: queue.SimpleQueue[Jobs] = queue.SimpleQueue()
         self._reserve = SequenceReserve(path.with_name(path.name + ".sequence"))
         self._room = Room(path.with_name(path.name + ".reserve"), config.reserve_bytes)
-        self._upkeep = Upkeep(clock)
+        self._upkeep = Upkeep(clock, commands)
         self._tables: Tables | None = None
         self._damage_met = 0  # errors of this file that its check at opening had not found
         self._next_id = 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.delivery import OutboxConfig
+from agent.config.delivery import CommandsConfig, OutboxConfig
 from agent.errors import StorageFullError
 from agent.outbox.audit import select_commands
 from agent.outbox.history import EventQuery
@@ -24,6 +24,12 @@ DAY_US = 86_400_000_000
 
 def message(lane: Lane = Lane.EVENT, name: str = "id") -> Message:
     return Message(lane, name, "t", lambda sequence: b"%d" % (sequence or 0), kind="fight")
+
+
+async def upkeep(store: OutboxStore) -> None:
+    store._writer._upkeep.due_s = 0.0
+    await store.put(message(Lane.STATE))
+    await store.depth()  # answered after the upkeep that followed
 
 
 def announce(loss: Loss, series: str) -> Message:
@@ -326,3 +332,35 @@ async def test_refused_commands_do_not_push_out_the_ids_of_others(path: Path) ->
         known = await store._ask(lambda tables: [entry.role for entry in select_commands(tables.connection, 1000)])
         assert known.count("admin") == 10
         assert 9 <= known.count("") <= 15
+
+
+@pytest.mark.parametrize(("hours", "known"), [(2, True), (25, False)])
+async def test_a_command_is_known_for_as_long_as_it_can_be_sent_again_however_short_the_history(
+    path: Path, hours: int, known: bool
+) -> None:
+    now = [DAY_US * 20_000]
+    async with opened(path, lambda: now[0], history_days=0.01) as store:
+        await store.accept_command("a", "reload", "desk", "admin", "{}")
+        now[0] += hours * DAY_US // 24
+        await upkeep(store)
+        assert (await store.accept_command("a", "reload", "desk", "admin", "{}") is not None) is known
+
+
+async def test_as_many_commands_are_known_as_may_come_while_one_can_be_sent_again(path: Path) -> None:
+    commands = CommandsConfig(max_per_minute=600, max_validity_s=1800.0)
+    store = await OutboxStore.open(path, OutboxConfig(reserve_bytes=0), commands=commands)
+    try:
+        await store.accept_command("first", "reload", "desk", "admin", "{}")
+        await store._ask(lambda tables: _many(tables, 18_000), writes=True)
+        await upkeep(store)
+        assert await store.accept_command("first", "reload", "desk", "admin", "{}") is not None
+        await store._ask(lambda tables: _many(tables, 20_000, 18_000), writes=True)
+        await upkeep(store)
+        assert await store.accept_command("first", "reload", "desk", "admin", "{}") is None
+    finally:
+        await store.close()
+
+
+def _many(tables: Tables, end: int, first: int = 0) -> None:
+    for n in range(first, end):
+        tables.commands.accept(f"other {n}", "snapshot", "desk", "viewer", "{}")
