@@ -183,6 +183,8 @@ class ServiceConfig(Section):
     device: Device = "auto"
     threads: int = Field(default=1, ge=0, le=256)
     lane: Literal["alarm", "event"] = "alarm"
+    min_fps: NonNegative = 3.0
+    """Of a live camera of which fewer frames a second are looked at, the health says that this service misses too much there."""
     window: WindowConfig = WindowConfig()
     selection: dict[Component, NonNegative] = {
         "movement": 0.4, "interaction": 0.4, "position": 0.1, "persistence": 0.1,

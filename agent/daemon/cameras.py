@@ -304,6 +304,11 @@ class Cameras:
                 key = reason_key(reason, status.camera_id)
                 self._health.set_reason(key, status.phase is phase, status.error)
             self._health.set_reason(reason_key(Reason.CAMERA_MOVED, status.camera_id), status.moved, _MOVED)
-            slowness = self._entries[status.camera_id].slowness
-            slow = slowness.look(status, self._clock()) if slowness is not None else ""
+            slow = self._slowness(self._entries[status.camera_id], status)
             self._health.set_reason(reason_key(Reason.CAMERA_SLOW, status.camera_id), bool(slow), slow)
+
+    def _slowness(self, entry: _Entry, status: CameraStatus) -> str:
+        if entry.slowness is None or entry.run is None:
+            return ""
+        services = self._recognition.config.services
+        return entry.slowness.look(status, self._clock(), {name: services[name].min_fps for name in entry.run.rules})

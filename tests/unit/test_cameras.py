@@ -48,7 +48,7 @@ from agent.types import (
 )
 
 SERVICE = {
-    "classifier": "scripted", "model": "/none", "options": {"script": [0.9]}, "rules": {"alert_count": 1},
+    "min_fps": 0.55, "classifier": "scripted", "model": "/none", "options": {"script": [0.9]}, "rules": {"alert_count": 1},
     "window": {"length": 4, "stride": 2, "min_track_frames": 1},
 }  # fmt: skip
 
@@ -306,7 +306,8 @@ async def test_a_moved_camera_has_a_reason_of_its_own_that_goes_with_it(desk: De
 
 
 async def test_a_live_camera_of_which_too_few_frames_are_looked_at_says_so(desk: Desk) -> None:
-    await desk.cameras.apply([desk.camera("one", max_fps=20), desk.camera("file", pace=False)])
+    make_video(desk.folder / "one.mp4", frames=60, fps=60)
+    await desk.cameras.apply([desk.camera("one", max_fps=60), desk.camera("file", pace=False)])
     await desk.streaming("one", "file")
     desk.gate.clear()  # a model that takes its time
     await desk.until(desk.held.is_set, "a frame waits for it")
@@ -317,13 +318,18 @@ async def test_a_live_camera_of_which_too_few_frames_are_looked_at_says_so(desk:
         return {reason.reason: reason.detail for reason in desk.health.snapshot().reasons}
 
     assert reasons(0) == reasons(JUDGED_S - 1) == {}
-    assert reasons(1) == {"camera_slow:one": "0.00 frames/s are looked at"}
+    assert reasons(1) == {"camera_slow:one": "0.00 frames/s are looked at: nothing is recognised"}
     desk.gate.set()
     before = desk.status("one").frames
     await desk.until(lambda: desk.status("one").frames > before + 10, "it gets on")
-    assert reasons(19) == {"camera_slow:one": "0.00 frames/s are looked at"}, "not judged again yet"
+    assert reasons(19) == {"camera_slow:one": "0.00 frames/s are looked at: nothing is recognised"}, (
+        "not judged again yet"
+    )
     await desk.until(lambda: desk.status("one").frames > before + JUDGED_S / 2, "it gets on")
-    assert reasons(JUDGED_S - 19) == {}
+    assert reasons(JUDGED_S - 19)["camera_slow:one"].endswith("looked at: fight asks for 0.55")
+    before = desk.status("one").frames
+    await desk.until(lambda: desk.status("one").frames > before + 0.65 * JUDGED_S, "it gets on")
+    assert reasons(JUDGED_S) == {}
     desk.gate.clear()
     assert list(reasons(JUDGED_S)) == ["camera_slow:one"]
     desk.gate.set()
