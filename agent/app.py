@@ -328,6 +328,7 @@ class Agent:
         set_level(config.log.level)
         self.store.reconfigure(config.outbox)
         self.evidence_writer.update_config(config.evidence)
+        self.evidence.look_back(lookback_s(config))
         self.live.reconfigure(config.http, _alert_thresholds(config))
         if self.http is not None:
             self.http.reconfigure(config.http)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -74,6 +75,8 @@ class _Job:
         )
         if not self._overlay:
             await self._record(video, recorder, recorder)
+            with contextlib.suppress(OSError):  # an earlier one shows other findings than those that lie beside it now
+                (out / OVERLAY).unlink()
             return recorder.summary, True
         alert = {name: service.rules.alert_threshold for name, service in self._config.services.items()}
         with SceneNotes(recorder, out, alert) as notes:

@@ -66,6 +66,12 @@ class Evidence:
         work = asyncio.get_running_loop().run_in_executor(self._thread, ring.offer, frame, people, tracks)
         work.add_done_callback(lambda done: self._offered(camera_id, done))
 
+    def look_back(self, lookback_s: float) -> None:
+        """The rules take another time to open an incident now."""
+        self._lookback_s = lookback_s
+        for ring in self._rings.values():
+            ring.look_back(lookback_s)
+
     def attributes(self, event: Event) -> dict[str, object]:
         """What tells subscribers where the evidence of `event` will be."""
         return {"evidence": str(evidence_folder(event))} if self._config.enabled else {}

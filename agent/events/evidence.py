@@ -93,13 +93,18 @@ class EvidenceRing:
         self._camera_id = camera_id
         self._config = config
         self._period_ns = round(1e9 / config.fps)
-        self._keep_ns = round((config.pre_roll_s + lookback_s) * 1e9)
+        self._keep_ns = 0
+        self.look_back(lookback_s)
         self._blur = FaceBlur()
         self._due_ns: int | None = None
         self._lock = threading.Lock()  # guards the three below
         self._passed_over: deque[tuple[int, People]] = deque(maxlen=MOST_PASSED_OVER)
         self._ring: deque[EvidenceFrame] = deque()
         self._recordings: dict[str, _Recording] = {}
+
+    def look_back(self, lookback_s: float) -> None:
+        """From now on; from any thread."""
+        self._keep_ns = round((self._config.pre_roll_s + lookback_s) * 1e9)
 
     @property
     def held_bytes(self) -> int:

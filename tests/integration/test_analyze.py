@@ -230,6 +230,9 @@ def test_the_overlay_shows_people_and_events_and_changes_nothing_else(shell: She
     assert red == [any(start <= t_ms <= end for start, end in runs) for t_ms in times_ms]
     assert 0 < sum(red) < FRAMES
 
+    assert shell.run("analyze", clip, "--config", made, "--out", outs[1]).returncode == 0
+    assert {path.name for path in drawn.iterdir()} == {path.name for path in plain.iterdir()}, "an overlay of before"
+
 
 def test_a_folder_that_takes_no_overlay_costs_the_overlay_alone(shell: Shell) -> None:
     out = shell.folder / "out"

@@ -215,6 +215,19 @@ def test_the_ring_reaches_back_to_the_onset_on_every_step_of_the_governor(tmp_pa
             assert (window.length + (rules.alert_count - 1) * stride) / window.rate_hz <= reach_s
 
 
+async def test_rules_that_take_longer_have_the_rings_reach_farther_back(tmp_path: Path, clock: Clock) -> None:
+    evidence = Evidence(CONFIG, EvidenceWriter(tmp_path, CONFIG), lookback_s=1, clock_ns=clock)
+    await feed(evidence, 0, 2)
+    evidence.look_back(30)
+    for n in range(2, 1000, 25):
+        offer(evidence, n, People.empty())
+        await asyncio.get_running_loop().run_in_executor(evidence._thread, lambda: None)
+        await asyncio.sleep(0)
+    evidence.observe(event(EventPhase.DETECTED, 1000, onset=400))
+    assert evidence._ring("cam").flush()[0].frames[0].t_mono_ns < frame(400).stamp.t_mono_ns
+    evidence.close()
+
+
 async def test_disabled_evidence_keeps_nothing(tmp_path: Path) -> None:
     config = EvidenceConfig(enabled=False)
     off = Evidence(config, EvidenceWriter(tmp_path, config))

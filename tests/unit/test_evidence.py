@@ -117,6 +117,9 @@ def test_ring_holds_pre_roll_and_lookback_and_no_more() -> None:
     five_seconds = ring.held_bytes
     play(ring, 10, 40)
     assert ring.held_bytes == pytest.approx(five_seconds, rel=0.1)
+    ring.look_back(11)
+    play(ring, 40, 80)
+    assert ring.held_bytes == pytest.approx(13 / 5 * five_seconds, rel=0.1)
 
 
 def test_clip_spans_pre_roll_before_the_onset_to_post_roll_after_the_end() -> None:
