@@ -161,7 +161,7 @@ fi
 name=events-nano
 if wanted $name && there $name models/human-motion models/pose-nano/model.onnx; then
     # shellcheck disable=SC2086
-    measure $name events --scenarios docs/reports/scenes.yaml --jobs "$(nproc)" $nano --examples 8 --gate $GATE \
+    measure $name events --scenarios docs/reports/scenes-long.yaml --jobs "$(nproc)" $nano --examples 8 --gate $GATE \
         --note "picture to event: drawn scenes, pose-nano, tracking, action models, rules"
 fi
 
