@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from agent.config.schema import HttpConfig
 from agent.errors import ConfigError, ConfigProblem, DataError, RecognizerError
 from agent.http.listen import Limits, listen
+from agent.http.openapi import document
 
 _log = structlog.get_logger(__name__)
 
@@ -29,6 +30,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _STARTED = web.RequestKey("started", float)
 MODES = ("full", "skeleton", "minimal", "debug", "raw")
 MAX_EVENTS = 1000
+_FILTERS = frozenset({"limit", "since", "until", "kind", "camera"})
 _LIMITS = Limits()
 _PAGE = {
     "": ("index.html", "text/html"),
@@ -173,6 +175,7 @@ class HttpServer:
         app.router.add_get("/health", self._health)
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/api/v1/openapi.json", self._openapi)
         app.router.add_get("/api/v1/state", self._state)
         app.router.add_get("/api/v1/events", self._events)
         app.router.add_get("/api/v1/cameras/{camera}/snapshot.jpg", self._snapshot)
@@ -222,11 +225,16 @@ class HttpServer:
         body, content_type = self._view.metrics()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
+    async def _openapi(self, _: web.Request) -> web.Response:
+        return web.json_response(document())
+
     async def _state(self, _: web.Request) -> web.Response:
         return web.json_response(self._view.state())
 
     async def _events(self, request: web.Request) -> web.Response:
         query = request.query
+        if unknown := sorted(query.keys() - _FILTERS):
+            raise DataError(f"unknown parameters: {', '.join(unknown)[:200]} (known: {', '.join(sorted(_FILTERS))})")
         try:
             limit = int(query.get("limit", "100"))
         except ValueError:

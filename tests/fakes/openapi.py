@@ -1,4 +1,4 @@
-"""`ota/server/openapi.yaml` as something that requests and answers can be held against."""
+"""An OpenAPI document, by default `ota/server/openapi.yaml`, as something that requests and answers can be held against."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from referencing.jsonschema import DRAFT202012
 
 from ota.server.openapi import document
 
-URI = "urn:fleet"
+URI = "urn:api"
 METHODS = frozenset({"get", "put", "post", "patch", "delete"})
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from fakes.http_site import JPEG, PlainView, Site, serving
+from fakes.openapi import Api, ContractError
 from fakes.plugin import install, save_recording
 from fakes.replay import walkers
 from fakes.video import make_video
@@ -32,6 +33,7 @@ from agent.config.schema import HttpConfig
 from agent.errors import ConfigError, DataError, StorageError
 from agent.events.cloudevents import load_schema
 from agent.http.listen import Limits
+from agent.http.openapi import document
 from agent.http.server import MODES, EventFilter, HttpServer, describe
 from agent.overlay import Mode
 
@@ -86,6 +88,28 @@ async def test_a_bad_limit_is_refused_with_a_reason(site: Site, limit: str) -> N
     status, body, _ = await site.get(f"/api/v1/events?limit={limit}")
     assert status == 400
     assert "limit must be" in body["error"]
+
+
+async def test_a_parameter_that_is_none_is_refused_by_name(site: Site) -> None:
+    """Else a filter with a typing error would show everything."""
+    status, body, _ = await site.get("/api/v1/events?limits=5&sincee=x&kind=fight")
+    assert status == 400
+    assert body["error"] == "unknown parameters: limits, sincee (known: camera, kind, limit, since, until)"
+    status, body, _ = await site.get("/api/v1/events?%0d%0aX=%00" + "y" * 1000)
+    assert status == 400
+    assert len(body["error"]) < 300
+    assert site.view.queries == []
+
+
+def test_the_document_knows_every_route_and_no_other(site: Site) -> None:
+    api = Api(document())
+    api.check_schemas()
+    routes = {
+        (route.method, route.resource.canonical)
+        for route in site.server._application().router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    assert routes - {("GET", path) for path in ("/", "/live.css", "/live.js")} == set(api.operations())
 
 
 async def test_errors_of_the_agent_become_answers(site: Site) -> None:
@@ -511,6 +535,41 @@ async def test_a_running_agent_from_outside(tmp_path: Path, monkeypatch: pytest.
             response.close()
         await asyncio.sleep(0.2)
         assert "recognizer_active_realtime_sessions 0.0" in await (await client.get("/metrics")).text()
+
+
+async def test_a_running_agent_answers_as_its_document_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = Api(document())
+    async with running_agent(tmp_path, monkeypatch) as url, aiohttp.ClientSession(url) as client:
+
+        async def get(path: str) -> Any:
+            async with client.get(path) as response:
+                head = "live" in path and response.status == 200
+                content = b"" if head else await response.read()
+                if not head:
+                    api.hold("GET", path, None, response.status, content, response.content_type)
+                else:
+                    operation = api.operations()["GET", "/api/v1/cameras/{camera}/live.mjpg"]
+                    assert response.content_type in operation["responses"]["200"]["content"]
+                    response.close()
+                return json.loads(content) if response.content_type == "application/json" else content
+
+        async with asyncio.timeout(30):
+            while not (state := await get("/api/v1/state"))["events"] or not state["cameras"][0]["live"]["scores"]:
+                await asyncio.sleep(0.1)
+        assert await get("/api/v1/openapi.json") == json.loads(json.dumps(document()))
+        assert (await get("/api/v1/events?limit=5"))["events"]
+        for path in ("/health", "/ready", "/metrics", "/api/v1/cameras/hall/snapshot.jpg?mode=debug"):
+            await get(path)
+        await get("/api/v1/cameras/hall/live.mjpg")
+        for path in ("/api/v1/events?limit=0", "/api/v1/events?since=x", "/api/v1/cameras/none/snapshot.jpg"):
+            assert "error" in await get(path)
+        assert api.refused == {400, 404}
+        assert {path for _, path in api.operations()} - {path for _, path in api.seen} == {
+            "/api/v1/cameras/{camera}/live.mjpg"
+        }
+        spoilt = json.dumps(state | {"shape": 1}).encode()
+        with pytest.raises(ContractError, match="shape"):
+            api.hold("GET", "/api/v1/state", None, 200, spoilt, "application/json")
 
 
 async def test_an_event_that_cannot_be_read_does_not_hide_the_others(
