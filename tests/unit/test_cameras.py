@@ -396,7 +396,7 @@ async def test_a_camera_in_backoff_that_is_replaced_does_not_come_back(desk: Des
     for timeout_s in (1, 2, 3, 4):
         await desk.cameras.apply([desk.camera("late", read_timeout_s=timeout_s, **missing)])
         await desk.until(lambda: desk.status("late").phase is CameraPhase.OFFLINE, "offline")
-    make_video(desk.folder / "late.mp4")
+    make_video(desk.folder / "whole.mp4").rename(desk.folder / "late.mp4")
     await desk.streaming("late")
     assert desk.restarted
 
@@ -478,7 +478,7 @@ async def test_nobody_pauses_for_a_camera_that_shows_nothing(desk: Desk) -> None
     await desk.until(lambda: desk.status("late").phase is CameraPhase.OFFLINE, "offline")
     desk.cameras.apply_step(LADDER[-1])
     assert desk.status("yard").phase is CameraPhase.STREAMING
-    make_video(desk.folder / "late.mp4")
+    make_video(desk.folder / "whole.mp4").rename(desk.folder / "late.mp4")
     await desk.streaming("late")
     desk.cameras.report_health()
     assert desk.status("yard").phase is CameraPhase.PAUSED

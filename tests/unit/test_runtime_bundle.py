@@ -156,7 +156,7 @@ def test_a_listed_file_that_no_path_leads_to_is_a_model_error(folder: Path) -> N
         load_bundle(folder)
     files = json.loads((folder / "manifest.json").read_text())["files"]
     rewrite(folder, files={"a\0b": {"sha256": "0" * 64, "bytes": 1}, **files})
-    with pytest.raises(ModelError, match="listed in the manifest, but cannot be read: embedded null byte"):
+    with pytest.raises(ModelError, match="listed in the manifest, but cannot be read: .*embedded null"):
         load_bundle(folder)
 
 
