@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from datetime import datetime
 from typing import Any
 
 from agent.errors import DataError
 from agent.events.cloudevents import DRIFT, ReceivedEvent, parse
 from agent.events.gaps import ReceivedGap, parse_gap
+from agent.types import Loss
 
 MAX_SEQUENCE = (1 << 53) - 1
 
@@ -73,7 +75,21 @@ class Unreadable:
 
 Gap = ReceivedGap
 """Numbers that the device announced as lost; `loss.ranges`. Some of them may have come."""
-Message = ReceivedEvent | Drift | Gap
+
+
+@dataclass(frozen=True, slots=True)
+class SinkGap:
+    """Numbers that one sink of the device misses, `loss.sink`. No `Gap`: to this subscriber they come all the same."""
+
+    event_id: str
+    device_id: str
+    sequence: int
+    emitted_utc: datetime
+    loss: Loss
+    series: str = ""
+
+
+Message = ReceivedEvent | Drift | Gap | SinkGap
 Item = Message | MissingRange | Restarted | Unreadable
 
 
@@ -84,7 +100,8 @@ def decode(payload: bytes) -> Message:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"not a Recognizer event: {error!r}") from error
     if kind == "gap":
-        return parse_gap(payload)
+        gap = parse_gap(payload)
+        return SinkGap(**{field.name: getattr(gap, field.name) for field in fields(Gap)}) if gap.loss.sink else gap
     event = parse(payload)
     if kind == DRIFT:
         return _as_drift(event)

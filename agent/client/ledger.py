@@ -53,7 +53,7 @@ class Ledger:
         verdict = trackers.feed(known.series, known.sequence, known.event_id, now_s)
         if verdict is Verdict.DUPLICATE:
             return ()
-        if isinstance(item, Gap) and not item.loss.sink:  # what one sink misses comes to the others
+        if isinstance(item, Gap):
             trackers.current.announce(_plausible(item.loss.ranges), now_s)
         return (Restarted(device_id, known.sequence, highest), item) if verdict is Verdict.RESTARTED else (item,)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -29,20 +30,21 @@ class SubscribeOptions:
     may have unacknowledged (MQTT 5). session_expiry_s: how long the broker keeps what comes while the subscriber is away.
     reconnect_s: full-jitter waits, the first and the longest. grace_s: how long a missing number may still be on its way, while
     subscriber and device are connected and nothing comes into the hole. replay: ask the device for what is missing before it is
-    reported; command_client, command_key_file: in whose name, and its key (docs/commands.md). signing_key_file:
-    the devices' `mqtt.signing_key_file`: events that are not signed with it are `Unreadable`. max_holes, max_ids: memory per device, see `SequenceTracker`.
+    reported; command_client, command_key_file: in whose name, and its key (docs/commands.md). signing_key_file: the devices'
+    `mqtt.signing_key_file`, one for all or one for each device id: events that are not signed with it are `Unreadable`.
+    max_holes, max_ids: memory per device, see `SequenceTracker`.
     """
 
     device: str = "+"
     base_topic: str = "recognizer"
     client_id: str = ""
-    state_file: Path | None = None
+    state_file: Path | str | None = None
     username: str = ""
     password: str = ""
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    protocol: Literal["5", "3.1.1"] = "5"
+    ca_file: Path | str | None = None
+    cert_file: Path | str | None = None
+    key_file: Path | str | None = None
+    protocol: Literal["5", "3.1.1", 5] = "5"
     keepalive_s: int = 30
     window: int = 100
     session_expiry_s: int = 30 * 86_400
@@ -51,8 +53,8 @@ class SubscribeOptions:
     replay: bool = False
     replay_timeout_s: float = 20.0
     command_client: str = ""
-    command_key_file: Path | None = None
-    signing_key_file: Path | None = None
+    command_key_file: Path | str | None = None
+    signing_key_file: Path | str | Mapping[str, Path | str] | None = None
     max_holes: int = 1000
     max_ids: int = 512
 
@@ -60,6 +62,10 @@ class SubscribeOptions:
         for name, value, pattern in (("device", self.device, _LEVEL), ("base_topic", self.base_topic, _BASE)):
             if not pattern.fullmatch(value):
                 raise ValueError(f"{name}: {value!r} is not one (hint: a plain name; device: '+' for all)")
+        if self.protocol not in ("5", "3.1.1", 5):
+            raise ValueError(f"protocol: expected '5' or '3.1.1', got {self.protocol!r}")
+        if self.protocol == "3.1.1" and self.signing_key_file is not None:
+            raise ValueError("signing_key_file needs protocol 5, whose properties hold the signature")
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("cert_file and key_file go together")
         if bool(self.command_client) != (self.command_key_file is not None):
@@ -75,7 +81,7 @@ class SubscribeOptions:
         """Who gives commands. Raises OSError (the key file)."""
         if self.command_key_file is None:
             return None
-        return Signer(self.command_client, self.command_key_file.read_bytes().strip())
+        return Signer(self.command_client, _key(self.command_key_file))
 
     def broker(self, url: str, kept_client_id: str) -> Broker:
         """Where `url` leads. Raises ValueError (the address), OSError (the TLS and key files)."""
@@ -85,20 +91,35 @@ class SubscribeOptions:
         tls = None
         if parts.scheme == "mqtts":
             tls = tls_context(*(str(path) if path else None for path in (self.ca_file, self.cert_file, self.key_file)))
+        elif self.ca_file or self.cert_file:  # whoever names them must not send a password in the clear
+            raise ValueError("ca_file, cert_file and key_file are of TLS: expected mqtts://, got mqtt://")
         keeps_session = bool(self.client_id or self.state_file)
         return Broker(
             host=parts.hostname,
             port=parts.port or _PORTS[parts.scheme],
             client_id=self.client_id or kept_client_id or f"recognizer-subscriber-{uuid.uuid4().hex[:12]}",
-            protocol=MQTTProtocolVersion.MQTTv5 if self.protocol == "5" else MQTTProtocolVersion.MQTTv311,
+            protocol=MQTTProtocolVersion.MQTTv311 if self.protocol == "3.1.1" else MQTTProtocolVersion.MQTTv5,
             username=self.username or unquote(parts.username or ""),
             password=self.password or unquote(parts.password or ""),
             tls=tls,
             keepalive_s=self.keepalive_s,
             window=self.window,
             session_expiry_s=self.session_expiry_s if keeps_session else 0,
-            signing_key=self.signing_key_file.read_bytes().strip() if self.signing_key_file is not None else None,
+            base_topic=self.base_topic,
+            signing_keys=self._signing_keys(),
         )
+
+    def _signing_keys(self) -> dict[str, bytes] | None:
+        if self.signing_key_file is None:
+            return None
+        files = self.signing_key_file
+        if isinstance(files, Path | str):
+            files = {"+": files}
+        return {device_id: _key(file) for device_id, file in files.items()}
+
+
+def _key(file: Path | str) -> bytes:
+    return Path(file).read_bytes().strip()
 
 
 class OptionNames(TypedDict, total=False):
@@ -107,13 +128,13 @@ class OptionNames(TypedDict, total=False):
     device: str
     base_topic: str
     client_id: str
-    state_file: Path | None
+    state_file: Path | str | None
     username: str
     password: str
-    ca_file: Path | None
-    cert_file: Path | None
-    key_file: Path | None
-    protocol: Literal["5", "3.1.1"]
+    ca_file: Path | str | None
+    cert_file: Path | str | None
+    key_file: Path | str | None
+    protocol: Literal["5", "3.1.1", 5]
     keepalive_s: int
     window: int
     session_expiry_s: int
@@ -122,7 +143,7 @@ class OptionNames(TypedDict, total=False):
     replay: bool
     replay_timeout_s: float
     command_client: str
-    command_key_file: Path | None
-    signing_key_file: Path | None
+    command_key_file: Path | str | None
+    signing_key_file: Path | str | Mapping[str, Path | str] | None
     max_holes: int
     max_ids: int

@@ -8,6 +8,7 @@ import logging
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -215,7 +216,7 @@ class Subscription:
         """A write that has begun is waited for, also when cancelled: two at once would spoil the file."""
         if self._options.state_file is None:
             return
-        work = asyncio.to_thread(state_file.save, self._options.state_file, self._kept.as_json())
+        work = asyncio.to_thread(state_file.save, Path(self._options.state_file), self._kept.as_json())
         writing = asyncio.ensure_future(work)
         try:
             await asyncio.shield(writing)
@@ -384,7 +385,7 @@ def subscribe(url: str, **options: Unpack[OptionNames]) -> Subscription:
     Raises ValueError (an option or the address), OSError (TLS and key files), StorageError, DataError (the state file).
     """
     chosen = SubscribeOptions(**options)
-    kept = state_file.load(chosen.state_file) if chosen.state_file is not None else state_file.SubscriberState()
+    kept = state_file.load(Path(chosen.state_file)) if chosen.state_file is not None else state_file.SubscriberState()
     broker = chosen.broker(url, kept.client_id)
     kept.client_id = broker.client_id
     return Subscription(chosen, broker, kept)

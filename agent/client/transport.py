@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from agent.errors import DataError, TransientError
 from agent.mqtt.seal import ENCODING, SIGNATURE, is_signed, unpack
 from agent.mqtt.target import TlsSocket
-from agent.mqtt.transport import CONNECT_TIMEOUT_S, Complaint, close_socket, named, on_thread
+from agent.mqtt.transport import CONNECT_TIMEOUT_S, Complaint, close_socket, named, on_thread, unanswered
 
 _TICK_S = 1.0
 _MAX_PACKET_BYTES = 4_194_304
@@ -37,8 +37,8 @@ class RefusedError(TransientError):
 class Broker:
     """Where and as whom to subscribe. window: messages that may be unacknowledged (MQTT 5; in 3.1.1 the broker's own limit).
 
-    session_expiry_s: how long the broker keeps what it has for an absent client; 0 = no session. signing_key: whoever does not sign
-    with it is not believed; None = everybody is.
+    session_expiry_s: how long the broker keeps what it has for an absent client; 0 = no session. signing_keys: by the device id
+    that follows `base_topic`, `+` = of all others: whoever does not sign with it is not believed; None = everybody is.
     """
 
     host: str
@@ -51,7 +51,8 @@ class Broker:
     keepalive_s: int = 30
     window: int = 100
     session_expiry_s: int = 0
-    signing_key: bytes | None = field(default=None, repr=False)
+    base_topic: str = "recognizer"
+    signing_keys: Mapping[str, bytes] | None = field(default=None, repr=False)
 
 
 class Link:
@@ -81,17 +82,25 @@ class Link:
             self.acknowledge(message.mid)
 
     def _content(self, message: paho.MQTTMessage) -> tuple[bytes, str]:
-        """What was in the payload before it was compressed, and what is wrong with it. Retained state is never signed."""
+        """What was in the payload before it was compressed, and what is wrong with it."""
         payload = bytes(message.payload)
         said = dict(getattr(message.properties, "UserProperty", ()))
         try:
             content = unpack(payload, said.get(ENCODING, ""))
         except DataError as error:
             return payload, str(error)
-        key = self._broker.signing_key
-        if key is not None and "/events/" in message.topic and not is_signed(content, said.get(SIGNATURE, ""), key):
-            return content, "not signed with the key of this device"
-        return content, ""
+        return content, self._distrust(message.topic, content, said.get(SIGNATURE, ""))
+
+    def _distrust(self, topic: str, content: bytes, signature: str) -> str:
+        """Why the device of `topic` is not believed to have sent this; empty = it is. Retained state is never signed."""
+        keys = self._broker.signing_keys
+        device_id, _, place = topic.removeprefix(f"{self._broker.base_topic}/").partition("/")
+        if keys is None or not place.startswith("events"):
+            return ""
+        key = keys.get(device_id, keys.get("+"))
+        if key is None:
+            return f"no signing key is known of {device_id!r}"
+        return "" if is_signed(content, signature, key) else "not signed with the key of this device"
 
     @classmethod
     async def open(
@@ -176,11 +185,14 @@ class Link:
             )
         except ssl.SSLCertVerificationError as error:
             raise RefusedError(f"{broker.host}:{broker.port}: {error.verify_message or error}") from error
+        except (ssl.SSLError, ConnectionResetError) as error:
+            raise TransientError(self._unanswered(f"{broker.host}:{broker.port}: {error}")) from error
         except (OSError, ValueError) as error:  # ValueError: a host name that cannot be one
             raise TransientError(f"{broker.host}:{broker.port}: {error}") from error
         sock = self._client.socket()
         if sock is None:
-            raise TransientError(self._complaint.text or "the connection was lost while it was made")
+            why = self._complaint.text or "the connection was lost while it was made"
+            raise TransientError(self._unanswered(why))
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_disconnect = self._on_disconnect
@@ -239,7 +251,11 @@ class Link:
             kind = RefusedError if reason.value in _REFUSED else TransientError
             self._end(kind(f"the broker closed the connection: {named(reason)}"))
         else:
-            self._end(TransientError(self._complaint.text or f"connection lost: {reason}"))
+            why = self._complaint.text or f"connection lost: {reason}"
+            self._end(TransientError(why if self._connack.done() else self._unanswered(why)))
+
+    def _unanswered(self, why: str) -> str:
+        return unanswered(why, tls=self._broker.tls is not None, setting="mqtts://")
 
     def _end(self, why: TransientError) -> None:
         if self._ended.done():
@@ -264,10 +280,16 @@ class Link:
 
 def tls_context(ca_file: str | None, cert_file: str | None, key_file: str | None) -> ssl.SSLContext:
     """Checks the broker's certificate against `ca_file` (None = the system's authorities). Raises OSError (files)."""
-    context = ssl.create_default_context(cafile=ca_file)
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # it does not name the file itself
+        raise type(error)(f"{ca_file}: {error}") from error
     context.sslsocket_class = TlsSocket
     if cert_file is not None:
-        context.load_cert_chain(cert_file, key_file)
+        try:
+            context.load_cert_chain(cert_file, key_file)
+        except OSError as error:
+            raise type(error)(f"{cert_file}, {key_file}: {error}") from error
     return context
 
 

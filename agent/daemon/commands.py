@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
-from uuid import uuid4
 
 import structlog
 
@@ -17,7 +16,7 @@ from agent.config.delivery import CommandsConfig
 from agent.errors import RecognizerError, RejectedError, StorageError, TransientError
 from agent.mqtt.commands import Client, Command, RefusedError, authorise, read_command, render_answer
 from agent.mqtt.topics import Topics
-from agent.outbox.audit import CommandEntry
+from agent.outbox.audit import CommandEntry, refused_id
 from agent.ports import Envelope, Received
 from agent.throttle import Allowance
 
@@ -125,11 +124,14 @@ class CommandDesk:
 
     async def _refuse(self, name: str, refusal: RefusedError) -> _Answer | None:
         """Recorded under an id of its own: a stranger must not be able to use up the ids of others."""
-        _log.warning("command_refused", command=name, command_id=refusal.command_id, reason=str(refusal))
+        _log.warning(
+            "command_refused", command=name, command_id=refusal.command_id, client=refusal.client, reason=str(refusal)
+        )
         answer = _answer(refusal.command_id, refusal.state, str(refusal))
         try:
-            record = f"{refusal.state}:{uuid4()}"
-            await self._store.accept_command(record, name, "", "", "{}")
+            record = refused_id(refusal.command_id)
+            arguments = json.dumps(refusal.arguments)
+            await self._store.accept_command(record, name, refusal.client, refusal.role, arguments)
             await self._store.finish_command(record, refusal.state, answer.payload)
         except StorageError as error:
             _log.error("command_not_recorded", error=str(error))
@@ -172,8 +174,9 @@ class CommandDesk:
         return _answer(command.command_id, "done", result=result)
 
     async def _send(self, message: Received, answer: _Answer) -> None:
-        """To the response topic if there is a sensible one; tried for a while, then the sender has to ask again."""
-        topic = self._answer_topic(message)
+        """To the response topic if there is a sensible one that the broker lets us write; tried for a while, then the sender has
+        to ask again."""
+        topic, own = self._answer_topic(message), _own_topic(message)
         envelope = Envelope("application/json", utf8=True, correlation_data=message.correlation_data)
         deadline_s = time.monotonic() + _LONGEST_S
         while True:
@@ -186,16 +189,22 @@ class CommandDesk:
                 await asyncio.sleep(_ANSWER_AGAIN_S)
             except RejectedError as error:
                 _log.warning("command_not_answered", command_id=answer.command_id, topic=topic, error=str(error))
-                return
+                if topic == own:
+                    return
+                topic = own
             else:
                 return
 
     def _answer_topic(self, message: Received) -> str:
         """A response topic must not make the agent talk to itself, nor write where it writes for everybody."""
-        wanted, own = message.response_topic, message.topic + "/result"
+        wanted, own = message.response_topic, _own_topic(message)
         if not wanted or any(sign in wanted for sign in "+#\x00") or wanted.startswith("$"):
             return own
         return own if wanted.startswith(f"{self._topics.root}/") else wanted
+
+
+def _own_topic(message: Received) -> str:
+    return message.topic + "/result"
 
 
 def _answer(command_id: str, state: str, detail: str = "", result: dict[str, Any] | None = None) -> _Answer:

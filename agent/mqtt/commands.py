@@ -8,7 +8,8 @@ claims of a token stand for the members of the plain form: `jti` for `id`, `exp`
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -41,12 +42,17 @@ class Command:
 
 
 class RefusedError(DataError):
-    """A command that is not carried out. state: of its answer; command_id: empty when it could not be read, then nobody is answered."""
+    """A command that is not carried out. state: of its answer; command_id: empty when it could not be read, then nobody is answered.
+
+    client, role, arguments: as in Command, for the record; role is empty when nobody knows who sent it.
+    """
 
     def __init__(self, detail: str, command_id: str = "", state: str = "refused") -> None:
         super().__init__(detail[:_MAX_DETAIL])
         self.command_id = command_id
         self.state = state
+        self.client = self.role = ""
+        self.arguments: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,15 @@ def read_command(
     else:
         members, client = _signed(text, name, device, clients)
     role = clients[client].role if client else config.unsigned_role
+    with _sent_by(client, role, members.get("arguments")):
+        command_id, arguments, expires_utc = _understand(members, config, now_utc)
+    return Command(command_id, name, arguments, client, role, expires_utc)
+
+
+def _understand(
+    members: Mapping[str, Any], config: CommandsConfig, now_utc: datetime
+) -> tuple[str, dict[str, Any], datetime]:
+    """Id, arguments, expiry."""
     command_id = members.get("id")
     if not isinstance(command_id, str) or not 1 <= len(command_id) <= _MAX_ID or not command_id.isprintable():
         raise RefusedError(f"id: expected 1 to {_MAX_ID} printable characters")
@@ -98,17 +113,18 @@ def read_command(
         )
     if expires_utc > now_utc + timedelta(seconds=config.max_validity_s + _LEEWAY_S):
         raise RefusedError(f"expires: more than {config.max_validity_s:g} s ahead of the device's clock", command_id)
-    return Command(command_id, name, arguments, client, role, expires_utc)
+    return command_id, arguments, expires_utc
 
 
 def authorise(command: Command, config: CommandsConfig, known: Collection[str]) -> None:
     """Raises RefusedError when there is no such command, or its role may not give it."""
-    if command.name not in known:
-        raise RefusedError(f"unknown command (known: {', '.join(sorted(known))})", command.command_id)
-    allowed = {str(role): names for role, names in config.roles.items()}
-    if command.name not in allowed.get(command.role, ()):
-        who = command.client or "an unsigned command"
-        raise RefusedError(f"{who} (role {command.role}) may not {command.name}", command.command_id)
+    with _sent_by(command.client, command.role, command.arguments):
+        if command.name not in known:
+            raise RefusedError(f"unknown command (known: {', '.join(sorted(known))})", command.command_id)
+        allowed = {str(role): names for role, names in config.roles.items()}
+        if command.name not in allowed.get(command.role, ()):
+            who = command.client or "an unsigned command"
+            raise RefusedError(f"{who} (role {command.role}) may not {command.name}", command.command_id)
 
 
 def render_answer(command_id: str, state: str, detail: str = "", result: Mapping[str, Any] | None = None) -> bytes:
@@ -136,6 +152,18 @@ def sign_command(
     return jwt.encode(claims, key, algorithm=_ALGORITHM).encode()
 
 
+@contextmanager
+def _sent_by(client: str, role: str, arguments: object) -> Iterator[None]:
+    """A refusal inside says whose command it was. Of somebody who may do nothing no arguments are kept: they take room."""
+    try:
+        yield
+    except RefusedError as refusal:
+        refusal.client, refusal.role = client, role
+        if isinstance(arguments, dict) and role != NOBODY:
+            refusal.arguments = arguments
+        raise
+
+
 def _plain(text: bytes) -> dict[str, Any]:
     try:
         members: dict[str, Any] = json.loads(text)  # it begins with a brace
@@ -158,7 +186,8 @@ def _signed(text: bytes, name: str, device: str, clients: Mapping[str, Client]) 
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
         raise RefusedError(f"neither a JSON object nor a token that holds: {error}") from error
     if claims["cmd"] != name:
-        raise RefusedError(f"the token is for the command {str(claims['cmd'])[:_MAX_ID]!r}")
+        with _sent_by(issuer, client.role, claims.get("arguments")):
+            raise RefusedError(f"the token is for the command {str(claims['cmd'])[:_MAX_ID]!r}")
     return {"id": claims["jti"], "expires": claims["exp"], "arguments": claims.get("arguments", {})}, issuer
 
 

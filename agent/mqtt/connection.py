@@ -99,13 +99,6 @@ class Connection:
         except TimeoutError as error:
             connection.drop("no answer to the connect")
             raise TransientError(f"{target.host}:{target.port}: no answer within {CONNECT_TIMEOUT_S:g} s") from error
-        except TransientError as error:
-            connection.drop("not connected")
-            if target.tls is None or isinstance(error, LoginRefusedError):
-                raise
-            raise TransientError(
-                f"{error} (hint: is this the TLS port, does the broker want a client certificate?)"
-            ) from error
         except BaseException:
             connection.drop("not connected")
             raise
@@ -191,6 +184,8 @@ class Connection:
             )
         except ssl.SSLCertVerificationError as error:
             raise LoginRefusedError(f"{target.host}:{target.port}: {error.verify_message or error}") from error
+        except (ssl.SSLError, ConnectionResetError) as error:
+            raise TransientError(self._unanswered(f"{target.host}:{target.port}: {error}")) from error
         except (OSError, ValueError) as error:  # ValueError: a host name that cannot be one
             raise TransientError(f"{target.host}:{target.port}: {error}") from error
         self._watch()
@@ -199,7 +194,8 @@ class Connection:
         """From here on paho runs on the event loop, and only now it may call back."""
         sock = self._client.socket()
         if sock is None:
-            raise TransientError(self._complaint.text or "the connection was lost while it was made")
+            why = self._complaint.text or "the connection was lost while it was made"
+            raise TransientError(self._unanswered(why))
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: the kernel's own patience is a quarter of an hour
             patience_ms = int(self._target.dead_after_s * 1000)
             cast("socket.socket", sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience_ms)
@@ -332,12 +328,16 @@ class Connection:
             kind = AliasTroubleError if reason.value in _ALIAS_TROUBLE else TransientError
             self._end(f"the broker closed the connection: {named(reason)}", kind)
         else:
-            self._end(self._complaint.text or f"connection lost: {reason}")
+            why = self._complaint.text or f"connection lost: {reason}"
+            self._end(why if self._connack.done() else self._unanswered(why))
 
     def _on_socket_close(self, *_: object) -> None:
         self._unwatch()
 
     # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _unanswered(self, why: str) -> str:
+        return transport.unanswered(why, tls=self._target.tls is not None, setting="mqtt.tls")
 
     def _send(self, topic: str, payload: bytes, qos: int, retain: bool, envelope: Envelope | None) -> int:
         """Hand a message to paho and the socket; returns its packet id."""

@@ -6,11 +6,12 @@ Format: https://www.home-assistant.io/integrations/mqtt/#device-discovery-payloa
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from agent.config.schema import AgentConfig, CameraConfig
+from agent.config.schema import AgentConfig, CameraConfig, RulesConfig
 from agent.mqtt.topics import Topics
 
 Entity = dict[str, Any]
@@ -122,10 +123,18 @@ def _camera_entities(config: AgentConfig, camera: CameraConfig, topics: Topics) 
             topic = topics.event(camera.id, name)
             entities[f"{camera.id}.service.{name}"] = {
                 "platform": "binary_sensor", "name": f"{camera.id} {name}", "device_class": "safety",
-                "state_topic": topic, "value_template": _PHASE,
+                "state_topic": topic, "value_template": _PHASE, "off_delay": _off_delay_s(service.rules),
                 "json_attributes_topic": topic, "json_attributes_template": "{{ value_json.data | tojson }}",
             }  # fmt: skip
     return entities
+
+
+def _off_delay_s(rules: RulesConfig) -> int:
+    """When an incident of which nothing more comes is over for Home Assistant: its end may be lost, with the database or on the way.
+
+    Twice the longest time between two steps, so that a step that is late or missing does not end it.
+    """
+    return math.ceil(2 * (max(rules.max_duration_s, rules.sustained_every_s) + rules.silence_s))
 
 
 def _picture(config: AgentConfig, camera: CameraConfig, topics: Topics) -> dict[str, Entity]:

@@ -106,6 +106,13 @@ def named(reason: ReasonCode) -> str:
     return f"{reason} (0x{reason.value:02x})"
 
 
+def unanswered(why: str, *, tls: bool, setting: str) -> str:
+    """`why` a connection that stood ended without an answer, and what may be behind it. setting: what asks for TLS."""
+    if tls:
+        return f"{why} (hint: is this the TLS port, does the broker want a client certificate?)"
+    return f"{why} (hint: is this the TLS port? it needs {setting})"
+
+
 def new_client(target: Target, last_packet_id: int) -> GatheringClient:
     """A paho client that was never connected. last_packet_id: that the client before it gave.
 

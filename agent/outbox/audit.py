@@ -6,10 +6,13 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import uuid4
 
 from agent.outbox.moments import from_us
 
 ACCEPTED = "accepted"
+_REFUSED = "\n"
+"""Behind the id of what was refused before it was accepted. It does not print, so no sender can choose it."""
 
 _KNOWN = "SELECT command_id, name, client, role, arguments, t_us, state, answer FROM commands WHERE command_id = ?"
 _LATEST = (
@@ -19,7 +22,10 @@ _LATEST = (
 
 @dataclass(frozen=True, slots=True)
 class CommandEntry:
-    """A command as recorded. arguments: JSON; state: `accepted` until there is an answer, then the answer's."""
+    """A command as recorded. command_id: as sent; arguments: JSON; state: `accepted` until there is an answer, then the answer's.
+
+    client: empty = nobody signed it; role: empty = nothing of it was verified.
+    """
 
     command_id: str
     name: str
@@ -29,6 +35,11 @@ class CommandEntry:
     t_utc: datetime
     state: str
     answer: bytes | None
+
+
+def refused_id(command_id: str) -> str:
+    """Under which a command that was never accepted is recorded: another each time, and the id of none that is accepted."""
+    return f"{command_id}{_REFUSED}{uuid4()}"
 
 
 class CommandLog:
@@ -59,14 +70,15 @@ class CommandLog:
     def purge(self, before_us: int, keep: int) -> None:
         """Forget what came before `before_us`, and all but the latest `keep`.
 
-        Of commands that nobody was allowed a tenth as many: they must not push out the ids of those that were carried out.
+        Of commands that were refused unaccepted a tenth as many, whoever sent them: they must not push out the ids of those that
+        were carried out. Those of earlier versions have no role.
         """
         self._connection.execute("DELETE FROM commands WHERE t_us < ?", (before_us,))
-        for strangers, most in ((True, keep // 10), (False, keep)):
+        for refused, most in ((True, keep // 10), (False, keep)):
             self._connection.execute(
-                "DELETE FROM commands WHERE (role = '') = ? AND t_us < "
-                "(SELECT t_us FROM commands WHERE (role = '') = ? ORDER BY t_us DESC LIMIT 1 OFFSET ?)",
-                (strangers, strangers, most),
+                "DELETE FROM commands WHERE (role = '' OR instr(command_id, ?)) = ? AND t_us < "
+                "(SELECT t_us FROM commands WHERE (role = '' OR instr(command_id, ?)) = ? ORDER BY t_us DESC LIMIT 1 OFFSET ?)",
+                (_REFUSED, refused, _REFUSED, refused, most),
             )
 
 
@@ -78,4 +90,4 @@ def select_commands(connection: sqlite3.Connection, limit: int) -> list[CommandE
 
 def _entry(row: tuple[str, str, str, str, str, int, str, bytes | None]) -> CommandEntry:
     command_id, name, client, role, arguments, t_us, state, answer = row
-    return CommandEntry(command_id, name, client, role, arguments, from_us(t_us), state, answer)
+    return CommandEntry(command_id.partition(_REFUSED)[0], name, client, role, arguments, from_us(t_us), state, answer)

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import paho.mqtt.client as paho
 import pytest
@@ -20,6 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.client import Drift, Gap, Item, MissingRange, ReceivedEvent, Restarted, Subscription, Unreadable, subscribe
+from agent.client.options import OptionNames
 from agent.errors import DataError, StorageError, TransientError
 from agent.mqtt.packing import varint
 from agent.mqtt.seal import Seal
@@ -129,6 +130,33 @@ async def test_sealed_events_are_opened_and_what_is_not_signed_is_not_believed(
         items = await take(events, 4)
     assert [type(item) for item in items] == [ReceivedEvent, Unreadable, Unreadable, ReceivedEvent]
     assert [item.sequence for item in items if isinstance(item, ReceivedEvent)] == [1, 2]
+
+
+async def test_each_device_is_believed_by_its_own_key(mosquitto: Mosquitto, device: Device, tmp_path: Path) -> None:
+    keys = {name: name.encode() * 6 for name in ("gate-1", "gate-2", "gate-3")}
+    files = {name: tmp_path / f"{name}.key" for name in ("gate-1", "gate-2")}
+    for name, file in files.items():
+        file.write_bytes(keys[name])
+    said = (
+        ("gate-1", "events/yard/fight", "gate-1"),
+        ("gate-2", "events/yard/fight", "gate-2"),
+        ("gate-1", "events/yard/fight", "gate-2"),  # one device speaks for another
+        ("gate-1", "events", "gate-2"),  # the filter takes this topic, too
+        ("gate-3", "events/yard/fight", "gate-3"),
+    )
+    async with subscribe(url(mosquitto), signing_key_file=files, reconnect_s=FAST) as events:
+        await connected(events)
+        for number, (name, place, signer) in enumerate(said, 1):
+            content = documents.event(number).replace(b"gate-1", name.encode())
+            payload, envelope = Seal("none", keys[signer], signer)(content, Envelope())
+            properties = Properties(PacketTypes.PUBLISH)
+            properties.UserProperty = list(envelope.user_properties)
+            device.client.publish(f"recognizer/{name}/{place}", payload, 1, properties=properties)
+        items = await take(events, 5)
+    assert [item.device_id for item in items[:2] if isinstance(item, ReceivedEvent)] == ["gate-1", "gate-2"]
+    assert [item.error for item in items[2:] if isinstance(item, Unreadable)] == [
+        "not signed with the key of this device", "not signed with the key of this device", "no signing key is known of 'gate-3'",
+    ]  # fmt: skip
 
 
 async def test_a_signature_that_no_parser_gets_through_stops_nobody(
@@ -623,8 +651,18 @@ async def test_an_unknown_authority_is_named(mosquitto_tls: Mosquitto, tls_files
         assert not events.connected
 
 
-async def refusal(address: str, protocol: Literal["5", "3.1.1"] = "5", *, replay: bool = False) -> str:
-    async with subscribe(address, protocol=protocol, replay=replay) as events, asyncio.timeout(10):
+async def test_who_forgot_tls_is_told_so_and_who_meets_no_broker_is_not(
+    mosquitto_tls: Mosquitto, tls_files: TlsFiles
+) -> None:
+    assert "is this the TLS port? it needs mqtts://" in await refusal(url(mosquitto_tls))
+    address = f"mqtts://localhost:{mosquitto_tls.port}"
+    assert "hint" in await refusal(address, ca_file=tls_files.ca), "no client certificate"
+    mosquitto_tls.stop()
+    assert "hint" not in await refusal(address, ca_file=tls_files.ca)
+
+
+async def refusal(address: str, **options: Unpack[OptionNames]) -> str:
+    async with subscribe(address, **options) as events, asyncio.timeout(10):
         while not events.error:
             await asyncio.sleep(0.01)
         assert not events.connected
@@ -726,7 +764,7 @@ async def test_a_state_file_that_cannot_be_written_ends_the_iteration(
 ) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
-    async with subscribe(url(mosquitto), state_file=folder / "state.json") as events:
+    async with subscribe(url(mosquitto), state_file=str(folder / "state.json")) as events:
         await connected(events)
         device.events(1, 2, 3)
         await take(events, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -268,6 +269,17 @@ async def test_tls_with_an_unknown_authority_is_refused_by_the_client(
 
 
 @pytest.mark.mosquitto
+async def test_the_hint_to_tls_is_given_where_a_connection_stood(mosquitto_tls: Mosquitto, tls_files: TlsFiles) -> None:
+    for tls, hint in ((None, "it needs mqtt.tls"), (TlsConfig(ca_file=tls_files.ca), "a client certificate?")):
+        client = MqttClient(MqttConfig(port=mosquitto_tls.port, tls=tls), TOPICS)
+        with pytest.raises(TransientError, match=re.escape(hint)):
+            await client.try_connecting()
+    mosquitto_tls.stop()
+    with pytest.raises(TransientError, match=r"refused$"):
+        await client.try_connecting()
+
+
+@pytest.mark.mosquitto
 async def test_the_brokers_receive_maximum_bounds_the_window(make_mosquitto: Callable[..., Mosquitto]) -> None:
     broker = make_mosquitto("max_inflight_messages 3")
     async with running(MqttConfig(port=broker.port, max_in_flight=20)) as client:
@@ -401,8 +413,8 @@ async def test_the_embedded_broker_says_that_its_port_is_taken(embedded_broker: 
             pass
 
 
-async def test_without_amqtt_the_embedded_broker_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_amqtt_the_embedded_broker_says_how_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "amqtt.broker", None)
-    with pytest.raises(ConfigError, match="demo"):
+    with pytest.raises(ConfigError, match=r"\./install\.sh demo"):
         async with EmbeddedBroker():
             pass

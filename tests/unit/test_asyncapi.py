@@ -8,15 +8,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from fakes import documents
 from fakes.asyncapi import Contract, ContractError
 
 from agent.config.delivery import MqttConfig
+from agent.events.cloudevents import CONTENT_TYPE
 from agent.mqtt.commands import render_answer, sign_command
 from agent.mqtt.discovery import discovery_topic
+from agent.mqtt.seal import Seal
 from agent.mqtt.topics import Topics
-from agent.types import CameraPhase
+from agent.outbox.envelopes import envelope_of
+from agent.types import CameraPhase, Lane, OutboxRecord
 
 CONTRACT = Contract()
 DOCUMENT = CONTRACT.document
@@ -55,7 +59,7 @@ def test_the_document_has_the_parts_of_asyncapi_3() -> None:
     for parameter in DOCUMENT["components"]["parameters"].values():
         assert set(parameter) <= {"enum", "default", "description", "examples", "location"}
     for message in DOCUMENT["components"]["messages"].values():
-        assert set(message) <= {"contentType", "summary", "payload", "bindings", "examples"}
+        assert set(message) <= {"contentType", "summary", "headers", "payload", "bindings", "examples"}
 
 
 def test_every_reference_leads_somewhere() -> None:
@@ -179,6 +183,31 @@ def test_a_signed_command_is_told_from_a_plain_one() -> None:
     plain = {"id": "c-1", "expires": expires.isoformat(), "arguments": {}}
     assert CONTRACT.check(TOPIC_OF["commands"], json.dumps(plain).encode()) == ("commands", "command")
     assert CONTRACT.check(TOPIC_OF["answers"], render_answer("c-1", "done")) == ("answers", "answer")
+
+
+@pytest.mark.parametrize("compression", ["none", "deflate", "gzip"])
+@pytest.mark.parametrize("key", [None, b"k" * 32])
+@pytest.mark.parametrize(
+    ("name", "payload"),
+    [("event", documents.event()), ("drift", documents.drift()), ("gap", documents.gap())],
+    ids=["event", "drift", "gap"],
+)
+def test_what_goes_along_with_an_event_is_in_its_headers(
+    name: str, payload: bytes, key: bytes | None, compression: str
+) -> None:
+    record = OutboxRecord(1, Lane.ALARM, 4711, "e1", "t", payload, CONTENT_TYPE, False, documents.NOON, 0)
+    sent, envelope = Seal(compression, key, "gate-1")(payload, envelope_of(record, None, documents.NOON))
+    headers = CONTRACT.resolve(DOCUMENT["components"]["messages"][name]["headers"])
+    found = dict(envelope.user_properties)
+    jsonschema.Draft202012Validator(headers).validate(found)
+    assert set(found) <= set(headers["properties"])
+    assert ("signature" in found) is (key is not None)
+    assert ("content-encoding" in found) is (sent != payload) is (compression != "none")
+
+
+def test_no_other_message_has_headers() -> None:
+    messages = DOCUMENT["components"]["messages"]
+    assert {name for name, message in messages.items() if "headers" in message} == {"event", "drift", "gap"}
 
 
 def altered(payload: bytes, **changes: Any) -> bytes:

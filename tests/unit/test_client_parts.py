@@ -14,9 +14,10 @@ import pytest
 from fakes import documents
 from hypothesis import given
 from hypothesis import strategies as st
+from paho.mqtt.enums import MQTTProtocolVersion
 
 import agent.client
-from agent.client import Drift, Gap, MissingRange, ReceivedEvent, Restarted, SubscribeOptions, Unreadable
+from agent.client import Drift, Gap, MissingRange, ReceivedEvent, Restarted, SinkGap, SubscribeOptions, Unreadable
 from agent.client import state as state_file
 from agent.client.clocks import DeviceClocks
 from agent.client.items import decode, identity
@@ -77,6 +78,9 @@ def test_messages_of_each_kind_become_their_type() -> None:
     assert isinstance(gap, Gap)
     assert gap.loss.ranges == ((2, 4),)
     assert gap.emitted_utc.tzinfo is UTC
+    of_sink = decode(altered(documents.gap((2, 4), sequence=9), data__sink="pager"))
+    assert isinstance(of_sink, SinkGap)
+    assert (of_sink.loss.sink, of_sink.loss.ranges, of_sink.sequence) == ("pager", ((2, 4),), 9)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +147,15 @@ def test_a_gap_is_yielded_and_what_it_announces_is_not_missing() -> None:
     assert desk.ledger.look(ask=False) == Due((MissingRange("gate-1", 5, 6), MissingRange("gate-1", 9, 9)), ())
     assert [event.sequence for event in desk.receive(4)] == [4], "announced, and came all the same"
     assert desk.receive(4) != [], "another id: the device counts anew"
+
+
+def test_what_one_sink_misses_is_no_gap_of_the_subscriber() -> None:
+    desk = Desk()
+    desk.receive(1, 2)
+    (item,) = desk.receive_again(altered(documents.gap((1, 1), (3, 3), sequence=4), data__sink="pager"))
+    assert isinstance(item, SinkGap)
+    desk.now_s = 10
+    assert desk.ledger.look(ask=False).missing == (MissingRange("gate-1", 3, 3),), "it comes here, or is missing"
 
 
 def test_nonsense_in_a_gap_is_no_harm() -> None:
@@ -384,6 +397,10 @@ def test_the_signature_of_subscribe_has_every_option() -> None:
         ({"base_topic": "a/+"}, "base_topic"),
         ({"base_topic": "/a"}, "base_topic"),
         ({"base_topic": "a/"}, "base_topic"),
+        ({"protocol": 3}, "protocol"),
+        ({"protocol": "3.1"}, "protocol"),
+        ({"protocol": "v5"}, "protocol"),
+        ({"protocol": "3.1.1", "signing_key_file": Path("x")}, "needs protocol 5"),
         ({"cert_file": Path("x")}, "go together"),
         ({"command_client": "archive"}, "go together"),
         ({"grace_s": 0}, "grace_s"),
@@ -404,6 +421,35 @@ def test_an_option_that_cannot_be_is_named(changes: dict[str, Any], complaint: s
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match=r"expected mqtt|[Pp]ort"):
         SubscribeOptions().broker(address, "")
+
+
+@pytest.mark.parametrize("files", [{"ca_file": "ca.crt"}, {"cert_file": Path("me.crt"), "key_file": Path("me.key")}])
+def test_files_of_tls_are_refused_where_nothing_would_be_encrypted(files: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected mqtts://"):
+        SubscribeOptions(**files).broker("mqtt://me:secret@broker.example", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"ca_file": "none.crt"}, "none.crt"),
+        ({"ca_file": Path(__file__)}, "test_client_parts.py"),
+        ({"cert_file": "none.crt", "key_file": Path("none.key")}, "none.crt, none.key"),
+        ({"signing_key_file": "none.key"}, "none.key"),
+        ({"signing_key_file": {"gate-1": __file__, "gate-2": "none.key"}}, "none.key"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(OSError, match=re.escape(named)):
+        SubscribeOptions(**options).broker("mqtts://broker.example", "")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "version"),
+    [(5, MQTTProtocolVersion.MQTTv5), ("5", MQTTProtocolVersion.MQTTv5), ("3.1.1", MQTTProtocolVersion.MQTTv311)],
+)
+def test_the_protocol_is_a_number_or_text(protocol: Any, version: MQTTProtocolVersion) -> None:
+    assert SubscribeOptions(protocol=protocol).broker("mqtt://a", "").protocol is version
 
 
 def test_a_password_does_not_get_into_the_complaint() -> None:

@@ -174,6 +174,48 @@ async def test_what_is_refused_is_recorded_and_does_not_use_up_the_id(path: Path
         assert (await office.ask("count", "b"))["state"] == "done"
 
 
+async def test_what_is_refused_is_on_record_with_its_sender_as_far_as_that_is_known(path: Path) -> None:
+    expires = datetime.now(UTC) + timedelta(minutes=5)
+    before = expires - timedelta(hours=1)
+    late = sign_command("count", "late", {"n": 2}, device="box", client="desk", key=KEY, expires_utc=before)
+    plain = json.dumps({"id": "plain", "expires": expires.isoformat(), "arguments": {"n": 3}}).encode()
+    async with opened(path) as office:
+        office.desk.receive(message("count", "forged", key=b"x" * 32))
+        office.desk.receive(Received(TOPICS.command("count"), message("fail", "for another").payload, 1, retain=False))
+        office.desk.receive(message("other", "other"))
+        office.desk.receive(Received(TOPICS.command("count"), late, 1, retain=False))
+        office.desk.receive(Received(TOPICS.command("count"), plain, 1, retain=False))
+        while (await office.out.answer())["id"] != "plain":
+            pass
+        record = sorted(await office.record(), key=lambda entry: entry.t_utc)
+    assert [
+        (entry.command_id, entry.client, entry.role, json.loads(entry.arguments), entry.state) for entry in record
+    ] == [
+        ("", "", "", {}, "refused"),
+        ("", "desk", "operator", {"n": 1}, "refused"),
+        ("other", "desk", "operator", {"n": 1}, "refused"),
+        ("late", "desk", "operator", {"n": 2}, "expired"),
+        ("plain", "", "none", {}, "refused"),
+    ]
+    reasons = [json.loads(entry.answer or b"")["detail"] for entry in record]
+    for said, reason in zip(
+        ("Signature", "for the command 'fail'", "unknown command", "expired at", "may not"), reasons, strict=True
+    ):
+        assert said in reason
+
+
+async def test_a_refused_command_of_a_known_client_is_never_taken_for_an_accepted_one(path: Path) -> None:
+    async with opened(path) as office:
+        assert (await office.ask("other", "a"))["state"] == "refused"
+        assert (await office.ask("other", "a"))["state"] == "refused"
+        first = await office.ask("count", "a")
+        assert first["state"] == "done"
+        assert (await office.ask("other", "a"))["state"] == "refused"
+        assert await office.ask("count", "a") == first
+        states = [(entry.command_id, entry.state) for entry in await office.record()]
+    assert sorted(states) == [("a", "done"), ("a", "refused"), ("a", "refused"), ("a", "refused")]
+
+
 async def test_answers_go_to_the_response_topic_with_its_data(path: Path) -> None:
     async with opened(path) as office:
         await office.ask("count", "a", response_topic="desk/answers", correlation=b"7")
@@ -202,6 +244,16 @@ async def test_an_answer_that_the_broker_refuses_holds_nobody_up(path: Path) -> 
         office.out.faults = [RejectedError("not authorised", 0x87)]
         office.desk.receive(message("count", "a"))
         assert (await office.ask("count", "b"))["result"] == {"count": 2}
+
+
+async def test_an_answer_for_which_the_broker_refuses_the_response_topic_goes_to_our_own(path: Path) -> None:
+    async with opened(path) as office:
+        office.out.faults = [RejectedError("not authorised", 0x87)]
+        await office.ask("count", "a", response_topic="desk/answers", correlation=b"7")
+        assert office.out.sent == [("recognizer/box/cmd/count/result", office.out.sent[0][1], b"7")]
+        office.out.faults = [RejectedError("not authorised", 0x87)] * 2
+        office.desk.receive(message("count", "b", response_topic="desk/answers"))
+        assert (await office.ask("count", "c"))["result"] == {"count": 3}
 
 
 async def test_a_retained_command_is_none(path: Path) -> None:

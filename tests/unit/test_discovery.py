@@ -67,6 +67,19 @@ def test_pictures_where_there_are_commands_and_a_button_where_unsigned_ones_may_
     assert set(pictures(enabled=True, unsigned_role="viewer", roles={"viewer": []})) == {"yard.picture"}
 
 
+def test_a_service_of_which_no_more_is_heard_goes_off_by_itself_and_not_between_two_steps() -> None:
+    config = documents.configuration("yard")
+    found = components("yard")
+    for name in ("fight", "fall"):
+        rules = config.services[name].rules
+        longest_s = max(rules.min_duration_s, rules.max_duration_s, rules.sustained_every_s) + rules.silence_s
+        assert 2 * longest_s <= found[f"yard.service.{name}"]["off_delay"] < 2 * longest_s + 1
+    assert [name for name, entity in found.items() if "off_delay" in entity] == [
+        "yard.service.fight",
+        "yard.service.fall",
+    ]
+
+
 def test_unique_ids_are_unique_also_between_devices_and_for_awkward_names() -> None:
     """Names may hold `_` and `-`, and a service may be called as a state is."""
     ids = [entity["unique_id"] for entity in components("a", "a_service", "a-b", "fps").values()]

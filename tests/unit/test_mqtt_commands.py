@@ -100,6 +100,34 @@ def test_what_is_refused(payload: bytes, why: str) -> None:
         read(payload)
 
 
+@pytest.mark.parametrize(
+    ("payload", "sender"),
+    [
+        (signed(key=OTHER_KEY), ("", "", {})),
+        (signed(client="stranger"), ("", "", {})),
+        (signed(device="other-box"), ("", "", {})),
+        (b"{", ("", "", {})),
+        (signed(name="snapshot"), ("desk", "operator", {"a": 1})),
+        (signed(command_id=""), ("desk", "operator", {"a": 1})),
+        (signed(expires_utc=NOW - timedelta(minutes=1)), ("desk", "operator", {"a": 1})),
+        (plain(expires=None), ("", "none", {})),
+        (plain(expires=None, arguments=[]), ("", "none", {})),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_who_is_refused_once_that_is_known(
+    payload: bytes, sender: tuple[str, str, dict[str, Any]]
+) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        read(payload)
+    assert (refusal.value.client, refusal.value.role, refusal.value.arguments) == sender
+
+
+def test_arguments_of_unsigned_commands_are_kept_where_they_have_a_role() -> None:
+    with pytest.raises(RefusedError) as refusal:
+        read(plain(expires=None), config=CommandsConfig(enabled=True, unsigned_role="viewer"))
+    assert (refusal.value.client, refusal.value.role, refusal.value.arguments) == ("", "viewer", {"a": 1})
+
+
 def test_the_bytes_of_a_token_cannot_be_changed() -> None:
     head, body, signature = signed().split(b".")
     claims = json.loads(base64.urlsafe_b64decode(body + b"=="))
@@ -162,6 +190,7 @@ def test_roles(role: str, name: str, allowed: bool) -> None:
     with pytest.raises(RefusedError) as refusal:
         authorise(command, CONFIG, KNOWN)
     assert refusal.value.command_id == "c1"
+    assert (refusal.value.client, refusal.value.role) == ("desk", role)
 
 
 def test_answers_are_what_their_schema_says() -> None:
