@@ -184,8 +184,8 @@ class EventStore(Protocol):
         """One message of `lane` will not be put any more: to be announced when the store can."""
         ...
 
-    def when_room(self, callback: Callable[[], None]) -> None:
-        """After a StorageFullError: have `callback` called once, when the store has room again."""
+    def on_room(self, callback: Callable[[bool], None]) -> None:
+        """Have `callback` called when the store runs out of room, before events fail, and when it has room again."""
         ...
 
 

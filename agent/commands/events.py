@@ -7,12 +7,13 @@ import base64
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TextIO
 
 from rich.table import Table
 
 from agent.cli import EXIT_GOOD, EXIT_USAGE
-from agent.commands.output import add_plain, table_console
+from agent.commands.output import add_plain, table_console, visible
 from agent.config.load import load_config
 from agent.errors import DataError
 from agent.events.cloudevents import parse
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         elif args.what == "audit":
             _list_commands(archive.commands(args.limit), as_json=args.json)
         elif args.what == "list":
-            _list(list(archive.events(query)), as_json=args.json)
+            _list(list(archive.events(query)), config.state_dir / "evidence", as_json=args.json)
         elif args.out is None:
             archive.export(query, sys.stdout, args.format)
         else:
@@ -62,27 +63,36 @@ def _query(args: argparse.Namespace) -> EventQuery:
     )  # fmt: skip
 
 
-def _list(rows: list[EventRow], *, as_json: bool) -> None:
+def _list(rows: list[EventRow], evidence: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([row.as_json() for row in rows]))
         return
     table = Table("sequence", "time", "what", "camera", "for", "sure", "delivery", box=None, pad_edge=False)
+    folders: dict[str, int] = {}  # an incident has one for all its steps; the sequence of the first that is listed
     for row in rows:
         time = row.t_utc.astimezone().isoformat(sep=" ", timespec="seconds")
-        add_plain(table, str(row.sequence), time, *_what(row), row.delivery)
+        *what, folder = _what(row)
+        add_plain(table, str(row.sequence), time, *what, row.delivery)
+        if folder:
+            folders.setdefault(folder, row.sequence)
     table_console().print(table if rows else "no events")
+    if folders:
+        print("\nsequence  evidence")
+    for folder, sequence in folders.items():  # no column of the table: a path that is wrapped there cannot be copied
+        print(f"{sequence:<8}  {visible(str(evidence / folder))}")
 
 
-def _what(row: EventRow) -> tuple[str, str, str, str]:
-    """What happened, where, for how long, how sure."""
+def _what(row: EventRow) -> tuple[str, str, str, str, str]:
+    """What happened, where, for how long, how sure, and the folder of its evidence."""
     try:
         if row.kind == GAP:
             loss = parse_gap(row.payload).loss
-            return f"gap {loss.ranges[0][0]}-{loss.ranges[-1][1]}: {loss.reason}", "", "", ""
+            return f"gap {loss.ranges[0][0]}-{loss.ranges[-1][1]}: {loss.reason}", "", "", "", ""
         event = parse(row.payload)
     except (DataError, IndexError):  # damaged, or of another version: the others are to be seen all the same
-        return f"{row.kind} {row.phase} (unreadable)", row.camera_id, "", ""
-    return f"{row.kind} {row.phase}", row.camera_id, f"{event.duration_s:.0f} s", f"{event.confidence:.0%}"
+        return f"{row.kind} {row.phase} (unreadable)", row.camera_id, "", "", ""
+    folder = str(event.attributes.get("evidence", ""))
+    return f"{row.kind} {row.phase}", row.camera_id, f"{event.duration_s:.0f} s", f"{event.confidence:.0%}", folder
 
 
 def _list_dead(letters: list[DeadLetter], *, as_json: bool) -> None:
@@ -100,11 +110,12 @@ def _list_commands(entries: list[CommandEntry], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([_command(entry) for entry in entries]))
         return
-    table = Table("time", "command", "from", "role", "state", "id", "arguments", box=None, pad_edge=False)
+    table = Table("time", "command", "from", "role", "state", "why", "id", "arguments", box=None, pad_edge=False)
     for entry in entries:
         time = entry.t_utc.astimezone().isoformat(sep=" ", timespec="seconds")
-        who = entry.client or "unsigned"
-        add_plain(table, time, entry.name, who, entry.role, entry.state, entry.command_id, entry.arguments)
+        who = entry.client or ("unsigned" if entry.role else "unverified")
+        why = json.loads(entry.answer or b"{}").get("detail", "")
+        add_plain(table, time, entry.name, who, entry.role, entry.state, why, entry.command_id, entry.arguments)
     table_console().print(table if entries else "no commands")
 
 

@@ -83,6 +83,7 @@ class AgentListener:
         self._unseen: set[str] = set()  # cameras whose frame on the way to `on_tracks` has no poses
         self._commits: dict[asyncio.Task[None], str] = {}  # under way, in order, and of which camera
         self.events_lost = 0
+        store.on_room(self._note_room)
 
     # --- PipelineListener ---------------------------------------------------------------------------------------------
 
@@ -186,24 +187,23 @@ class AgentListener:
             try:
                 sequence = await self._store.put(message)
             except StorageError as error:
-                full = isinstance(error, StorageFullError)
-                if full:
-                    self._health.raise_reason(Reason.STORAGE_FULL, str(error))
-                    self._store.when_room(self._has_room)  # the next event may be days away
                 _log.error("event_not_committed", event_id=message.event_id, error=str(error), retry_in_s=wait_s)
                 if wait_s is None:
                     self.events_lost += 1
+                    full = isinstance(error, StorageFullError)
                     self._store.give_up(message.lane, LossReason.SPACE if full else LossReason.STORAGE)
                     self._health.raise_reason(Reason.EVENTS_LOST, f"{self.events_lost} lost; last: {error}")
                     return None
             else:
-                self._has_room()
                 return sequence
             await asyncio.sleep(wait_s)
         return None
 
-    def _has_room(self) -> None:
-        self._health.clear_reason(Reason.STORAGE_FULL)
+    def _note_room(self, room: bool) -> None:
+        if room:  # not as soon as an event fits: that may be into what was held for alarms
+            self._health.clear_reason(Reason.STORAGE_FULL)
+        else:
+            self._health.raise_reason(Reason.STORAGE_FULL, "no room left on the disk beside what alarms need")
 
     def _message(self, event: Event) -> Message:
         models = dict(self._models())  # those that have judged; when it is committed, others may serve

@@ -25,6 +25,8 @@ from agent.types import Lane
 Delivery = Literal["pending", "delivered", "dead", "lost"]
 
 _FIELDS = ("sequence", "t_utc", "kind", "phase", "camera_id", "delivery", "event_id", "topic")
+_TOLD = ("incident_id", "confidence", "duration_s", "evidence")
+"""Members of the message's data that a table has beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +160,15 @@ class EventArchive:
         """Write the rows of `query` to `file`; returns how many.
 
         jsonl: one object per line, the message under `payload` (or `payload_base64` when it is not JSON).
-        csv: a header and one line per event, without the message.
+        csv: a header and one line per event, with what the message tells of an incident in place of the message.
         """
-        table = csv.DictWriter(file, _FIELDS, lineterminator="\n")
+        table = csv.DictWriter(file, _FIELDS + _TOLD, lineterminator="\n")
         if form == "csv":
             table.writeheader()
         count = 0
         for count, row in enumerate(self.events(query), 1):  # noqa: B007 - the count is the result
             if form == "csv":
-                table.writerow(_cells(row))
+                table.writerow(_cells(row) | _told(row.payload))
             else:
                 file.write(json.dumps(_cells(row) | _readable(row.payload), ensure_ascii=False) + "\n")
         return count
@@ -213,6 +215,13 @@ def _event_row(row: tuple[Any, ...]) -> EventRow:
 
 def _cells(row: EventRow) -> dict[str, object]:
     return {name: row.t_utc.isoformat() if name == "t_utc" else getattr(row, name) for name in _FIELDS}
+
+
+def _told(payload: bytes) -> dict[str, object]:
+    """Nothing of a message that has no such data, or cannot be read: its line must be there all the same."""
+    message = _readable(payload).get("payload")
+    data = message.get("data") if isinstance(message, dict) else None
+    return {name: data.get(name) for name in _TOLD} if isinstance(data, dict) else {}
 
 
 def _readable(payload: bytes) -> dict[str, object]:

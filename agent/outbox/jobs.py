@@ -69,7 +69,8 @@ class Outcome:
     answers: in the order of the jobs. newest: highest committed row id of each lane that got new rows.
     losses: what was given up, once that and its announcement are on disk.
     opened: the database was opened (at start, or again after an I/O error). stopped: the thread has ended; failure: why,
-    when it could not even start. room: a round of upkeep went through, and the disk is not full.
+    when it could not even start. room: False = the disk is full and the reserve given up; True = a round of upkeep went
+    through, and the disk is not full; None = no news.
     """
 
     answers: list[Answer] = field(default_factory=list)
@@ -78,4 +79,4 @@ class Outcome:
     opened: OpenReport | None = None
     failure: StorageError | None = None
     stopped: bool = False
-    room: bool = False
+    room: bool | None = None

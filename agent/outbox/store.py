@@ -70,7 +70,8 @@ class OutboxStore:
         self._on_commit: list[Callable[[], None]] = []
         self._on_reopened: list[Callable[[OpenReport], None]] = []
         self._on_loss: list[Callable[[Loss], None]] = []
-        self._when_room: set[Callable[[], None]] = set()
+        self._room = True
+        self._on_room: list[Callable[[bool], None]] = []
         self._first_losses: list[Loss] = []  # until somebody listens
 
     @classmethod
@@ -152,9 +153,13 @@ class OutboxStore:
         self._jobs.lost.append((lane, reason))
         self._flush_in_a_while()
 
-    def when_room(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once on the event loop, by the next round of upkeep that finds the reserve held and can commit."""
-        self._when_room.add(callback)
+    def on_room(self, callback: Callable[[bool], None]) -> None:
+        """Have `callback` called on the event loop: False when the disk is full, also while what is put fits into the reserve (at once
+        where that is so already); True by the round of upkeep that finds the reserve held again and can commit.
+        """
+        self._on_room.append(callback)
+        if not self._room:
+            callback(self._room)
 
     # --- the relay's side ---------------------------------------------------------------------------------------------
 
@@ -339,18 +344,18 @@ class OutboxStore:
                 self._newest[lane] = max(self._newest[lane], row_id)
             for callback in self._on_commit:
                 callback()
-        if outcome.room:
-            self._tell_room()
+        if outcome.room is not None and outcome.room != self._room:
+            self._tell_room(outcome.room)
         if outcome.stopped:
             self._closing = True
             self._stopped.set()
         if outcome.failure is not None:
             self._opened.set_exception(outcome.failure)
 
-    def _tell_room(self) -> None:
-        waiting, self._when_room = self._when_room, set()
-        for callback in waiting:
-            callback()
+    def _tell_room(self, room: bool) -> None:
+        self._room = room
+        for callback in self._on_room:
+            callback(room)
 
     def _tell_losses(self, losses: list[Loss]) -> None:
         for loss in losses:

@@ -190,6 +190,7 @@ class Writer:
             if not isinstance(self._roll_back(error), StorageFullError):
                 raise
         self._room.release()
+        outcome.room = False
         self._room.claim(self._open(outcome))
         alarms = [put for put in puts if put[0].lane is Lane.ALARM]
         try:
@@ -332,6 +333,7 @@ class Writer:
             self._open(outcome)
         else:
             self._room.prepare()
+        outcome.room = not self._room.tight
 
     def _open(self, outcome: Outcome) -> Tables:
         """The tables, opened if need be. Row ids and sequences only rise, also across a new file."""

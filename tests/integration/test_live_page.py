@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ DRAWN = "document.querySelectorAll('.camera canvas[width=\"64\"]').length"
 
 
 class PageView(PlainView):
-    """What the page asks for. dark: cameras without a picture; phases: by camera."""
+    """What the page asks for. dark: cameras without a picture; phases: by camera; events: times of the latest."""
 
     def __init__(self) -> None:
         super().__init__()
         self.states_told = 0
         self.dark: set[str] = set()
         self.phases: dict[str, str] = {}
+        self.events: list[datetime] = []
 
     def camera_ids(self) -> list[str]:
         return [f"cam-{number}" for number in range(CAMERAS)]
@@ -48,7 +50,14 @@ class PageView(PlainView):
                 }
                 for name in self.camera_ids()
             ],
-            "active": [], "events": [],
+            "active": [],
+            "events": [
+                {
+                    "t": moment.isoformat(), "kind": "fight", "phase": "resolved", "camera": "cam-0", "duration_s": 2.0,
+                    "confidence": 0.9,
+                }
+                for moment in self.events
+            ],
         }  # fmt: skip
 
 
@@ -99,3 +108,14 @@ async def test_what_is_not_live_does_not_look_live(page: Page) -> None:
     page.view.phases.clear()
     page.view.dark.clear()
     await page.browser.until("document.querySelector('.old, .dark') === null")
+
+
+async def test_an_event_of_another_day_has_its_date(page: Page) -> None:
+    now = datetime.now(UTC)
+    page.view.events = [now, now - timedelta(days=400)]
+    await page.browser.until("document.querySelectorAll('#events tr').length === 2")
+    cells = "[...document.querySelectorAll('#events td:first-child')].map((cell) => cell.textContent)"
+    today, long_ago = await page.browser.run(cells)
+    year = str(page.view.events[1].year)
+    assert year not in today
+    assert year in long_ago

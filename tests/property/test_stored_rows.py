@@ -100,8 +100,8 @@ def test_spoilt_rows_stop_nothing(wanted: list[tuple[int, str, Any]]) -> None:
             archive.export(EventQuery(), io.StringIO(), "csv")
         for row in rows:
             with contextlib.redirect_stdout(io.StringIO()):
-                events_command._list([row], as_json=False)
-                events_command._list([row], as_json=True)
+                events_command._list([row], path.parent, as_json=False)
+                events_command._list([row], path.parent, as_json=True)
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(main(Path(folder) / "events.db"))

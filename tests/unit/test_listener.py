@@ -49,10 +49,10 @@ class Store:
         self.kept: list[tuple[Message, bytes]] = []
         self.given_up: list[tuple[Lane, LossReason]] = []
         self.attempts = 0
-        self.waiting_for_room: list[Callable[[], None]] = []
+        self.tell_room: Callable[[bool], None]
 
-    def when_room(self, callback: Callable[[], None]) -> None:
-        self.waiting_for_room.append(callback)
+    def on_room(self, callback: Callable[[bool], None]) -> None:
+        self.tell_room = callback
 
     def give_up(self, lane: Lane, reason: LossReason) -> None:
         self.given_up.append((lane, reason))
@@ -205,21 +205,20 @@ async def test_an_event_that_cannot_be_committed_is_counted_announced_and_still_
     await desk.listener.on_event(event())
     assert desk.store.attempts == 4
     assert desk.listener.events_lost == 1
-    assert desk.reasons() == {"events_lost", "storage_full"}
+    assert desk.reasons() == {"events_lost"}
     assert desk.store.given_up == [(Lane.ALARM, LossReason.SPACE)]
     assert desk.metric("events_total", kind="fight", phase="detected") == 0
     assert [incident["kind"] for incident in desk.live.active_incidents] == ["fight"]
-    await desk.listener.on_event(event(phase=EventPhase.RESOLVED))
-    assert desk.reasons() == {"events_lost"}
 
 
-async def test_a_full_disk_is_over_when_the_store_says_so_without_another_event(desk: Desk) -> None:
-    desk.store.faults = [StorageFullError("no room")] * 4
+async def test_a_disk_is_full_while_the_store_says_so_whether_events_still_fit_or_not(desk: Desk) -> None:
+    desk.store.tell_room(False)
+    assert desk.reasons() == {"storage_full"}
     await desk.listener.on_event(event())
-    assert desk.reasons() == {"events_lost", "storage_full"}
-    for callback in desk.store.waiting_for_room:
-        callback()
-    assert desk.reasons() == {"events_lost"}
+    assert len(desk.store.kept) == 1
+    assert desk.reasons() == {"storage_full"}
+    desk.store.tell_room(True)
+    assert desk.reasons() == set()
 
 
 # --- whoever waits is cancelled: a camera that is removed and does not finish in time ---------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from agent.config.delivery import CommandsConfig, OutboxConfig
 from agent.errors import StorageFullError
-from agent.outbox.audit import select_commands
+from agent.outbox.audit import refused_id, select_commands
 from agent.outbox.history import EventQuery
 from agent.outbox.store import OutboxStore
 from agent.outbox.tables import Requeued, Tables
@@ -322,16 +322,26 @@ async def test_a_sink_whose_place_was_lost_with_the_database_hears_of_the_gap(pa
         assert await numbers(store, "pager") == [row.sequence]
 
 
-async def test_refused_commands_do_not_push_out_the_ids_of_others(path: Path) -> None:
+@pytest.mark.parametrize("client", [("", ""), ("desk", "operator")])
+async def test_refused_commands_do_not_push_out_the_ids_of_others(path: Path, client: tuple[str, str]) -> None:
+    """Neither those of strangers nor those of somebody who is known."""
     async with opened(path) as store:
         for n in range(200):
             if n % 20 == 0:
                 await store.accept_command(f"good {n}", "reload", "desk", "admin", "{}")
-            await store.accept_command(f"refused {n}", "reload", "", "", "{}")
+            await store.accept_command(refused_id(f"good {n}"), "reload", *client, "{}")
         await store._ask(lambda tables: tables.commands.purge(0, 100))
         known = await store._ask(lambda tables: [entry.role for entry in select_commands(tables.connection, 1000)])
         assert known.count("admin") == 10
-        assert 9 <= known.count("") <= 15
+        assert 9 <= known.count(client[1]) <= 15
+
+
+async def test_refused_commands_of_earlier_versions_are_forgotten_first_as_well(path: Path) -> None:
+    async with opened(path) as store:
+        for n in range(200):
+            await store.accept_command(f"refused:{n}", "reload", "", "", "{}")
+        await store._ask(lambda tables: tables.commands.purge(0, 100))
+        assert 9 <= len(await store._ask(lambda tables: select_commands(tables.connection, 1000))) <= 15
 
 
 @pytest.mark.parametrize(("hours", "known"), [(2, True), (25, False)])

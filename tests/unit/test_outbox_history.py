@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import sqlite3
@@ -13,10 +14,11 @@ import pytest
 
 from agent.config.delivery import OutboxConfig
 from agent.errors import StorageError
+from agent.events.cloudevents import render
 from agent.outbox.history import EventArchive, EventQuery
 from agent.outbox.store import OutboxStore
 from agent.ports import Message
-from agent.types import Lane
+from agent.types import Event, EventPhase, Lane
 
 EVENTS = (  # kind, camera, minute
     ("fight", "door", 0),
@@ -106,9 +108,30 @@ async def test_export_as_csv(store: OutboxStore, tmp_path: Path) -> None:
     with EventArchive(tmp_path / "events.db") as archive:
         assert archive.export(EventQuery(kind="fall"), out, "csv") == 1
     assert out.getvalue().splitlines() == [
-        "sequence,t_utc,kind,phase,camera_id,delivery,event_id,topic",
-        "2,2026-11-23T10:01:00+00:00,fall,detected,yard,dead,id-2,t",
+        "sequence,t_utc,kind,phase,camera_id,delivery,event_id,topic,incident_id,confidence,duration_s,evidence",
+        "2,2026-11-23T10:01:00+00:00,fall,detected,yard,dead,id-2,t,,,,",
     ]
+
+
+async def test_a_table_says_how_sure_it_was_and_where_its_evidence_lies(store: OutboxStore, tmp_path: Path) -> None:
+    at_door = {"evidence": "door/2026-11-23/i-1"}
+    event = Event("id-4", "i-1", "fight", EventPhase.RESOLVED, "door", (1,), 0, at(3), at(3), 20.0, 0.9731, at_door)
+    await store.put(
+        Message(
+            Lane.ALARM, "id-4", "t", lambda n: render(event, device_id="box", sequence=n or 0, emitted_utc=at(3)),
+            kind="fight", phase="resolved", camera_id="door", t_utc_iso=at(3).isoformat(),
+        )
+    )  # fmt: skip
+    await store.put(Message(Lane.EVENT, "id-5", "t", lambda _: b'{"data": []}', kind="fight"))
+    await store.close()
+    out = io.StringIO()
+    with EventArchive(tmp_path / "events.db") as archive:
+        assert archive.export(EventQuery(kind="fight"), out, "csv") == 4
+    told = [
+        [row[name] for name in ("incident_id", "confidence", "duration_s", "evidence")]
+        for row in csv.DictReader(io.StringIO(out.getvalue()))
+    ]
+    assert told == [[""] * 4, [""] * 4, ["i-1", "0.9731", "20.0", "door/2026-11-23/i-1"], [""] * 4]
 
 
 def test_no_database_and_a_file_that_is_none_are_told_apart(tmp_path: Path) -> None:

@@ -317,20 +317,37 @@ async def test_alarms_fit_on_a_full_disk_and_everything_is_accounted_for(small_d
         assert not await unexplained(store)
 
 
-async def test_the_end_of_a_full_disk_is_told_once_and_only_when_the_reserve_is_held_again(small_disk: Path) -> None:
-    told: list[str] = []
+async def test_a_full_disk_is_told_when_the_reserve_goes_and_its_end_when_it_is_held_again(small_disk: Path) -> None:
+    told: list[bool] = []
     async with opened(small_disk / "events.db", OutboxConfig(reserve_bytes=2_000_000)) as store:
+        store.on_room(told.append)
         greedy = fill(small_disk)
+        while (small_disk / "events.db.reserve").exists():
+            assert told == []
+            await store.put(message(Lane.ALARM))
+        assert told == [False]  # though nothing has failed yet
+        fill(small_disk)  # also what the reserve gave back
         results = await asyncio.gather(*(store.put(message(size=5000)) for _ in range(1000)), return_exceptions=True)
         assert isinstance(results[-1], StorageFullError)
-        store.when_room(lambda: told.append("room"))
-        fill(small_disk)  # also what the reserve gave back
+        await store.put(message(Lane.ALARM))
         await upkeep(store)
-        assert told == []
+        assert told == [False]
         greedy.unlink()
         await upkeep(store)
         await upkeep(store)
-        assert told == ["room"]
+        assert told == [False, True]
+
+
+async def test_a_disk_that_is_too_full_for_the_reserve_at_the_start_is_told_to_who_asks_later(small_disk: Path) -> None:
+    told: list[bool] = []
+    greedy = fill(small_disk)
+    os.truncate(greedy, greedy.stat().st_size - 1_000_000)
+    async with opened(small_disk / "events.db", OutboxConfig(reserve_bytes=2_000_000)) as store:
+        store.on_room(told.append)
+        assert told == [False]
+        greedy.unlink()
+        await upkeep(store)
+        assert told == [False, True]
 
 
 async def test_on_a_full_disk_history_goes_before_events_and_events_before_alarms(small_disk: Path) -> None:

@@ -84,8 +84,9 @@ function showEvents(events) {
   const rows = events.slice(0, 15).map((event) => {
     const row = element("tr");
     const time = new Date(event.t);
+    const day = time.toDateString() === new Date().toDateString() ? "" : `${time.toLocaleDateString()}\n`;
     const cells = [
-      time.toLocaleTimeString(), `${event.kind} ${event.phase}`, event.camera,
+      day + time.toLocaleTimeString(), `${event.kind} ${event.phase}`, event.camera,
       `${event.duration_s.toFixed(0)} s`, `${Math.round(event.confidence * 100)} %`,
     ];
     row.append(...cells.map((text) => element("td", text)));
