@@ -53,6 +53,14 @@ class _AbsentSource:
         pass
 
 
+def recorded_path(source: str) -> Path | None:
+    """The file or folder that `source` names, a `~` as it stands; None for whatever else it may name."""
+    text = source.strip()
+    if text.startswith("gst:") or _DEVICE.fullmatch(text) or _scheme(text) != "file":
+        return None
+    return Path(text.removeprefix("file://"))
+
+
 def build_source(config: CameraConfig) -> BuiltSource:
     """The source that `config.source` asks for; opens nothing.
 
@@ -68,8 +76,7 @@ def build_source(config: CameraConfig) -> BuiltSource:
         from agent.capture.devices import V4l2Source
 
         return BuiltSource(V4l2Source(text), endless=True)
-    match = _SCHEME.match(text)
-    scheme = match.group(1).lower() if match else "file"
+    scheme = _scheme(text)
     if scheme == "file":
         return BuiltSource(_recorded(text.removeprefix("file://"), config), endless=False)
     if scheme in NETWORK_SCHEMES:
@@ -86,6 +93,11 @@ def build_source(config: CameraConfig) -> BuiltSource:
         return BuiltSource(simulated, endless=simulated.live)
     source = _plugin(scheme, config)
     return BuiltSource(source, endless=bool(getattr(source, "live", True)))
+
+
+def _scheme(text: str) -> str:
+    match = _SCHEME.match(text)
+    return match.group(1).lower() if match else "file"
 
 
 def _recorded(text: str, config: CameraConfig) -> VideoSource:

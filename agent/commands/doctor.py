@@ -6,12 +6,15 @@ import argparse
 import asyncio
 import errno
 import json
+import os
 import platform
+import pwd
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
@@ -22,6 +25,7 @@ from agent.capture.sources import build_source
 from agent.cli import EXIT_CONFIG, EXIT_FAILED, EXIT_GOOD
 from agent.commands.finding import Finding
 from agent.commands.output import table_console
+from agent.commands.pairing import mismatches
 from agent.commands.self_test import self_test
 from agent.config.delivery import SinkConfig
 from agent.config.load import load_config
@@ -39,6 +43,8 @@ from agent.recognition import create_classifier, create_estimator
 from agent.sinks.build import build_sink
 
 MQTT_WAIT_S = 5.0
+SERVICE_USER, SERVICE_STATE = "recognizer", Path("/var/lib/recognizer")
+"""Whom the installed unit runs as, and where alone its sandbox lets it write (systemd/recognizer-agent.service)."""
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
@@ -71,6 +77,8 @@ def examine(config: AgentConfig) -> Iterator[Finding]:
     for name, service in config.services.items():
         if service.enabled:
             yield _checked(f"service {name}", partial(_service, name, service))
+    for warning in mismatches(config):
+        yield Finding("models", "warn", warning)
     for camera in config.cameras:
         if camera.enabled:
             yield _checked(f"camera {camera.id}", partial(_camera, camera))
@@ -105,10 +113,34 @@ def _good(model: object) -> Outcome:
 
 
 def _state_folder(config: AgentConfig) -> Outcome:
-    prepare_state_dir(config.state_dir)
+    folder, uid = config.state_dir, _service_uid()
+    if not folder.exists():  # whoever makes it owns it: that is for the agent
+        return _missing_folder(folder, for_service=uid is not None)
+    prepare_state_dir(folder)
+    if uid not in {None, folder.stat().st_uid}:
+        return "warn", f"{folder}: not of the service's user (hint: chown -R {SERVICE_USER}: {folder})"
     free = shutil.disk_usage(config.state_dir).free
     text = f"{config.state_dir}, {free / 1e9:.1f} GB free"
     return ("good" if free >= config.health.disk_min_free_bytes else "warn"), text
+
+
+def _missing_folder(folder: Path, *, for_service: bool) -> Outcome:
+    above = next(parent for parent in folder.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        hint = "set state_dir to a folder that the agent's user may write"
+        return "bad", f"{folder}: cannot be made in {above} (hint: {hint})"
+    if for_service and not folder.is_relative_to(SERVICE_STATE):
+        hint = f"mistyped? Outside {SERVICE_STATE} the service needs a ReadWritePaths= of yours: operations.md, The sandbox"
+        return "warn", f"{folder}: not there, and not the service's to make (hint: {hint})"
+    return "good", f"{folder}: not there yet, the agent makes it at its start"
+
+
+def _service_uid() -> int | None:
+    """The id of the service's user, where root asks in its place; anybody else asks for an agent of their own."""
+    try:
+        return pwd.getpwnam(SERVICE_USER).pw_uid if os.geteuid() == 0 else None
+    except KeyError:
+        return None
 
 
 def _database(config: AgentConfig) -> Outcome:

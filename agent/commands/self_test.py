@@ -1,4 +1,4 @@
-"""`recognizer-agent doctor --self-test`: action models on the true poses of a simulated scene, the estimator on its pictures."""
+"""`recognizer-agent doctor --self-test`: action models on the true poses of a simulated scene, estimator and tracking on its pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.commands.finding import Finding
-from agent.config.schema import AgentConfig
+from agent.config.schema import AgentConfig, TrackingConfig
 from agent.errors import ModelError, RecognizerError
 from agent.evaluate.runs.scenes import run_scenes
 from agent.evaluate.scenarios import ScenarioRuns, ScenePlan
@@ -21,6 +21,7 @@ from agent.simulation.scene import build_scene
 from agent.simulation.scripts import build_script
 from agent.simulation.values import Shot
 from agent.tracking.association import assign, pairwise_iou
+from agent.tracking.bytetrack import ByteTracker
 from agent.types import ImageArray, People
 
 PLAN = ScenePlan(runs=(ScenarioRuns(scenario="mixed", seeds=(1_000_001,), seconds=45.0),))
@@ -28,7 +29,7 @@ PLAN = ScenePlan(runs=(ScenarioRuns(scenario="mixed", seeds=(1_000_001,), second
 PICTURES = 30
 """Of the scene, evenly spread, for the estimator."""
 ENOUGH = 0.5
-"""Share of the people that an estimator who knows drawn ones finds at least."""
+"""Share of the people that an estimator who knows drawn ones finds at least, and of these, that tracking keeps."""
 _SHOWN = 0.5
 """Who is hidden more than this need not be found."""
 _SAME_IOU = 0.5
@@ -36,13 +37,15 @@ _HINT = (
     "an estimator trained on photographs may not know drawn people: try `recognizer-agent analyze` on a clip of a real "
     "camera"
 )
+_UNTRACKED = "this estimator's scores are below tracking.track_threshold + new_margin, where tracks start: lower them"
 
 
 def self_test(config: AgentConfig) -> Iterator[Finding]:
     """The action models by themselves, then the configured estimator by itself.
 
     A service: bad when it finds nothing of what there is, warn for single mistakes. The estimator: bad when it fails or
-    answers malformed, warn when it finds few people or is slower than a camera. Models that cannot be loaded are bad too.
+    answers malformed, or when it finds people and the configured tracking keeps none, warn when it finds or tracking keeps few,
+    or it is slower than a camera. Models that cannot be loaded are bad too.
     """
     yield from _attempt("self-test", lambda: _services(config))
     yield from _attempt("self-test: pose model", lambda: _pose(config))
@@ -75,12 +78,10 @@ def _service(name: str, figures: dict[str, float]) -> Finding:
 def _pose(config: AgentConfig) -> Iterator[Finding]:
     estimator = create_estimator(config)
     try:
-        trial = asyncio.run(try_estimator(estimator, drawn_shots()))
+        trial = asyncio.run(try_estimator(estimator, drawn_shots(), config.tracking))
     finally:
         close_model(estimator)
-    text = f"{trial.found} of {trial.shown} people of a drawn scene found"
-    enough = trial.found >= ENOUGH * trial.shown
-    yield Finding("self-test: pose model", "good" if enough else "warn", text if enough else f"{text} ({_HINT})")
+    yield _seen(trial)
     speed = f"{trial.ms_per_picture:.1f} ms a picture, {1e3 / trial.ms_per_picture:.1f} pictures/s"
     quick = trial.ms_per_picture * PLAN.fps <= 1e3
     text = speed if quick else f"{speed}: of a camera's {PLAN.fps:g} some will be left out"
@@ -89,15 +90,27 @@ def _pose(config: AgentConfig) -> Iterator[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """People clearly to be seen in all pictures together, and how many of them were found; median time of a picture."""
+    """People clearly to be seen in all pictures together, how many of them were found and tracked; median time of a picture."""
 
     shown: int
     found: int
+    tracked: int
     ms_per_picture: float
 
 
-async def try_estimator(estimator: PoseEstimator, shots: Iterable[Shot]) -> Trial:
-    """`estimator` on one or more pictures whose truth is known, one at a time on an inference thread, as a camera's come.
+def _seen(trial: Trial) -> Finding:
+    text = f"{trial.found} of {trial.shown} people of a drawn scene found, {trial.tracked} tracked"
+    state, hint = "good", ""
+    if trial.found < ENOUGH * trial.shown:
+        state, hint = "warn", _HINT
+    elif trial.tracked < ENOUGH * trial.found:
+        state, hint = "warn" if trial.tracked else "bad", _UNTRACKED
+    return Finding("self-test: pose model", state, f"{text} ({hint})" if hint else text)
+
+
+async def try_estimator(estimator: PoseEstimator, shots: Iterable[Shot], tracking: TrackingConfig) -> Trial:
+    """`estimator` on one or more pictures whose truth is known, one at a time on an inference thread, as a camera's come. For tracking
+    each picture is two frames of a camera of its own.
 
     Raises RecognizerError: the estimator's own, or ModelError for its bugs and for an answer that is not one finite People.
     """
@@ -106,16 +119,20 @@ async def try_estimator(estimator: PoseEstimator, shots: Iterable[Shot]) -> Tria
         "pose", estimator.estimate, on_batch=lambda _, seconds: times_s.append(seconds)
     )
     worker.start()
-    shown = found = 0
+    shown = found = tracked = 0
     try:
         for shot in shots:
             people = _well_formed(await worker.submit(shot.image))
             boxes = shot.truth.boxes[shot.truth.visible_share >= _SHOWN]
             shown += len(boxes)
-            found += _matched(people, boxes)
+            found += _matched(people.boxes, boxes)
+            tracker = ByteTracker(tracking)
+            for _ in range(2):
+                tracks = tracker.track(people.boxes, people.scores)
+            tracked += _matched(tracks.boxes, boxes)
     finally:
         await worker.close()
-    return Trial(shown, found, float(np.median(times_s)) * 1e3)
+    return Trial(shown, found, tracked, float(np.median(times_s)) * 1e3)
 
 
 def drawn_shots() -> Iterator[Shot]:
@@ -137,7 +154,7 @@ def _well_formed(answer: object) -> People:
     return answer
 
 
-def _matched(people: People, boxes: np.ndarray) -> int:
-    """How many of the true boxes (N, 4) xyxy px a found person covers."""
-    overlap = pairwise_iou(boxes.T.astype(np.float64), people.boxes.T.astype(np.float64))
+def _matched(found: np.ndarray, boxes: np.ndarray) -> int:
+    """How many of the true boxes (N, 4) xyxy px one of the found (M, 4) covers."""
+    overlap = pairwise_iou(boxes.T.astype(np.float64), found.T.astype(np.float64))
     return len(assign(1 - overlap, 1 - _SAME_IOU).rows)

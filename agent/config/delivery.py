@@ -65,6 +65,7 @@ class MqttConfig(Section):
 
     enabled: bool = True
     host: str = "127.0.0.1"
+    """Name or address alone."""
     port: int = Field(default=1883, ge=1, le=65535)
     protocol: Literal["3.1.1", "5"] = "5"
     client_id: str = ""
@@ -112,6 +113,13 @@ class MqttConfig(Section):
     @classmethod
     def _number_as_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("host")
+    @classmethod
+    def _no_url(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("must be a name or an address alone, no URL: port and tls are keys of their own")
+        return value
 
     @field_validator("base_topic")
     @classmethod

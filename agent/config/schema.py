@@ -30,7 +30,9 @@ class CameraConfig(Section):
 
     id: Name
     source: SourceText = Field(min_length=1)
-    """rtsp:// http(s):// URL, /dev/videoN or an index, a video file, a folder of videos, or `gst:<pipeline>`."""
+    """rtsp:// http(s):// URL, /dev/videoN or an index, a video file, a folder of videos, `gst:<pipeline>`, `sim://` (docs/simulation.md),
+    or what a plug-in brings: `NAME://`, the name of an entry point in the group `recognizer_agent.sources`. In the password of a URL
+    write `%` as `%25`, `/` as `%2F`, `?` as `%3F`, `#` as `%23`, `@` as `%40`."""
     enabled: bool = True
     priority: int = Field(default=0, ge=0, le=100, json_schema_extra=LIVE)
     """Higher = shed later when the governor has to slow down."""
@@ -123,7 +125,8 @@ class WindowConfig(Section):
     stride: int = Field(default=50, ge=1, le=1000)
     """Time steps between two windows."""
     rate_hz: NonNegative = 0.0
-    """0 = one time step per frame. Else tracks are resampled to this rate, so that a slowed camera keeps its motion."""
+    """0 = one time step per frame. Else tracks are resampled to this rate, so that a slowed camera keeps its motion. A model that says
+    at which rate it was trained takes no other."""
     people: int = Field(default=4, ge=1, le=32)
     """M."""
     channels: Literal[2, 3, 4] = 3

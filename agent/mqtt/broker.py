@@ -33,7 +33,7 @@ class EmbeddedBroker:
             from amqtt.broker import Broker
             from amqtt.errors import BrokerError
         except ImportError as error:
-            problem = ConfigProblem("the embedded broker is not installed", hint="pip install 'recognizer-agent[demo]'")
+            problem = ConfigProblem("the embedded broker is not installed", hint="from the checkout: ./install.sh demo")
             raise ConfigError([problem]) from error
         for name in _QUIET:  # it reports every packet and every failed start with a traceback of its own
             logging.getLogger(name).setLevel(logging.CRITICAL)

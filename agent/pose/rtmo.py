@@ -17,6 +17,7 @@ import structlog
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator
 
+from agent.config.paths import resource_dir
 from agent.config.schema import PoseConfig
 from agent.config.sections import Probability, Section
 from agent.errors import ConfigError, ConfigProblem, ModelError
@@ -313,7 +314,8 @@ def _probability(values: NDArray[Any]) -> FloatArray:
 
 def _named_model(config: PoseConfig) -> Path:
     if config.model is None:
-        hint = "an RTMO model (`recognizer-agent models pull` fetches one), or shipped:pose-nano to try things out"
+        profile = resource_dir("configs") / "pose-nano.yaml"
+        hint = f"an RTMO model (`recognizer-agent models pull` fetches one), or all of {profile} to try things out"
         raise ConfigError([ConfigProblem("the estimator 'rtmo' needs a model", path="pose.model", hint=hint)])
     return config.model
 

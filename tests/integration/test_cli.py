@@ -9,10 +9,12 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,16 +29,23 @@ from fakes.video import make_video
 
 from agent import __version__
 from agent.cli import main
+from agent.commands import doctor
 from agent.config.delivery import OutboxConfig
 from agent.events.cloudevents import load_schema, render
 from agent.events.gaps import render_gap
 from agent.events.ids import Uuid7
+from agent.outbox.audit import refused_id
 from agent.outbox.store import OutboxStore
 from agent.ports import Message
 from agent.types import GAP, Event, EventPhase, Lane, Loss, People
 
 GOOD, FAILED, USAGE, CONFIG = 0, 1, 2, 78
-SOUND = {"cameras": [{"id": "a", "source": "sim://"}], "pose": {"model": "shipped:pose-nano-int8"}}
+SOUND = {
+    "cameras": [{"id": "a", "source": "sim://"}],
+    "pose": {"model": "shipped:pose-nano-int8"},
+    "tracking": {"track_threshold": 0.15},
+    "services": {"fight": {"model": "shipped:fight-stgcn-nano"}},
+}
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -168,18 +177,34 @@ def test_a_wrong_configuration_is_78_with_file_line_path_and_hint(shell: Shell, 
 def test_verdicts_as_rare_as_silence_are_warned_of(
     shell: Shell, max_fps: int, window: dict[str, float], says: str
 ) -> None:
-    done = shell.run("check-config", shell.config({
+    done = shell.run("check-config", shell.config(SOUND | {
         "cameras": [
             {"id": "door", "source": "rtsp://cam/1", "services": ["fight"]},
             {"id": "yard", "source": "rtsp://cam/2", "services": ["fight"], "max_fps": max_fps},
             {"id": "hall", "source": "rtsp://cam/3", "services": ["fall"], "max_fps": 1},
         ],
-        "pose": SOUND["pose"],
-        "services": {"fight": {"window": {"stride": 50, **window}}},
+        "services": {"fight": {"model": "shipped:fight-stgcn-nano", "window": {"stride": 50, **window}}},
     }))  # fmt: skip
     assert done.returncode == GOOD
     assert done.stderr.startswith(f"warning: {says}" if says else "")
     assert bool(done.stderr) == bool(says)
+
+
+@pytest.mark.parametrize(
+    ("mqtt", "warned"),
+    [
+        ({"compression": "deflate", "discovery": {"enabled": True}}, True),
+        ({"compression": "deflate"}, False),
+        ({"discovery": {"enabled": True}}, False),
+    ],
+)
+def test_compression_that_home_assistant_cannot_read_is_warned_of(
+    shell: Shell, mqtt: dict[str, Any], *, warned: bool
+) -> None:
+    done = shell.run("check-config", shell.config(SOUND | {"mqtt": mqtt}))
+    assert done.returncode == GOOD
+    assert done.stderr.startswith("warning: mqtt.compression: ") == warned
+    assert bool(done.stderr) == warned
 
 
 def test_a_configuration_that_is_not_there_is_78(shell: Shell) -> None:
@@ -242,6 +267,68 @@ def test_a_model_that_is_not_there_is_warned_of(shell: Shell) -> None:
     done = shell.run("check-config", file)
     assert done.returncode == GOOD
     assert re.fullmatch(r"warning: would be .*:\d+:pose.model: /nowhere/x.onnx is not there\n", done.stderr)
+
+
+def test_a_pose_model_that_is_missing_is_warned_of_before_there_is_a_camera(shell: Shell) -> None:
+    done = shell.run("check-config", shell.config({}))
+    assert done.returncode == GOOD
+    begin = "warning: would be refused on this machine, with its first camera: pose.model: the estimator 'rtmo' needs"
+    assert done.stderr.startswith(begin)
+    profile = re.findall(r"all of (\S+) to try things out", done.stderr)
+    assert shell.run("check-config", *profile).stderr == ""
+    wrong = SOUND | {"cameras": [], "pose": {"model": "shipped:pose-nano", "options": {"target": 3}}}
+    done = shell.run("check-config", shell.config(wrong))
+    assert done.returncode == GOOD, "the agent idles without a camera"
+    assert "pose.options.target" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("document", "keys"),
+    [
+        ({}, []),
+        ({"tracking": {}}, ["tracking.track_threshold"]),
+        ({"tracking": {"track_threshold": 0.53}}, ["tracking.track_threshold"]),
+        ({"tracking": {"track_threshold": 0.51}}, []),
+        ({"services": {}}, ["services.fight.model"]),
+        ({"services": {"fight": {"enabled": False}}}, []),
+        ({"tracking": {}, "services": {}}, ["tracking.track_threshold", "services.fight.model"]),
+    ],
+)
+def test_what_does_not_go_with_the_pose_model_is_warned_of(
+    shell: Shell, document: dict[str, Any], keys: list[str]
+) -> None:
+    file = shell.config(SOUND | document)
+    done = shell.run("check-config", file)
+    assert done.returncode == GOOD
+    assert re.findall(r"^warning: (\S+): ", done.stderr, re.MULTILINE) == keys
+    found = json.loads(shell.run("doctor", "--config", file, "--json").stdout)
+    assert [one["text"].split(": ")[0] for one in found if (one["check"], one["state"]) == ("models", "warn")] == keys
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("clip.mp4", "{folder}/clip.mp4 is not there"),
+        ("file:///none/clip.mp4", "/none/clip.mp4 is not there"),
+        ("192.0.2.10", "taken for a file, and there is none (hint: an address begins with its protocol, such as rtsp"),
+        ("camera.local:554/stream1", "taken for a file"),
+        ("viewer:s3cret@192.0.2.10/clip.mp4", "taken for a file"),
+        ("here.mp4", ""),
+        (".", ""),
+        ("/dev/video77", ""),
+        ("77", ""),
+        ("rtsp://192.0.2.10/", ""),
+    ],
+)
+def test_a_source_that_is_taken_for_a_file_and_is_none_is_warned_of(shell: Shell, source: str, says: str) -> None:
+    (shell.folder / "here.mp4").touch()
+    cameras = [{"id": "off", "source": "x.mp4", "enabled": False}, {"id": "a", "source": source}]
+    file = shell.config(SOUND | {"cameras": cameras})
+    done = shell.run("check-config", file)
+    assert done.returncode == GOOD
+    told = rf"warning: {re.escape(str(file))}:\d+:cameras\.1\.source: {re.escape(says.format(folder=shell.folder))}.*\n"
+    assert re.fullmatch(told if says else "", done.stderr), done.stderr
+    assert "s3cret" not in done.stderr
 
 
 def test_libraries_have_the_variables_of_the_service(shell: Shell) -> None:
@@ -331,6 +418,34 @@ def fill(state: Path, count: int) -> None:
     asyncio.run(put_all())
 
 
+def test_events_list_says_where_the_evidence_of_each_incident_lies(shell: Shell) -> None:
+    new_id, state, lies = Uuid7(), shell.folder / "state", "door/2026-03-01/i-1"
+    unpictured = Event(new_id(), new_id(), "fall", EventPhase.DETECTED, "door", (1,), 0, NOON, NOON, 1.5, 0.9)
+    steps = [
+        replace(
+            unpictured, event_id=new_id(), incident_id="i-1", kind="fight", phase=phase, attributes={"evidence": lies}
+        )
+        for phase in (EventPhase.DETECTED, EventPhase.RESOLVED)
+    ]
+
+    async def put_all() -> None:
+        store = await OutboxStore.open(state / "events.db", OutboxConfig())
+        for event in (*steps, unpictured):
+
+            def payload(sequence: int | None, event: Event = event) -> bytes:
+                return render(event, device_id="box", sequence=sequence or 0, emitted_utc=NOON)
+
+            kind, phase = event.kind, event.phase.value
+            await store.put(Message(Lane.ALARM, event.event_id, "t", payload, kind=kind, phase=phase, camera_id="door"))
+        await store.close()
+
+    state.mkdir(parents=True)
+    asyncio.run(put_all())
+    listed = shell.run("events", "list", "--config", shell.config({})).stdout
+    assert [line.split()[0] for line in listed.splitlines()[:4]] == ["sequence", "3", "2", "1"]
+    assert listed.splitlines()[4:] == ["", "sequence  evidence", f"2         {state}/evidence/{lies}"]
+
+
 def test_events_list_and_export(shell: Shell) -> None:
     config = shell.config({})
     fill(shell.folder / "state", 6)
@@ -380,6 +495,10 @@ def test_events_dead_audit_backup_and_gaps_in_the_list(shell: Shell) -> None:
         await store.accept_command("4f1c", "reload", "desk", "admin", "{}")
         await store.finish_command("4f1c", "done", b'{"id": "4f1c", "state": "done"}')
         await store.accept_command("[/4f1d]", "snapshot", "", "", "{}")  # anybody may send such an id
+        for client, role in (("desk", "operator"), ("", "none"), ("", "")):
+            record = refused_id("4f1e")
+            await store.accept_command(record, f"of-{role}", client, role, '{"a": 1}')
+            await store.finish_command(record, "refused", b'{"id": "4f1e", "state": "refused", "detail": "it may not"}')
         await store.close()
 
     asyncio.run(trouble())
@@ -389,12 +508,18 @@ def test_events_dead_audit_backup_and_gaps_in_the_list(shell: Shell) -> None:
     dead = json.loads(shell.run("events", "dead", "--config", config, "--json").stdout)
     assert [(letter["sequence"], letter["reason"]) for letter in dead] == [(1, "not authorised")]
     assert "not authorised" in shell.run("events", "dead", "--config", config).stdout
-    strange, command = json.loads(shell.run("events", "audit", "--config", config, "--json").stdout)
+    *refused, strange, command = json.loads(shell.run("events", "audit", "--config", config, "--json").stdout)
+    assert {(one["id"], one["command"], one["answer"]["detail"]) for one in refused} == {
+        ("4f1e", f"of-{role}", "it may not") for role in ("operator", "none", "")
+    }  # fmt: skip
     assert strange["id"] == "[/4f1d]"
     assert (command["id"], command["client"], command["answer"]["state"]) == ("4f1c", "desk", "done")
     audit = shell.run("events", "audit", "--config", config).stdout
     assert "reload" in audit
     assert "[/4f1d]" in audit
+    rows = [" ".join(line.split()[2:]) for line in audit.splitlines()]
+    for sender in ("of-operator desk operator", "of-none unsigned none", "of- unverified"):
+        assert f'{sender} refused it may not 4f1e {{"a": 1}}' in rows
 
     copy = shell.folder / "copy.db"
     done = shell.run("events", "backup", copy, "--config", config)
@@ -457,6 +582,39 @@ def test_doctor_on_a_good_box(shell: Shell) -> None:
     assert found["event database"][1].startswith("none yet")
     assert "service fall" not in found
     assert "camera hall" in shell.run("doctor", "--config", config).stdout
+
+
+def test_doctor_makes_no_state_folder(shell: Shell) -> None:
+    box = good_box(shell) | {"http": {"port": 0}}
+    done = shell.run("doctor", "--config", shell.config(box), "--json")
+    assert findings(done)["state folder"] == (
+        "good", f"{shell.folder / 'state'}: not there yet, the agent makes it at its start",
+    )  # fmt: skip
+    assert not (shell.folder / "state").exists()
+    blocked = shell.folder / "blocked"
+    blocked.write_text("a file")
+    done = shell.run("doctor", "--config", shell.config(box | {"state_dir": str(blocked / "x")}), "--json")
+    state, text = findings(done)["state folder"]
+    assert (done.returncode, state) == (FAILED, "bad")
+    assert f"cannot be made in {blocked}" in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who asks for the service")
+def test_doctor_says_what_the_service_cannot_write(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SERVICE_USER", "nobody")  # there is one on every machine
+    folder, config = shell.folder / "state", shell.config(good_box(shell) | {"http": {"port": 0}})
+
+    def found() -> tuple[str, str]:
+        return findings(shell.run("doctor", "--config", config, "--json"))["state folder"]
+
+    assert found()[0] == "warn"
+    assert "mistyped? Outside /var/lib/recognizer the service needs a ReadWritePaths=" in found()[1]
+    monkeypatch.setattr(doctor, "SERVICE_STATE", shell.folder)
+    assert found()[0] == "good"
+    folder.mkdir()
+    assert found() == ("warn", f"{folder}: not of the service's user (hint: chown -R nobody: {folder})")
+    shutil.chown(folder, "nobody")
+    assert found()[0] == "good"
 
 
 def test_the_self_test_blames_an_action_model_that_finds_nothing(shell: Shell) -> None:
@@ -587,7 +745,7 @@ def test_output_that_cannot_be_written_is_an_error_and_a_reader_that_has_gone_is
     shell: Shell, unbuffered: str
 ) -> None:
     """With buffers as without: the exit code is one of ours, and nothing is said twice."""
-    command = shell.command("check-config", shell.config({}), "--json")
+    command = shell.command("check-config", shell.config(SOUND), "--json")
     environment = shell.environment | {"PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)

@@ -145,6 +145,10 @@ def test_all_errors_come_at_once_each_with_its_line(tmp_path: Path) -> None:
         ("mqtt: {port: 70000}\n", "less than or equal to 65535, got '70000'"),
         ("cameras: [{id: a, source: '0'}, {id: a, source: '1'}]\n", "two cameras have the id 'a'"),
         ("cameras: [{id: a, source: '0', services: [dance]}]\n", "unknown service 'dance' (known: fall, fight)"),
+        (
+            'mqtt: {host: "mqtt://u:s3cret@192.0.2.2:1883"}\n',
+            "agent.yaml:1:mqtt.host: must be a name or an address alone, no URL: port and tls are keys of their own, got 'mqtt://***@",
+        ),
         ("mqtt: {tls: {cert_file: a.pem}}\n", "cert_file and key_file go together"),
         ("cameras: [{id: a}]\n", "required key is missing"),
         ("state_dir: ~nobody-has-this-name/x\n", "agent.yaml:1:state_dir: there is no home folder for its ~"),
@@ -295,16 +299,19 @@ def test_a_new_camera_that_nobody_could_watch_waits_for_the_restart() -> None:
 
 @pytest.mark.parametrize("name", ["default", "one-camera", "four-cameras", "jetson", "pose-nano", "posenet"])
 def test_shipped_configurations_are_valid(repo_dir: Path, name: str) -> None:
-    config = load_config([repo_dir / "configs" / f"{name}.yaml"], env={"POSENET_MODEL": "/m.tflite"})
+    env = {"POSENET_MODEL": "/m.tflite"}
+    config = load_config([repo_dir / "configs" / f"{name}.yaml"], env=env, need_pulled_models=False)
     assert sorted(config.services) == ["fall", "fight"]
 
 
 @pytest.mark.parametrize("name", ["one-camera", "four-cameras", "jetson"])
 def test_an_example_for_a_box_has_the_places_of_the_installation(repo_dir: Path, name: str) -> None:
-    config = load_config([repo_dir / "configs" / f"{name}.yaml"], env={})
+    config = load_config([repo_dir / "configs" / f"{name}.yaml"], env={}, need_pulled_models=False)
     installed = load_config([repo_dir / "systemd" / "agent.yaml"], env={})
     assert config.state_dir == installed.state_dir == Path("/var/lib/recognizer")
     assert config.mqtt.password_file in {None, installed.mqtt.password_file}
+    assert config.pose.model is not None
+    assert config.pose.model.parent == Path("/var/lib/recognizer/models/pulled"), "where `models pull` puts it"
 
 
 def test_every_shipped_configuration_is_in_the_test_above(repo_dir: Path) -> None:
