@@ -20,7 +20,7 @@ from agent.runtime.batching import BatchLimiter
 from agent.runtime.bundle import Bundle, check_golden, load_bundle
 from agent.runtime.devices import Accelerators
 from agent.runtime.engines import EngineProgress
-from agent.runtime.manifest import OutputInfo
+from agent.runtime.manifest import Manifest, OutputInfo, SkeletonInput
 from agent.runtime.selfcheck import card_baseline, golden_agreement
 from agent.runtime.session import InferenceSession, create_served
 from agent.types import NUM_KEYPOINTS, FloatArray
@@ -92,7 +92,7 @@ class StgcnClassifier:
         self._input = _window_input(session, bundle)
         self._output = _output_info(session, bundle)
         self._labels = _labels(service, config, options, bundle)
-        self._shape = _window_shape(service, config, self._input)
+        self._shape = _window_shape(service, config, self._input, bundle)
         self._fixed_batch = self._input.shape[0]
         self._limiter = BatchLimiter(self._fixed_batch or options.max_batch)
 
@@ -254,7 +254,13 @@ def _labels(service: str, config: ServiceConfig, options: StgcnOptions, bundle: 
     return labels
 
 
-def _window_shape(service: str, config: ServiceConfig, spec: TensorSpec) -> WindowShape:
+def trained_rate_hz(manifest: Manifest) -> float:
+    """Time steps per second of the windows that the model learnt from; 0 = one per frame, or nothing is said."""
+    preprocessing = manifest.inputs[0].preprocessing
+    return preprocessing.rate_hz if isinstance(preprocessing, SkeletonInput) else 0.0
+
+
+def _window_shape(service: str, config: ServiceConfig, spec: TensorSpec, bundle: Bundle) -> WindowShape:
     """(M, T, V, C) of the service, which the graph has to take; of more channels than it has, it takes the first."""
     window = config.window
     wanted = (window.people, window.length, NUM_KEYPOINTS, window.channels)
@@ -268,6 +274,11 @@ def _window_shape(service: str, config: ServiceConfig, spec: TensorSpec) -> Wind
         for key, want, have in zip(keys, wanted, spec.shape[1:], strict=True)
         if have not in {None, want} and not (key == "channels" and have in range(2, want))
     ]
+    rate_hz = trained_rate_hz(bundle.manifest) if bundle.manifest else 0.0
+    if rate_hz and window.rate_hz != rate_hz:  # it would answer all the same, to motion at another speed
+        problem = f"the window has rate_hz = {window.rate_hz:g}, {bundle.title} was trained at {rate_hz:g}"
+        hint = f"set rate_hz: {rate_hz:g}, or use a model trained at the rate that you want"
+        problems.append(ConfigProblem(problem, path=f"services.{service}.window.rate_hz", hint=hint))
     if problems:
         raise ConfigError(problems)
     return wanted

@@ -110,6 +110,15 @@ def contract_problems(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec
     for info in manifest.inputs:
         if info.name in dtypes and dtypes[info.name] != info.dtype:
             yield f"input {info.name!r} should be {info.dtype}, the graph takes {dtypes[info.name]}"
+    if manifest.task == "action":
+        yield from _labels_problems(outputs, manifest)
+
+
+def _labels_problems(outputs: Sequence[TensorSpec], manifest: Manifest) -> Iterator[str]:
+    verdicts = {info.name for info in manifest.outputs if info.meaning in {"logits", "probabilities"}}
+    for spec in outputs:
+        if spec.name in verdicts and spec.shape and spec.shape[-1] not in {None, len(manifest.labels)}:
+            yield f"{len(manifest.labels)} labels ({', '.join(manifest.labels)}) do not fit the output {spec}"
 
 
 def _side(kind: str, specs: Sequence[TensorSpec], infos: Sequence[InputInfo | OutputInfo]) -> Iterator[str]:

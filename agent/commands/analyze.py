@@ -135,8 +135,16 @@ def _describe(summary: Summary) -> str:
         return f"{summary.video}: failed at {summary.frames} frames: {summary.error}"
     highest = ", ".join(f"{name} {value:.2f}" for name, value in summary.max_probability.items()) or "no window"
     events = ", ".join(f"{count} {kind}" for kind, count in summary.events.items()) or "none"
-    failures = f"; {sum(summary.failures.values())} inference failures" if summary.failures else ""
     return (
         f"{summary.video}: {summary.frames} frames at {summary.frames_per_s:.1f}/s, {summary.tracks} tracks,"
-        f" highest probability: {highest}; events: {events}{failures}"
+        f" highest probability: {highest}; events: {events}{_describe_failures(summary.failures)}"
     )
+
+
+def _describe_failures(failures: Mapping[str, int]) -> str:
+    """How many there were and the most frequent cause; summary.json has all."""
+    if not failures:
+        return ""
+    cause, count = max(failures.items(), key=lambda item: item[1])
+    often = f", most often ({count})" if len(failures) > 1 else ""
+    return f"; {sum(failures.values())} inference failures{often}: {cause}"

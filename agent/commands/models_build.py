@@ -102,7 +102,8 @@ def _services(config: AgentConfig, path: Path | None, manifest: Manifest | None)
     if users:
         return users
     people, length, _, channels = (size if isinstance(size, int) else 0 for size in manifest.inputs[0].shape[1:])
-    window = WindowConfig.model_validate({"people": people, "length": length, "channels": channels})
+    rate_hz = stgcn.trained_rate_hz(manifest)
+    window = WindowConfig.model_validate({"people": people, "length": length, "channels": channels, "rate_hz": rate_hz})
     return {manifest.labels[-1]: ServiceConfig(model=path, window=window)}
 
 

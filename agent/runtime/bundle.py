@@ -6,7 +6,7 @@
       golden.npz      inputs with the outputs the model must give for them; whole numbers 0-255 may be kept as uint8
       CARD.md         for people; documents are not sealed, so that a spelling can be mended
 
-`python -m agent.runtime.bundle FOLDER` checks a bundle, `--seal` writes its checksums anew.
+`python -m agent.runtime.bundle FOLDER` checks the checksums of a bundle, `--seal` writes them anew.
 """
 
 from __future__ import annotations
@@ -210,7 +210,9 @@ def _read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror} (hint: a bundle is a folder with it)") from error
     except ValidationError as error:
-        raise ModelError(f"{file}: {_explain(error)}") from error
+        unsealed = any(problem["loc"] == ("files",) and problem["type"] == "missing" for problem in error.errors())
+        hint = f" (hint: `python -m agent.runtime.bundle --seal {folder}` writes `files`)" if unsealed else ""
+        raise ModelError(f"{file}: {_explain(error)}{hint}") from error
 
 
 def _explain(error: ValidationError) -> str:
@@ -294,7 +296,8 @@ def main(arguments: Sequence[str]) -> int:
         except (ModelError, TrustError, OSError, ValueError) as error:
             sys.stderr.write(f"{error}\n")
             return 1
-        sys.stdout.write(f"{bundle.title}: good, sha256 {bundle.model_sha256}\n")
+        more = f"`recognizer-agent models verify {folder}` asks for the golden answers, too"
+        sys.stdout.write(f"{bundle.title}: good checksums, sha256 {bundle.model_sha256}; {more}\n")
     return 0
 
 

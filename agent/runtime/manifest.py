@@ -37,7 +37,7 @@ class SkeletonInput(_Part):
     normalisation: Literal["prenormalize2d"] = "prenormalize2d"
     missing_below_score: float = Field(default=0.01, ge=0, le=1)
     rate_hz: float = Field(default=0.0, ge=0)
-    """Time steps per second of the training windows; 0 = one step per frame."""
+    """Time steps per second of the training windows, which a service's `window.rate_hz` must be; 0 = one step per frame, or not known."""
 
 
 class InputInfo(_Part):

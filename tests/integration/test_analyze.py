@@ -13,14 +13,16 @@ from typing import Any
 import av
 import jsonschema
 import numpy as np
+import psutil
 import pytest
 from fakes.plugin import save_recording
 from fakes.replay import walkers
 from fakes.video import make_video
 from test_cli import Shell
 
-from agent.commands.analyze import output_names
+from agent.commands.analyze import _describe, output_names
 from agent.events.cloudevents import load_schema
+from agent.offline import Summary
 
 FRAMES = 30
 SIZE = (320, 240)
@@ -347,6 +349,32 @@ def test_a_clip_that_cannot_be_read_is_left_out_and_costs_exit_code_1(shell: She
     assert "Traceback" not in done.stderr
 
 
+def test_an_interrupted_run_says_how_far_it_came_and_leaves_the_earlier_report_as_it_was(shell: Shell) -> None:
+    long = video(shell, "long.mp4", 2500)
+    table, folder = clips(shell, [("a.mp4", "fight"), ("long.mp4", "fight"), ("c.mp4", "walk")]), shell.folder / "sub"
+    made = shell.folder / "made.csv"
+    made.write_text("file,label,probability\nx.mp4,fight,0.9\ny.mp4,walk,0.2\n")
+    arguments = ("evaluate", "action", "--service", "fight", "--report", folder / "report.json")
+    assert shell.run(*arguments, "--predictions", made).returncode == 0
+    before = {file: file.read_bytes() for file in folder.rglob("*.*")}
+    assert folder / "report" / "calls.png" in before
+
+    command = shell.command(*arguments, "--data", table, "--config", config(shell))
+    with subprocess.Popen(
+        command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - ignored in CI shells
+    ) as run:  # fmt: skip
+        process = psutil.Process(run.pid)
+        while str(long) not in [file.path for file in process.open_files()]:
+            assert run.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = run.communicate(timeout=30)
+    assert (run.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "stopped at clip 2 of 3; nothing was written"
+    assert {file: file.read_bytes() for file in folder.rglob("*.*")} == before
+
+
 def test_failed_inferences_are_not_passed_off_as_verdicts(shell: Shell) -> None:
     table, report = clips(shell, [("a.mp4", "fight")]), shell.folder / "report.json"
     broken = config(shell, ["not a number"])  # type: ignore[list-item]
@@ -357,7 +385,21 @@ def test_failed_inferences_are_not_passed_off_as_verdicts(shell: Shell) -> None:
     assert "1 failed inferences" in done.stderr
     done = shell.run("analyze", shell.folder / "a.mp4", "--config", broken, "--out", shell.folder / "out")
     assert done.returncode == 1
-    assert "1 inference failures" in done.stdout
+    assert "1 inference failures: action: " in done.stdout
+
+
+def test_failed_inferences_are_told_with_their_most_frequent_cause(shell: Shell) -> None:
+    pose = {"estimator": "failing", "options": {"how": "text", "good": 10}}
+    settings = shell.config({"pose": pose, "services": {"fall": {"enabled": False}, "fight": {"enabled": False}}})
+    done = shell.run("analyze", video(shell), "--config", settings, "--out", shell.folder / "out")
+    assert done.returncode == 1
+    assert done.stdout.endswith(
+        "; events: none; 20 inference failures: pose: failing-1 returned a str, expected People\n"
+    )
+    several = {"pose: out of order": 1, "action: no numbers": 3, "pose: a bug": 2}
+    assert _describe(Summary("a.mp4", failures=several)).endswith(
+        "; 6 inference failures, most often (3): action: no numbers"
+    )
 
 
 def test_bad_tables_and_services_are_named(shell: Shell) -> None:

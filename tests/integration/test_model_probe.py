@@ -113,16 +113,25 @@ async def test_one_that_does_not_fit_is_refused_for_its_contract(
     assert str(tmp_path) not in found.text
 
 
-async def test_a_model_trained_at_another_rate_does_not_fit_the_windows(config: AgentConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("preprocessing", "word"),
+    [
+        ({"rate_hz": 10.0}, "fall-stgcn 0.5.0 was trained at 10"),
+        ({"rate_hz": 30.0, "missing_below_score": 0.1}, "pre-processing"),
+    ],
+)
+async def test_a_model_trained_on_other_windows_does_not_fit(
+    config: AgentConfig, tmp_path: Path, preprocessing: dict[str, float], word: str
+) -> None:
     folder = derive("fall-stgcn", tmp_path / "new")
     skeletons = {
         "name": "input_tensor", "shape": ["batch", 4, 100, 17, 3], "dtype": "float32",
-        "preprocessing": {"kind": "skeleton", "rate_hz": 10.0},
+        "preprocessing": {"kind": "skeleton", **preprocessing},
     }  # fmt: skip
     found = await probed(config, derive("fall-stgcn", tmp_path / "slow", inputs=[skeletons]))
     assert isinstance(found, Refusal)
     assert found.reason == "contract"
-    assert "pre-processing" in found.text
+    assert word in found.text
     assert isinstance(await probed(config, folder), dict)
 
 

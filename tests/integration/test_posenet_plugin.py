@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from agent.config.schema import PoseConfig
 from agent.errors import ConfigError, DataError, ModelError
@@ -225,6 +226,15 @@ def test_the_mirrored_extraction_lands_on_the_same_people(tmp_path: Path, model:
     order = [array["keypoints"][:3, :, 0].mean(axis=1).argsort() for array in arrays]
     distance = np.abs(plain["keypoints"][:3][order[0]] - mirrored["keypoints"][:3][order[1]])
     assert np.median(distance) < 3
+
+
+def test_the_readme_shows_what_the_shipped_configuration_says(repo_dir: Path) -> None:
+    readme = (repo_dir / "examples" / "plugins" / "posenet_litert" / "README.md").read_text(encoding="utf-8")
+    shown = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
+    shipped = yaml.safe_load((repo_dir / "configs" / "posenet.yaml").read_text(encoding="utf-8"))
+    assert shipped["pose"].pop("model") == "${POSENET_MODEL}"
+    assert shown["pose"] | shipped["pose"] == shown["pose"]
+    assert shown["tracking"] == shipped["tracking"]
 
 
 @pytest.mark.shared

@@ -11,22 +11,28 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+import yaml
 from fakes.bundles import make_bundle
+from fakes.candidates import derive
 from fakes.commandline import call
 from fakes.downloads import FileServer, catalogue_entry, proxying, redirect, serving, stall_after
-from fakes.graphs import rtmo_graph
+from fakes.graphs import rtmo_graph, stgcn_graph
 from onnx import TensorProto, helper
 
 from agent.commands.models_build import build, missing_tensorrt
 from agent.config.load import load_config
+from agent.config.schema import ServiceConfig
 from agent.errors import ModelError
+from agent.recognition import create_classifier
+from agent.runtime.bundle import main as seal
 from agent.runtime.devices import Accelerators
 
 GOOD, FAILED, USAGE, CONFIG, INTERRUPTED = 0, 1, 2, 78, 130
@@ -120,6 +126,27 @@ def test_verify_names_every_problem_and_fails(box: Box) -> None:
     assert done.stdout.count("problem: ") == 2
     report = json.loads(box.run("models", "verify", bad, "--json").stdout)
     assert (report[0]["good"], len(report[0]["problems"])) == (False, 2)
+
+
+def test_a_bundle_is_made_as_the_manual_says(box: Box, repo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manual = (repo_dir / "docs" / "models.md").read_text(encoding="utf-8")
+    another, _, make = manual.partition("\n## Another service\n")[2].partition("\n## Make a bundle\n")
+    climbing = yaml.safe_load(another.split("```yaml\n")[1].split("```")[0])["services"]["climbing"]
+    folder = box.folder / "climbing"
+    folder.mkdir()
+    stgcn_graph(folder / "model.onnx", window=(4, 64, 17, 3))
+    (folder / "manifest.json").write_text(make.split("```json\n")[1].split("```")[0])
+    unsealed = box.run("models", "verify", "climbing").stdout
+    assert "files: Field required (hint: `python -m agent.runtime.bundle --seal climbing` writes" in unsealed
+    monkeypatch.chdir(box.folder)
+    exec(compile(make.split("```python\n")[1].split("```")[0], "docs/models.md", "exec"), {})
+    assert seal(["--seal", "climbing"]) == GOOD
+    done = box.run("models", "verify", "climbing")
+    assert done.returncode == GOOD
+    assert done.stdout.startswith("climbing 0.1.0: good (2 checksums, opset 17, ")
+    assert done.stdout.endswith(", golden answers)\n")
+    service = ServiceConfig.model_validate(climbing | {"model": folder, "device": "cpu"})
+    assert create_classifier("climbing", service).labels == ("other", "climbing")
 
 
 def test_verify_without_names_looks_at_all_that_is_here(box: Box) -> None:
@@ -432,8 +459,11 @@ def test_each_missing_piece_of_tensorrt_has_its_own_words(machine: Accelerators,
     assert words in missing_tensorrt(machine)
 
 
+@pytest.mark.parametrize(
+    ("make", "title"), [(make_bundle, "tiny 1.0.0"), (partial(derive, "fall-stgcn"), "fall-stgcn 0.5.0")]
+)
 def test_a_build_that_fails_says_why_and_exits_with_one(
-    box: Box, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    box: Box, capfd: pytest.CaptureFixture[str], make: Callable[[Path], Path], title: str
 ) -> None:
     """The real builder process, on a machine believed to have TensorRT."""
     import onnxruntime
@@ -442,12 +472,12 @@ def test_a_build_that_fails_says_why_and_exits_with_one(
         pytest.skip("this onnxruntime has TensorRT")
     believed = Accelerators("1.32.0", (TENSORRT, *CPU_ONLY), ("Pretend GPU (9.9)",), "1", "10.0.0")
     assert missing_tensorrt(believed) == ""
-    bundle = make_bundle(box.folder / "tiny")
+    bundle = make(box.folder / "bundle")
     config = load_config([], env={"STATE_DIRECTORY": str(box.state)})
     assert build(config, bundle, device="tensorrt", precision="", machine=believed) == FAILED
     said = capfd.readouterr().err
-    assert "tiny 1.0.0: building" in said
-    assert "error: tiny 1.0.0: the engine build failed: " in said
+    assert f"{title}: building" in said
+    assert f"error: {title}: the engine build failed: " in said
     assert "no TensorrtExecutionProvider" in said
     with pytest.raises(ModelError, match="nothing to build: the configuration names no model for TensorRT"):
         build(config, None, device="tensorrt", precision="", machine=believed)

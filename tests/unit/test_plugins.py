@@ -15,6 +15,7 @@ from agent.config.delivery import PluginSinkConfig
 from agent.config.schema import CameraConfig, PoseConfig, ServiceConfig
 from agent.errors import ConfigError, ModelError
 from agent.plugins import (
+    _CONFIG_KEYS,
     Group,
     create_action_classifier,
     create_pose_estimator,
@@ -83,6 +84,18 @@ def test_listing_names_package_and_version_and_imports_nothing(install: Callable
     (plugin,) = [plugin for plugin in installed(Group.POSE) if plugin.name == "sticks"]
     assert (plugin.package, plugin.version, plugin.target) == ("sticks", "1.2", "sticks_code:Estimator")
     assert str(plugin) == "sticks (sticks 1.2)"
+
+
+def test_the_architecture_page_says_how_each_group_is_named_and_what_it_is_given(repo_dir: Path) -> None:
+    page = (repo_dir / "docs" / "architecture.md").read_text(encoding="utf-8")
+    arguments = {
+        Group.SOURCE: "config: CameraConfig", Group.POSE: "config: PoseConfig",
+        Group.ACTION: "name: str, config: ServiceConfig", Group.SINK: "name: str, config: PluginSinkConfig",
+    }  # fmt: skip
+    for group in Group:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{group.value}` |")]
+        assert f" | `{_CONFIG_KEYS[group]}`" in row
+        assert f"`create({arguments[group]}) -> " in row
 
 
 def test_the_configured_ones_are_made(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,18 @@ def test_no_manifest_no_folder_no_json(folder: Path, tmp_path: Path) -> None:
         load_bundle(folder)
 
 
+def test_a_manifest_that_was_never_sealed_says_how_to(folder: Path) -> None:
+    (folder / "manifest.json").write_text(json.dumps(FIELDS))
+    words = f"manifest.json: files: Field required (hint: `python -m agent.runtime.bundle --seal {folder}` writes"
+    with pytest.raises(ModelError, match=re.escape(words)):
+        load_bundle(folder)
+    assert main(["--seal", str(folder)]) == 0
+    rewrite(folder, files=3)
+    with pytest.raises(ModelError) as caught:
+        load_bundle(folder)
+    assert "hint" not in str(caught.value)
+
+
 def test_a_listed_file_that_is_gone_is_a_model_error(folder: Path) -> None:
     (folder / "golden.npz").unlink()
     with pytest.raises(ModelError, match=r"golden\.npz: listed in the manifest"):
@@ -156,7 +169,7 @@ def test_a_listed_file_that_no_path_leads_to_is_a_model_error(folder: Path) -> N
         load_bundle(folder)
     files = json.loads((folder / "manifest.json").read_text())["files"]
     rewrite(folder, files={"a\0b": {"sha256": "0" * 64, "bytes": 1}, **files})
-    with pytest.raises(ModelError, match="listed in the manifest, but cannot be read: .*embedded null"):
+    with pytest.raises(ModelError, match=r"listed in the manifest, but cannot be read: .*embedded null"):
         load_bundle(folder)
 
 
@@ -208,7 +221,9 @@ def test_sealing_incomplete_fields_says_what_is_missing(folder: Path) -> None:
 
 def test_the_command_checks_and_seals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folder)]) == 0
-    assert "fight 0.1.0: good" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith("fight 0.1.0: good checksums, sha256 ")
+    assert f"`recognizer-agent models verify {folder}` asks for the golden answers, too" in out
     stgcn_graph(folder / "model.onnx", gain=2.0)
     assert main([str(folder)]) == 1
     assert "sha256 is" in capsys.readouterr().err

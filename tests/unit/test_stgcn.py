@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ def service(model: Path, **keys: Any) -> ServiceConfig:
     return ServiceConfig(**{"model": model, "device": "cpu", "options": {"labels": LABELS}, **keys})
 
 
-def bundle(folder: Path, *, output: dict[str, Any] | None = None, **graph: Any) -> Path:
+def bundle(folder: Path, *, output: dict[str, Any] | None = None, rate_hz: float = 0.0, **graph: Any) -> Path:
+    skeletons = {"kind": "skeleton", "rate_hz": rate_hz}
     folder.mkdir()
     stgcn_graph(folder / "model.onnx", **graph)
     seal_bundle(folder, {
         "name": "fight", "version": "0.1.0", "task": "action", "licence": "Apache-2.0", "training_data": "none",
         "labels": LABELS,
-        "inputs": [{"name": "input_tensor", "shape": ["B", 4, 100, 17, 3], "preprocessing": {"kind": "skeleton"}}],
+        "inputs": [{"name": "input_tensor", "shape": ["B", 4, 100, 17, 3], "preprocessing": skeletons}],
         "outputs": [{"name": "cls_score", "shape": ["B", 2], "meaning": "logits"} | (output or {})],
     })  # fmt: skip
     return folder
@@ -124,6 +126,21 @@ def test_a_window_that_is_not_the_models_names_both(
     with pytest.raises(ConfigError) as caught:
         create("fight", service(stgcn_graph(tmp_path / "s.onnx"), window=window))
     assert f"services.fight.window.{key}: the window has {key} = {want}, the model takes {have}" in str(caught.value)
+
+
+@pytest.mark.parametrize("rate_hz", [0, 15, 120])
+def test_a_window_of_another_rate_than_the_model_was_trained_at_names_both(tmp_path: Path, rate_hz: float) -> None:
+    model = bundle(tmp_path / "fight", rate_hz=30)
+    problem = f"services.fight.window.rate_hz: the window has rate_hz = {rate_hz}, fight 0.1.0 was trained at 30"
+    with pytest.raises(ConfigError, match=rf"{re.escape(problem)} \(hint: set rate_hz: 30,"):
+        create("fight", service(model, options={}, window={"rate_hz": rate_hz}))
+    create("fight", service(model, options={}, window={"rate_hz": 30}))
+
+
+@pytest.mark.parametrize("rate_hz", [0, 15])
+def test_a_model_that_does_not_say_at_which_rate_it_was_trained_takes_any(tmp_path: Path, rate_hz: float) -> None:
+    create("fight", service(bundle(tmp_path / "fight"), options={}, window={"rate_hz": rate_hz}))
+    create("fight", service(stgcn_graph(tmp_path / "s.onnx"), window={"rate_hz": rate_hz}))
 
 
 def test_of_more_channels_than_it_knows_a_model_takes_the_first(tmp_path: Path) -> None:

@@ -64,6 +64,22 @@ def test_an_input_that_nobody_would_fill_is_named(tmp_path: Path) -> None:
     assert examine(folder).problems == ["the graph wants an input that the manifest does not know: extra (1) float32"]
 
 
+def test_another_number_of_labels_than_the_graph_has_verdicts_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "fight"
+    folder.mkdir()
+    stgcn_graph(folder / "model.onnx")
+    fields: dict[str, Any] = {
+        "name": "fight", "version": "0.1.0", "task": "action", "licence": "MIT", "training_data": "none",
+        "labels": ["normal", "fight"],
+        "inputs": [{"name": "input_tensor", "shape": ["B", 4, 100, 17, 3], "preprocessing": {"kind": "skeleton"}}],
+        "outputs": [{"name": "cls_score", "shape": ["B", "K"], "meaning": "logits"}],
+    }  # fmt: skip
+    seal_bundle(folder, fields)
+    assert examine(folder).problems == []
+    seal_bundle(folder, fields | {"labels": ["normal", "fight", "fall"]})
+    assert examine(folder).problems == ["3 labels (normal, fight, fall) do not fit the output cls_score (?, 2) float32"]
+
+
 def test_wrong_answers_are_named(bundle: Path) -> None:
     ghost = np.array([[10, 10, 30, 60, 0.9]], np.float32)
     rtmo_graph(bundle / "model.onnx", size=(64, 96), extra_dets=ghost, extra_keypoints=np.zeros((1, 17, 3), np.float32))
