@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -66,7 +67,8 @@ def read_clips(table: Path, columns: ClipColumns | None = None, sources: Path | 
     rows = _read(table, ("file", columns.label, *columns.where))
     by_file = {row["file"]: row["source"] for _, row in _read(sources, ("file", "source"))} if sources else {}
     rows = _chosen(table, rows, columns)
-    _refuse([problem for line, row in rows for problem in _problems(table, line, row, columns.label)])
+    problems = [problem for line, row in rows for problem in _problems(table, line, row, columns.label)]
+    _refuse(problems + _again(table, rows, columns.label))
     return [
         Clip(
             row["file"],
@@ -86,7 +88,8 @@ def read_predictions(table: Path, columns: ClipColumns | None = None) -> list[Cl
     columns = columns or ClipColumns()
     problems: list[str] = []
     results: list[ClipResult] = []
-    for line, row in _chosen(table, _read(table, ("file", columns.label, "probability", *columns.where)), columns):
+    rows = _chosen(table, _read(table, ("file", columns.label, "probability", *columns.where)), columns)
+    for line, row in rows:
         problems += _empty(table, line, row, columns.label)
         try:
             probability = float(row["probability"])
@@ -95,7 +98,7 @@ def read_predictions(table: Path, columns: ClipColumns | None = None) -> list[Cl
         if not 0 <= probability <= 1:
             problems.append(f"{table}:{line}: probability {row['probability']!r} is not 0-1")
         results.append(ClipResult(row["file"], row[columns.label], probability, row.get(columns.source, "")))
-    _refuse(problems)
+    _refuse(problems + _again(table, rows, columns.label))
     return results
 
 
@@ -157,6 +160,20 @@ def _problems(table: Path, line: int, row: Mapping[str, str], label: str) -> lis
 
 def _empty(table: Path, line: int, row: Mapping[str, str], label: str) -> list[str]:
     return [f"{table}:{line}: no {name}" for name in ("file", label) if not row[name]]
+
+
+def _again(table: Path, rows: Iterable[_Row], label: str) -> list[str]:
+    """Files that are listed twice: they would count twice, maybe as two kinds."""
+    first: dict[str, int] = {}
+    found: list[str] = []
+    for line, row in rows:
+        if _empty(table, line, row, label):
+            continue
+        before = first.setdefault(os.path.normpath(table.parent.absolute() / row["file"]), line)
+        if before != line:
+            what = f"{row['file']} is listed in line {before} already (hint: each clip counts once)"
+            found.append(f"{table}:{line}: {what}")
+    return found
 
 
 def action_report(clips: Sequence[ClipResult], service: str, threshold: float = 0.5) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from fakes.plugin import save_recording
 from fakes.replay import walkers
 from test_cli import Shell
 
+from agent.commands import evaluate
 from agent.evaluate.strips import WIDTH_PX
 from agent.overlay import track_colour
 from agent.simulation.export import export_run
@@ -30,7 +32,8 @@ SIZE = (240, 320)
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    monkeypatch.setattr(evaluate, "_LINE_EVERY_S", math.inf)  # else a slow machine tells more
     return Shell(tmp_path)
 
 
@@ -215,6 +218,40 @@ def not_closed(errors: str) -> list[tuple[str, str]]:
     return [(line["model"], line["error"]) for line in lines]
 
 
+def test_a_run_that_fails_leaves_the_earlier_report_as_it_was(shell: Shell) -> None:
+    truth, images, config = pose_set(shell)
+    report = shell.folder / "reports" / "pose.json"
+    arguments = ("evaluate", "pose", "--annotations", truth, "--images", images, "--report", report)
+    assert shell.run(*arguments, "--config", config).returncode == 0
+    before = {file: file.read_bytes() for file in report.parent.rglob("*.*")}
+    assert len(before) == 4, "JSON, page, curves and the worst image"
+    failing = shell.config({"pose": {"estimator": "failing", "options": {"how": "raise", "good": 2}}})
+    assert shell.run(*arguments, "--config", failing).returncode == 1
+    assert {file: file.read_bytes() for file in report.parent.rglob("*.*")} == before
+
+
+def test_images_are_counted_now_and_then_where_no_bar_can_be(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, images, config = pose_set(shell)
+    report = shell.folder / "pose.json"
+    arguments = ("evaluate", "pose", "--annotations", truth, "--images", images, "--config", config, "--report", report)
+    quiet = shell.run(*arguments)
+    monkeypatch.setattr(evaluate, "_LINE_EVERY_S", 0)
+    told = shell.run(*arguments)
+    assert quiet.stderr == ""
+    assert told.stderr.splitlines() == [f"image {number} of {IMAGES}" for number in range(1, IMAGES + 1)]
+    times = re.compile(r"ms_per_image .*")
+    assert times.sub("", told.stdout) == times.sub("", quiet.stdout)
+
+
+def test_bars_without_a_gate_are_refused(shell: Shell) -> None:
+    report = shell.folder / "r.json"
+    short = ("--only", "empty", "--minutes", "0.02", "--poses", "truth")
+    done = shell.run("evaluate", "events", *short, "--bars", "strict", "--report", report)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --bars needs --gate, the file in which they stand\n"
+    assert not report.exists()
+
+
 def test_options_that_come_in_pairs(shell: Shell) -> None:
     done = shell.run(
         "evaluate", "pose", "--annotations", "a.json", "--annotations", "b.json", "--images", "x", "--report", "r.json"
@@ -392,7 +429,8 @@ def test_no_process_of_a_scene_is_left(shell: Shell, ending: str) -> None:
     if ending == "killed":
         assert run.returncode == -signal.SIGKILL
     else:
-        assert (run.returncode, errors) == ((130, "") if ending == "Ctrl-C" else (1, died))
+        stopped = f"stopped at frame 0 of {60 * 60 * 30}; nothing was written\n"
+        assert (run.returncode, errors) == ((130, stopped) if ending == "Ctrl-C" else (1, died))
 
 
 def test_a_model_may_have_another_word_for_what_the_scenes_call_as_the_service(shell: Shell) -> None:

@@ -57,6 +57,20 @@ def test_names_every_bad_line_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    text = "file,label,probability,split\nx.mp4,fight,1,dev\ny.mp4,calm,0,dev\n./x.mp4,calm,0,dev\na/../y.mp4,calm,0,test\n"
+    path = table(tmp_path, text, "x.mp4", "y.mp4", "a/z.mp4")
+    for read in (read_clips, read_predictions):
+        with pytest.raises(DataError) as caught:
+            read(path)
+        assert str(caught.value).splitlines() == [
+            "2 problems",
+            f"  {path}:4: ./x.mp4 is listed in line 2 already (hint: each clip counts once)",
+            f"  {path}:5: a/../y.mp4 is listed in line 3 already (hint: each clip counts once)",
+        ]
+        assert len(read(path, ClipColumns(where={"split": "test"}))) == 1, "lines that do not count do no harm"
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [("", "column"), ("file\nx.mp4\n", "label"), ("file,label\n", "no clips")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 
 from agent.evaluate.action import ClipResult, action_report
 from agent.evaluate.gate import Bar, check
-from agent.evaluate.output import clear_pictures, pictures_of, prepare, write_page, write_report
+from agent.evaluate.output import clear_pictures, drawn_in, new_pictures, pictures_of, prepare, write_report
 from agent.evaluate.pages import cell, table
 from agent.evaluate.strips import FRAMES, WIDTH_PX, StripMaker, save_strip
 from agent.types import NUM_KEYPOINTS, Frame, FrameStamp, People, Tracks
@@ -69,7 +70,8 @@ REPORTS = {"pose": POSE, "tracking": TRACKING, "action": action(), "events": EVE
 @pytest.mark.parametrize("kind", REPORTS)
 def test_a_page_shows_its_figures_and_every_picture_is_there(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "out.json"
-    assert write_page(path, kind, REPORTS[kind]) == ""
+    assert write_report(path, kind, REPORTS[kind]) == ""
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "out.json", "out.md"]
     text = (tmp_path / "out.md").read_text()
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     assert pictures
@@ -86,7 +88,7 @@ def test_a_page_shows_its_figures_and_every_picture_is_there(tmp_path: Path, kin
 def test_equal_reports_make_equal_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        write_page(tmp_path / name / "out.json", "action", action())
+        write_report(tmp_path / name / "out.json", "action", action())
     first, second = (
         {file.relative_to(tmp_path / name): file.read_bytes() for file in (tmp_path / name).rglob("*.*")}
         for name in ("a", "b")
@@ -96,7 +98,7 @@ def test_equal_reports_make_equal_files(tmp_path: Path) -> None:
 
 def test_the_gate_stands_on_top(tmp_path: Path) -> None:
     outcomes = check(action(), {"accuracy": Bar(min=0.9), "recall": Bar(min=0.5)})
-    write_page(tmp_path / "out.json", "action", action(), gate=outcomes)
+    write_report(tmp_path / "out.json", "action", action(), gate=outcomes)
     text = (tmp_path / "out.md").read_text()
     assert "## Release gate: **missed**" in text
     assert "| accuracy | 0.333 | at least 0.9 | **no** |" in text
@@ -104,7 +106,7 @@ def test_the_gate_stands_on_top(tmp_path: Path) -> None:
 
 
 def test_the_worst_clips_come_first_and_bars_in_names_do_not_break_the_table(tmp_path: Path) -> None:
-    write_page(tmp_path / "out.json", "action", action())
+    write_report(tmp_path / "out.json", "action", action())
     rows = [line for line in (tmp_path / "out.md").read_text().splitlines() if ".mp4" in line]
     assert rows == [
         "| d.mp4 | fight | 0.100 | **wrong** |",
@@ -114,7 +116,7 @@ def test_the_worst_clips_come_first_and_bars_in_names_do_not_break_the_table(tmp
 
 
 def test_a_false_alarm_is_shown_with_what_people_did(tmp_path: Path) -> None:
-    write_page(tmp_path / "out.json", "events", EVENTS)
+    write_report(tmp_path / "out.json", "events", EVENTS)
     assert "| fall | hug, sit | fall | 1 | 44.000 |" in (tmp_path / "out.md").read_text()
 
 
@@ -127,9 +129,9 @@ def test_a_report_is_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "out.json"
     prepare(path)
     assert not path.exists()
-    write_report(path, {"AP": 0.5})
-    assert json.loads(path.read_text()) == {"AP": 0.5}
-    assert list(path.parent.iterdir()) == [path]
+    write_report(path, "pose", POSE)
+    assert json.loads(path.read_text()) == POSE
+    assert not list(path.parent.glob("*.partial"))
 
 
 def test_a_place_that_cannot_be_written_is_known_at_the_start(tmp_path: Path) -> None:
@@ -138,12 +140,14 @@ def test_a_place_that_cannot_be_written_is_known_at_the_start(tmp_path: Path) ->
         prepare(tmp_path / "file" / "out.json")
 
 
-@pytest.mark.parametrize("name", ["folder", "folder/.", "page.md", "taken.json"])
+@pytest.mark.parametrize("name", ["folder", "folder/.", "page.md", "taken.json", "half.json", "closed.json"])
 def test_a_report_that_has_no_place_is_known_at_the_start(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "taken").touch()  # where the pictures of taken.json would go
+    (tmp_path / "half.json.pictures.partial").touch()
+    (tmp_path / "closed").symlink_to("/proc")  # nobody writes there
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(OSError, match=r"folder|page\.md|taken"):
+    with pytest.raises(OSError, match=r"folder|page\.md|taken|half|closed"):
         prepare(tmp_path / name)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -151,6 +155,7 @@ def test_a_report_that_has_no_place_is_known_at_the_start(tmp_path: Path, name: 
 @pytest.mark.parametrize(
     ("report", "refused"),
     [
+        ("half.json", "half.json.pictures.partial"),
         ("val.json", "val.json"),  # the annotations
         ("images.json", "images"),
         ("link.json", "link"),
@@ -162,12 +167,13 @@ def test_a_report_that_has_no_place_is_known_at_the_start(tmp_path: Path, name: 
     ],
 )
 def test_what_is_read_is_no_place_for_a_report(tmp_path: Path, report: str, refused: str) -> None:
-    for folder in ("images", "set/of/clips"):
+    for folder in ("images", "set/of/clips", "half.json.pictures.partial"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("val.json", "set/of/clips/a.csv", "notes.md", "notes.json"):
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to("images")
-    read = [tmp_path / name for name in ("val.json", "set/../images", "set/of/clips/a.csv", "notes.md")]
+    names = ("val.json", "set/../images", "set/of/clips/a.csv", "notes.md", "half.json.pictures.partial")
+    read = [tmp_path / name for name in names]
     if not refused:
         prepare(tmp_path / report, read)
         return
@@ -223,6 +229,33 @@ def test_pictures_of_the_last_run_go_and_nothing_else_does(tmp_path: Path) -> No
     clear_pictures(path)
     assert not folder.exists()
     clear_pictures(path)
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to("elsewhere")
+    clear_pictures(path)
+    assert folder.is_dir(), "the link was made for more than one report"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_pictures_wait_until_the_report_is_written(tmp_path: Path, kept: bool) -> None:
+    path = tmp_path / "out.json"
+    write_report(path, "action", action())
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    drawn_in(path).mkdir()
+    (drawn_in(path) / "worst-7.jpg").touch()  # of a run that was killed
+    strip = drawn_in(path) / "worst-1.jpg"
+    with contextlib.suppress(KeyboardInterrupt), new_pictures(path):
+        save_strip(strip, np.zeros((9, 9, 3), np.uint8))
+        assert {file: file.read_bytes() for file in before} == before
+        if not kept:
+            raise KeyboardInterrupt
+        write_report(path, "events", EVENTS, extra={"The worst": strip})
+    assert not drawn_in(path).exists()
+    if kept:
+        names = ["delays.png", "timelines.png", "worst-1.jpg"]
+        assert sorted(file.name for file in pictures_of(path).iterdir()) == names, "not those of the earlier report"
+        assert "![The worst](out/worst-1.jpg)" in path.with_suffix(".md").read_text()
+    else:
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
 
 
 # --- strips -----------------------------------------------------------------------------------------------------------
