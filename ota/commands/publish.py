@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """0: out; warnings about offline signatures that will expire go to stderr. 1: they have expired."""
+    """0: out; warnings about offline signatures that will expire go to stderr. 1: they have expired, or keys are missing for a renewal."""
     from ota.release.publish import publish, renew
     from ota.release.repository import Layout, Repository
 
@@ -46,4 +46,4 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
         print(f"{repository.folder}: fresh enough, nothing was signed")
     for warning in done.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return 1 if done.expired else 0
+    return 1 if done.expired or done.unable else 0

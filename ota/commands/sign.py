@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from ota.commands.keys import tell
     from ota.release.pack import Wishes
     from ota.release.roots import add_signatures
-    from ota.release.targets import add_release, renew_targets, withdraw
+    from ota.release.targets import add_release, renew_targets, slots, withdraw
 
     repository, signing = repository_of(args), signing_of(args, env)
     if args.staged:
@@ -74,9 +75,14 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
             minimum,
             args.allow_custom_ops,
         )
+        known = slots(repository)
         packed, one = add_release(repository, signing, args.source, wishes, again=args.again)
         release = packed.release
         print(f"{release.path}: {release.title} for {release.slot}, number {release.number}, {packed.length:,} bytes")
+        if args.slot and known and release.slot not in known:  # a service that is new, or mistyped
+            told = f"{release.slot} is new to the list, which has {', '.join(sorted(known))}"
+            hint = f"a slip? `recognizer-fleet sign --withdraw {release.path}`"
+            print(f"warning: {told} (hint: {hint})", file=sys.stderr)
         staged = [one]
     tell(repository, staged)
     return 0

@@ -26,8 +26,8 @@ class Pin:
 
     @classmethod
     def beside(cls, keys: Sequence[Path]) -> Pin:
-        """keys: files and folders, as they were named; the first folder counts."""
-        folders = [place if place.is_dir() else place.parent for place in keys]
+        """keys: files and folders, as they were named; the first folder counts. One that is not there yet is a folder to be made."""
+        folders = [place.parent if place.is_file() else place for place in keys]
         return cls(folders[0] if folders else None)
 
     def read(self) -> Metadata[Root] | None:

@@ -25,11 +25,13 @@ WARN = timedelta(days=30)
 
 @dataclass(slots=True)
 class Published:
-    """What was done. written: files in the order of their writing; warnings: what will stop updates soon; expired: or has."""
+    """What was done. written: files in the order of their writing; warnings: what will stop updates soon; expired: or has;
+    unable: the keys here are too few for the next renewal."""
 
     written: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     expired: bool = False
+    unable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def renew(repository: Repository, signing: Signing) -> Published:
         if snapshot is not state.snapshot or stale:
             _put(repository, _timestamp(repository, signing, state, state.root, snapshot), done)
         _warn(done, state.root, state.targets, signing.now)
+        _warn_of_keys(done, state.root, signing)
         return done
 
 
@@ -239,3 +242,17 @@ def _warn(done: Published, root: Metadata[Root], targets: Metadata[Targets], now
             done.warnings.append(f"{role} has EXPIRED on {expires:%Y-%m-%d}: no device takes updates (hint: {hint})")
         elif left < WARN:
             done.warnings.append(f"{role} expires on {expires:%Y-%m-%d}, in {left.days} days (hint: {hint})")
+
+
+def _warn_of_keys(done: Published, root: Metadata[Root], signing: Signing) -> None:
+    """Said at once, not only when there is something to sign: after a rotation the timer may still have the old keys."""
+    here = {public.keyid for public in signing.ring.publics}
+    for role in ("snapshot", "timestamp"):
+        named = root.signed.roles[role]
+        if len(here.intersection(named.keyids)) < named.threshold:
+            done.unable = True
+            wanted = ", ".join(keyid[:8] for keyid in named.keyids)
+            done.warnings.append(
+                f"{role} cannot be renewed: too few of its keys are here, needs {named.threshold} of {wanted}"
+                " (hint: was it rotated? bring the new key here)"
+            )

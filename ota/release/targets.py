@@ -11,7 +11,7 @@ from tuf.api.metadata import Metadata, TargetFile, Targets
 from agent.errors import DataError
 from ota.release.files import copy_durably
 from ota.release.pack import Packed, Wishes, pack
-from ota.release.repository import NUMBERS, Repository, Signing, custom_of, numbers
+from ota.release.repository import NUMBERS, Repository, Signing, custom_of, numbers, release_of
 from ota.release.roots import Staged, newest_root, next_targets, staged_targets
 
 
@@ -41,6 +41,11 @@ def add_release(
         }
         copy_durably(packed.file, repository.staged.target_file(info))
     return packed, _stage(repository, signing, targets)
+
+
+def slots(repository: Repository) -> set[str]:
+    """Those that something on the list is for, staged or published. Raises TrustError, DataError."""
+    return {release_of(info).slot for info in next_targets(repository).signed.targets.values()}
 
 
 def withdraw(repository: Repository, signing: Signing, paths: Sequence[str]) -> Staged:

@@ -148,6 +148,14 @@ def test_credentials_in_text_are_masked(text: str, masked: str) -> None:
         "mqtt.password: unknown key (hint: did you mean 'password_file'?)", "secret: required key is missing",
         "mqtt.password_file: cannot read the password: [Errno 13] Permission denied: '/x'",
         "mqtt.password: the environment variable PW is not set", "passphrase: must not be empty", "api_key: not a valid value",
+        "update.token_file: /etc/fleet-token: others can read or write it (mode 0644) (hint: chmod 600 /etc/fleet-token)",
+        "--token-file: newdata/admin-token: No such file or directory", "--token-file: box-1.token: Permission denied (hint: x)",
+        "gateway_token_file: gateway-token: [Errno 2] No such file or directory: 'gateway-token'", "a/token: Is a directory",
+        "gateway_token_file: /etc/token: shorter than 32 characters", "update.token_file: t/token: it belongs to another user",
+        "/etc/token: not a file", "/etc/token: not plain text", "/etc/token: larger than 4096 bytes", "x/token: holds no token",
+        "update.token_file: /etc/token: empty, or more than one word", "/keys/passphrase: should hold one line, the passphrase",
+        "/etc/mqtt-password: others can read or write it (mode 0640)", "/etc/pager-secret: a secret starts with 'whsec_'",
+        "/etc/pager-secret: what follows 'whsec_' is not base64", "/etc/secret: expected 24 to 64 bytes in base64, got 3",
     ],
 )  # fmt: skip
 def test_what_a_message_says_of_a_password_can_be_read(text: str) -> None:
@@ -171,6 +179,14 @@ def test_what_a_message_says_of_a_password_can_be_read(text: str) -> None:
         ("http://cam/s?password=not&w=1", "http://cam/s?password=***&w=1"),
         ("postgresql://u:not@db/fleet host=db password=required", "postgresql://***@db/fleet host=db password=***"),
         ("password: not set: hunter2, password: hunter2", "password: not set: hunter2, password: ***"),
+        ("fleet-token: hunter2", "fleet-token: ***"),
+        ("X-Auth-Token: others", "X-Auth-Token: ***"),
+        ("/etc/fleet-token: hunter2 is in it", "/etc/fleet-token: *** is in it"),
+        ("/etc/fleet-token: others-can-read", "/etc/fleet-token: ***"),
+        ("/update/token: correct horse battery", "/update/token: *** horse battery"),
+        ("token: no horse, token: a secret", "token: *** horse, token: *** secret"),
+        ("token:permission denied", "token:*** denied"),
+        ("/etc/token: not a file, token: hunter2", "/etc/token: not a file, token: ***"),
     ],
 )
 def test_what_may_be_a_password_is_masked_beside_prose(text: str, masked: str) -> None:
