@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.config.delivery import CommandsConfig, OutboxConfig
-from agent.errors import StorageFullError
+from agent.errors import StorageError, StorageFullError
 from agent.outbox.audit import refused_id, select_commands
 from agent.outbox.history import EventQuery
 from agent.outbox.store import OutboxStore
@@ -172,12 +172,19 @@ async def test_a_database_that_is_replaced_while_running_has_places_for_the_sink
     async with opened(path) as store:
         await store.keep_sinks(["pager"])
         await store.put(message())
-        store._writer._close()  # as after an I/O error; nothing else runs on the store's thread now
+        with pytest.raises(StorageError):
+            await store._ask(lambda _: _lose(store))
         path.write_bytes(b"SQLite format 3\x00" + b"\xff" * 5000)
         path.with_name("events.db-wal").unlink(missing_ok=True)
         number = await store.put(message())
         assert store.report.set_aside is not None
         assert number in await numbers(store, "pager")
+
+
+def _lose(store: OutboxStore) -> None:
+    """As after an I/O error, on the store's own thread."""
+    store._writer._close()
+    raise sqlite3.OperationalError("disk I/O error")
 
 
 # --- sent again on request --------------------------------------------------------------------------------------------
