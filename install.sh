@@ -237,6 +237,10 @@ owned() { # INSTALL_ARGS...: `install` that sets owners only on a real system
   if [ -n "$root" ]; then install "$@"; else install -o root -g "$owner" "$@"; fi
 }
 
+as_service() { # COMMAND...: as the service's user, who owns its tokens and keys, on a real system
+  if [ -n "$root" ]; then "$@"; else runuser -u "$account" -- "$@"; fi
+}
+
 version_of_checkout() { sed -n 's/^version = "\(.*\)"$/\1/p' "$HERE/pyproject.toml" | head -n 1; }
 
 build_version() { # DIR: a complete environment with $program; nothing outside DIR changes
@@ -308,7 +312,8 @@ export_variables() { # FILE: as EnvironmentFile= reads it, but for backslashes a
 check_configuration() ( # DIR: with the variables that the service will have; a subshell, so that they end here
   export_variables "$etc/$kind.env"
   if [ "$kind" = fleet ]; then
-    "$1/bin/recognizer-fleet" serve --config "$etc/fleet.yaml" --check >&2
+    if [ -d "/run/credentials/$unit" ]; then export CREDENTIALS_DIRECTORY="/run/credentials/$unit"; fi # while it runs
+    as_service "$1/bin/recognizer-fleet" serve --config "$etc/fleet.yaml" --check >&2
   else
     "$1/bin/recognizer-agent" check-config "$etc/agent.yaml" >&2
   fi
@@ -409,11 +414,11 @@ cmd_service() {
   partial=$opt/versions/$new
   trap 'rm -rf "$partial" ${scratch:+"$scratch"}; note "not installed; what was installed before is untouched"' EXIT
   build_version "$partial"
+  finish_version "$partial"
   install_configuration
   say "checking $etc/$kind.yaml against this version"
   check_configuration "$partial" \
     || die "the configuration does not fit this version; ${old:-nothing} stays installed. Mend the lines above and run again." 78
-  finish_version "$partial"
   if [ -n "$root" ]; then mkdir -p "$state"; else
     install -d -o "$account" -g "$account" -m "$state_mode" "$state"
   fi

@@ -15,7 +15,7 @@ from agent.cli import run_command
 from agent.config.schema import LogConfig
 from agent.observe.logging import configure_logging
 
-COMMANDS = ("keys", "sign", "publish", "serve", "rollout", "devices")
+COMMANDS = ("keys", "sign", "publish", "serve", "rollout", "devices", "users")
 """Modules of `ota.commands`. Each has `add_parser(commands)`, which imports nothing heavy, and `run(args, env) -> exit code`."""
 
 

@@ -1,6 +1,7 @@
 """`recognizer-agent ota status|rollback|check`: beside a running agent or without one.
 
-A running agent is asked by a file in its state folder and does it itself; without one the journal is written here.
+A running agent is asked by a file in its state folder and does it itself, and it alone knows how the fleet server takes it; without one
+the journal is written here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from agent import __version__
 from agent.cli import EXIT_FAILED, EXIT_GOOD
-from agent.commands.output import add_plain, table_console
+from agent.commands.output import add_plain, table_console, visible
 from agent.config.load import load_config
 from agent.errors import StorageError
 from agent.update.boot import JOURNAL
@@ -33,14 +34,16 @@ from agent.update.trials import Refusal
 _WAIT_S = 60.0
 _DONE_S = 3600.0
 """For an agent that is at it: a model may need an engine built first."""
+_SERVER_S = 5.0
 _FOLDER = "updates"
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     """What the arguments ask for. Raises ConfigError, StorageError."""
-    root = load_config(args.config, env=env).state_dir / _FOLDER
+    config = load_config(args.config, env=env)
+    root = config.state_dir / _FOLDER
     if args.what == "status":
-        return _status(root, args.limit, as_json=args.json)
+        return _status(_look(root, args.limit, enabled=config.update.enabled), as_json=args.json)
     return _say(_roll_back(root, args.slot) if args.what == "rollback" else _check(root), as_json=args.json)
 
 
@@ -57,12 +60,14 @@ def _say(answer: Answer, *, as_json: bool) -> int:
 # --- status -----------------------------------------------------------------------------------------------------------
 
 
-def _status(root: Path, limit: int, *, as_json: bool) -> int:
-    document = _look(root, limit)
+def _status(document: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(document))
         return EXIT_GOOD
     print(f"agent {document['agent']}{'' if document['running'] else ', not running'}")
+    if server := document["server"]:
+        told = f"{server['state']}: {server['detail']}" if server["detail"] else server["state"]
+        print(f"server: {visible(told)}; last good answer: {server['polled'] or 'none since the start'}")
     console = table_console()
     if not document["versions"]:
         print("every slot has what the configuration names")
@@ -82,9 +87,12 @@ def _status(root: Path, limit: int, *, as_json: bool) -> int:
     return EXIT_GOOD
 
 
-def _look(root: Path, limit: int) -> dict[str, Any]:
+def _look(root: Path, limit: int, *, enabled: bool) -> dict[str, Any]:
+    """server: as the agent that runs has it; None where none does, or it does not say."""
+    running = _is_running(root)
     document: dict[str, Any] = {
-        "agent": __version__, "running": _is_running(root), "versions": {}, "actions": [], "waiting_feedback": 0,
+        "agent": __version__, "running": running, "server": _server(root) if running and enabled else None,
+        "versions": {}, "actions": [], "waiting_feedback": 0,
     }  # fmt: skip
     if (root / JOURNAL).exists():
         with closing(Journal.open_to_read(root / JOURNAL)) as journal:
@@ -92,6 +100,13 @@ def _look(root: Path, limit: int) -> dict[str, Any]:
             document["actions"] = [action_document(one) for one in journal.recent(limit)]
             document["waiting_feedback"] = len(journal.waiting())
     return document
+
+
+def _server(root: Path) -> Any:
+    try:
+        return json.loads(RequestFolder(root / "requests").ask(Request("server", "", _who()), _SERVER_S).text)
+    except (StorageError, ValueError):
+        return None
 
 
 def _is_running(root: Path) -> bool:

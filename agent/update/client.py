@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +22,7 @@ from agent.update.orders import Orders
 from agent.update.parts import Parts, Progress
 from agent.update.records import Action, Serving
 from agent.update.requests import Answer, Request, RequestFolder
-from agent.update.state import ServerView, state_document
+from agent.update.state import ServerView, server_document, state_document
 from agent.update.trials import Refusal
 from agent.update.worker import Worker
 
@@ -87,9 +88,12 @@ class UpdateClient:
     def state(self) -> dict[str, Any]:
         """`ota/state` of this moment."""
         action = self._worker.action
-        view = self._contact.view if self._contact is not None else ServerView("off")
         progress = self._progress if action is not None else None
-        return state_document(action or self._last, progress, self.slots, view, datetime.now(UTC))
+        return state_document(action or self._last, progress, self.slots, self._view, datetime.now(UTC))
+
+    @property
+    def _view(self) -> ServerView:
+        return self._contact.view if self._contact is not None else ServerView("off")
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
@@ -139,13 +143,25 @@ class UpdateClient:
             await asyncio.to_thread(self._requests.answer, name, answer)
 
     async def _answer(self, request: Request) -> Answer:
+        if request.what == "server":
+            return Answer(True, json.dumps(server_document(self._view)))
         if request.what == "check":
-            asked = self.check()
-            return Answer(asked, "asking the server now" if asked else "no server is configured")
+            return await self._checked()
         try:
             return Answer(True, await self.roll_back(request.slot, request.by or "the command line"))
         except RecognizerError as error:
             return Answer(False, str(error))
+
+    async def _checked(self) -> Answer:
+        if self._contact is None:
+            return Answer(False, "no server is configured")
+        try:
+            view = await self._contact.checked()
+        except TimeoutError:
+            return Answer(False, "the server is asked, and has not answered yet (hint: `ota status`)")
+        if view.state == "ok":
+            return Answer(True, "the server has answered")
+        return Answer(False, f"{view.state}: {view.detail}")
 
     async def _until_ended(self, action: Action) -> None:
         """It has its end and is being tidied up. Raises StorageError after a while."""

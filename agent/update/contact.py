@@ -31,6 +31,8 @@ _MOST_PROGRESS = 200
 """Words about the progress of one action: servers count them."""
 _LOOK_S = 30.0
 """While we are not let in: between two looks whether tokens and certificates were renewed."""
+_CHECK_S = 45.0
+"""For what comes of being asked now: a connection that does not come about is given up before."""
 Connect = Callable[[], AbstractAsyncContextManager[DdiClient]]
 """Reads tokens and certificates. Raises ConfigError."""
 
@@ -45,6 +47,7 @@ class Contact:
         self._tell = tell
         self._random = random.Random()  # noqa: S311 - jitter, no secret
         self._kick = asyncio.Event()
+        self._seen = asyncio.Event()
         self._sleep_s = _DEFAULT_SLEEP_S
         self._next_poll_s = 0.0
         self._failures = 0
@@ -63,6 +66,14 @@ class Contact:
         self._next_poll_s = 0.0
         self._failures = 0
         self._kick.set()
+
+    async def checked(self) -> ServerView:
+        """Ask the server now; how it takes us then. Raises TimeoutError."""
+        self._seen.clear()
+        self.check()
+        async with asyncio.timeout(_CHECK_S):
+            await self._seen.wait()
+        return self.view
 
     async def run(self) -> None:
         """Never returns. Raises StorageError."""
@@ -234,6 +245,7 @@ class Contact:
         self.view = ServerView(state, detail, polled_us)  # type: ignore[arg-type]  # one of the words above
         if changed and state != "ok":
             _log.warning("update_server", state=state, detail=detail)
+        self._seen.set()
         self._tell(self.view)
 
 

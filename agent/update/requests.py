@@ -14,19 +14,19 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from agent.durable import give, sync
 from agent.errors import StorageError
 
-What = Literal["rollback", "check"]
+What = Literal["rollback", "check", "server"]
 _MAX_AGE_S = 60.0
 _MAX_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """what: to do; slot: of a rollback; by: who wants it."""
+    """what: to do (server: say how the fleet server takes us, as JSON); slot: of a rollback; by: who wants it."""
 
     what: What
     slot: str = ""
@@ -116,9 +116,7 @@ def _request(file: Path) -> Request:
     if time.time() - status.st_mtime > _MAX_AGE_S or status.st_size > _MAX_BYTES:
         raise ValueError("too old, or too large")
     request = Request(**json.loads(file.read_bytes()))
-    if request.what not in {"rollback", "check"} or not all(
-        isinstance(part, str) for part in (request.slot, request.by)
-    ):
+    if request.what not in get_args(What) or not all(isinstance(part, str) for part in (request.slot, request.by)):
         raise ValueError("no request")
     return request
 

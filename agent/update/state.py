@@ -39,11 +39,16 @@ def state_document(
         "detail": (progress.waiting or progress.text) if progress else (action.text if action else ""),
         "waiting": bool(progress and progress.waiting),
         "versions": {slot: serving_document(one) for slot, one in slots.items()},
-        "server": {
-            "state": server.state,
-            "detail": server.detail,
-            "polled": _time(server.polled_us) if server.polled_us else None,
-        },
+        "server": server_document(server),
+    }
+
+
+def server_document(server: ServerView) -> dict[str, Any]:
+    """polled: when it last gave a good answer, null: not since the start."""
+    return {
+        "state": server.state,
+        "detail": server.detail,
+        "polled": _time(server.polled_us) if server.polled_us else None,
     }
 
 

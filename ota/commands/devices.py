@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     assign.add_argument("--forced", action="store_true", help="not only in its maintenance window")
     assign.add_argument("--confirm", action="store_true", help="somebody at the device has to agree")
     for kind in (add, token):
-        kind.add_argument(
-            "--token-out", type=Path, metavar="FILE", help="write the token there (mode 0600), print nothing"
-        )
+        token_option(kind)
     for kind in kinds.choices.values():
         remote_options(kind)
+
+
+def token_option(parser: argparse.ArgumentParser) -> None:
+    """`--token-out`"""
+    parser.add_argument(
+        "--token-out", type=Path, metavar="FILE", help="write the token there (mode 0600), print nothing"
+    )
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
@@ -46,18 +51,18 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
 
     remote = remote_of(args, env)
     if args.what == "list":
-        _print(args, remote.all_of("/devices", "devices", filter=args.filter), _list_table)
+        present(args, remote.all_of("/devices", "devices", filter=args.filter), _list_table)
         return 0
     path = f"/devices/{part(args.device)}"
     if args.what == "show":
-        _print(args, remote.get(path), _one_table)
+        present(args, remote.get(path), _one_table)
     elif args.what == "remove":
         remote.ask("DELETE", path)
-        _print(args, {"id": args.device}, lambda _: [f"{args.device} is forgotten"])
+        present(args, {"id": args.device}, lambda _: [f"{args.device} is forgotten"])
     elif args.what == "assign":
         _assign(remote, args, path)
     else:
-        _token(remote, args, path)
+        hand_over(args, lambda: _new_token(remote, args, path), args.device)
     return 0
 
 
@@ -66,22 +71,22 @@ def _assign(remote: Remote, args: argparse.Namespace, path: str) -> None:
 
     body = {"release": release_id(remote, args.release), "forced": args.forced, "confirm": args.confirm}
     action = remote.ask("POST", f"{path}/actions", body)
-    _print(args, action, lambda found: [f"{found['device']} is to install {found['title']} (action {found['id']})"])
+    present(args, action, lambda found: [f"{found['device']} is to install {found['title']} (action {found['id']})"])
 
 
-def _token(remote: Remote, args: argparse.Namespace, path: str) -> None:
-    """Of a new device, or a new one of a known device."""
+def hand_over(args: argparse.Namespace, ask: Callable[[], Any], whose: str) -> None:
+    """The token that the server says once, as `token_option` asks for it."""
     if args.token_out is None:
-        _print(args, _new_token(remote, args, path), lambda one: [one["token"]])
+        present(args, ask(), lambda one: [one["token"]])
         return
     from ota.server.tokens import secret_file
 
     if args.token_out.exists():
         raise FileExistsError(17, "it is there already", str(args.token_out))
     with secret_file(args.token_out) as file:  # first: the server says the token this once
-        found = _new_token(remote, args, path)
+        found = ask()
         file.write(found.pop("token") + "\n")
-    _print(args, found, lambda one: [f"{one['id']}: its token is in {args.token_out}"])
+    present(args, found, lambda _: [f"{whose}: its token is in {args.token_out}"])
 
 
 def _new_token(remote: Remote, args: argparse.Namespace, path: str) -> Any:
@@ -90,7 +95,8 @@ def _new_token(remote: Remote, args: argparse.Namespace, path: str) -> Any:
     return remote.ask("POST", f"{path}/token")
 
 
-def _print(args: argparse.Namespace, found: Any, draw: Any) -> None:
+def present(args: argparse.Namespace, found: Any, draw: Any) -> None:
+    """As JSON, or as `draw` makes it: tables, and lines without markup."""
     from agent.commands.output import print_json, table_console
 
     if args.json:

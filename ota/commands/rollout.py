@@ -92,8 +92,19 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     if args.what == "show":
         return _show(remote, args)
     body = {name: getattr(args, name) for name in ("accept", "roll_back") if hasattr(args, name)}
+    if body.get("roll_back"):
+        _warn_of_those_who_stay(remote.get(f"/rollouts/{args.rollout}"))
     _print(args, remote.ask("POST", f"/rollouts/{args.rollout}/{args.what}", body or None), _one_table)
     return 0
+
+
+def _warn_of_those_who_stay(rollout: dict[str, Any]) -> None:
+    """Before anything happens: after a first release there is nothing that the server could send back."""
+    counts = [group["counts"] for group in rollout["groups"]]
+    if stay := sum(one["rooted"] for one in counts):
+        well = sum(one["succeeded"] for one in counts)
+        told = f"warning: of {well} devices that got it {stay} have no way back, and stay as they are"
+        print(told, file=sys.stderr, flush=True)
 
 
 # --- create -----------------------------------------------------------------------------------------------------------
@@ -200,7 +211,8 @@ def _print(args: argparse.Namespace, found: Any, draw: Any) -> None:
 def _sentence(preview: dict[str, Any]) -> str:
     parts = [f"{group['devices']} in {group['name']}" for group in preview["groups"]]
     told = f"{preview['matched']} devices match, {preview['devices']} would get it ({', '.join(parts)})"
-    for number, text in ((preview["already"], "run it already"), (preview["newer"], "run something newer")):
+    others = ((preview["already"], "run it already"), (preview["newer"], "run something newer"))
+    for number, text in (*others, (preview["lacking"], "report no such slot")):
         told += f"; {number} {text}" if number else ""
     for name, number in preview["busy"].items():
         told += f"; {number} are in rollout {name}, which has not ended"
@@ -240,6 +252,9 @@ def _one_table(rollout: dict[str, Any]) -> list[Table | str]:
         f"[bold]{rollout['id']} {escape(rollout['name'])}[/] is [bold]{rollout['state']}[/]{reason}",
         f"{_title(rollout)} for {rollout['release']['slot']}; {escape(rollout['filter']) or 'all devices'}",
     ]
+    if rollout["state"] == "ready":
+        by_itself = f", or for {rollout['next'][:19]} UTC" if rollout["next"] else ""
+        lines.append(f"waits for `recognizer-fleet rollout start {rollout['id']}`{by_itself}")
     if rollout["waits_for_approval"]:
         lines.append(f"group {escape(rollout['waits_for_approval'])} waits for approval")
     table = Table(

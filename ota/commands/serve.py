@@ -31,7 +31,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of this server")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its PEM key")
     parser.add_argument("--client-ca", type=Path, metavar="FILE", help="who signs the certificates of devices")
-    parser.add_argument("--check", action="store_true", help="only look at the settings; 78 when they are wrong")
+    parser.add_argument(
+        "--check", action="store_true", help="only look at the settings and what they name; 78 when they are wrong"
+    )
     parser.add_argument("--polling", metavar="HH:MM:SS", help="how often devices ask (default 00:00:30)")
 
 
@@ -45,10 +47,11 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     from ota.server.settings import load_settings
 
     given = load_settings(args.config, options_of(args), env=env)
-    if args.check:
-        return 0
-    from ota.server.run import serve  # heavy: what is wrong with the settings is said before
+    from ota.server.run import check, serve  # heavy: what is wrong with the settings is said before
 
+    if args.check:
+        check(given, env)
+        return 0
     configure_logging(LogConfig.model_validate({"level": given.log_level}))
     os.umask(0o077)  # tokens and what they open are nobody else's
     return run_loop(lambda: serve(given, env))

@@ -149,7 +149,7 @@ def require_published(repository: Repository) -> State:
     """What clients see. Raises DataError when that is nothing."""
     state = repository.published()
     if state is None:
-        hint = "`recognizer-fleet keys ceremony`, then `publish`"
+        hint = "`recognizer-fleet keys ceremony`, then `publish`; or bring metadata/ here from where it is published"
         raise DataError(f"{repository.folder}: nothing is published there yet (hint: {hint})")
     return state
 

@@ -5,6 +5,7 @@
                             pause, error │   │ resume          abort: from each of these
                                          ▼   │
       rolled_back ◀── rolling_back ◀── paused / running  ──abort──▶ aborted
+                           └─────────── nobody could ────────────────▲
 
 It decides on numbers of devices, never on single ones: the driver knows which device waits and which is open, and each decision can
 be carried out in part, and again, without harm.
@@ -272,7 +273,17 @@ def _roll_back(rollout: Rollout) -> list[Decision]:
             done.append(GoBack(index))
     if done or any(group.tally.unsettled for group in rollout.groups):
         return done
-    return [SetState(State.ROLLED_BACK, summary(rollout.groups))]
+    return [_gone_back(rollout.groups)]
+
+
+def _gone_back(groups: Sequence[Group]) -> SetState:
+    """The end of a roll-back; it is not called one where nobody that should have gone back did."""
+    back = [group.tally for group in groups if group.stage in BACK]
+    if not any(tally.rooted or tally.stuck for tally in back):
+        return SetState(State.ROLLED_BACK, summary(groups))
+    if any(tally.returned for tally in back):
+        return SetState(State.ROLLED_BACK, f"not everybody went back: {summary(groups)}")
+    return SetState(State.ABORTED, f"nobody went back: {summary(groups)}")
 
 
 def summary(groups: Sequence[Group]) -> str:

@@ -24,7 +24,8 @@ class Choice:
     """What a filter and a plan make of the fleet.
 
     matched: devices that the filter takes; already: those of them that run the release; newer: that run one with a higher number, which
-    no device leaves; busy: that are in another rollout of the slot, by its name; members: device ids of each group.
+    no device leaves; busy: that are in another rollout of the slot, by its name; members: device ids of each group; lacking: devices
+    that the filter takes and that say what serves their slots, this one not among them.
     """
 
     matched: int
@@ -32,6 +33,7 @@ class Choice:
     newer: int
     busy: Mapping[str, int] = field(default_factory=dict)
     members: Sequence[Sequence[int]] = ()
+    lacking: int = 0
 
     @property
     def total(self) -> int:
@@ -134,7 +136,8 @@ def choose(
     busy = records.taken(connection, [device_id for device_id, _ in due.values()], release.slot, but=but)
     shared = groups.assign(plan.groups, {name: fields for name, (_, fields) in due.items()}, release.target)
     members = [[due[name][0] for name in group] for group in shared]
-    return Choice(len(chosen), already, newer, _count(busy.values()), members)
+    lacking = sum(reported.lacks(device.attributes, release.slot) for device, _ in chosen)
+    return Choice(len(chosen), already, newer, _count(busy.values()), members, lacking)
 
 
 def _signed_anew_since(device: Device, release: ReleaseRow) -> bool:

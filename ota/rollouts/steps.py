@@ -76,7 +76,7 @@ def carry_out(
             case Begin():
                 changes.append(_begin(connection, stored, moment))
             case SetState(state, detail):
-                if state is State.ROLLED_BACK and stored.reason:  # how it ended, and still why
+                if stored.rollout.state is State.ROLLING_BACK and by == SERVER:  # how it ended, and still why
                     detail = f"{stored.reason}; {detail}"
                 _set_state(connection, stored, state, detail, moment)
                 changes.append(Change(stored.id, stored.name, state, detail))

@@ -69,18 +69,22 @@ class _FolderFetcher(FetcherInterface):
                 yield piece
 
 
-def pinned_root(data: Path, repository: Path, given: Path | None) -> bytes:
-    """The root that is trusted: `given`, else the one of the first start, which was the repository's own first. Raises ConfigError."""
+def pinned_root(data: Path, repository: Path, given: Path | None, *, pin: bool = True) -> bytes:
+    """The root that is trusted: `given`, else the one of the first start, which was the repository's own first. pin: keep it from then
+    on. Raises ConfigError."""
     pinned = data / "root.json"
     source = given or (pinned if pinned.exists() else repository / "metadata" / "1.root.json")
     try:
         root = source.read_bytes()
-        if source is not given and source != pinned:
+        if pin and source is not given and source != pinned:
             _log.warning("repository_root_pinned", file=str(source), sha256=hashlib.sha256(root).hexdigest())
             write_durably(pinned, root)
     except OSError as error:
         hint = "make the repository first (recognizer-fleet keys, publish), or name a root.json with `root`"
-        raise ConfigError([ConfigProblem(f"{source}: {error.strerror}", path="repository", hint=hint)]) from error
+        if given is not None:
+            hint = "metadata/1.root.json of the repository, or a later one"
+        path = "repository" if given is None else "root"
+        raise ConfigError([ConfigProblem(f"{source}: {error.strerror}", path=path, hint=hint)]) from error
     return root
 
 

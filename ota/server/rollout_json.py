@@ -30,7 +30,7 @@ def rollout_json(stored: Stored) -> dict[str, Any]:
 
 
 def choice_json(choice: Choice, plan: Plan) -> dict[str, Any]:
-    """matched: by the filter; devices: of them, who would get the release; needed, limit: as of a rollout's groups."""
+    """matched: by the filter; devices: of them, who would get the release; lacking: as of a choice; needed, limit: as of a rollout's groups."""
     groups = [
         {
             "name": group.name, "devices": len(ids), "needed": engine.needed(group, len(ids)),
@@ -40,7 +40,7 @@ def choice_json(choice: Choice, plan: Plan) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "matched": choice.matched, "already": choice.already, "newer": choice.newer, "busy": dict(choice.busy),
-        "devices": choice.total, "groups": groups,
+        "lacking": choice.lacking, "devices": choice.total, "groups": groups,
     }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from ota.server.settings import ServerSettings
 from ota.server.tls import ServerTls
 from ota.server.tokens import MIN_LENGTH, hash_of, new_token, write_secret
 from ota.store import action_ids, audit, settings, users
+from ota.store.engines import open_backend
 from ota.store.rows import Entry, Role
 from ota.store.store import Store, open_store
 
@@ -103,6 +104,17 @@ async def _watch(services: Services, notifier: Notifier, stop: asyncio.Event) ->
                 notifier.watchdog()
     finally:
         stopping.cancel()
+
+
+def check(given: ServerSettings, env: Mapping[str, str]) -> None:
+    """Open what the settings name, as a start does, but for the database, and change nothing. Raises ConfigError."""
+    open_backend(given.database_url)
+    if given.tls is not None:
+        ServerTls(given.tls, credentials_of(env))
+    if given.gateway_token_file is not None:
+        _gateway_token(given.gateway_token_file, env)
+    if given.repository is not None:
+        pinned_root(given.data, given.repository, given.root, pin=False)
 
 
 @asynccontextmanager
@@ -183,18 +195,23 @@ async def _gateway_hash(store: Store, given: ServerSettings, env: Mapping[str, s
     if given.gateway_token_file is None:
         found = await store.read(settings.get, GATEWAY)
         return str(found) if found is not None else None
-    path = given.gateway_token_file
+    return hash_of(_gateway_token(given.gateway_token_file, env))
+
+
+def _gateway_token(path: Path, env: Mapping[str, str]) -> str:
+    """Raises ConfigError."""
+    make = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
     try:
         token = read_private(path, credentials_of(env))
     except (OSError, ValueError) as error:
-        hint = f"chmod 600 {path}; owned by the server's user"
-        raise ConfigError([ConfigProblem(f"{path}: {error}", path="gateway_token_file", hint=hint)]) from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        hint = make if isinstance(error, FileNotFoundError) else f"chmod 600 {path}; owned by the server's user"
+        raise ConfigError([ConfigProblem(f"{path}: {why}", path="gateway_token_file", hint=hint)]) from error
     if len(token) < MIN_LENGTH:
-        hint = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
         raise ConfigError(
-            [ConfigProblem(f"{path}: shorter than {MIN_LENGTH} characters", path="gateway_token_file", hint=hint)]
+            [ConfigProblem(f"{path}: shorter than {MIN_LENGTH} characters", path="gateway_token_file", hint=make)]
         )
-    return hash_of(token)
+    return token
 
 
 def _raise_file_limit() -> None:

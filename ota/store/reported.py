@@ -31,6 +31,12 @@ def number(attributes: Mapping[str, str], slot: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else None
 
 
+def lacks(attributes: Mapping[str, str], slot: str) -> bool:
+    """Whether the device says what serves its slots, and `slot` is none of them. A configuration goes to any device."""
+    tells = _AGENT in attributes and any(key.startswith("model.") for key in attributes)
+    return tells and slot != "configuration" and f"model.{slot.replace('/', '-', 1)}" not in attributes
+
+
 def note(connection: Connection, device_id: int, attributes: Mapping[str, str], *, whole: bool, now_ms: int) -> None:
     """Bring what is known to be installed in line. whole: this is all that the device has to say, so that what it does not name is gone."""
     said = {slot: title for slot, title in titles(attributes).items() if number(attributes, slot) is not None}

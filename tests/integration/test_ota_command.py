@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fakes.ddi_server import TOKEN
 from fakes.update_world import Device, World, until, world
 
 from agent.cli import main
@@ -92,8 +93,8 @@ async def test_an_agent_that_runs_does_it_itself(tmp_path: Path, capsys: pytest.
         async with here.device.running(here.server.url):
             polls = here.server.polls
             code, out, _ = await said(capsys, "check", *config)
-            assert (code, out) == (0, "asking the server now\n")
-            await until(lambda: here.server.polls > polls)
+            assert (code, out) == (0, "the server has answered\n")
+            assert here.server.polls > polls
             here.device.trials.step_s = 2.0  # long enough to be said to be under way
             code, out, err = await said(capsys, "rollback", "pose", *config)
             assert (code, out) == (0, "pose: as configured serves\n")
@@ -101,6 +102,29 @@ async def test_an_agent_that_runs_does_it_itself(tmp_path: Path, capsys: pytest.
             assert here.device.serving == "1.0.0"
             code, out, _ = await said(capsys, "status", "--json", *config)
             assert json.loads(out)["running"]
+
+
+async def test_a_server_that_does_not_let_the_device_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with world(tmp_path) as here:
+        here.device.root = tmp_path / "state" / "updates"
+        config, file, url = configured(here, tmp_path), tmp_path / "agent.yaml", here.server.url
+        update = f"update: {{enabled: true, server: '{url}', repository: '{url}', root_file: r, token_file: t}}\n"
+        file.write_text(file.read_text() + update)
+        async with here.device.running(url):
+            await until(lambda: here.device.client.state["server"]["state"] == "ok")
+            code, out, _ = await said(capsys, "status", "--json", *config)
+            server = json.loads(out)["server"]
+            assert (code, server["state"], server["detail"]) == (0, "ok", "")
+            here.server.token = "another"
+            code, out, err = await said(capsys, "check", *config)
+            told = err.splitlines()[-1].removeprefix("error: ")  # the agent of this process logs there, too
+            assert (code, out, told.startswith("denied: "), "401 Unauthorized" in told) == (1, "", True, True)
+            code, out, _ = await said(capsys, "status", *config)
+            assert f"server: {told}; last good answer: {server['polled'][:11]}" in out
+            here.server.token = TOKEN
+            assert (await said(capsys, "check", *config))[:2] == (0, "the server has answered\n")
+        code, out, _ = await said(capsys, "status", "--json", *config)
+        assert (json.loads(out)["running"], json.loads(out)["server"]) == (False, None)
 
 
 async def test_a_probation_that_a_death_cut_off_can_be_taken_back(

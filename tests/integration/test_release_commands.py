@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -65,6 +66,34 @@ def test_ceremony(fleet: Command, tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1].endswith("metadata/timestamp.json")
 
 
+def test_a_ceremony_remembers_its_root_in_the_folder_that_it_makes(fleet: Command, tmp_path: Path) -> None:
+    result = fleet("keys", "ceremony", *OFFLINE, "--online-keys", "online")
+    assert "offline/trusted-root.json: root 1 is remembered" in result.stdout
+    assert (tmp_path / "offline" / "trusted-root.json").is_file()
+    assert not (tmp_path / "trusted-root.json").exists()
+    staging = ("--repository", "staging", "--keys", "offline-staging", "--online-keys", "online-staging")
+    fleet("keys", "ceremony", *staging, "--no-passphrase")
+    assert (tmp_path / "offline-staging" / "trusted-root.json").is_file()
+
+
+def test_a_forged_root_is_refused_after_a_ceremony_as_it_is_documented(
+    fleet: Command, opened: Repository, tmp_path: Path
+) -> None:
+    """It names the operator's targets key, and his own first list lies beside it."""
+    (half,) = (tmp_path / "offline").glob("targets-*.json")
+    thief = ("--repository", "thief", "--keys", "evil", "--online-keys", "evil")
+    fleet("keys", "ceremony", *thief, "--no-passphrase", "--public", str(half))
+    shutil.copy(opened.metadata / "1.targets.json", tmp_path / "thief" / "staged" / "metadata")
+    fleet("publish", *thief[:4])
+    make_bundle(tmp_path / "tiny", golden=False)
+    (target,) = (tmp_path / "offline").glob("targets-*.pem")
+    for place in ("offline", str(target)):
+        keys = ("--repository", "thief", "--keys", place, "--passphrase-file", "phrase")
+        refused = fleet("sign", "tiny", *keys, code=1)
+        assert "root 1 is not the one that" in refused.stderr
+        assert "trusted-root.json remembers" in refused.stderr
+
+
 def test_sign_publish_withdraw(fleet: Command, opened: Repository, tmp_path: Path) -> None:
     make_bundle(tmp_path / "tiny", golden=False)
     result = fleet(
@@ -98,6 +127,17 @@ def test_an_action_model_needs_its_service(fleet: Command, opened: Repository) -
     assert "its task is pose" in result.stderr
 
 
+def test_a_slot_that_nothing_was_for_is_told(fleet: Command, opened: Repository, tmp_path: Path) -> None:
+    fight = str(Path(__file__).resolve().parents[2] / "models" / "fight-stgcn")
+    make_bundle(tmp_path / "tiny", golden=False)
+    assert fleet("sign", fight, *OFFLINE, "--slot", "action/fight").stderr == ""  # the list was empty
+    assert fleet("sign", "tiny", *OFFLINE).stderr == ""  # nobody has typed it
+    result = fleet("sign", fight, *OFFLINE, "--slot", "action/fihgt")
+    assert "warning: action/fihgt is new to the list, which has action/fight, pose (hint: a slip?" in result.stderr
+    fleet("sign", "--withdraw", result.stdout.partition(":")[0], *OFFLINE)
+    assert fleet("sign", fight, *OFFLINE, "--slot", "action/fight", "--again").stderr == ""
+
+
 def test_list(fleet: Command, opened: Repository) -> None:
     result = fleet("keys", "list", *SITE, "--keys", "online")
     assert "root: 2 of 3 keys; version 1, holds until" in result.stdout
@@ -123,6 +163,20 @@ def test_rotate_and_revoke(fleet: Command, opened: Repository) -> None:
     assert len(opened.published().root.signed.roles["root"].keyids) == 2  # type: ignore[union-attr]
 
 
+def test_a_release_machine_goes_on_from_what_is_published_elsewhere(fleet: Command, tmp_path: Path) -> None:
+    """In the order of docs/ota.md: the first publication, which empties `staged/`, then the first release."""
+    make_bundle(tmp_path / "tiny", golden=False)
+    public = ("publish", "--repository", "public", "--from", "repository/staged", "--keys", "online")
+    fleet("keys", "ceremony", *OFFLINE, "--online-keys", "online")
+    fleet(*public)
+    assert "bring metadata/ here from where it is published" in fleet("sign", "tiny", *OFFLINE, code=1).stderr
+    for _ in range(2):
+        shutil.copytree(tmp_path / "public" / "metadata", tmp_path / "repository" / "metadata", dirs_exist_ok=True)
+        fleet("sign", "tiny", "--again", *OFFLINE)
+        fleet(*public)
+    assert [one.release.number for one in Repository(tmp_path / "public").releases()] == [2]
+
+
 def test_a_key_of_someone_else(fleet: Command, opened: Repository, tmp_path: Path) -> None:
     fleet("keys", "create", "targets", "--keys", "second", "--no-passphrase")
     (half,) = (tmp_path / "second").glob("*.json")
@@ -144,6 +198,35 @@ def test_renew(fleet: Command, opened: Repository) -> None:
     fleet("keys", "renew", *OFFLINE, "--root-days", "20")
     fleet("sign", "--renew", *OFFLINE)
     assert "warning: root expires on" in fleet("publish", *ONLINE).stderr
+
+
+@pytest.mark.parametrize("role", ["snapshot", "timestamp"])
+def test_a_timer_with_keys_that_no_longer_count_says_so_at_once(
+    fleet: Command, opened: Repository, tmp_path: Path, role: str
+) -> None:
+    shutil.copytree(tmp_path / "online", tmp_path / "timer")
+    fleet("keys", "rotate", role, *OFFLINE, "--online-keys", "online")
+    fleet("publish", *ONLINE)
+    key = opened.published().root.signed.roles[role].keyids[0]  # type: ignore[union-attr]
+    renewal = ("publish", "--renew", *SITE, "--keys", "timer")
+    result = fleet(*renewal, code=1)
+    assert "fresh enough, nothing was signed" in result.stdout
+    told = (
+        f"warning: {role} cannot be renewed: too few of its keys are here, needs 1 of {key[:8]} (hint: was it rotated?"
+    )
+    assert told in result.stderr
+    shutil.copytree(tmp_path / "online", tmp_path / "timer", dirs_exist_ok=True)
+    assert fleet(*renewal).stderr == ""
+
+
+def test_a_renewal_that_one_key_is_missing_for_does_what_it_can(
+    fleet: Command, opened: Repository, tmp_path: Path
+) -> None:
+    for file in (tmp_path / "online").glob("snapshot-*"):
+        file.unlink()
+    result = fleet("publish", "--renew", *ONLINE, "--timestamp-days", "30", code=1)
+    assert "metadata/timestamp.json" in result.stdout
+    assert "snapshot cannot be renewed" in result.stderr
 
 
 def test_keys_from_the_credentials_of_systemd(fleet: Command, opened: Repository, tmp_path: Path) -> None:

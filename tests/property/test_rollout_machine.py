@@ -390,8 +390,21 @@ def test_the_second_failure_of_ten_sends_the_group_back() -> None:
     assert decide(going, 0) == [Cancel(0), GoBack(0)]
     back = two(group(Stage.FAILED, succeeded=1, rooted=1, failed=2, left=3, returned=4), REST, State.ROLLING_BACK)
     assert decide(back, 0) == [
-        SetState(State.ROLLED_BACK, "1 succeeded, 2 failed, 4 went back, 1 have no way back, 3 left")
+        SetState(
+            State.ROLLED_BACK,
+            "not everybody went back: 1 succeeded, 2 failed, 4 went back, 1 have no way back, 3 left",
+        )
     ]
+    last = two(group(Stage.FAILED, failed=2, left=3, returned=5), REST, State.ROLLING_BACK)
+    assert decide(last, 0) == [SetState(State.ROLLED_BACK, "2 failed, 5 went back, 3 left")]
+
+
+@pytest.mark.parametrize("stay", [{"succeeded": 3, "rooted": 3}, {"stuck": 3}])
+def test_what_nobody_went_back_from_was_not_rolled_back(stay: dict[str, int]) -> None:
+    """After a first release no device has a version before."""
+    (ended,) = decide(two(group(Stage.WITHDRAWN, **stay), REST, State.ROLLING_BACK), 0)
+    assert isinstance(ended, SetState)
+    assert (ended.state, ended.detail.partition(":")[0]) == (State.ABORTED, "nobody went back")
 
 
 def test_failures_after_a_group_was_met_stop_the_next_one() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from fakes.fleet_server import Repository
 
 from agent.net import free_port
 
@@ -94,6 +95,36 @@ async def test_first_start_makes_an_administrator_and_a_clean_stop(tmp_path: Pat
     log = server.log.read_text()
     assert server.admin["Authorization"].split()[1] not in log
     assert "error" not in [json.loads(line)["level"] for line in log.splitlines()]
+
+
+async def test_a_backup_of_a_running_server_is_a_whole_one(tmp_path: Path, repo_dir: Path) -> None:
+    """As docs/ota.md says; the file alone, without the log beside it, is not."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first / "data", second / "data"):
+        folder.mkdir(parents=True)
+    server = Process(first, repo_dir)
+    try:
+        async with aiohttp.ClientSession() as session:
+            await server.ready(session)
+            body = {"id": "box-1"}
+            async with session.post(f"{server.url}/api/v1/devices", json=body, headers=server.admin) as answer:
+                token = (await answer.json())["token"]
+            source = sqlite3.connect(f"file:{first / 'data' / 'fleet.db'}?mode=ro", uri=True)
+            target = sqlite3.connect(second / "data" / "fleet.db")
+            source.backup(target)
+            source.close()
+            target.close()
+            admin = server.admin
+            server.stop()
+            server = Process(second, repo_dir)
+            await server.ready(session)
+            headers = {"Authorization": f"TargetToken {token}"}
+            async with session.get(f"{server.url}/default/controller/v1/box-1", headers=headers) as answer:
+                assert answer.status == 200
+            async with session.get(f"{server.url}/api/v1/me", headers=admin) as answer:
+                assert answer.status == 200
+    finally:
+        server.stop(signal.SIGKILL)
 
 
 async def test_token_of_a_start_that_was_broken_off_is_taken_up(tmp_path: Path, repo_dir: Path) -> None:
@@ -179,6 +210,7 @@ async def _report(
         answered[mark] += 1
 
 
+@pytest.mark.parametrize("check", [(), ("--check",)], ids=["start", "check"])
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -191,21 +223,39 @@ async def _report(
         ("port: 8090\n", "data: required key is missing"),
         ("data: d\ntls:\n  cert: no.pem\n  key: no.key\n", "tls.cert: "),
         ("data: d\nrepository: nowhere\n", "make the repository first"),
-        ("data: d\ngateway_token_file: open\n", "others can read or write it"),
+        ("data: d\nrepository: .\nroot: no.json\n", "no.json: No such file or directory (hint: metadata/1.root.json"),
+        ("data: d\ngateway_token_file: open\n", "others can read or write it (mode 0644) (hint: chmod 600"),
+        ("data: d\ngateway_token_file: none\n", "none: No such file or directory (hint: python3"),
         ("data: [\n", "not valid YAML"),
     ],
 )
-def test_wrong_settings_are_said_with_their_place(tmp_path: Path, repo_dir: Path, text: str, complaint: str) -> None:
+def test_wrong_settings_are_said_with_their_place(
+    tmp_path: Path, repo_dir: Path, text: str, complaint: str, check: tuple[str, ...]
+) -> None:
     (tmp_path / "fleet.yaml").write_text(text)
     (tmp_path / "open").write_text("a-token-that-everybody-reads")
     (tmp_path / "open").chmod(0o644)
     result = subprocess.run(
-        [sys.executable, "-m", "ota.cli", "serve", "--config", str(tmp_path / "fleet.yaml"), "--host", "127.0.0.1"],
+        [sys.executable, "-m", "ota.cli", "serve", "--config", str(tmp_path / "fleet.yaml"), "--host", "127.0.0.1", *check],
         cwd=repo_dir, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert result.returncode == 78, result.stderr
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_look_at_good_settings_changes_nothing(tmp_path: Path, repo_dir: Path) -> None:
+    repository = Repository(tmp_path / "repository")
+    (tmp_path / "token").touch(mode=0o600)
+    (tmp_path / "token").write_text("a-token-of-the-gateway")
+    (tmp_path / "fleet.yaml").write_text(f"data: d\nrepository: {repository.folder}\ngateway_token_file: token\n")
+    before = set(tmp_path.rglob("*"))
+    result = subprocess.run(
+        [sys.executable, "-m", "ota.cli", "serve", "--config", str(tmp_path / "fleet.yaml"), "--check"],
+        cwd=repo_dir, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_port_that_is_taken(tmp_path: Path, repo_dir: Path) -> None:

@@ -153,6 +153,17 @@ def test_the_check_has_the_variables_that_the_service_will_have(repo_dir: Path, 
     assert {name: found.get(name) for name in [*wanted, "NO"]} == {**wanted, "NO": None}
 
 
+def test_the_settings_of_a_fleet_server_are_looked_at_as_its_user(repo_dir: Path, tmp_path: Path) -> None:
+    """Its tokens and keys are refused to anybody else."""
+    body = f"""
+    kind=fleet account=recognizer-fleet etc=/etc/recognizer-fleet
+    runuser() {{ echo "$*"; }}
+    check_configuration {tmp_path}
+    """
+    called = f"-u recognizer-fleet -- {tmp_path}/bin/recognizer-fleet serve --config /etc/recognizer-fleet/fleet.yaml --check\n"
+    assert call(repo_dir, tmp_path, body).stderr == called
+
+
 def test_an_upgrade_that_is_cut_off_as_it_switches_is_an_upgrade(repo_dir: Path, tmp_path: Path) -> None:
     """The version that `current` names is never removed."""
     body = f"""

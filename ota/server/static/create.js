@@ -2,7 +2,7 @@
 
 import { Refused, get, post } from "./api.js";
 import { button, close, dialog, element, plural, relative } from "./parts.js";
-import { foretell, hindrances, outside } from "./rollouts.js";
+import { foretell, hindrances, outside, slotless } from "./rollouts.js";
 
 const SHOWN = 5;
 const PAUSE_MS = 350;
@@ -147,8 +147,8 @@ function counted({ devices, found }) {
   if (!found) return [match];
   const getters = found.groups.filter((group) => group.devices).map((group) => `${group.name} ${group.devices}`).join(", ");
   const would = found.devices ? `${plural(found.devices, "device")} would get it (${getters})` : "None of them would get it";
-  const busy = hindrances(found);
-  return [match, element("p", "soft", [would, ...outside(found)].join("; ")), busy.length ? element("p", "warn", busy.join("; ")) : ""];
+  const trouble = [...slotless(found), ...hindrances(found)];
+  return [match, element("p", "soft", [would, ...outside(found)].join("; ")), trouble.length ? element("p", "warn", trouble.join("; ")) : ""];
 }
 
 /** Why it cannot start now, by field. */

@@ -109,6 +109,11 @@ export function outside(found) {
   return told.map(([number, what]) => `${number} run${number === 1 ? "s" : ""} ${what}`);
 }
 
+/** Those that name the slots they have, and not this one. */
+export function slotless(found) {
+  return found.lacking ? [`${found.lacking} of these devices report${found.lacking === 1 ? "s" : ""} no such slot`] : [];
+}
+
 /** What keeps it from starting now. */
 export function hindrances(found) {
   return Object.entries(found.busy).map(([name, number]) => `${number} of these devices ${number === 1 ? "is" : "are"} in rollout ${name}, which has not ended`);
@@ -134,11 +139,12 @@ export function foretell(plan, found) {
   const groups = plan.groups.map((group, index) => ({ ...group, ...found.groups[index] })).filter((group) => group.devices);
   if (!groups.length) return element("p", "warn", ["No device would get it", ...outside(found)].join("; "), ".");
   const limits = groups.map((group) => `${group.error_percent} % of ${group.name} (${group.limit} of ${group.devices})`).join(" or ");
-  const [left, busy] = [outside(found).join(", "), hindrances(found).join("; ")];
+  const [left, lacking, busy] = [outside(found).join(", "), slotless(found).join(), hindrances(found).join("; ")];
   return element("div", "plan",
     element("ol", "", ...groups.map((_, index) => element("li", "", step(groups, index, found.devices)))),
     element("p", "", `It stops when ${limits} failed; ${BACK[plan.roll_back]}.`),
     left ? element("p", "soft", `Nothing is sent to others that match: ${left}.`) : null,
+    lacking ? element("p", "warn", `${lacking}.`) : null,
     busy ? element("p", "warn", `It cannot start yet: ${busy}.`) : null,
   );
 }
@@ -161,18 +167,26 @@ async function accept(group, act) {
   if (await question("Go on in spite of it?", text, "Go on") === "yes") act("resume", { accept: true });
 }
 
+const sum = (rollout, name) => rollout.groups.reduce((found, group) => found + group.counts[name], 0);
+
+/** Who would keep the release: the first one of a slot leaves nothing to go back to. */
+function stayers(rollout) {
+  const stay = sum(rollout, "rooted");
+  return stay ? ` ${stay} of ${sum(rollout, "succeeded")} that got it ${stay === 1 ? "has" : "have"} no way back and ${stay === 1 ? "stays as it is" : "stay as they are"}.` : "";
+}
+
 async function abort(rollout, act) {
   const box = element("input", "");
   box.type = "checkbox";
-  const running = rollout.groups.reduce((sum, group) => sum + group.counts.succeeded, 0);
+  const running = sum(rollout, "succeeded") - sum(rollout, "rooted");
   const possible = running > 0 && ["running", "paused"].includes(rollout.state);
   const label = possible ? [element("label", "", box, `Also give the version before back to ${running === 1 ? "the device that runs" : `the ${running} devices that run`} the new one`)] : [];
-  const text = "No further device gets the release, and what is open is taken back. An aborted rollout does not go on.";
+  const text = `No further device gets the release, and what is open is taken back. An aborted rollout does not go on.${stayers(rollout)}`;
   if (await question(`Abort ${rollout.name}?`, text, "Abort", ...label) === "yes") act("abort", { roll_back: box.checked });
 }
 
 async function rollBack(rollout, act) {
-  const text = "Every device that still runs this release gets the version before.";
+  const text = `Every device that still runs this release gets the version before.${stayers(rollout)}`;
   if (await question(`Roll back ${rollout.name}?`, text, "Roll back") === "yes") act("abort", { roll_back: true });
 }
 

@@ -1,4 +1,4 @@
-"""`recognizer-fleet rollout` and `devices` against a running server."""
+"""`recognizer-fleet rollout`, `devices` and `users` against a running server."""
 
 from __future__ import annotations
 
@@ -91,6 +91,10 @@ async def test_a_rollout_by_hand(fleet: FleetServer, run: Run, tmp_path: Path) -
     boxes = [await fleet.device(f"box-{n}") for n in range(10)]
     dry = (await run("rollout", "create", "x", "--release", "pose-nano 0.7.0", "--dry-run", "--canary", "30")).stdout
     assert dry.strip() == "10 devices match, 10 would get it (3 in canary, 7 in rest)"
+    data = {"agent_version": "0.1.0", "model.action-fight": "fight 1.0"}
+    await boxes[0].ask("PUT", "/configData", {"mode": "merge", "data": data})
+    dry = (await run("rollout", "create", "x", "--release", "pose-nano 0.7.0", "--dry-run", "--canary", "30")).stdout
+    assert dry.strip().endswith("(3 in canary, 7 in rest); 1 report no such slot")
     assert (await run("rollout", "list")).stdout.strip() == "no rollouts"
     made = (await run("rollout", "create", "nano [b]7[/]", "--release", "pose-nano-0.7.0", "--start")).stdout
     assert "1 nano [b]7[/] is running" in made
@@ -113,6 +117,51 @@ async def test_a_rollout_by_hand(fleet: FleetServer, run: Run, tmp_path: Path) -
     assert [one["id"] for one in await answer(run, "rollout", "list", "--state", "finished")] == []
 
 
+async def test_who_has_no_way_back_is_said_before_a_roll_back(fleet: FleetServer, run: Run) -> None:
+    """Nothing that the server knows served there before."""
+    await fleet.publish(7)
+    boxes = [await fleet.device(f"box-{n}") for n in range(2)]
+    await run("rollout", "create", "first", "--release", "1", "--canary", "100", "--start")
+    for box in boxes:
+        async with asyncio.timeout(30):
+            while "deploymentBase" not in (links := await box.poll()):
+                await asyncio.sleep(0.05)
+        await box.report(int(links["deploymentBase"].partition("?")[0].rpartition("/")[2]), "closed", "success")
+    await run("rollout", "show", "1", "--wait", "30")
+    said = await run("rollout", "abort", "1", "--roll-back")
+    assert said.stderr == "warning: of 2 devices that got it 2 have no way back, and stay as they are\n"
+    ended = await run("rollout", "show", "1", "--wait", "30", code=1)
+    told = "1 first is aborted: rolled back by admin; nobody went back: 2 succeeded, 2 have no way back"
+    assert told in ended.stdout
+
+
+async def test_users(fleet: FleetServer, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "anna.token"
+    added = await run("users", "add", "anna", "--role", "operator", "--token-out", str(out))
+    assert added.stdout == f"anna: its token is in {out}\n"
+    mine = {"RECOGNIZER_FLEET_TOKEN_FILE": str(out)}
+    await run("devices", "add", "box-1", **mine)
+    assert "needs the role admin" in (await run("users", "list", code=1, **mine)).stderr
+    assert (await run("users", "role", "anna", "viewer")).stdout == "anna is viewer\n"
+    await run("devices", "add", "box-2", code=1, **mine)
+    assert (await run("users", "disable", "anna")).stdout == "anna is viewer, disabled\n"
+    await run("devices", "list", code=1, **mine)
+    assert "viewer, disabled" in (await run("users", "list")).stdout
+    assert (await run("users", "enable", "anna")).stdout == "anna is viewer\n"
+    await run("devices", "list", **mine)
+    token = (await run("users", "token", "anna")).stdout.strip()
+    await run("devices", "list", code=1, **mine)
+    out.write_text(token)
+    await run("devices", "list", **mine)
+    assert (await answer(run, "users", "add", "vic"))["role"] == "viewer"
+    assert [(one["name"], one["role"]) for one in await answer(run, "users", "list")] == [
+        ("admin", "admin"), ("anna", "viewer"), ("vic", "viewer"),
+    ]  # fmt: skip
+    assert "there is a user anna already" in (await run("users", "add", "anna", code=1)).stderr
+    assert "the last administrator must stay one" in (await run("users", "disable", "admin", code=1)).stderr
+    await run("users", "add", "bob", "--role", "king", code=2)
+
+
 async def test_a_plan_from_a_file(fleet: FleetServer, run: Run, tmp_path: Path) -> None:
     await fleet.publish(7)
     await fleet.device("box-1")
@@ -126,7 +175,11 @@ async def test_a_plan_from_a_file(fleet: FleetServer, run: Run, tmp_path: Path) 
     assert [(group["name"], group["devices"]) for group in made["preview"]["groups"]] == [("bench", 1), ("rest", 0)]
     assert "second person" in (await run("rollout", "approve", "1", code=1)).stderr
     other = write_token(plan.parent, await fleet.user("operator"))
-    assert "is ready" in (await run("rollout", "approve", "1", RECOGNIZER_FLEET_TOKEN_FILE=str(other))).stdout
+    agreed = (await run("rollout", "approve", "1", RECOGNIZER_FLEET_TOKEN_FILE=str(other))).stdout
+    assert "is ready" in agreed
+    assert "waits for `recognizer-fleet rollout start 1`\n" in agreed
+    at = await run("rollout", "create", "x", "--release", "1", "--start-at", "2030-12-01T03:00:00+01:00")
+    assert "waits for `recognizer-fleet rollout start 2`, or for 2030-12-01T02:00:00 UTC\n" in at.stdout
     plan.write_text("groups:\n- {name: bench, percent: 5}\n")
     wrong = await run("rollout", "create", "x", "--release", "1", "--plan", str(plan), code=78)
     assert "the last group takes what is left" in wrong.stderr

@@ -141,6 +141,32 @@ async def test_what_stayed_when_a_group_went_back_can_be_rolled_back(fleet: Flee
     assert browser.problems == []
 
 
+@needs_chromium
+async def test_who_has_no_way_back_is_said_before_a_roll_back(fleet: FleetServer, browser: Browser) -> None:
+    (first,) = await fleet.publish(7)
+    store = fleet.services.store
+    await store.write(add_devices, ["box-1", "box-2"])
+    plan = {"groups": [{"name": "all"}]}
+    made = (await fleet.api("POST", "/rollouts", {"name": "first", "release": first.id, "plan": plan})).json["id"]
+    await fleet.api("POST", f"/rollouts/{made}/start")
+    async with asyncio.timeout(30):
+        while len(opened := list(await store.read(open_actions))) != 2:
+            await asyncio.sleep(0.05)
+    for device in opened:
+        await store.write(report, device, "success")
+    fleet.services.feed.tell("action", 0, rollout=made, device="", state="", detail="")
+    await browser.open(fleet.url)
+    await browser.sign_in(fleet.admin)
+    await browser.until("document.querySelector('.head .pill')?.innerText === 'finished'")
+    await browser.click(f"[data-rollout='{made}'] button", "Roll back")
+    await browser.until("document.querySelector('#dialog').open")
+    assert "2 of 2 that got it have no way back and stay as they are." in await browser.text("#dialog")
+    await browser.click("#dialog button", "Roll back")
+    await browser.until("document.querySelector('.head .pill')?.innerText === 'aborted'")
+    assert "nobody went back" in await browser.text(f"[data-rollout='{made}']")
+    assert browser.problems == []
+
+
 # --- a new rollout ----------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +210,8 @@ async def rollouts(fleet: FleetServer) -> list[Any]:
 
 @needs_chromium
 async def test_a_new_rollout_from_the_form_to_its_progress(fleet: FleetServer, browser: Browser) -> None:
-    await boxes(fleet)
+    [*_, last] = await boxes(fleet)
+    await last.ask("PUT", "/configData", {"mode": "merge", "data": {"agent_version": "0.1.0", "model.pose": "nano 1"}})
     await fleet.publish(6, 7)
     await fleet.publish(1, slot="action/fight")
     await open_form(fleet, browser, await fleet.user("operator"))
@@ -193,6 +220,7 @@ async def test_a_new_rollout_from_the_form_to_its_progress(fleet: FleetServer, b
         "pose-nano 0.1.0 for action/fight", "pose-nano 0.7.0 for pose", "pose-nano 0.6.0 for pose",
     ]  # fmt: skip
     assert "box-00, box-01, box-02, box-03, box-04 and 26 more" in await browser.text(".count")
+    assert "1 of these devices reports no such slot" in await browser.text(".count .warn")
     choose = "const list = document.querySelector('#new-release'); list.selectedIndex = 1"
     await browser.run(f"{{ {choose}; list.dispatchEvent(new Event('input', {{ bubbles: true }})) }}")
     assert await browser.run("document.querySelector('#new-name').value") == "pose-nano 0.7.0"

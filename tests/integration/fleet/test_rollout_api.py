@@ -78,7 +78,7 @@ def count(rollout: Any, at: str) -> list[int]:
 async def test_a_rollout_from_preview_to_its_end(site: Site) -> None:
     found = await site.call("POST", "/rollouts/preview", {"release": site.second, "filter": "site==berlin"})
     assert found == {
-        "matched": 5, "already": 0, "newer": 0, "busy": {}, "devices": 5,
+        "matched": 5, "already": 0, "newer": 0, "lacking": 0, "busy": {}, "devices": 5,
         "groups": [
             {"name": "canary", "devices": 1, "needed": 1, "limit": 1}, {"name": "rest", "devices": 4, "needed": 4, "limit": 1},
         ],
@@ -302,6 +302,16 @@ async def test_refusals(site: Site) -> None:
     assert "in rollout first" in (await site.move(second, "start", status=409))["error"]
     preview = await site.call("POST", "/rollouts/preview", {"release": site.second})
     assert preview["busy"] == {"first": 10}
+
+
+async def test_who_reports_no_such_slot_is_counted_before_anything_starts(site: Site) -> None:
+    for box, models in zip(site.boxes.values(), (["pose"], ["pose", "action-fight"], []), strict=False):
+        data = {"agent_version": "0.1.0"} | {f"model.{slot}": "some 1.0" for slot in models}
+        assert (await box.ask("PUT", "/configData", {"mode": "merge", "data": data})).status == 200
+    for slot, lacking in (("pose", 0), ("action/fight", 1), ("action/fihgt", 2), ("configuration", 0)):
+        (release,) = await site.server.publish(1, slot=slot)
+        found = await site.call("POST", "/rollouts/preview", {"release": release.id})
+        assert (found["matched"], found["lacking"]) == (10, lacking)
 
 
 async def test_metrics_and_feed(site: Site) -> None:

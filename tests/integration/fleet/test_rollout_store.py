@@ -191,8 +191,10 @@ async def test_a_device_without_a_version_before_stays_and_is_named(world: World
     await world.report(rollout, "success", 1)
     await world.report(rollout, "failure", 1)
     stored = await world.get(rollout)
-    assert stored.rollout.state is State.ROLLED_BACK
-    assert stored.reason.endswith("; 1 succeeded, 1 failed, 1 have no way back")
+    assert stored.rollout.state is State.ABORTED  # nothing was rolled back
+    assert stored.reason == (
+        "group two: 1 of 2 devices failed (50 %, limit 50 %); nobody went back: 1 succeeded, 1 failed, 1 have no way back"
+    )
 
 
 async def test_roll_back_all_reaches_the_canary_as_well(world: World) -> None:
