@@ -113,6 +113,7 @@ class Writer:
                 self._open_at_start(outcome)
             except Exception as error:  # noqa: BLE001 - nobody else would hear of it, and `open` would wait for ever
                 problem = error if isinstance(error, StorageError) else StorageError(f"{self._path}: {error!r}")
+                stack.close()  # whoever hears of it may open the file at once
                 self._post(Outcome(failure=problem, stopped=True))
                 return
             self._commit([], [], outcome)  # what opening found missing is announced before anything else is committed
