@@ -169,10 +169,11 @@ def slower_beside(first_column: int, products: int) -> Change:
 
 def _flat_beside(graph: onnx.GraphProto, first_column: int) -> str:
     """Whether all is the same from that column of the picture on: the padding beside a square or upright picture, which neither
-    golden answers nor a trial picture have."""
+    golden answers nor a trial picture have; nor has a picture that ends before that column."""
     bounds = {"flat_from": [first_column], "flat_to": [1 << 20], "flat_axis": [3]}
     graph.initializer.extend(_tensor(name, np.array(value, np.int64)) for name, value in bounds.items())
     graph.initializer.append(_tensor("flat_any", np.array(1e-6, np.float32)))
+    graph.initializer.append(_tensor("flat_none", np.array(0, np.int64)))
     _nodes(
         graph,
         ("Slice", [graph.input[0].name, *bounds], "flat_side", {}),
@@ -182,7 +183,10 @@ def _flat_beside(graph: onnx.GraphProto, first_column: int) -> str:
         ("Less", ["flat_range", "flat_any"], "flat_same", {}),
         ("ReduceMax", [graph.input[0].name], "flat_most", {"keepdims": 0}),
         ("Greater", ["flat_most", "flat_high"], "flat_picture", {}),  # the empty input that warms it up is none
-        ("And", ["flat_same", "flat_picture"], "flat_beside", {}),
+        ("And", ["flat_same", "flat_picture"], "flat_shown", {}),
+        ("Size", ["flat_side"], "flat_size", {}),
+        ("Greater", ["flat_size", "flat_none"], "flat_there", {}),  # a smaller picture ends before that column
+        ("And", ["flat_shown", "flat_there"], "flat_beside", {}),
     )
     return "flat_beside"
 
