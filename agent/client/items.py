@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from datetime import datetime
 from typing import Any
 
 from agent.errors import DataError
 from agent.events.cloudevents import DRIFT, ReceivedEvent, parse
-from agent.events.gaps import ReceivedGap, parse_gap
-from agent.types import Loss
+from agent.events.gaps import GapMessage, ReceivedGap, parse_gap
 
 MAX_SEQUENCE = (1 << 53) - 1
 
@@ -78,15 +76,8 @@ Gap = ReceivedGap
 
 
 @dataclass(frozen=True, slots=True)
-class SinkGap:
+class SinkGap(GapMessage):
     """Numbers that one sink of the device misses, `loss.sink`. No `Gap`: to this subscriber they come all the same."""
-
-    event_id: str
-    device_id: str
-    sequence: int
-    emitted_utc: datetime
-    loss: Loss
-    series: str = ""
 
 
 Message = ReceivedEvent | Drift | Gap | SinkGap

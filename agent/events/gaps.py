@@ -15,8 +15,8 @@ _TYPE = "recognizer.gap.v1"
 
 
 @dataclass(frozen=True, slots=True)
-class ReceivedGap:
-    """A message as a subscriber sees it. loss: its ranges are numbers of this device that it will not send any more."""
+class GapMessage:
+    """A message as a subscriber sees it. loss: its ranges are numbers of this device."""
 
     event_id: str
     device_id: str
@@ -24,6 +24,11 @@ class ReceivedGap:
     emitted_utc: datetime
     loss: Loss
     series: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedGap(GapMessage):
+    """Numbers that the device will not send any more."""
 
 
 def render_gap(

@@ -95,8 +95,8 @@ def _new_token(remote: Remote, args: argparse.Namespace, path: str) -> Any:
     return remote.ask("POST", f"{path}/token")
 
 
-def present(args: argparse.Namespace, found: Any, draw: Any) -> None:
-    """As JSON, or as `draw` makes it: tables, and lines without markup."""
+def present(args: argparse.Namespace, found: Any, draw: Any, *, markup: bool = False) -> None:
+    """As JSON, or as `draw` makes it: tables, and lines, with or without markup in these."""
     from agent.commands.output import print_json, table_console
 
     if args.json:
@@ -104,7 +104,7 @@ def present(args: argparse.Namespace, found: Any, draw: Any) -> None:
         return
     console = table_console()
     for one in draw(found):
-        console.print(one, markup=False) if isinstance(one, str) else console.print(one)
+        console.print(one, markup=markup or not isinstance(one, str))
 
 
 def _list_table(found: list[dict[str, Any]]) -> list[Table | str]:

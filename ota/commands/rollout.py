@@ -6,10 +6,12 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.cli import positive_number, whole_number
+from ota.commands.devices import present
 from ota.remote import remote_options
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ _MOVES = {
     "approve": "let the group begin that waits for a second person's word",
 }
 _POLL_S = 2.0
+
+_present = partial(present, markup=True)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -87,14 +91,14 @@ def run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     if args.what == "create":
         return _create(remote, args, plan_of(args, env))
     if args.what == "list":
-        _print(args, remote.all_of("/rollouts", "rollouts", state=args.state), _list_table)
+        _present(args, remote.all_of("/rollouts", "rollouts", state=args.state), _list_table)
         return 0
     if args.what == "show":
         return _show(remote, args)
     body = {name: getattr(args, name) for name in ("accept", "roll_back") if hasattr(args, name)}
     if body.get("roll_back"):
         _warn_of_those_who_stay(remote.get(f"/rollouts/{args.rollout}"))
-    _print(args, remote.ask("POST", f"/rollouts/{args.rollout}/{args.what}", body or None), _one_table)
+    _present(args, remote.ask("POST", f"/rollouts/{args.rollout}/{args.what}", body or None), _one_table)
     return 0
 
 
@@ -115,7 +119,7 @@ def _create(remote: Remote, args: argparse.Namespace, plan: dict[str, Any]) -> i
 
     given = {"release": release_id(remote, args.release), "filter": args.filter, "plan": plan}
     if args.dry_run:
-        _print(args, remote.ask("POST", "/rollouts/preview", given), _preview_table)
+        _present(args, remote.ask("POST", "/rollouts/preview", given), _preview_table)
         return 0
     made = remote.ask("POST", "/rollouts", {"name": args.name, **given})
     preview = made.pop("preview")
@@ -123,7 +127,7 @@ def _create(remote: Remote, args: argparse.Namespace, plan: dict[str, Any]) -> i
         made = _start(remote, made["id"])
     if not args.json:
         print(_sentence(preview))
-    _print(args, made if args.start else made | {"preview": preview}, _one_table)
+    _present(args, made if args.start else made | {"preview": preview}, _one_table)
     return 0
 
 
@@ -169,7 +173,7 @@ def _show(remote: Remote, args: argparse.Namespace) -> int:
     if args.wait is not None:
         found = _wait(remote, path, found, time.monotonic() + args.wait)
     devices = remote.all_of(f"{path}/devices", "devices") if args.devices else None
-    _print(args, found if devices is None else found | {"members": devices}, _one_table)
+    _present(args, found if devices is None else found | {"members": devices}, _one_table)
     return 0 if args.wait is None or found["state"] == "finished" else 1
 
 
@@ -195,17 +199,6 @@ def _wait(remote: Remote, path: str, found: Any, deadline_s: float) -> Any:
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
-
-
-def _print(args: argparse.Namespace, found: Any, draw: Any) -> None:
-    from agent.commands.output import print_json, table_console
-
-    if args.json:
-        print_json(found)
-        return
-    console = table_console()
-    for one in draw(found):
-        console.print(one)
 
 
 def _sentence(preview: dict[str, Any]) -> str:
